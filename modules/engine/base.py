@@ -1,0 +1,206 @@
+"""What every engine is: the requests it takes, the events it gives, and the face that hosts and loops share.
+
+An Engine lives in the engine process (or a thread, in tests). It never calls back into chat, API or page code:
+it gets frozen values and emits frozen events. engine/host.py carries both across the process border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from modules.errors import SnugError
+from modules.memory.planner import Plan
+from modules.sampling import GenerationParams
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One generation. `prompt_ids` go to the encoder of an encoder-decoder model, else to the model itself.
+
+    `reply_ids` are tokens that the reply already holds ("continue"): they follow the prompt (in the decoder of an
+    encoder-decoder model), count as reply for penalties, and are not emitted again.
+    """
+
+    id: str
+    user: str
+    prompt_ids: tuple[int, ...]
+    params: GenerationParams
+    reply_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token's natural-log probability under the raw model distribution, with its likeliest alternatives."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one generation; `cached_tokens` of the prompt were not computed again."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds spent waiting, reading the prompt, until the first token (since submit), and decoding after it."""
+
+    queue_s: float
+    prefill_s: float
+    first_token_s: float
+    decode_s: float
+    decoded_tokens: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decode speed after the first token; 0 where fewer than two tokens were made."""
+        return (self.decoded_tokens - 1) / self.decode_s if self.decoded_tokens > 1 and self.decode_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request waits; `position` 0 is next."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """`done` of `total` prompt tokens are read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text (always whole characters, never part of a stop string) and the tokens that made it."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Degraded:
+    """The engine had to do `what` because of `why`; the reply goes on."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of every generation. `error` is set if and only if `reason` is "error"."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    error: SnugError | None = None
+
+
+Event = Queued | Prefill | Delta | Degraded | Finished
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """A stretch of a prompt. Only a `template` piece may become control tokens; content never does."""
+
+    text: str
+    template: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a load is. `fraction` is 0 to 1, `stage` a short phrase for people."""
+
+    stage: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model says of itself. `placement` gives bytes of weights per device, `modules` where each went.
+
+    `loop` is the generation loop in use, `loop_reason` why. `end_texts` are the texts of the end tokens;
+    `special_tokens` maps a name ("bos_token") to its text.
+    """
+
+    name: str
+    architecture: str
+    loop: Literal["batched", "serial", "zero3"]
+    loop_reason: str
+    context_tokens: int
+    vocab_size: int
+    is_encoder_decoder: bool
+    dtype: str
+    quantization: str
+    chat_template: str
+    special_tokens: dict[str, str]
+    end_texts: tuple[str, ...]
+    placement: dict[str, int]
+    modules: dict[str, str]
+    load_s: float
+    peak_bytes: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A glance at a running engine. Bytes of the engine's own process and, per GPU id, of its allocator."""
+
+    active: int = 0
+    queued: int = 0
+    rss_bytes: int = 0
+    gpu_bytes: dict[str, int] = field(default_factory=dict)
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Engine(Protocol):
+    """Owns one loaded model. Every method but `load` and `close` may be called from any thread at any time."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What was loaded."""
+
+    def submit(self, request: GenerationRequest, emit: Emit) -> None:
+        """Take a request and return at once. `emit` is called from the engine's thread, last with Finished.
+
+        Raises ContextLengthExceeded or QueueFull instead of accepting what cannot run.
+        """
+
+    def cancel(self, request_id: str) -> None:
+        """End one request within a token; its Finished("cancelled") follows. Unknown ids are ignored."""
+
+    def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
+        """Token ids of the pieces in order, without any that the tokenizer would add by itself."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`, control tokens included."""
+
+    def stats(self) -> EngineStats:
+        """How busy the engine is now."""
+
+    def close(self) -> None:
+        """Cancel everything and free the model."""
+
+
+class LoadEngine(Protocol):
+    """A way to load: plan in, engine out. Runs inside the engine process; picklable by name (a module function)."""
+
+    def __call__(self, plan: Plan, on_progress: OnProgress) -> Engine: ...

@@ -1,0 +1,70 @@
+"""The only doors to the disk for names that came from outside, and for files that must never be half written."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from modules.errors import BadName
+
+_MAX_NAME_BYTES = 200
+_WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?")
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%~]')
+
+
+def check_name(name: str) -> str:
+    """`name`, if it can be one file name on every system; raises BadName if not. Never touches the disk."""
+    reason = ""
+    if not name or not name.strip():
+        reason = "is empty"
+    elif len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
+        reason = f"is longer than {_MAX_NAME_BYTES} bytes"
+    elif not name.isprintable() or _FORBIDDEN.search(name):
+        reason = "holds a character that file names may not hold"
+    elif name[0] in ".- " or name[-1] in ". ":
+        reason = "begins with a dot, dash or space, or ends with a dot or space"
+    elif _WINDOWS_DEVICES.fullmatch(name):
+        reason = "is reserved by Windows"
+    if reason:
+        raise BadName(f"The name {name[:60]!r} {reason}.", remedy="Use letters, digits, spaces, dots and dashes.")
+    return name
+
+
+def safe_path(root: Path, name: str, suffix: str = "") -> Path:
+    """The path of `name` + `suffix` directly inside `root`. Raises BadName for any name that could lead elsewhere.
+
+    A symbolic link that leaves `root` is refused too. The file need not exist.
+    """
+    path = root / (check_name(name) + suffix)
+    if path.is_symlink() and root.resolve() not in path.resolve().parents:
+        raise BadName(f"{name!r} is a link that leads out of {root.name}/.", remedy="Move the file itself there.")
+    return path
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Put `data` at `path`: afterwards either the old or the whole new content stands there, even after a crash."""
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut, where the system can (Windows cannot)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

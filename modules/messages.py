@@ -1,0 +1,68 @@
+"""What a conversation is made of: values only. chat/store.py keeps them, chat/service.py makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+MessageStatus = Literal["complete", "streaming", "stopped", "interrupted", "error"]
+Mode = Literal["chat", "notebook"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn as a model sees it."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyStats:
+    """How one reply went. Times in seconds."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    queue_s: float
+    prefill_s: float
+    first_token_s: float
+    tokens_per_s: float
+    finish_reason: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One stored message: a node of its conversation's tree. `sequence` orders siblings and never repeats.
+
+    `siblings` holds the ids of all versions at this place, this one included, in order; `dropped` says that the
+    message lay outside the model's context when the last reply was made.
+    """
+
+    id: str
+    conversation_id: str
+    parent_id: str | None
+    sequence: int
+    role: Role
+    content: str
+    created_at: float
+    status: MessageStatus = "complete"
+    stats: ReplyStats | None = None
+    error: str = ""
+    siblings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A titled tree of messages; `head_id` is the newest message of the branch on show, None while empty."""
+
+    id: str
+    owner: str
+    title: str
+    mode: Mode
+    system_prompt: str
+    head_id: str | None
+    created_at: float
+    updated_at: float

@@ -1,0 +1,406 @@
+"""Every server flag, declared once: command line, environment (SNUG_…) and settings.yaml, in that order of strength.
+
+LoadOptions are those that decide how one model is loaded: the Model tab and the API make them too. Everything in
+Settings beyond them is fixed at start-up. `--help`, docs/flags.md and the checks below derive from the declarations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from modules.errors import BadFlag, NotAvailableHere
+from modules.hardware import Inventory
+from modules.units import format_size, parse_size
+
+Group = Literal["model", "quantization", "placement", "deepspeed", "page", "check"]
+GROUP_TITLES: dict[Group, str] = {
+    "model": "Model",
+    "quantization": "Quantization",
+    "placement": "Placement on GPU, CPU and disk",
+    "deepspeed": "DeepSpeed ZeRO-3",
+    "page": "Page and server",
+    "check": "Machine test",
+}
+ENV_PREFIX = "SNUG_"
+MAX_SETTINGS_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """How a field stands on the command line: its `group`, `metavar`, and further spellings."""
+
+    group: Group
+    metavar: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+def _sizes(value: object) -> object:
+    """`10`, `"10 8722MiB"`, `"10,9"` or a list of such → bytes."""
+    if value is None:
+        return value
+    parts = value if isinstance(value, (list, tuple)) else str(value).replace(",", " ").split()
+    return tuple(parse_size(part) for part in parts)
+
+
+def _size(value: object) -> object:
+    """`10` or `150MiB` → bytes."""
+    return value if value is None else parse_size(str(value))
+
+
+Sizes = Annotated[tuple[int, ...], BeforeValidator(_sizes)]
+Size = Annotated[int, BeforeValidator(_size)]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+class LoadOptions(BaseModel):
+    """How one model is to be loaded. Frozen; sizes are bytes; None means "Snug chooses"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    model: Annotated[str | None, Flag("model", "NAME")] = Field(
+        None, description="The model to load: a folder or .gguf file under --model-dir."
+    )
+    ctx_size: Annotated[int | None, Flag("model", "N")] = Field(
+        None,
+        ge=16,
+        le=2**24,
+        description="Context length in tokens. Default: what the model was made for, at most 8192.",
+    )
+    dtype: Annotated[Literal["auto", "bf16", "fp16", "fp32"], Flag("model")] = Field(
+        "auto",
+        description="Precision of weights that are not quantized. auto: as stored, bf16 instead of fp16 on a CPU.",
+    )
+    bf16: Annotated[bool, Flag("model")] = Field(False, description="The same as --dtype bf16.")
+    attn_implementation: Annotated[
+        Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"], Flag("model")
+    ] = Field("auto", description="How attention is computed.")
+    cpu: Annotated[bool, Flag("model")] = Field(False, description="Use the CPU even where a GPU is.")
+    load_in_8bit: Annotated[bool, Flag("quantization")] = Field(
+        False, description="Load the model in 8-bit (bitsandbytes int8)."
+    )
+    load_in_4bit: Annotated[bool, Flag("quantization")] = Field(
+        False, description="Load the model in 4-bit (bitsandbytes)."
+    )
+    quant_type: Annotated[Literal["nf4", "fp4"] | None, Flag("quantization")] = Field(
+        None, description="The 4-bit number format. Default: nf4."
+    )
+    use_double_quant: Annotated[bool, Flag("quantization")] = Field(
+        False, description="Quantize the quantization constants too: 0.4 bits less per weight, in 4-bit."
+    )
+    compute_dtype: Annotated[Literal["bf16", "fp16", "fp32"] | None, Flag("quantization")] = Field(
+        None, description="Precision of the arithmetic on 4-bit weights. Default: as --dtype."
+    )
+    auto_devices: Annotated[bool, Flag("placement")] = Field(
+        False, description="Split the model across the available GPUs and the CPU."
+    )
+    gpu_memory: Annotated[Sizes | None, Flag("placement", "SIZE")] = Field(
+        None, description="Most memory for the model on each GPU: 10 is GiB, 8722MiB is exact. One value a GPU."
+    )
+    cpu_memory: Annotated[Size | None, Flag("placement", "SIZE")] = Field(
+        None, description="Most CPU memory for the model's weights. Default: what is free, with a margin."
+    )
+    disk: Annotated[bool, Flag("placement")] = Field(
+        False, description="Send the layers that fit neither GPU nor CPU to a disk cache."
+    )
+    disk_cache_dir: Annotated[UserPath | None, Flag("placement", "FOLDER")] = Field(
+        None, description="Where the disk cache goes. Default: cache/ in the user data folder."
+    )
+    deepspeed: Annotated[bool, Flag("deepspeed")] = Field(
+        False, description="Load with DeepSpeed ZeRO-3. Start with: deepspeed --num_gpus=N server.py --deepspeed"
+    )
+    nvme_offload_dir: Annotated[UserPath | None, Flag("deepspeed", "FOLDER")] = Field(
+        None, description="Keep ZeRO-3 parameters on a fast disk in this folder instead of in CPU memory."
+    )
+
+
+class Settings(LoadOptions):
+    """All flags of one start of server.py. Frozen: no request can change what was fixed at start-up."""
+
+    model_dir: Annotated[UserPath, Flag("model", "FOLDER")] = Field(
+        Path("models"), description="Where models are kept."
+    )
+    trust_remote_code: Annotated[bool, Flag("model")] = Field(
+        False, description="Let models bring and run Python code of their own. Only for models that you trust."
+    )
+    local_rank: Annotated[int | None, Flag("deepspeed", "N", aliases=("--local_rank",))] = Field(
+        None, ge=0, description="This process's rank. The deepspeed launcher passes it; do not set it yourself."
+    )
+    chat: Annotated[bool, Flag("page")] = Field(False, description="Open the Chat tab first (the default).")
+    notebook: Annotated[bool, Flag("page")] = Field(False, description="Open the Notebook tab first.")
+    user_data_dir: Annotated[UserPath, Flag("page", "FOLDER")] = Field(
+        Path("user_data"), description="Where conversations, presets of your own and settings are kept."
+    )
+    listen: Annotated[bool, Flag("page")] = Field(
+        False, description="Let other machines connect. Prints a secret address once; nobody gets in without it."
+    )
+    listen_host: Annotated[str | None, Flag("page", "HOST")] = Field(
+        None, max_length=253, description="The address to listen on. Default: 127.0.0.1, with --listen 0.0.0.0."
+    )
+    listen_port: Annotated[int, Flag("page", "PORT")] = Field(
+        7860, ge=1, le=65535, description="The port of page and API."
+    )
+    auto_launch: Annotated[bool, Flag("page")] = Field(False, description="Open the page in the browser at start.")
+    no_stream: Annotated[bool, Flag("page")] = Field(False, description="Show replies only when they are complete.")
+    settings: Annotated[UserPath | None, Flag("page", "FILE")] = Field(
+        None, description="A YAML file with these settings. Default: settings.yaml in the user data folder."
+    )
+    extensions: Annotated[tuple[str, ...], Flag("page", "NAME")] = Field(
+        (), description="Extensions to start, by folder name."
+    )
+    verbose: Annotated[bool, Flag("page")] = Field(False, description="Log more. Prompts are never logged.")
+    check: Annotated[bool, Flag("check")] = Field(
+        False, description="Test this machine: what it has and what each way of loading does. Then exit."
+    )
+    json_output: Annotated[bool, Flag("check", aliases=("--json",))] = Field(
+        False, description="With --check: print JSON instead of a table."
+    )
+
+    @property
+    def host(self) -> str:
+        """The address to bind."""
+        return self.listen_host or ("0.0.0.0" if self.listen else "127.0.0.1")
+
+    @property
+    def load_options(self) -> LoadOptions:
+        """The part that the Model tab and the API may set anew."""
+        return LoadOptions.model_construct(**{name: getattr(self, name) for name in LoadOptions.model_fields})
+
+
+def flag_of(name: str) -> Flag:
+    """The Flag metadata of the settings field `name`."""
+    return next(item for item in Settings.model_fields[name].metadata if isinstance(item, Flag))
+
+
+def flag_name(name: str) -> str:
+    """`load_in_8bit` → `--load-in-8bit`; a field with a better spelling of its own shows that."""
+    return {"local_rank": "--local_rank", "json_output": "--json"}.get(name, "--" + name.replace("_", "-"))
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises BadFlag, with the nearest known flag as remedy, instead of exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadFlag(message[0].upper() + message[1:] + ".", remedy="See python server.py --help.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, made from Settings."""
+    parser = _Parser(
+        prog="server.py",
+        allow_abbrev=False,
+        description="Snug: chat in a browser with a language model on this machine.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    groups = {group: parser.add_argument_group(title) for group, title in GROUP_TITLES.items()}
+    for name, field in Settings.model_fields.items():
+        flag = flag_of(name)
+        spellings = [flag_name(name), *(alias for alias in flag.aliases if alias != flag_name(name))]
+        groups[flag.group].add_argument(*spellings, dest=name, help=field.description, **_argparse_kind(field, flag))
+    return parser
+
+
+def _argparse_kind(field: FieldInfo, flag: Flag) -> dict[str, Any]:
+    """How argparse is to read a field: switch, choice, one value or several."""
+    choices = choices_of(field)
+    if field.annotation is bool:
+        return {"action": "store_true"}
+    if choices:
+        return {"metavar": "{" + ",".join(choices) + "}"}
+    if takes_several(field):
+        return {"nargs": "+", "metavar": flag.metavar}
+    return {"metavar": flag.metavar}
+
+
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """The closed set of a field's values; empty if it is open."""
+    for kind in _members(field.annotation):
+        if get_origin(kind) is Literal:
+            return tuple(str(value) for value in get_args(kind))
+    return ()
+
+
+def takes_several(field: FieldInfo) -> bool:
+    """Whether a field holds a tuple of values."""
+    return any(get_origin(kind) is tuple for kind in _members(field.annotation))
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, metadata stripped; the annotation itself if it is none."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(part for member in get_args(annotation) for part in _members(member))
+    return (annotation,)
+
+
+def read_settings(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
+    """The settings of this start. Raises BadFlag, naming the flag, variable or file, the value and the remedy."""
+    given, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        raise _unknown_flag(unknown[0])
+    command_line = vars(given)
+    variables = {
+        name: environment[ENV_PREFIX + name.upper()]
+        for name in Settings.model_fields
+        if environment.get(ENV_PREFIX + name.upper(), "") != ""
+    }
+    early = {**variables, **command_line}
+    explicit = early.get("settings")
+    path = Path(explicit or Path(early.get("user_data_dir") or "user_data") / "settings.yaml").expanduser()
+    from_file = _read_file(path, required=explicit is not None)
+    settings = _validate([("--", command_line), (ENV_PREFIX, variables), (str(path), from_file)])
+    check_together(settings)
+    return settings
+
+
+def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
+    """settings.yaml as a dict; {} where the default file is absent. Dashes and underscores are the same in keys."""
+    if not path.exists():
+        if required:
+            raise BadFlag(f"--settings {path}: there is no such file.", remedy="Check the path.", param="settings")
+        return {}
+    remedy = "Correct or remove it; docs/flags.md shows every setting."
+    try:
+        if path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise BadFlag(f"The settings file {path} is larger than {format_size(MAX_SETTINGS_BYTES)}.", remedy=remedy)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise BadFlag(f"The settings file {path} cannot be read: {problem}.", remedy=remedy) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise BadFlag(f"The settings file {path} must hold lines of the form name: value.", remedy=remedy)
+    named = {str(key).replace("-", "_").lstrip("_"): value for key, value in content.items()}
+    for key in named:
+        if key not in Settings.model_fields:
+            near = difflib.get_close_matches(key, Settings.model_fields, n=1)
+            hint = f"Did you mean {near[0]}?" if near else remedy
+            raise BadFlag(f"The settings file {path} holds the unknown setting {key!r}.", remedy=hint, param=key)
+    return named
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """SafeLoader without aliases: a few lines of them can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse `*alias`, else as SafeLoader does."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed here")
+        return super().compose_node(parent, index)
+
+
+def _validate(sources: list[tuple[str, dict[str, Any]]]) -> Settings:
+    """Merge the sources, strongest first, and check every value; an error names the source it came from."""
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for label, values in sources:
+        for name, value in values.items():
+            if name not in merged:
+                merged[name] = _split(name, value) if label == ENV_PREFIX else value
+                origin[name] = _spelling(label, name)
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        shown = str(merged.get(name))[:80]
+        raise BadFlag(
+            f"{origin.get(name, flag_name(name))} {shown}: {_problem(first)}.",
+            remedy=f"{Settings.model_fields[name].description}" if name in Settings.model_fields else "",
+            param=name,
+        ) from error
+
+
+def _problem(error: Any) -> str:
+    """One of pydantic's error records in words."""
+    text = str(error["msg"]).removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]
+
+
+def _split(name: str, value: str) -> object:
+    return value.replace(",", " ").split() if takes_several(Settings.model_fields[name]) else value
+
+
+def _spelling(label: str, name: str) -> str:
+    if label == "--":
+        return flag_name(name)
+    return ENV_PREFIX + name.upper() if label == ENV_PREFIX else f"{label}: {name}"
+
+
+def _unknown_flag(word: str) -> BadFlag:
+    known = [flag_name(name) for name in Settings.model_fields]
+    if not word.startswith("-"):
+        return BadFlag(f"{word!r} belongs to no flag.", remedy="See python server.py --help.")
+    near = difflib.get_close_matches(word.split("=")[0].replace("_", "-"), known, n=1)
+    hint = f"Did you mean {near[0]}?" if near else "See python server.py --help."
+    return BadFlag(f"{word[:80]} is not a flag of Snug.", remedy=hint)
+
+
+_EXCLUDES: tuple[tuple[str, str, str], ...] = (
+    ("load_in_8bit", "load_in_4bit", "Choose one of them."),
+    ("deepspeed", "load_in_8bit", "ZeRO-3 splits 16-bit weights; drop one of them."),
+    ("deepspeed", "load_in_4bit", "ZeRO-3 splits 16-bit weights; drop one of them."),
+    ("deepspeed", "auto_devices", "ZeRO-3 places the weights itself; drop one of them."),
+    ("deepspeed", "gpu_memory", "ZeRO-3 places the weights itself; drop one of them."),
+    ("deepspeed", "cpu_memory", "ZeRO-3 places the weights itself; drop one of them."),
+    ("deepspeed", "disk", "With DeepSpeed, use --nvme-offload-dir FOLDER for the disk."),
+    ("cpu", "gpu_memory", "Without the GPU there is nothing to limit; drop one of them."),
+    ("chat", "notebook", "Only one tab can open first."),
+)
+_NEEDS: tuple[tuple[str, str, str], ...] = (
+    ("quant_type", "load_in_4bit", "It chooses the 4-bit format."),
+    ("use_double_quant", "load_in_4bit", "It belongs to 4-bit loading."),
+    ("compute_dtype", "load_in_4bit", "It belongs to 4-bit loading."),
+    ("disk_cache_dir", "disk", "It says where --disk puts the layers."),
+    ("nvme_offload_dir", "deepspeed", "It belongs to ZeRO-3; for the ordinary loader use --disk --disk-cache-dir."),
+    ("json_output", "check", "It is the output format of the machine test."),
+)
+
+
+def check_together(options: LoadOptions) -> None:
+    """Refuse flags that cannot go together. Raises BadFlag naming both and the remedy."""
+    for first, second, why in _EXCLUDES:
+        if getattr(options, first, False) and getattr(options, second, False):
+            raise BadFlag(f"{flag_name(first)} and {flag_name(second)} cannot go together.", remedy=why, param=second)
+    for name, needed, why in _NEEDS:
+        if getattr(options, name, None) and not getattr(options, needed, False):
+            raise BadFlag(f"{flag_name(name)} needs {flag_name(needed)}.", remedy=why, param=name)
+    if options.bf16 and options.dtype not in ("auto", "bf16"):
+        raise BadFlag(f"--bf16 and --dtype {options.dtype} cannot go together.", remedy="Drop one.", param="dtype")
+
+
+def check_machine(options: LoadOptions, inventory: Inventory) -> None:
+    """Refuse what this machine lacks. Raises NotAvailableHere naming the flag, the value and the remedy."""
+    gpus = 0 if options.cpu else len(inventory.gpus)
+    if options.gpu_memory and not gpus:
+        raise NotAvailableHere(
+            f"--gpu-memory {' '.join(format_size(size) for size in options.gpu_memory)}: Snug finds no GPU here.",
+            remedy="Drop it, or use --cpu-memory to limit the CPU's share.",
+            param="gpu_memory",
+        )
+    if options.gpu_memory and len(options.gpu_memory) > gpus:
+        raise NotAvailableHere(
+            f"--gpu-memory has {len(options.gpu_memory)} values, but there is {gpus} GPU." if gpus == 1
+            else f"--gpu-memory has {len(options.gpu_memory)} values, but there are {gpus} GPUs.",
+            remedy="Give one value for each GPU.",
+            param="gpu_memory",
+        )  # fmt: skip
+    if options.attn_implementation.startswith("flash_attention") and not gpus:
+        raise NotAvailableHere(
+            f"--attn-implementation {options.attn_implementation}: it runs on GPUs only, and there is none.",
+            remedy="Use sdpa.",
+            param="attn_implementation",
+        )
