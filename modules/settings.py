@@ -169,7 +169,7 @@ class Settings(LoadOptions):
     @property
     def host(self) -> str:
         """The address to bind."""
-        return self.listen_host or ("0.0.0.0" if self.listen else "127.0.0.1")
+        return self.listen_host or ("0.0.0.0" if self.listen else "127.0.0.1")  # noqa: S104 - asked for by --listen
 
     @property
     def load_options(self) -> LoadOptions:
@@ -275,7 +275,7 @@ def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_SETTINGS_BYTES:
             raise BadFlag(f"The settings file {path} is larger than {format_size(MAX_SETTINGS_BYTES)}.", remedy=remedy)
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         problem = " ".join(str(error).split())[:200]
         raise BadFlag(f"The settings file {path} cannot be read: {problem}.", remedy=remedy) from error
