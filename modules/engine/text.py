@@ -1,0 +1,157 @@
+"""From token ids to text that may be shown: whole characters only, and never a part of a stop string.
+
+Pure: it knows tokens as numbers and gets a `decode` function. It does not know about end tokens; the loops do not push
+them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+Decode = Callable[[Sequence[int]], str]
+
+UNFINISHED = "\ufffd"  # what decoders put where bytes do not make up a character (yet)
+CONTEXT_TOKENS = 16
+CONTEXT_PIECES = 3
+# A character has four bytes at most and a token at least one, so the fourth token completes it or it never will be.
+LONGEST_CHARACTER_TOKENS = 4
+MOST_SILENT_TOKENS = 32
+
+
+class Detokenizer:
+    """Turns tokens into text one by one, at a cost that does not grow with the length of the text.
+
+    It decodes only the last few tokens, together with some before them, because a tokenizer of the SentencePiece kind
+    drops the space before the first word that it is given. `decode` must not tidy up spaces around punctuation.
+    """
+
+    def __init__(self, decode: Decode, context_ids: Sequence[int] = ()) -> None:
+        """`context_ids` are the tokens before the first one pushed; only the last few are used."""
+        self._decode = decode
+        context = tuple(context_ids[-CONTEXT_TOKENS:])
+        self._context: deque[tuple[int, ...]] = deque([context], maxlen=CONTEXT_PIECES)
+        self._context_text = decode(context) if context else ""
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` completes, "" while a character is incomplete."""
+        self._pending.append(token_id)
+        text = self._pending_text()
+        if not text:
+            if len(self._pending) > MOST_SILENT_TOKENS:
+                self._pending.clear()
+            return ""
+        if text.endswith(UNFINISHED) and len(self._pending) < LONGEST_CHARACTER_TOKENS:
+            return ""
+        self._context.append(tuple(self._pending))
+        self._context_text = self._decode(self._context_ids())
+        self._pending.clear()
+        return text
+
+    def flush(self) -> str:
+        """The rest, without a character that the end of the reply cut in half."""
+        text = self._pending_text().rstrip(UNFINISHED) if self._pending else ""
+        self._pending.clear()
+        return text
+
+    def _context_ids(self) -> list[int]:
+        return [token_id for piece in self._context for token_id in piece]
+
+    def _pending_text(self) -> str:
+        whole = self._decode([*self._context_ids(), *self._pending])
+        for before in (self._context_text, self._context_text.rstrip(UNFINISHED)):
+            if whole.startswith(before):
+                return whole[len(before) :]
+        # Invalid bytes make a byte-fallback decoder give up the characters before them too; those are shown already.
+        return self._decode(self._pending)
+
+
+class StopMatcher:
+    """Finds the first of several strings in a growing text (Aho and Corasick, 1975): one step a character.
+
+    The match that ends first counts, of several that end together the longest; how the text was cut does not matter.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._children: list[dict[str, int]] = [{}]
+        self._depth = [0]
+        self._match_length = [0]
+        self._fallback = [0]
+        for string in stop:
+            self._add(string)
+        self._link()
+        self._state = 0
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """As much of all text so far, not yet returned, as cannot belong to a stop string."""
+        if self.found:
+            return ""
+        buffer = self._held + text
+        for position in range(len(self._held), len(buffer)):
+            self._state = self._step(self._state, buffer[position])
+            if length := self._match_length[self._state]:
+                self.found, self._held = True, ""
+                return buffer[: position + 1 - length]
+        shown = len(buffer) - self._depth[self._state]
+        self._held = buffer[shown:]
+        return buffer[:shown]
+
+    def flush(self) -> str:
+        """What was held back, now that no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _add(self, string: str) -> None:
+        state = 0
+        for character in string:
+            if character not in self._children[state]:
+                self._children[state][character] = len(self._children)
+                self._children.append({})
+                self._depth.append(self._depth[state] + 1)
+                self._match_length.append(0)
+                self._fallback.append(0)
+            state = self._children[state][character]
+        self._match_length[state] = self._depth[state]
+
+    def _link(self) -> None:
+        """Point each state to that of its longest proper suffix, breadth first."""
+        queue = deque(self._children[0].values())
+        while queue:
+            state = queue.popleft()
+            for character, child in self._children[state].items():
+                self._fallback[child] = self._step(self._fallback[state], character)
+                self._match_length[child] = self._match_length[child] or self._match_length[self._fallback[child]]
+                queue.append(child)
+
+    def _step(self, state: int, character: str) -> int:
+        while state and character not in self._children[state]:
+            state = self._fallback[state]
+        return self._children[state].get(character, 0)
+
+
+class TextStream:
+    """The text of one reply as it may be shown, token by token.
+
+    `finished` turns True when a stop string is complete: everything before it has then been returned by `push`.
+    """
+
+    def __init__(self, decode: Decode, stop: Sequence[str] = (), *, context_ids: Sequence[int] = ()) -> None:
+        """`context_ids`: the prompt, and the reply so far when it goes on; they decide about the first space."""
+        self._detokenizer = Detokenizer(decode, context_ids)
+        self._matcher = StopMatcher(stop)
+
+    @property
+    def finished(self) -> bool:
+        """True once a stop string was found; later tokens give no text."""
+        return self._matcher.found
+
+    def push(self, token_id: int) -> str:
+        """New text to show after `token_id`, often "" while a character or a stop string may still be completed."""
+        return self._matcher.push(self._detokenizer.push(token_id))
+
+    def flush(self) -> str:
+        """What is left at the end of the reply. May turn `finished` True; an incomplete character is dropped."""
+        return self._matcher.push(self._detokenizer.flush()) + self._matcher.flush()
