@@ -1,0 +1,79 @@
+"""What all tests share: which of them run here, and the fixtures that more than one file needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from modules.settings import Settings
+
+os.environ.setdefault("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False) or 1))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+STARTER_MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--all` runs the slow tests too."""
+    parser.addoption("--all", action="store_true", default=False, help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Skip, each with its reason, what this machine or this run has no place for."""
+    reasons = {
+        "slow": "" if config.getoption("--all") else "slow: runs with --all",
+        "model": "" if starter_present() else f"needs the starter model in {STARTER_MODEL.name}/: run ./start.sh once",
+        "gpu": "" if _gpu_present(items) else "no CUDA GPU here",
+        "browser": "" if find_chromium() else "no Chromium here",
+    }
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def starter_present() -> bool:
+    """Whether the starter model lies in models/, whole."""
+    return (STARTER_MODEL / "model.safetensors").exists()
+
+
+def find_chromium() -> str:
+    """The path of a Chromium; "" where there is none."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
+
+
+def _gpu_present(items: Sequence[pytest.Item]) -> bool:
+    """Whether torch sees a GPU; torch is imported only if some test asks."""
+    if not any(item.get_closest_marker("gpu") for item in items):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+@pytest.fixture
+def starter_model() -> Path:
+    """The folder of the starter model."""
+    if not starter_present():
+        pytest.skip(f"needs the starter model in {STARTER_MODEL}: run ./start.sh once")
+    return STARTER_MODEL
+
+
+@pytest.fixture
+def chromium() -> str:
+    """The path of a Chromium."""
+    return find_chromium() or pytest.skip("no Chromium here")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings whose models/ and user_data/ are empty folders of this test."""
+    for name in ("models", "user_data"):
+        (tmp_path / name).mkdir()
+    return Settings.model_validate({"model_dir": tmp_path / "models", "user_data_dir": tmp_path / "user_data"})
