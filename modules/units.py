@@ -22,7 +22,7 @@ def parse_size(text: str | int | float) -> int:
     if match is None or unit is None:
         raise ValueError(f"{text!r} is not a size. Write 10 (GiB), 8722MiB, 10GiB or 10GB")
     value = float(match.group(1)) * unit
-    if not math.isfinite(value) or value < 1 or value > 2**60:
+    if not math.isfinite(value) or value < 1 or value > 2**53:
         raise ValueError(f"{text!r} is not a usable size. Write 10 (GiB), 8722MiB, 10GiB or 10GB")
     return int(value)
 

@@ -1,0 +1,144 @@
+"""What the benchmarks share: a server of our own, a client that measures streams, and honest printing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+STARTER = "SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One streamed reply, seen from the client: seconds to the first token, tokens a second after it."""
+
+    first_token_s: float
+    tokens_per_s: float
+    completion_tokens: int
+    cached_tokens: int
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "accelerate", "bitsandbytes")}
+    cpu = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+    )
+    return {
+        "cpu": cpu,
+        "cores": psutil.cpu_count(logical=False),
+        "ram_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def free_port() -> int:
+    """A loopback port that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def snug(*flags: str, model: str = STARTER, timeout_s: float = 300) -> Iterator[str]:
+    """A Snug server with `flags`, ready to answer; yields its base address and ends it afterwards."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as user_data, tempfile.TemporaryFile("w+") as log:
+        command = [
+            sys.executable, "server.py", "--model", model, "--listen-port", str(port), "--user-data-dir", user_data,
+            *flags,
+        ]  # fmt: skip
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        base = f"http://127.0.0.1:{port}"
+        try:
+            deadline = time.monotonic() + timeout_s
+            while not _is_ready(base):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise RuntimeError(f"the server did not become ready:\n{log.read()[-3000:]}")
+                time.sleep(0.2)
+            yield base
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _is_ready(base: str) -> bool:
+    try:
+        return bool(httpx.get(f"{base}/health", timeout=5).json().get("ready"))
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+def measure(base: str, path: str, body: dict[str, Any]) -> tuple[Measured, str]:
+    """Stream one request to an OpenAI-compatible endpoint; returns the figures and the text."""
+    text, first, last, usage = "", 0.0, 0.0, {}
+    start = time.perf_counter()
+    request = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    with httpx.stream("POST", base + path, json=request, timeout=600) as response:
+        if response.status_code != 200:
+            raise RuntimeError(response.read().decode())
+        for line in response.iter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            chunk = json.loads(line[6:])
+            if "error" in chunk:
+                raise RuntimeError(str(chunk["error"]))
+            usage = chunk.get("usage") or usage
+            for choice in chunk.get("choices", []):
+                piece = choice.get("text") or choice.get("delta", {}).get("content") or ""
+                if piece:
+                    last = time.perf_counter()
+                    first = first or last
+                    text += piece
+    tokens = usage["completion_tokens"]
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    speed = (tokens - 1) / (last - first) if tokens > 1 and last > first else 0.0
+    return Measured(first - start, speed, tokens, cached), text
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value."""
+    return statistics.median(values)
+
+
+def spread(values: Sequence[float]) -> str:
+    """`median (min–max)` with three digits."""
+    return f"{median(values):.3g} ({min(values):.3g}–{max(values):.3g})"
+
+
+def finish(name: str, result: dict[str, Any]) -> None:
+    """Keep the result under results/ and print it as the last line."""
+    record = {"benchmark": name, "command": " ".join(sys.argv), "machine": machine(), **result}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record))

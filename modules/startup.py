@@ -1,0 +1,139 @@
+"""What a start does before and around serving: the port, the user data folder, the starter model, the address.
+
+Each effect is small and named; server.py strings them together.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import threading
+import webbrowser
+from pathlib import Path
+
+import uvicorn
+
+from modules.errors import BadFlag, SnugError
+from modules.memory.spec import list_models
+from modules.settings import Settings
+from modules.starter import STARTER_NAME, fetch_in_terminal, is_wanted
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The listening socket, made first so that a taken port is known before anything else is done.
+
+    Raises BadFlag naming host and port.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.listen_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise BadFlag(
+            f"--listen-host {settings.host}: this is no address of this machine.",
+            remedy="Use 127.0.0.1, 0.0.0.0 or one of the machine's own addresses.",
+            param="listen_host",
+        ) from error
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise _bind_error(settings, error) from error
+    return listener
+
+
+def _bind_error(settings: Settings, error: OSError) -> SnugError:
+    if error.errno == errno.EADDRINUSE:
+        return BadFlag(
+            f"--listen-port {settings.listen_port}: another program uses this port already.",
+            remedy=f"Stop it, or choose another: --listen-port {settings.listen_port % 65535 + 1}.",
+            param="listen_port",
+        )
+    if error.errno == errno.EACCES:
+        return BadFlag(
+            f"--listen-port {settings.listen_port}: this port needs administrator rights.",
+            remedy="Choose one above 1023.",
+            param="listen_port",
+        )
+    return BadFlag(
+        f"--listen-host {settings.host}: {error.strerror or error}.",
+        remedy="Use 127.0.0.1, 0.0.0.0 or one of the machine's own addresses.",
+        param="listen_host",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def first_model(settings: Settings) -> str | None:
+    """The model to load at start: the one named, else the only one there is; fetches the starter where it is wanted.
+
+    Raises what starter.fetch raises if the starter was named; if it was merely missing, the page opens without it.
+    """
+    model = settings.model
+    if is_wanted(settings.model_dir, model):
+        fetch_in_terminal(settings.model_dir)
+        return STARTER_NAME
+    if model is not None:
+        return model
+    usable = [entry.name for entry in list_models(settings.model_dir) if not entry.problem]
+    return usable[0] if len(usable) == 1 else None
+
+
+def user_data_folder(settings: Settings) -> Path:
+    """The user data folder, made if missing. Raises BadFlag where it cannot be made or is no folder."""
+    folder = settings.user_data_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadFlag(
+            f"--user-data-dir {folder}: {error.strerror or error}.",
+            remedy="Name a folder that can be written.",
+            param="user_data_dir",
+        ) from error
+    return folder
+
+
+class Server(uvicorn.Server):
+    """uvicorn that says where it is once it answers."""
+
+    def __init__(self, config: uvicorn.Config, address: str, *, auto_launch: bool) -> None:
+        super().__init__(config)
+        self.address = address
+        self.auto_launch = auto_launch
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start serving, then print the address (and open it, if asked)."""
+        await super().startup(sockets)
+        if not self.should_exit:
+            print(f"Snug is at {self.address}", flush=True)  # noqa: T201 - what the terminal is for
+            if self.auto_launch:
+                threading.Thread(target=webbrowser.open, args=(self.address,), daemon=True).start()
+
+
+def address(settings: Settings, token: str | None) -> str:
+    """The address to print: a loopback name where that reaches the server, with the secret if there is one."""
+    host = settings.host
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        host = _own_address()
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{settings.listen_port}/" + (f"?token={token}" if token else "")
+
+
+def _own_address() -> str:
+    """This machine's address in its local network, as the routing table sees it; sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
