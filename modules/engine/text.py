@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 Decode = Callable[[Sequence[int]], str]
 
 UNFINISHED = "\ufffd"  # what decoders put where bytes do not make up a character (yet)
+LONGEST_HALF_CHARACTER = 3  # bytes of a character that lacks its last one
 CONTEXT_TOKENS = 16
 CONTEXT_PIECES = 3
-# A character has four bytes at most and a token at least one, so the fourth token completes it or it never will be.
-LONGEST_CHARACTER_TOKENS = 4
-MOST_SILENT_TOKENS = 32
+MOST_PENDING_TOKENS = 8
 
 
 class Detokenizer:
@@ -29,42 +28,51 @@ class Detokenizer:
     def __init__(self, decode: Decode, context_ids: Sequence[int] = ()) -> None:
         """`context_ids` are the tokens before the first one pushed; only the last few are used."""
         self._decode = decode
-        context = tuple(context_ids[-CONTEXT_TOKENS:])
-        self._context: deque[tuple[int, ...]] = deque([context], maxlen=CONTEXT_PIECES)
-        self._context_text = decode(context) if context else ""
+        self._context: deque[list[int]] = deque([list(context_ids[-CONTEXT_TOKENS:])], maxlen=CONTEXT_PIECES)
         self._pending: list[int] = []
+        self._shown = decode(self._context[0]) if context_ids else ""  # of the text of context and pending tokens
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes, "" while a character is incomplete."""
         self._pending.append(token_id)
-        text = self._pending_text()
-        if not text:
-            if len(self._pending) > MOST_SILENT_TOKENS:
+        window = self._window()
+        if window == self._shown:
+            if len(self._pending) > MOST_PENDING_TOKENS:
                 self._pending.clear()
             return ""
-        if text.endswith(UNFINISHED) and len(self._pending) < LONGEST_CHARACTER_TOKENS:
-            return ""
-        self._context.append(tuple(self._pending))
-        self._context_text = self._decode(self._context_ids())
-        self._pending.clear()
-        return text
+        half = min(len(window) - len(window.rstrip(UNFINISHED)), LONGEST_HALF_CHARACTER)
+        ready = window[: len(window) - half]
+        new, self._shown = ready[len(self._shown) :], max(ready, self._shown, key=len)
+        if not half or len(self._pending) > MOST_PENDING_TOKENS:
+            self._move_on(half)
+        return new
 
     def flush(self) -> str:
         """The rest, without a character that the end of the reply cut in half."""
-        text = self._pending_text().rstrip(UNFINISHED) if self._pending else ""
-        self._pending.clear()
-        return text
+        return self._window()[len(self._shown) :].rstrip(UNFINISHED) if self._pending else ""
+
+    def _window(self) -> str:
+        """The text of context and pending tokens, the context cut where it does not begin with what was shown."""
+        window = self._decode([*self._context_ids(), *self._pending])
+        if window.startswith(self._shown):
+            return window
+        self._shown = self._shown.rstrip(UNFINISHED)
+        if window.startswith(self._shown):
+            return window
+        # One invalid byte makes a byte-fallback decoder give up the characters before it too; those are shown already.
+        self._context.clear()
+        self._shown = ""
+        return self._decode(self._pending)
+
+    def _move_on(self, half: int) -> None:
+        """Pending tokens become context; the last `half` characters of their text are not shown yet."""
+        self._context.append(self._pending)
+        self._pending = []
+        text = self._decode(self._context_ids())
+        self._shown = text[: len(text) - half]
 
     def _context_ids(self) -> list[int]:
         return [token_id for piece in self._context for token_id in piece]
-
-    def _pending_text(self) -> str:
-        whole = self._decode([*self._context_ids(), *self._pending])
-        for before in (self._context_text, self._context_text.rstrip(UNFINISHED)):
-            if whole.startswith(before):
-                return whole[len(before) :]
-        # Invalid bytes make a byte-fallback decoder give up the characters before them too; those are shown already.
-        return self._decode(self._pending)
 
 
 class StopMatcher:
