@@ -170,3 +170,15 @@ class Forbidden(SnugError):
 
 class BodyTooLarge(SnugError):
     code, http_status = "body_too_large", 413
+
+
+class WrongHost(SnugError):
+    code, http_status = "wrong_host", 421
+
+
+class MethodNotAllowed(SnugError):
+    code, http_status = "method_not_allowed", 405
+
+
+class TooManyAttempts(SnugError):
+    code, http_status = "too_many_attempts", 429
