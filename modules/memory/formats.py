@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 from modules.errors import BadSafetensors, ModelNotFound, PickleRefused, SnugError
 from modules.files import check_name
@@ -24,6 +25,7 @@ MAX_INDEX_BYTES = 32 * MiB
 _MAX_ENTRY_CHARS = 4096
 _MAX_METADATA_CHARS = 256 * 1024
 _MAX_DIMENSIONS = 8
+_SPACE = re.compile(r"[ \n\r\t]*")
 
 # Bits per element, as in safetensors 0.8 (src/tensor.rs, Dtype::bitsize).
 DTYPE_BITS = {
@@ -49,7 +51,7 @@ class StoredTensor:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """`path` opened for reading, if it is a regular file that can be read; raises ModelNotFound. Never waits on a fifo."""
+    """`path` opened for reading, if it is a regular, readable file, else ModelNotFound. Never waits on a fifo."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
@@ -66,7 +68,7 @@ def refuse_pickle(path: Path, start: bytes) -> None:
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise PickleRefused(f"{path.name} is a pickle and is not opened.", remedy=_PICKLE_REMEDY)
     zipped = start.startswith((b"PK\x03\x04", b"PK\x05\x06"))
-    pickled = len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5 and start[2:8] != bytes(6)
+    pickled = start[:1] == b"\x80" and any(start[3:8])  # no sane safetensors header is 16 MiB long
     if zipped or pickled:
         kind = "a zip archive, as PyTorch pickles are," if zipped else "a pickle"
         raise PickleRefused(f"{path.name} is {kind} under another name and is not opened.", remedy=_PICKLE_REMEDY)
@@ -161,7 +163,7 @@ def _check_cover(path: Path, spans: list[tuple[int, int, str]], data_bytes: int)
         raise _bad(path, f"its tensors end at {reached}, its data at {data_bytes}; it may be cut short or padded")
 
 
-def _whole_numbers(value: object) -> bool:
+def _whole_numbers(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
@@ -183,9 +185,8 @@ def _expect(path: Path, text: str, position: int, mark: str) -> int:
 
 
 def _skip_space(text: str, position: int) -> int:
-    while text[position : position + 1] in (" ", "\n", "\r", "\t"):
-        position += 1
-    return position
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
 
 
 def _no_constant(name: str) -> object:
