@@ -110,6 +110,14 @@ class PieceCodec:
             )
         return text
 
+    def shown(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids` as a reader sees it: special tokens left out."""
+        with self._lock:
+            text: str = self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        return text
+
     def _encode_stretches(self, stretches: Iterable[tuple[str, bool]]) -> list[int]:
         ids: list[int] = []
         for text, as_text in stretches:
