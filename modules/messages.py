@@ -20,7 +20,7 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class ReplyStats:
-    """How one reply went. Times in seconds."""
+    """How one reply went. Times in seconds; `dropped_messages` lay outside the model's context."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -31,14 +31,14 @@ class ReplyStats:
     tokens_per_s: float
     finish_reason: str
     model: str
+    dropped_messages: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One stored message: a node of its conversation's tree. `sequence` orders siblings and never repeats.
 
-    `siblings` holds the ids of all versions at this place, this one included, in order; `dropped` says that the
-    message lay outside the model's context when the last reply was made.
+    `siblings` holds the ids of all versions at this place, this one included, in order.
     """
 
     id: str

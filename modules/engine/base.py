@@ -134,7 +134,8 @@ class ModelInfo:
     """What a loaded model says of itself. `placement` gives bytes of weights per device, `modules` where each went.
 
     `loop` is the generation loop in use, `loop_reason` why. `end_texts` are the texts of the end tokens;
-    `special_tokens` maps a name ("bos_token") to its text.
+    `special_tokens` maps a name ("bos_token") to its text. `text_prefix_ids` and `text_suffix_ids` are what the
+    tokenizer itself puts around a plain text (`add_special_tokens=True`): Llama's BOS, T5's end token.
     """
 
     name: str
@@ -154,6 +155,8 @@ class ModelInfo:
     load_s: float
     peak_bytes: int
     warnings: tuple[str, ...] = ()
+    text_prefix_ids: tuple[int, ...] = ()
+    text_suffix_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,233 @@
+"""One SQLite file: opened with care, never written over when damaged, backed up once a day.
+
+It knows connections, transactions, versions and faults, not what the tables hold.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import date
+from pathlib import Path
+
+from modules.chat.schema import APPLICATION_ID, MIGRATIONS
+from modules.errors import StoreFailed
+
+log = logging.getLogger(__name__)
+
+LOCK_WAIT_S = 5.0
+BACKUPS_KEPT = 7
+_MAX_CHECKED_BYTES = 512 * 1024**2  # beyond it a full check at start takes longer than people wait
+
+
+class Database:
+    """One writer, several readers. Every method may be called from any thread; faults come as StoreFailed."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, making or migrating it. Raises StoreFailed, the file untouched, if it is not sound."""
+        self.path = path
+        self.backup_folder = path.parent / "backups"
+        self._write_lock = threading.Lock()
+        self._idle_readers: list[sqlite3.Connection] = []
+        self._readers_lock = threading.Lock()
+        self._closed = False
+        self._backed_up = ""
+        with self._named_faults("opened"):
+            version = self._check()
+            self._writer = _connect(path, synchronous="FULL")
+            try:
+                if 0 < version < len(MIGRATIONS):
+                    self._back_up(f"version-{version}")
+                self._migrate(version)
+                self.backup_if_due()
+            except BaseException:
+                self._writer.close()
+                raise
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """One transaction, committed at the end, undone on any exception.
+
+        A durable one is on the disk when this returns. One that is not outlives the process, not a power cut.
+        """
+        with self._write_lock, self._named_faults("saved"):
+            self._require_open()
+            self._writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+                self._writer.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # a full disk may have rolled back already
+                    self._writer.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A connection that sees one moment of the store; writers do not wait for it."""
+        with self._named_faults("read"):
+            with self._readers_lock:
+                self._require_open()
+                connection = self._idle_readers.pop() if self._idle_readers else None
+            connection = connection or _connect(self.path, read_only=True)
+            try:
+                connection.execute("BEGIN")
+                yield connection
+            except BaseException:
+                connection.close()
+                raise
+            connection.execute("COMMIT")
+            with self._readers_lock:
+                if not self._closed:
+                    self._idle_readers.append(connection)
+                    return
+            connection.close()
+
+    def backup_if_due(self) -> None:
+        """Copy the store to backups/, at most once a day, the last seven kept. A failure is logged, not raised."""
+        today = date.today().isoformat()
+        if self._backed_up == today:
+            return
+        self._backed_up = today
+        try:
+            self._back_up(today)
+            for old in self._backups()[:-BACKUPS_KEPT]:
+                old.unlink(missing_ok=True)
+        except (StoreFailed, sqlite3.Error, OSError) as error:
+            log.warning("No backup of the conversations was made: %s", error)
+
+    def close(self) -> None:
+        """Close every connection; later calls raise StoreFailed. Closing twice is fine."""
+        with self._write_lock, self._readers_lock:
+            if self._closed:
+                return
+            self._closed = True
+            for connection in (*self._idle_readers, self._writer):
+                connection.close()
+            self._idle_readers.clear()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreFailed("The conversations are closed: Snug is shutting down.", remedy="Start it again.")
+
+    def _check(self) -> int:
+        """The file's version; 0 where there is none yet. Reads only, so that a damaged file stays as it is."""
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            if self.path.exists() and self._backups():
+                raise self._damaged("is empty")
+            return 0
+        with self.path.open("rb") as file:
+            if file.read(16) != b"SQLite format 3\x00":
+                raise self._damaged("is no database")
+        try:
+            with closing(_connect(self.path, read_only=True)) as connection:
+                version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+                owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
+                sound = self.path.stat().st_size > _MAX_CHECKED_BYTES or (
+                    connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+                )
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+                raise  # locked, or not readable: no sign of damage
+            raise self._damaged(f"is damaged ({error})") from error
+        if not sound:
+            raise self._damaged("is damaged")
+        if version and owner != APPLICATION_ID:
+            raise self._damaged("is a database of another program")
+        if version > len(MIGRATIONS):
+            raise StoreFailed(
+                f"{self.path.name} was written by a newer Snug (version {version} of the file, "
+                f"this Snug knows {len(MIGRATIONS)}).",
+                remedy="Update Snug, or start it with another --user-data-dir.",
+            )
+        return version
+
+    def _damaged(self, what: str) -> StoreFailed:
+        backups = self._backups()
+        offer = (
+            f"The last backup is {backups[-1]}: copy it to {self.path.name}"
+            if backups
+            else "There is no backup: start with another --user-data-dir"
+        )
+        return StoreFailed(
+            f"The file of conversations, {self.path}, {what}. Snug left it as it is.",
+            remedy=f"Move it away. {offer}.",
+        )
+
+    def _migrate(self, version: int) -> None:
+        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                for statement in script.split(";"):
+                    self._writer.execute(statement)
+                self._writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                self._writer.execute(f"PRAGMA user_version = {number}")
+                self._writer.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._writer.execute("ROLLBACK")
+                raise
+
+    def _back_up(self, label: str) -> None:
+        target = self.backup_folder / f"snug-{label}.db"
+        if target.exists():
+            return
+        self.backup_folder.mkdir(exist_ok=True)
+        unfinished = target.with_suffix(".part")
+        unfinished.unlink(missing_ok=True)
+        with self.read() as source, closing(sqlite3.connect(unfinished)) as copy:
+            source.backup(copy)
+        unfinished.replace(target)
+
+    def _backups(self) -> list[Path]:
+        """Daily backups, oldest first."""
+        return sorted(self.backup_folder.glob("snug-[0-9]*.db"))
+
+    @contextmanager
+    def _named_faults(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, MemoryError, OverflowError) as error:
+            raise _fault(error, self.path, what) from error
+
+
+def _connect(path: Path, *, read_only: bool = False, synchronous: str = "FULL") -> sqlite3.Connection:
+    """A connection without Python's own transactions, usable from any thread (callers take turns)."""
+    uri = path.resolve().as_uri() + ("?mode=ro" if read_only else "")
+    connection = sqlite3.connect(uri, uri=True, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA foreign_keys = ON")
+    if not read_only:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.create_function("holds", 2, _holds, deterministic=True)
+    return connection
+
+
+def _holds(text: str | bytes, folded_query: str | bytes) -> bool:
+    """Whether a text holds a query, in any case and alphabet. Texts with lone surrogates come as bytes."""
+    return _words(folded_query) in _words(text).casefold()
+
+
+def _words(value: str | bytes) -> str:
+    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+
+
+def _fault(error: Exception, path: Path, what: str) -> StoreFailed:
+    """The error in words: locked, full, too large or other."""
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return StoreFailed(
+            f"Not {what}: another program has locked {path.name} for more than {LOCK_WAIT_S:.0f} s.",
+            remedy="Close the other program and try again.",
+        )
+    if "full" in text or "No space left" in text:
+        return StoreFailed(f"Not {what}: the disk that holds {path.parent} is full.", remedy="Free some space.")
+    if "too big" in text or isinstance(error, (OverflowError, MemoryError)):
+        return StoreFailed(f"Not {what}: the text is too long to keep.", remedy="Split it.")
+    return StoreFailed(
+        f"Not {what}: {path.name} cannot be used ({text or type(error).__name__}).",
+        remedy=f"Check the disk and the rights on {path.parent}.",
+    )

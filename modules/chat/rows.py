@@ -1,0 +1,137 @@
+"""Rows of the chat store ↔ values: what store.py's transactions are put together from.
+
+Functions take a connection inside a transaction; none begins or ends one.
+"""
+
+# ruff: noqa: S608 - only the column lists below are put into SQL text, never a value
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from collections import defaultdict
+from typing import Any
+
+from modules.errors import NotFound, StaleView
+from modules.messages import Conversation, Message, ReplyStats
+
+CHANGED = "Reload the conversation: it was changed elsewhere."
+CONVERSATION = "id, owner, title, mode, system_prompt, head_id, created_at, updated_at"
+MESSAGE = "id, conversation_id, parent_id, sequence, role, content, created_at, status, stats, error"
+SUBTREE = """  -- a message and all that follows it: (message id, owner)
+    WITH RECURSIVE below (id) AS (
+        SELECT id FROM messages WHERE id = ? AND owner = ?
+        UNION ALL SELECT messages.id FROM messages JOIN below ON messages.parent_id = below.id
+    )
+"""
+
+
+def find_conversation(connection: sqlite3.Connection, owner: str, conversation_id: str) -> Conversation:
+    """Raises NotFound."""
+    row = connection.execute(
+        f"SELECT {CONVERSATION} FROM conversations WHERE id = ? AND owner = ?", (pack(conversation_id), pack(owner))
+    ).fetchone()
+    if row is None:
+        raise NotFound("There is no such conversation.", remedy="It may have been deleted in another tab; reload.")
+    return to_conversation(row)
+
+
+def find_message(connection: sqlite3.Connection, owner: str, message_id: str) -> Message:
+    """Raises NotFound. The message comes without siblings."""
+    row = connection.execute(
+        f"SELECT {MESSAGE} FROM messages WHERE id = ? AND owner = ?", (pack(message_id), pack(owner))
+    ).fetchone()
+    if row is None:
+        raise NotFound("There is no such message.", remedy="It may have been deleted in another tab; reload.")
+    return to_message(row)
+
+
+def find_op(connection: sqlite3.Connection, owner: str, conversation_id: str, op_id: str) -> Message | None:
+    """The message that an operation made, None if it did not run."""
+    row = connection.execute(
+        f"SELECT {MESSAGE} FROM messages WHERE conversation_id = ? AND owner = ? AND op_id = ?",
+        (pack(conversation_id), pack(owner), pack(op_id)),
+    ).fetchone()
+    return to_message(row) if row else None
+
+
+def require_place(connection: sqlite3.Connection, owner: str, conversation_id: str, parent_id: str | None) -> None:
+    """Raise StaleView unless the conversation is there, and the parent in it."""
+    try:
+        find_conversation(connection, owner, conversation_id)
+        if parent_id is not None and find_message(connection, owner, parent_id).conversation_id != conversation_id:
+            raise NotFound("The message to answer is in another conversation.")
+    except NotFound as error:
+        raise StaleView("What this message answers was deleted in the meantime.", remedy=CHANGED) from error
+
+
+def show(connection: sqlite3.Connection, conversation_id: str, head_id: str | None) -> None:
+    """Make a message the head."""
+    connection.execute("UPDATE conversations SET head_id = ? WHERE id = ?", (head_id, conversation_id))
+
+
+def newest_leaf(connection: sqlite3.Connection, message_id: str) -> str:
+    """Follow the newest child from `message_id` down to where nothing follows."""
+    while row := connection.execute(
+        "SELECT id FROM messages WHERE parent_id = ? ORDER BY sequence DESC LIMIT 1", (message_id,)
+    ).fetchone():
+        message_id = str(row[0])
+    return message_id
+
+
+def path_to(connection: sqlite3.Connection, owner: str, message_id: str) -> list[Message]:
+    """From the root down. A parent is always older than its children, so `sequence` orders a path."""
+    rows = connection.execute(
+        f"""
+        WITH RECURSIVE above (id, parent_id) AS (
+            SELECT id, parent_id FROM messages WHERE id = ? AND owner = ?
+            UNION ALL SELECT m.id, m.parent_id FROM messages AS m JOIN above ON m.id = above.parent_id
+        )
+        SELECT {MESSAGE} FROM messages WHERE id IN (SELECT id FROM above) ORDER BY sequence
+        """,
+        (message_id, pack(owner)),
+    ).fetchall()
+    return [to_message(row) for row in rows]
+
+
+def with_siblings(connection: sqlite3.Connection, messages: list[Message]) -> list[Message]:
+    """The same messages of one conversation, each with the ids of all versions at its place."""
+    versions: defaultdict[str | None, list[str]] = defaultdict(list)
+    for message_id, parent_id in connection.execute(
+        "SELECT id, parent_id FROM messages WHERE conversation_id = ? ORDER BY sequence",
+        (messages[0].conversation_id,),
+    ):
+        versions[parent_id].append(message_id)
+    return [dataclasses.replace(message, siblings=tuple(versions[message.parent_id])) for message in messages]
+
+
+def to_conversation(row: tuple[Any, ...]) -> Conversation:
+    """From a row of the columns CONVERSATION."""
+    ident, owner, title, mode, system_prompt, head_id, created_at, updated_at = row
+    return Conversation(
+        ident, unpack(owner), unpack(title), mode, unpack(system_prompt), head_id, created_at, updated_at
+    )
+
+
+def to_message(row: tuple[Any, ...]) -> Message:
+    """From a row of the columns MESSAGE."""
+    ident, conversation_id, parent_id, sequence, role, content, created_at, status, packed_stats, error = row
+    stats = ReplyStats(**json.loads(packed_stats)) if packed_stats else None
+    return Message(
+        ident, conversation_id, parent_id, sequence, role, unpack(content), created_at, status, stats, unpack(error)
+    )
+
+
+def pack(text: str) -> str | bytes:
+    """`text` as SQLite takes it. Lone surrogates have no UTF-8, so such a text goes in as bytes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def unpack(value: object) -> str:
+    """The text that `pack` was given."""
+    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else str(value)

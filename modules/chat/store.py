@@ -1,0 +1,297 @@
+"""Conversations on the disk: a tree of messages each, one row a message, one transaction a change.
+
+Every method takes the owner ("" on a machine for one) and sees that owner's rows only. What a method returned is on the
+disk. It keeps text exactly as it was given, lone surrogates and NUL included. It knows no model and makes no reply.
+"""
+
+# ruff: noqa: S608 - only column lists of rows.py are put into SQL text, never a value
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+from modules.chat.database import Database
+from modules.chat.rows import (
+    CHANGED,
+    CONVERSATION,
+    MESSAGE,
+    SUBTREE,
+    find_conversation,
+    find_message,
+    find_op,
+    newest_leaf,
+    pack,
+    path_to,
+    require_place,
+    show,
+    to_conversation,
+    to_message,
+    unpack,
+    with_siblings,
+)
+from modules.errors import NotFound, StaleView
+from modules.messages import Conversation, Message, MessageStatus, Mode, ReplyStats, Role
+
+TITLE_CHARACTERS = 60
+Messages = list[Message]  # inside the class, `list` is a method
+
+
+class Store:
+    """The conversations of all owners in one file. Safe to use from any thread."""
+
+    def __init__(self, path: Path, *, now: Callable[[], float] = time.time) -> None:
+        """Open or make the file. Replies that a crash cut off become "interrupted", their text kept.
+
+        Raises StoreFailed, with the file untouched, if it is damaged or of a newer Snug.
+        """
+        self._now = now
+        self._database = Database(path)
+        with self._database.write() as connection:
+            connection.execute("UPDATE messages SET status = 'interrupted' WHERE status = 'streaming'")
+
+    def close(self) -> None:
+        """Close the file; later calls raise StoreFailed."""
+        self._database.close()
+
+    def backup_if_due(self) -> None:
+        """Make today's copy of the file, if there is none yet."""
+        self._database.backup_if_due()
+
+    # Conversations
+
+    def create(self, owner: str, mode: Mode = "chat", title: str = "", system_prompt: str = "") -> Conversation:
+        """A new, empty conversation. Without a title, the first user message will give one."""
+        now = self._now()
+        conversation = Conversation(uuid4().hex, owner, title, mode, system_prompt, None, now, now)
+        row = (conversation.id, pack(owner), pack(title), mode, pack(system_prompt), None, now, now, bool(title))
+        with self._database.write() as connection:
+            connection.execute(
+                f"INSERT INTO conversations ({CONVERSATION}, renamed, touched)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT ifnull(max(touched), 0) + 1 FROM conversations))",
+                row,
+            )
+        return conversation
+
+    def list(self, owner: str, query: str = "", limit: int = 200) -> list[Conversation]:
+        """The owner's conversations, last used first; with `query` those that hold it in title or text."""
+        condition, values = "", [pack(owner)]
+        if query:
+            condition = """AND (holds(title, ?2) OR EXISTS (
+                SELECT 1 FROM messages
+                WHERE conversation_id = conversations.id AND owner = ?1 AND holds(content, ?2)))"""
+            values.append(pack(query.casefold()))
+        with self._database.read() as connection:
+            rows = connection.execute(
+                f"SELECT {CONVERSATION} FROM conversations WHERE owner = ?1 {condition} ORDER BY touched DESC LIMIT ?",
+                [*values, limit],
+            ).fetchall()
+        return [to_conversation(row) for row in rows]
+
+    def get(self, owner: str, conversation_id: str) -> Conversation:
+        """One conversation. Raises NotFound."""
+        with self._database.read() as connection:
+            return find_conversation(connection, owner, conversation_id)
+
+    def rename(self, owner: str, conversation_id: str, title: str) -> Conversation:
+        """Give it a title that stays. An empty one goes back to that of the first user message."""
+        with self._database.write() as connection:
+            find_conversation(connection, owner, conversation_id)
+            if not title.strip():
+                first = connection.execute(
+                    "SELECT content FROM messages"
+                    " WHERE conversation_id = ? AND role = 'user' ORDER BY sequence LIMIT 1",
+                    (conversation_id,),
+                ).fetchone()
+                renamed, title = False, title_of(unpack(first[0])) if first else ""
+            else:
+                renamed = True
+            connection.execute(
+                "UPDATE conversations SET title = ?, renamed = ? WHERE id = ?", (pack(title), renamed, conversation_id)
+            )
+            return find_conversation(connection, owner, conversation_id)
+
+    def delete(self, owner: str, conversation_id: str) -> None:
+        """Delete a conversation with its messages. Raises NotFound."""
+        with self._database.write() as connection:
+            find_conversation(connection, owner, conversation_id)
+            connection.execute("DELETE FROM messages WHERE conversation_id = ?", (conversation_id,))
+            connection.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+
+    def set_system_prompt(self, owner: str, conversation_id: str, text: str) -> Conversation:
+        """Change what the model is told first."""
+        with self._database.write() as connection:
+            find_conversation(connection, owner, conversation_id)
+            connection.execute("UPDATE conversations SET system_prompt = ? WHERE id = ?", (pack(text), conversation_id))
+            return find_conversation(connection, owner, conversation_id)
+
+    def set_head(self, owner: str, conversation_id: str, message_id: str) -> Conversation:
+        """Show the branch that holds a message: its newest continuation becomes the head."""
+        with self._database.write() as connection:
+            find_conversation(connection, owner, conversation_id)
+            message = find_message(connection, owner, message_id)
+            if message.conversation_id != conversation_id:
+                raise NotFound("That message belongs to another conversation.", remedy=CHANGED)
+            show(connection, conversation_id, newest_leaf(connection, message_id))
+            return find_conversation(connection, owner, conversation_id)
+
+    # Messages
+
+    def append(
+        self,
+        owner: str,
+        conversation_id: str,
+        parent_id: str | None,
+        role: Role,
+        content: str,
+        *,
+        op_id: str,
+        status: MessageStatus = "complete",
+    ) -> Message:
+        """Add a message below `parent_id` (None: at the root) and show it.
+
+        The same `op_id` again returns the same message and changes nothing. Raises StaleView if the conversation or
+        the parent is gone.
+        """
+        with self._database.write() as connection:
+            if earlier := find_op(connection, owner, conversation_id, op_id):
+                return earlier
+            require_place(connection, owner, conversation_id, parent_id)
+            message_id = uuid4().hex
+            connection.execute(
+                "INSERT INTO messages (id, conversation_id, owner, parent_id, role, content, created_at, status, op_id)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (message_id, conversation_id, pack(owner), parent_id, role, pack(content), self._now(), status,
+                 pack(op_id)),
+            )  # fmt: skip
+            show(connection, conversation_id, message_id)
+            self._touch(connection, conversation_id)
+            if role == "user":
+                connection.execute(
+                    "UPDATE conversations SET title = ? WHERE id = ? AND title = '' AND NOT renamed",
+                    (pack(title_of(content)), conversation_id),
+                )
+            return find_message(connection, owner, message_id)
+
+    def find_op(self, owner: str, conversation_id: str, op_id: str) -> Message | None:
+        """The message that an operation made, None if it has not run yet."""
+        with self._database.read() as connection:
+            return find_op(connection, owner, conversation_id, op_id)
+
+    def message(self, owner: str, message_id: str) -> Message:
+        """One message with its siblings. Raises NotFound."""
+        with self._database.read() as connection:
+            message = find_message(connection, owner, message_id)
+            return with_siblings(connection, [message])[0]
+
+    def journal(self, message_id: str, content: str) -> None:
+        """Keep what a streaming reply holds so far, its whole text; it outlives a crash of Snug, not a power cut.
+
+        Raises StaleView if the message is gone or no longer streaming.
+        """
+        with self._database.write(durable=False) as connection:
+            done = connection.execute(
+                "UPDATE messages SET content = ? WHERE id = ? AND status = 'streaming'", (pack(content), message_id)
+            )
+            if done.rowcount == 0:
+                raise StaleView("The reply was deleted while it was being written.", remedy=CHANGED)
+
+    def finish(
+        self, message_id: str, content: str, status: MessageStatus, stats: ReplyStats | None, error: str = ""
+    ) -> Message:
+        """End a streaming reply with its whole text. Raises StaleView if the message is gone."""
+        packed_stats = json.dumps(dataclasses.asdict(stats)) if stats else None
+        with self._database.write() as connection:
+            row = connection.execute(
+                f"UPDATE messages SET content = ?, status = ?, stats = ?, error = ? WHERE id = ? RETURNING {MESSAGE}",
+                (pack(content), status, packed_stats, pack(error), message_id),
+            ).fetchone()
+            if row is None:
+                raise StaleView("The reply was deleted while it was being written.", remedy=CHANGED)
+            message = to_message(row)
+            self._touch(connection, message.conversation_id)
+            return message
+
+    def reopen(self, owner: str, message_id: str) -> Message:
+        """Make a finished message "streaming" again, so that it can be continued. Raises NotFound."""
+        with self._database.write() as connection:
+            message = find_message(connection, owner, message_id)
+            connection.execute("UPDATE messages SET status = 'streaming', error = '' WHERE id = ?", (message_id,))
+            return dataclasses.replace(message, status="streaming", error="")
+
+    def edit(self, owner: str, message_id: str, content: str) -> Message:
+        """Replace a message's text; it then counts as complete. Raises NotFound."""
+        with self._database.write() as connection:
+            message = find_message(connection, owner, message_id)
+            connection.execute(
+                "UPDATE messages SET content = ?, status = 'complete', error = '' WHERE id = ?",
+                (pack(content), message_id),
+            )
+            self._touch(connection, message.conversation_id)
+            return find_message(connection, owner, message_id)
+
+    def delete_message(self, owner: str, message_id: str) -> Conversation:
+        """Delete a message and all that follows it. The head moves to another version of it, else to its parent."""
+        with self._database.write() as connection:
+            message = find_message(connection, owner, message_id)
+            below = {row[0] for row in connection.execute(SUBTREE + "SELECT id FROM below", (message_id, pack(owner)))}
+            connection.execute(
+                SUBTREE + "DELETE FROM messages WHERE id IN (SELECT id FROM below)", (message_id, pack(owner))
+            )
+            if find_conversation(connection, owner, message.conversation_id).head_id in below:
+                sibling = connection.execute(
+                    "SELECT id FROM messages"
+                    " WHERE conversation_id = ? AND parent_id IS ? ORDER BY sequence DESC LIMIT 1",
+                    (message.conversation_id, message.parent_id),
+                ).fetchone()
+                head = newest_leaf(connection, sibling[0]) if sibling else message.parent_id
+                show(connection, message.conversation_id, head)
+            self._touch(connection, message.conversation_id)
+            return find_conversation(connection, owner, message.conversation_id)
+
+    def path(self, owner: str, conversation_id: str) -> Messages:
+        """The messages on show, from the root to the head. Raises NotFound."""
+        with self._database.read() as connection:
+            head_id = find_conversation(connection, owner, conversation_id).head_id
+            return with_siblings(connection, path_to(connection, owner, head_id)) if head_id else []
+
+    def path_to(self, owner: str, message_id: str) -> Messages:
+        """The messages from the root to this one, without siblings. Raises NotFound."""
+        with self._database.read() as connection:
+            find_message(connection, owner, message_id)
+            return path_to(connection, owner, message_id)
+
+    # The notebook
+
+    def notebook(self, owner: str) -> str:
+        """The owner's notebook text, "" at first."""
+        with self._database.read() as connection:
+            row = connection.execute("SELECT content FROM notebooks WHERE owner = ?", (pack(owner),)).fetchone()
+            return unpack(row[0]) if row else ""
+
+    def save_notebook(self, owner: str, text: str, *, durable: bool = True) -> None:
+        """Keep the notebook's text."""
+        with self._database.write(durable=durable) as connection:
+            connection.execute(
+                "INSERT INTO notebooks (owner, content) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET content = ?2",
+                (pack(owner), pack(text)),
+            )
+
+    def _touch(self, connection: sqlite3.Connection, conversation_id: str) -> None:
+        connection.execute(
+            "UPDATE conversations SET updated_at = ?, touched = (SELECT max(touched) + 1 FROM conversations)"
+            " WHERE id = ?",
+            (self._now(), conversation_id),
+        )
+
+
+def title_of(text: str) -> str:
+    """A title made of a message's first line."""
+    lines = text.strip().splitlines()
+    line = " ".join(lines[0].split()) if lines else ""
+    return line if len(line) <= TITLE_CHARACTERS else line[: TITLE_CHARACTERS - 1].rstrip() + "…"
