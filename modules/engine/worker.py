@@ -1,0 +1,176 @@
+"""The engine process: loads one model, serves its host until told to close, and never outlives it.
+
+`python -m modules.engine.worker NUMBER PARENT` is started by child.py with one end of a pipe; a thread of the host's
+own process runs `serve` instead where one process is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from modules.engine.base import Engine, Finished, Timings, Usage
+from modules.engine.wire import (
+    Answer,
+    Call,
+    Cancel,
+    Close,
+    Emitted,
+    LoadBroke,
+    Loaded,
+    Loading,
+    Message,
+    Pipe,
+    Start,
+    Submit,
+    Writer,
+)
+from modules.errors import GenerationFailed, LoadFailed, OutOfMemory, SnugError
+
+log = logging.getLogger(__name__)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LAST_WORDS_S = 2.0
+
+
+def main(argv: list[str]) -> None:
+    """Serve the host at the other end of the inherited pipe; ends the process."""
+    number, parent = int(argv[0]), int(argv[1])
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes this process
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    serve(_open(number), on_host_gone=partial(os._exit, 0))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the interpreter's own end would wait for the engine's threads
+
+
+def serve(pipe: Pipe, *, on_host_gone: Callable[[], None]) -> None:
+    """Load what the first message says, then serve until Close. Returns when the model is freed.
+
+    `on_host_gone` is called from another thread as soon as the pipe breaks, in the middle of a load too.
+    """
+    try:
+        first = pipe.recv()
+    except (EOFError, OSError):
+        return
+    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, inbox, on_host_gone), name="engine inbox", daemon=True).start()
+    writer = Writer(pipe, "engine outbox")
+    try:
+        engine = _load(first, writer)
+    except SnugError as error:
+        writer.post(LoadBroke(error))
+    else:
+        writer.post(Loaded(engine.info))
+        with ThreadPoolExecutor(2, "engine calls") as calls:
+            for message in iter(inbox.get, Close()):
+                _obey(engine, message, writer, calls)
+            engine.close()
+            calls.shutdown(wait=False, cancel_futures=True)
+    writer.finish(LAST_WORDS_S)
+
+
+def _listen(pipe: Pipe, inbox: queue.SimpleQueue[Message], on_host_gone: Callable[[], None]) -> None:
+    """Read the pipe at all times, so that the host's end is noticed even while a load or a step is stuck."""
+    try:
+        while True:
+            for message in pipe.recv():
+                inbox.put(message)
+    except (EOFError, OSError):
+        on_host_gone()
+        inbox.put(Close())
+
+
+def _load(start: Start, writer: Writer) -> Engine:
+    """The loaded engine; raises SnugError for whatever goes wrong."""
+    try:
+        return start.load(start.plan, lambda progress: writer.post(Loading(progress)))
+    except SnugError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemory(
+            "Memory ran out while the model was loading.", remedy="Choose a smaller model, context or precision."
+        ) from error
+    except Exception as error:
+        log.exception("The load failed")
+        raise LoadFailed(
+            f"{start.plan.spec.name} could not be loaded: {_brief(error)}.", remedy="The log says more."
+        ) from error
+
+
+def _obey(engine: Engine, message: Message, writer: Writer, calls: ThreadPoolExecutor) -> None:
+    """Do what one message asks; what fails is answered, never raised."""
+    if isinstance(message, Submit):
+        emit = partial(_emit, writer, message.request.id)
+        try:
+            engine.submit(message.request, emit)
+        except Exception as error:
+            usage = Usage(len(message.request.prompt_ids), 0, 0)
+            emit(Finished("error", usage, Timings(0, 0, 0, 0, 0), _as_snug(error)))
+    elif isinstance(message, Cancel):
+        engine.cancel(message.request_id)
+    elif isinstance(message, Call):
+        calls.submit(_answer, engine, message, writer)
+
+
+def _emit(writer: Writer, request_id: str, event: object) -> None:
+    writer.post(Emitted(request_id, event))  # type: ignore[arg-type]
+
+
+def _answer(engine: Engine, call: Call, writer: Writer) -> None:
+    methods: dict[str, Callable[..., object]] = {
+        "encode": engine.encode,
+        "decode": engine.decode,
+        "stats": engine.stats,
+    }
+    try:
+        writer.post(Answer(call.number, methods[call.method](*call.arguments)))
+    except Exception as error:
+        writer.post(Answer(call.number, None, _as_snug(error)))
+
+
+def _as_snug(error: Exception) -> SnugError:
+    if isinstance(error, SnugError):
+        return error
+    log.error("A request failed", exc_info=error)
+    return GenerationFailed(f"The engine failed: {_brief(error)}.", remedy="The log says more.")
+
+
+def _brief(error: Exception) -> str:
+    """An exception in one line of at most 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".: ")
+
+
+def _open(number: int) -> Pipe:
+    """The pipe whose file descriptor (on Windows: handle) this process inherited."""
+    if sys.platform == "win32":
+        from multiprocessing.connection import PipeConnection
+
+        return PipeConnection(number)
+    from multiprocessing.connection import Connection
+
+    os.set_inheritable(number, False)
+    return Connection(number)
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process when its host dies, however stuck it is (Linux; elsewhere the pipe tells)."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call above
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
