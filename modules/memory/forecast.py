@@ -1,12 +1,39 @@
-"""How many bytes a run of a model needs on a device, by what they are for. Formulas, each with its source."""
+"""How many bytes a run of a model needs on a device, by what they are for. Formulas, each with its source.
+
+Pure arithmetic over a ModelSpec and a RunSpec. It does not know machines and decides nothing.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
+from modules.memory.spec import ModelSpec, TensorInfo
+from modules.units import MiB
+
 DType = Literal["bfloat16", "float16", "float32"]
 Quantization = Literal["none", "int8", "nf4", "fp4"]
+
+# CUDA context, cuBLAS and loaded kernels: 0.45 to 0.65 GiB a GPU, derived from accelerate's published table. The
+# upper end; not yet measured here.
+CUDA_CONTEXT_BYTES = 650 * MiB
+# An idle engine process with torch and transformers imported is 334 MiB; the first forward adds up to 140 (measured).
+CPU_PROCESS_BYTES = 480 * MiB
+
+_FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
+# transformers gives these no SDPA path: scores are materialised whatever was asked for (dry runs on 5.23).
+_EAGER_ONLY = frozenset({"gptj", "bloom", "gemma2", "codegen", "mpt", "t5", "mt5", "umt5", "longt5"})
+# Families whose T5-like `wo` bitsandbytes leaves alone (_keep_in_fp32_modules).
+_KEPT_WO = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pop2piano"})
+_TOKEN_TABLES = (
+    "embed_tokens.weight", "wte.weight", "shared.weight", "word_embeddings.weight", "embed_in.weight",
+    "embeddings.weight", "tokens_embed.weight",
+)  # fmt: skip
+_NOT_LINEAR = re.compile(
+    r"norm|embed|relative_attention_bias|\bw[tp]e\b|ln_|conv1d|rotary|position|\.A_log|\.router\.|\.x_proj"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +51,160 @@ class RunSpec:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bytes on one device."""
+    """Bytes on one device. `offload_buffer` is for weights that are fetched to it for each use."""
 
     weights: int = 0
     kv_cache: int = 0
     prefill_peak: int = 0
     context: int = 0
+    offload_buffer: int = 0
 
     @property
     def total(self) -> int:
         """All of it together."""
-        return self.weights + self.kv_cache + self.prefill_peak + self.context
+        return self.weights + self.kv_cache + self.prefill_peak + self.context + self.offload_buffer
+
+
+def element_bytes(dtype: DType) -> int:
+    """Bytes of one number."""
+    return 4 if dtype == "float32" else 2
+
+
+def elements(tensor: TensorInfo) -> int:
+    """How many numbers a tensor holds."""
+    return math.prod(tensor.shape)
+
+
+def is_quantizable(spec: ModelSpec, tensor: TensorInfo) -> bool:
+    """Whether bitsandbytes would quantize this tensor: the matrix of a plain linear layer inside a block.
+
+    Source: transformers 5.23, integrations/bitsandbytes.py: only `type(module) is nn.Linear` or Conv1D is replaced,
+    so FalconLinear and experts fused into 3-D tensors stay as they are; heads, tied tables and `wo` of T5 are kept.
+    """
+    matrix = len(tensor.shape) == 2 and tensor.name.endswith(".weight") and bool(tensor.block)
+    if not matrix or _NOT_LINEAR.search(tensor.name) or spec.model_type == "falcon":
+        return False
+    routed = ".experts." in tensor.name or tensor.name.endswith((".gate.weight", ".router.weight"))
+    if spec.fused_experts and routed:
+        return False
+    return not (spec.model_type in _KEPT_WO and tensor.name.endswith(".wo.weight"))
+
+
+def int8_bytes(out_features: int, in_features: int) -> int:
+    """A bitsandbytes int8 matrix: one byte a weight and one fp32 scale a row (byte-exact, bitsandbytes 0.50)."""
+    return out_features * in_features + 4 * out_features
+
+
+def four_bit_bytes(count: int, *, double_quant: bool) -> int:
+    """A bitsandbytes nf4 or fp4 matrix of `count` weights with blocks of 64 (byte-exact, bitsandbytes 0.50).
+
+    Half a byte a weight, an fp32 maximum a block, a code book of 64 bytes; double quantization makes the maxima one
+    byte, with fp32 maxima of their own per 256, a code book of 1024 bytes and an offset.
+    """
+    blocks = -(-count // 64)
+    scales = blocks + 4 * -(-blocks // 256) + 1024 + 4 if double_quant else 4 * blocks
+    return -(-count // 2) + scales + 64
+
+
+def tensor_bytes(spec: ModelSpec, tensor: TensorInfo, run: RunSpec, *, quantize: bool = True) -> int:
+    """Bytes of one tensor once loaded; with `quantize` False as an offloaded layer keeps it, unquantized."""
+    if spec.prequantized != "none" and tensor.dtype not in _FLOATS:
+        return tensor.size_bytes
+    if spec.source == "safetensors" and tensor.dtype not in _FLOATS:
+        return tensor.size_bytes
+    if quantize and run.quantization != "none" and spec.prequantized == "none" and is_quantizable(spec, tensor):
+        if run.quantization == "int8":
+            return int8_bytes(tensor.shape[0], tensor.shape[1])
+        return four_bit_bytes(elements(tensor), double_quant=run.double_quant)
+    return elements(tensor) * _kept_element_bytes(spec, tensor, run)
+
+
+def _kept_element_bytes(spec: ModelSpec, tensor: TensorInfo, run: RunSpec) -> int:
+    """fp16 is widened to fp32 for the `wo` of T5 (_keep_in_fp32_modules in transformers 5.23, fp16 only)."""
+    widened = run.dtype == "float16" and spec.model_type in _KEPT_WO and tensor.name.endswith(".wo.weight")
+    return 4 if widened else element_bytes(run.dtype)
+
+
+def tied_copies(spec: ModelSpec) -> frozenset[str]:
+    """Stored tensors that become the same memory as the token table, and so cost nothing more."""
+    names = {tensor.name for tensor in spec.tensors}
+    copies = {"lm_head.weight"} if spec.tied_embeddings and any(map(is_token_table, names)) else set()
+    if spec.is_encoder_decoder and any(name.endswith("shared.weight") for name in names):
+        copies |= {
+            name for name in names if name.endswith(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"))
+        }
+    return frozenset(copies & names)
+
+
+def is_token_table(name: str) -> bool:
+    """Whether `name` is the table that turns token ids into vectors."""
+    return name.endswith(_TOKEN_TABLES)
+
+
+def weight_bytes(spec: ModelSpec, run: RunSpec) -> int:
+    """Bytes of all weights once loaded, shared tables counted once."""
+    copies = tied_copies(spec)
+    return sum(tensor_bytes(spec, tensor, run) for tensor in spec.tensors if tensor.name not in copies)
+
+
+def quantized_share(spec: ModelSpec) -> float:
+    """The share of a model's weights, 0 to 1, that bitsandbytes can quantize."""
+    total = sum(elements(tensor) for tensor in spec.tensors)
+    return sum(elements(tensor) for tensor in spec.tensors if is_quantizable(spec, tensor)) / max(1, total)
+
+
+def layer_cache_bytes(spec: ModelSpec, run: RunSpec, layer: int, tokens: int) -> int:
+    """KV cache, or recurrent state, of decoder layer `layer` after `tokens` tokens of one conversation.
+
+    Per attention layer 2 × kv_heads × head_dim elements a token (MLA: kv_lora_rank + qk_rope_head_dim); a sliding
+    layer keeps its window and the chunk being read; an encoder-decoder keeps as much again for cross-attention.
+    Checked against live bytes of transformers' caches for MHA, GQA, MQA, MLA, sliding, Mamba and BART.
+    """
+    kind = spec.layer_kinds[layer] if layer < len(spec.layer_kinds) else "full"
+    width = element_bytes(run.dtype)
+    if kind == "shared":
+        return 0
+    if kind == "recurrent":
+        return spec.state_elements * width + spec.state_fp32 * 4
+    kept = min(tokens, spec.sliding_window + run.prefill_chunk) if kind == "sliding" else tokens
+    return kept * spec.kv_elements * width * (2 if spec.is_encoder_decoder else 1)
+
+
+def kv_cache_bytes(spec: ModelSpec, run: RunSpec, tokens: int) -> int:
+    """The whole cache of one conversation of `tokens` tokens, an encoder's output included."""
+    encoder = tokens * spec.hidden_size * element_bytes(run.dtype) if spec.is_encoder_decoder else 0
+    return encoder + sum(layer_cache_bytes(spec, run, layer, tokens) for layer in range(spec.layers))
+
+
+def prefill_peak_bytes(spec: ModelSpec, run: RunSpec, *, with_head: bool) -> int:
+    """Most bytes alive beyond weights and cache while a chunk of the prompt is read on one device.
+
+    SDPA: T·e·(4h + 3I). Eager: a·T·S·(10 at 16 bits, 8 at 32) + T·e·(4h + 2ad + 2kd). The head makes logits of one
+    position: V·(e + 4). The largest of these. Against dry runs of Llama-like models: total within 0.5 %, worst 1.6 %.
+    An encoder reads its input whole.
+    """
+    width = element_bytes(run.dtype)
+    tokens = run.context_tokens if spec.is_encoder_decoder else min(run.prefill_chunk, run.context_tokens)
+    routed = max(1, spec.experts_per_token)
+    mlp = tokens * width * (4 * spec.hidden_size + 3 * spec.intermediate_size * routed)
+    peaks = [mlp]
+    if run.attention == "eager" or spec.model_type in _EAGER_ONLY:
+        scores = spec.attention_heads * tokens * run.context_tokens * (8 if width == 4 else 10)
+        heads = 2 * spec.head_dim * (spec.attention_heads + spec.kv_heads)
+        peaks.append(scores + tokens * width * (4 * spec.hidden_size + heads))
+    if with_head:
+        peaks.append(spec.vocab_size * (width + 4))
+    return max(peaks)
+
+
+def dequantize_bytes(spec: ModelSpec, run: RunSpec) -> int:
+    """What computing with the largest quantized matrix needs: 4-bit a dequantized copy, int8 its inputs and outputs.
+
+    4-bit: N·K·e. int8: T·in·2 + T·out·(4 + 2) (bitsandbytes 0.50, functional.py and autograd/_functions.py).
+    """
+    if run.quantization == "none":
+        return 0
+    matrices = [tensor for tensor in spec.tensors if is_quantizable(spec, tensor)]
+    if run.quantization == "int8":
+        return max((run.prefill_chunk * (2 * t.shape[1] + 6 * t.shape[0]) for t in matrices), default=0)
+    return max((elements(t) for t in matrices), default=0) * element_bytes(run.compute_dtype)

@@ -435,12 +435,12 @@ def _inspect_gguf(path: Path) -> ModelSpec:
 def _gguf_config(header: GgufHeader, architecture: str) -> dict[str, Any]:
     """The config.json fields that a GGUF header states."""
     fields = {
-        "block_count": "num_hidden_layers", "embedding_length": "hidden_size",
-        "context_length": "max_position_embeddings", "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
-        "attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim",
-        "attention.sliding_window": "sliding_window", "expert_count": "num_experts",
-        "expert_used_count": "num_experts_per_tok", "vocab_size": "vocab_size", "ssm.state_size": "state_size",
-        "ssm.conv_kernel": "conv_kernel",
+        "block_count": "num_hidden_layers", "embedding_length": "hidden_size", "vocab_size": "vocab_size",
+        "context_length": "max_position_embeddings", "feed_forward_length": "intermediate_size",
+        "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
+        "attention.key_length": "head_dim", "attention.sliding_window": "sliding_window",
+        "expert_count": "num_experts", "expert_used_count": "num_experts_per_tok",
+        "ssm.state_size": "state_size", "ssm.conv_kernel": "conv_kernel",
     }  # fmt: skip
     config: dict[str, Any] = {}
     for key, name in fields.items():
