@@ -36,89 +36,95 @@ class Control:
 
 
 class GenerationParams(BaseModel):
-    """The sampling parameters of one request. Frozen; unknown fields are refused; ranges are checked by name.
+    """The sampling parameters of one request. Frozen; unknown fields are refused; ranges are checked by name, and
+    no text, truth value or fraction passes for a number that it is not.
 
     With `temperature=0` decoding is greedy. A value of 0 (or 1 for `top_p`, `typical_p`, `repetition_penalty`)
     switches a sampler off. Order: penalties, no-repeat n-grams, DRY, temperature, top-k, top-p, min-p, typical,
     epsilon, eta, XTC (`temperature_last` moves the temperature to the end); mirostat replaces every truncation.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     max_new_tokens: Annotated[int, Control("Longest reply (tokens)", "length", 1, 16, 4096)] = Field(
-        512, ge=1, le=1_000_000, description="The reply ends after this many tokens at the latest."
+        default=512, ge=1, le=1_000_000, description="The reply ends after this many tokens at the latest."
     )
     temperature: Annotated[float, Control("Temperature", "core", 0.01, 0, 2)] = Field(
-        0.7, ge=0, le=100, description="Higher is more surprising. 0 always takes the likeliest token."
+        default=0.7, ge=0, le=100, description="Higher is more surprising. 0 always takes the likeliest token."
     )
     top_p: Annotated[float, Control("Top P", "core")] = Field(
-        0.9, gt=0, le=1, description="Keep the likeliest tokens that together reach this probability. 1 is off."
+        default=0.9, gt=0, le=1, description="Keep the likeliest tokens that together reach this probability. 1 is off."
     )
     top_k: Annotated[int, Control("Top K", "core", 1, 0, 200)] = Field(
-        0, ge=0, le=1_000_000, description="Keep this many likeliest tokens. 0 is off."
+        default=0, ge=0, le=1_000_000, description="Keep this many likeliest tokens. 0 is off."
     )
     min_p: Annotated[float, Control("Min P", "truncation")] = Field(
-        0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest one. 0 is off."
+        default=0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest one. 0 is off."
     )
     typical_p: Annotated[float, Control("Typical P", "truncation")] = Field(
-        1.0, gt=0, le=1, description="Keep tokens whose surprise is nearest to the expected one. 1 is off."
+        default=1.0, gt=0, le=1, description="Keep tokens whose surprise is nearest to the expected one. 1 is off."
     )
     epsilon_cutoff: Annotated[float, Control("Epsilon cutoff", "truncation", 0.0001, 0, 0.01)] = Field(
-        0.0, ge=0, lt=1, description="Drop tokens less likely than this probability. 0 is off."
+        default=0.0, ge=0, lt=1, description="Drop tokens less likely than this probability. 0 is off."
     )
     eta_cutoff: Annotated[float, Control("Eta cutoff", "truncation", 0.0001, 0, 0.01)] = Field(
-        0.0, ge=0, lt=1, description="As epsilon, but milder where many tokens are plausible. 0 is off."
+        default=0.0, ge=0, lt=1, description="As epsilon, but milder where many tokens are plausible. 0 is off."
     )
     xtc_threshold: Annotated[float, Control("XTC threshold", "truncation", 0.01, 0, 0.5)] = Field(
-        0.1, ge=0, le=1, description="XTC drops all but the least likely of the tokens above this probability."
+        default=0.1, ge=0, le=1, description="XTC drops all but the least likely of the tokens above this probability."
     )
     xtc_probability: Annotated[float, Control("XTC probability", "truncation")] = Field(
-        0.0, ge=0, le=1, description="How often XTC strikes. 0 is off."
+        default=0.0, ge=0, le=1, description="How often XTC strikes. 0 is off."
     )
     repetition_penalty: Annotated[float, Control("Repetition penalty", "repetition", 0.01, 1, 2)] = Field(
-        1.0, gt=0, le=10, description="Above 1, tokens that already occurred become less likely. 1 is off."
+        default=1.0, gt=0, le=10, description="Above 1, tokens that already occurred become less likely. 1 is off."
     )
     presence_penalty: Annotated[float, Control("Presence penalty", "repetition", 0.01, -2, 2)] = Field(
-        0.0, ge=-10, le=10, description="Taken off the logit of every token that the reply already holds."
+        default=0.0, ge=-10, le=10, description="Taken off the logit of every token that the reply already holds."
     )
     frequency_penalty: Annotated[float, Control("Frequency penalty", "repetition", 0.01, -2, 2)] = Field(
-        0.0, ge=-10, le=10, description="Taken off a token's logit once for each time the reply holds it."
+        default=0.0, ge=-10, le=10, description="Taken off a token's logit once for each time the reply holds it."
     )
     no_repeat_ngram_size: Annotated[int, Control("No repeated n-grams of size", "repetition", 1, 0, 20)] = Field(
-        0, ge=0, le=1000, description="No run of this many tokens occurs twice. 0 is off."
+        default=0, ge=0, le=1000, description="No run of this many tokens occurs twice. 0 is off."
     )
     dry_multiplier: Annotated[float, Control("DRY strength", "repetition", 0.01, 0, 5)] = Field(
-        0.0, ge=0, le=100, description="Strength of the penalty on extending a repeated run of tokens. 0 is off."
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Strength of the penalty on going on with a repetition. 0 is off.",
     )
     dry_base: Annotated[float, Control("DRY base", "repetition", 0.01, 1, 4)] = Field(
-        1.75, ge=1, le=100, description="How fast the DRY penalty grows with the length of the repeated run."
+        default=1.75, ge=1, le=100, description="How fast the DRY penalty grows with the length of the repeated run."
     )
     dry_allowed_length: Annotated[int, Control("DRY allowed length", "repetition", 1, 1, 20)] = Field(
-        2, ge=1, le=1000, description="Repeated runs up to this many tokens stay free."
+        default=2, ge=1, le=1000, description="Repeated runs up to this many tokens stay free."
     )
     mirostat_mode: Annotated[Literal[0, 2], Control("Mirostat mode", "mirostat", 2, 0, 2)] = Field(
-        0, description="2 holds the text's surprise near a target and replaces every truncation above. 0 is off."
+        default=0,
+        description="Mode 2 holds the text's surprise near a target, in place of every truncation. 0 is off.",
     )
     mirostat_tau: Annotated[float, Control("Mirostat tau", "mirostat", 0.01, 0, 10)] = Field(
-        5.0, ge=0, le=100, description="The target surprise, in bits a token."
+        default=5.0, ge=0, le=100, description="The target surprise, in bits a token."
     )
     mirostat_eta: Annotated[float, Control("Mirostat eta", "mirostat")] = Field(
-        0.1, ge=0, le=1, description="How fast mirostat corrects itself."
+        default=0.1, ge=0, le=1, description="How fast mirostat corrects itself."
     )
     temperature_last: Annotated[bool, Control("Temperature last", "other")] = Field(
-        False, description="Apply the temperature after the truncations instead of before them."
+        default=False, description="Apply the temperature after the truncations instead of before them."
     )
     ban_eos_token: Annotated[bool, Control("Never end by itself", "other")] = Field(
-        False, description="Forbid the end-of-sequence token: the reply ends at its length limit or a stop string."
+        default=False,
+        description="Forbid the end token: the reply ends at its length limit or a stop string.",
     )
     seed: Annotated[int, Control("Seed", "other", 1, -1, 2**31 - 1)] = Field(
-        -1, ge=-1, le=2**63 - 1, description="The same seed gives the same reply. -1 draws a new one each time."
+        default=-1, ge=-1, le=2**63 - 1, description="The same seed gives the same reply. -1 draws a new one each time."
     )
     stop: tuple[StopString, ...] = Field(
-        (), max_length=MAX_STOP_STRINGS, description="The reply ends before any of these strings."
+        default=(), max_length=MAX_STOP_STRINGS, strict=False, description="The reply ends before any of these strings."
     )
     logprobs: int = Field(
-        0, ge=0, le=20, description="Report the log-probabilities of each token and of this many alternatives."
+        default=0, ge=0, le=20, description="Report the log-probabilities of each token and of this many alternatives."
     )
 
     @property
