@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 from safetensors.numpy import save_file
 
 from modules.engine.base import (
@@ -197,10 +198,11 @@ class ScriptedEngine:
         return decode_tokens(token_ids)
 
     def stats(self) -> EngineStats:
-        """Rows and queue as they are."""
+        """Rows, queue and memory as they are."""
         with self._lock:
             waiting = len(self._waiting)
-            return EngineStats(active=len(self._rows) - waiting, queued=waiting)
+            rss_bytes = psutil.Process().memory_info().rss
+            return EngineStats(active=len(self._rows) - waiting, queued=waiting, rss_bytes=rss_bytes)
 
     def close(self) -> None:
         """Cancel everything."""

@@ -53,7 +53,7 @@ from modules.errors import EngineDied, LoadFailed, OutOfMemory, SnugError, Timed
 from modules.memory.planner import Plan
 from modules.units import format_duration, format_size
 
-__all__ = ["EngineHost", "Generation", "Patience"]
+__all__ = ["PATIENCE", "EngineHost", "Generation", "Patience", "ignore"]
 
 log = logging.getLogger(__name__)
 TICK_S = 0.2
@@ -74,6 +74,9 @@ class Patience:
     cancel_s: float = 0.8
     call_s: float = 60.0
     close_s: float = 3.0
+
+
+PATIENCE = Patience()
 
 
 @dataclass(slots=True)
@@ -98,7 +101,7 @@ class EngineHost:
         on_progress: OnProgress = ignore,
         *,
         in_process: bool = False,
-        patience: Patience = Patience(),
+        patience: Patience = PATIENCE,
         on_death: Callable[[SnugError], None] | None = None,
     ) -> None:
         """Begin to load and return at once; `wait_loaded` tells the rest.
@@ -110,6 +113,7 @@ class EngineHost:
         self._on_progress = on_progress
         self._on_death = on_death
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._closing = threading.Event()
         self._loaded: Future[ModelInfo] = Future()
         self._open: weakref.WeakValueDictionary[str, Generation] = weakref.WeakValueDictionary()
@@ -137,11 +141,10 @@ class EngineHost:
         on_progress: OnProgress = ignore,
         *,
         in_process: bool = False,
-        patience: Patience = Patience(),
-        on_death: Callable[[SnugError], None] | None = None,
+        patience: Patience = PATIENCE,
     ) -> EngineHost:
         """A host whose engine is loaded. Raises SnugError, the process gone, where the load fails."""
-        host = cls(plan, load, on_progress, in_process=in_process, patience=patience, on_death=on_death)
+        host = cls(plan, load, on_progress, in_process=in_process, patience=patience)
         host.wait_loaded()
         return host
 
@@ -164,14 +167,19 @@ class EngineHost:
         return self._dead is None and not self._closing.is_set() and self._loaded.done()
 
     @property
+    def death(self) -> SnugError | None:
+        """Why the engine ended; None while it runs."""
+        return self._dead
+
+    @property
     def pid(self) -> int | None:
         """The engine's process; None for one in a thread."""
         return self._child.pid if self._child else None
 
-    @property
-    def running(self) -> int:
-        """How many generations are open."""
-        return len(self._owed)
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Whether the engine is done with every request, waiting for that at most `timeout_s`."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._owed, timeout_s)
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Send a request; returns at once.
@@ -303,6 +311,8 @@ class EngineHost:
         with self._lock:
             owed = self._owed.pop(request_id, None)
             self._open.pop(request_id, None)
+            if not self._owed:
+                self._idle.notify_all()
         if owed is not None:
             owed.on_abandon.detach()
 
@@ -381,6 +391,7 @@ class EngineHost:
             for owed in self._owed.values():
                 owed.on_abandon.detach()
             self._owed.clear()
+            self._idle.notify_all()
         return generations
 
     def _cause_of_death(self) -> SnugError:

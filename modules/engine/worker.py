@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import logging
 import os
 import queue
@@ -16,9 +17,10 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
-from modules.engine.base import Engine, Finished, Timings, Usage
+from modules.engine.base import Engine, Finished, LoadEngine, OnProgress, Timings, Usage
 from modules.engine.wire import (
     Answer,
     Call,
@@ -35,10 +37,24 @@ from modules.engine.wire import (
     Writer,
 )
 from modules.errors import GenerationFailed, LoadFailed, OutOfMemory, SnugError
+from modules.memory.planner import Plan
 
 log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LAST_WORDS_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadByName:
+    """A LoadEngine written "package.module:function", imported only where it is called: in the engine process."""
+
+    name: str
+
+    def __call__(self, plan: Plan, on_progress: OnProgress) -> Engine:
+        """Import and call it."""
+        module, _, function = self.name.partition(":")
+        load: LoadEngine = getattr(importlib.import_module(module), function)
+        return load(plan, on_progress)
 
 
 def main(argv: list[str]) -> None:

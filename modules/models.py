@@ -1,0 +1,378 @@
+"""Which model is loaded: lists, plans, loads, swaps with a way back, unloads, and reloads one that died.
+
+One model answers at a time. The next one is loaded beside it where memory allows that without changing the plan;
+else the old one goes first and comes back if the new one fails. Replies that run at the moment of a change get
+DRAIN_S seconds to end, then they end with an error that says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from modules.engine.base import EngineStats, LoadEngine, ModelInfo, OnProgress, Progress
+from modules.engine.host import PATIENCE, EngineHost, Patience, ignore
+from modules.engine.worker import LoadByName
+from modules.errors import Busy, GenerationFailed, LoadFailed, ModelNotFound, NoModelLoaded, SnugError
+from modules.files import safe_path
+from modules.hardware import Device, Inventory, read_inventory
+from modules.memory.planner import Plan, make_plan
+from modules.memory.spec import ModelEntry, inspect, list_models
+from modules.settings import LoadOptions, Settings, check_machine, check_together
+
+__all__ = ["LOADERS", "ModelEntry", "ModelManager", "ModelState", "Status"]
+
+log = logging.getLogger(__name__)
+
+LOADERS: Mapping[str, LoadEngine] = {
+    "transformers": LoadByName("modules.engine.huggingface:load"),
+    "deepspeed": LoadByName("modules.engine.zero3:load"),
+}
+DRAIN_S = 5.0
+WAIT_FOR_LOAD_S = 600.0
+
+Status = Literal["empty", "loading", "ready", "failed", "died"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What the page shows of the model. Every change makes a new one with a higher `version`.
+
+    `name` is the model that `status` speaks of; `info` and `plan` belong to the model that answers now (while another
+    one loads beside it too) or, after "died", will answer again. `error` is what went wrong last, also while "ready":
+    then another model failed to load and this one answers on.
+    """
+
+    status: Status = "empty"
+    name: str = ""
+    progress: Progress | None = None
+    error: SnugError | None = None
+    info: ModelInfo | None = None
+    plan: Plan | None = None
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Current:
+    """The engine that answers, or did until it died, and the options that made it."""
+
+    host: EngineHost
+    options: LoadOptions
+
+
+class ModelManager:
+    """Holds the one engine. Every method may be called from any thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        loaders: Mapping[str, LoadEngine] = LOADERS,
+        read_inventory: Callable[[Path], Inventory] = read_inventory,
+        patience: Patience = PATIENCE,
+        drain_s: float = DRAIN_S,
+        in_process: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._loaders = loaders
+        self._read_inventory = read_inventory
+        self._patience = patience
+        self._drain_s = drain_s
+        self._in_process = in_process
+        self._changed = threading.Condition()
+        self._state = ModelState()
+        self._current: _Current | None = None
+        self._starting: EngineHost | None = None
+        self._busy_with = ""
+        self._stopping = 0
+        self._closed = False
+
+    @property
+    def defaults(self) -> LoadOptions:
+        """The load options that the server was started with."""
+        return self._settings.load_options
+
+    @property
+    def state(self) -> ModelState:
+        """How things stand."""
+        return self._state
+
+    def wait_state(self, version: int, timeout_s: float) -> ModelState:
+        """The state as soon as it is newer than `version`, or as it is after `timeout_s`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._state.version > version, timeout_s)
+            return self._state
+
+    def list(self) -> list[ModelEntry]:
+        """What is in the models folder."""
+        return list_models(self._settings.model_dir, trust_remote_code=self._settings.trust_remote_code)
+
+    def plan(self, options: LoadOptions) -> Plan:
+        """What loading with `options` would do now, if the loaded model gave way. Raises SnugError if nothing fits."""
+        current = self._current
+        return self._plan(options, _stats(current.host) if current else EngineStats())
+
+    def load(self, options: LoadOptions, on_progress: OnProgress | None = None) -> ModelInfo:
+        """Load a model and make it the one that answers; blocks until it does.
+
+        Raises Busy while another load runs, else the SnugError that says what was wrong. The model that answered
+        before still does then, unless the error says that it could not be brought back.
+        """
+        self._take_turn(options.model or "a model")
+        return self._load(options, on_progress or ignore).info
+
+    def start_load(self, options: LoadOptions) -> None:
+        """`load` in a thread: watch `state`. Raises Busy at once."""
+        self._take_turn(options.model or "a model")
+        threading.Thread(target=self._load_quietly, args=(options,), name="load", daemon=True).start()
+
+    def unload(self) -> None:
+        """Stop a load that runs, end the engine and give back its memory. Open replies end with an error."""
+        self._empty(GenerationFailed("The model was unloaded during this reply.", remedy="Load a model and go on."))
+
+    def close(self) -> None:
+        """End the engine for good; open replies end as cancelled. Later loads are refused."""
+        self._closed = True
+        self._empty(None)
+
+    def engine(self) -> EngineHost:
+        """The engine that answers. Waits for a load that runs; loads one anew that died.
+
+        Raises NoModelLoaded, what the reload raises, or Busy if a load takes longer than WAIT_FOR_LOAD_S.
+        """
+        deadline = time.monotonic() + WAIT_FOR_LOAD_S
+        with self._changed:
+            while True:
+                current = self._current
+                if current is not None and current.host.alive:
+                    return current.host
+                if not self._busy_with and not self._stopping:
+                    break
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise Busy(f"{self._busy_with} is still being loaded.", remedy="Try again when it is ready.")
+            if current is None or self._closed:
+                raise NoModelLoaded("No model is loaded.", remedy="Load one on the Model tab.")
+            self._busy_with = current.host.plan.spec.name
+        return self._load(current.options, ignore)
+
+    def _take_turn(self, name: str) -> None:
+        with self._changed:
+            if self._busy_with:
+                raise Busy(f"{self._busy_with} is being loaded.", remedy="Wait until it is ready, or unload it.")
+            if self._closed or self._stopping:
+                raise Busy("The model is being unloaded.", remedy="Try again in a moment.")
+            self._busy_with = name
+
+    def _end_turn(self) -> None:
+        with self._changed:
+            self._busy_with = ""
+            self._changed.notify_all()
+
+    def _load_quietly(self, options: LoadOptions) -> None:
+        try:
+            self._load(options, ignore)
+        except SnugError as error:
+            log.warning("%s", error)
+
+    def _load(self, options: LoadOptions, on_progress: OnProgress) -> EngineHost:
+        """One load, its turn taken; ends the turn."""
+        old = self._current
+        try:
+            self._announce(status="loading", name=options.model or "", progress=Progress("Planning", 0.0), error=None)
+            plan, beside = self._choose(options, old)
+            if old is not None and old.host.alive and not beside:
+                self._retire(old)
+                plan = self._plan(options, EngineStats())
+            new = _Current(self._start(plan, on_progress), options)
+            self._install(new)
+            if old is not None and beside:
+                self._retire(old)
+            return new.host
+        except Exception as error:
+            raise self._roll_back(options, old, _as_snug(error)) from error
+        finally:
+            self._end_turn()
+
+    def _choose(self, options: LoadOptions, old: _Current | None) -> tuple[Plan, bool]:
+        """The plan for `options`, and whether the old engine can stay until the new one answers."""
+        if old is None or not old.host.alive:
+            return self._plan(options, EngineStats()), False
+        alone = self._plan(options, _stats(old.host))
+        if "deepspeed" in (alone.loader, old.host.plan.loader):
+            return alone, False  # the ranks have one rendezvous
+        try:
+            beside = self._plan(options, EngineStats())
+        except SnugError as error:
+            log.info("%s must go before %s is loaded: %s", old.host.plan.spec.name, alone.spec.name, error)
+            return alone, False
+        same = (beside.placement, beside.run) == (alone.placement, alone.run)
+        return (beside, True) if same else (alone, False)
+
+    def _plan(self, options: LoadOptions, freed: EngineStats) -> Plan:
+        """The plan for `options` on this machine as if what `freed` holds were free."""
+        check_together(options)
+        cache = self._settings.user_data_dir / "cache"
+        inventory = self._read_inventory(options.disk_cache_dir or options.nvme_offload_dir or cache)
+        check_machine(options, inventory)
+        spec = inspect(self._path(options.model), trust_remote_code=self._settings.trust_remote_code)
+        return make_plan(
+            spec,
+            options,
+            _with_freed(inventory, freed),
+            user_cache_dir=cache,
+            trust_remote_code=self._settings.trust_remote_code,
+        )
+
+    def _path(self, name: str | None) -> Path:
+        if not name:
+            raise ModelNotFound("No model is named.", remedy="Choose one from the list.", param="model")
+        path = safe_path(self._settings.model_dir, name)
+        if not path.exists():
+            raise ModelNotFound(
+                f"There is no model {name!r} in {self._settings.model_dir}.",
+                remedy="Choose one from the list, or put its folder there.",
+                param="model",
+            )
+        return path
+
+    def _start(self, plan: Plan, on_progress: OnProgress) -> EngineHost:
+        """A loaded engine for `plan`; raises the load's SnugError."""
+
+        def tell(progress: Progress) -> None:
+            self._announce(progress=progress)
+            on_progress(progress)
+
+        log.info("Loading %s: %s", plan.spec.name, " ".join(plan.reasons))
+        host = EngineHost(
+            plan,
+            self._loaders[plan.loader],
+            tell,
+            in_process=self._in_process,
+            patience=self._patience,
+            on_death=self._note_death,
+        )
+        with self._changed:
+            self._starting = host
+            stop = self._stopping
+        try:
+            if stop:
+                host.close()
+            host.wait_loaded()
+        finally:
+            with self._changed:
+                self._starting = None
+        return host
+
+    def _install(self, new: _Current, *, error: SnugError | None = None) -> None:
+        """Let `new` answer from now on."""
+        info, plan = new.host.info, new.host.plan
+        with self._changed:
+            self._current = new
+            status: Status = "ready" if new.host.alive else "died"
+            error = error or new.host.death
+            self._announce(status=status, name=plan.spec.name, progress=None, error=error, info=info, plan=plan)
+
+    def _retire(self, old: _Current) -> None:
+        """End an engine whose place is taken, or needed."""
+        with self._changed:
+            if self._current is old:
+                self._current = None
+                self._announce(info=None, plan=None)
+        old.host.wait_idle(self._drain_s)
+        old.host.close(
+            GenerationFailed("The model was changed during this reply.", remedy="Continue or regenerate it.")
+        )
+
+    def _roll_back(self, options: LoadOptions, old: _Current | None, error: SnugError) -> SnugError:
+        """Let the old model answer again if there was one; returns the error that tells how that went."""
+        name = options.model or ""
+        if self._stopping or old is None:
+            self._announce(status="failed", name=name, progress=None, error=error, info=None, plan=None)
+            return error
+        old_name = old.host.plan.spec.name
+        if self._current is old:
+            fate = f"{old_name} is still loaded." if old.host.alive else ""
+            error = _with_fate(error, fate)
+            self._install(old, error=error)
+            return error
+        self._announce(name=old_name, progress=Progress(f"Bringing back {old_name}", 0.0))
+        try:
+            host = self._start(old.host.plan, ignore)
+        except SnugError as second:
+            log.warning("%s did not come back: %s", old_name, second)
+            error = _with_fate(error, f"{old_name} could not be loaded again either: {second.message}")
+            self._announce(status="failed", name=name, progress=None, error=error, info=None, plan=None)
+            return error
+        error = _with_fate(error, f"{old_name} is loaded again.")
+        self._install(replace(old, host=host), error=error)
+        return error
+
+    def _empty(self, because: SnugError | None) -> None:
+        """Stop whatever loads, close whatever is loaded."""
+        with self._changed:
+            self._stopping += 1
+            starting = self._starting
+        try:
+            if starting is not None:
+                starting.close()
+            with self._changed:
+                if not self._changed.wait_for(lambda: not self._busy_with, WAIT_FOR_LOAD_S):
+                    raise Busy(f"{self._busy_with} is still being loaded.", remedy="Try again in a moment.")
+                current, self._current = self._current, None
+            if current is not None:
+                current.host.close(because)
+            self._announce(status="empty", name="", progress=None, error=None, info=None, plan=None)
+        finally:
+            with self._changed:
+                self._stopping -= 1
+                self._changed.notify_all()
+
+    def _note_death(self, error: SnugError) -> None:
+        """The engine ended by itself: say so; the next `engine()` loads it anew."""
+        with self._changed:
+            current = self._current
+            if current is not None and not current.host.alive and self._state.status == "ready":
+                self._announce(status="died", error=error)
+
+    def _announce(self, **changes: object) -> None:
+        with self._changed:
+            self._state = replace(self._state, version=self._state.version + 1, **changes)  # type: ignore[arg-type]
+            self._changed.notify_all()
+
+
+def _stats(host: EngineHost) -> EngineStats:
+    """What an engine holds; nothing, if it does not say."""
+    try:
+        return host.stats() if host.alive else EngineStats()
+    except SnugError:
+        return EngineStats()
+
+
+def _with_freed(inventory: Inventory, freed: EngineStats) -> Inventory:
+    """The machine as it will be when what `freed` holds is given back."""
+
+    def roomier(device: Device, more_bytes: int) -> Device:
+        return replace(device, free_bytes=min(device.free_bytes + more_bytes, device.total_bytes))
+
+    return replace(
+        inventory,
+        cpu=roomier(inventory.cpu, freed.rss_bytes),
+        gpus=tuple(roomier(gpu, freed.gpu_bytes.get(gpu.id, 0)) for gpu in inventory.gpus),
+    )
+
+
+def _with_fate(error: SnugError, fate: str) -> SnugError:
+    """`error`, telling too what became of the model that was loaded before."""
+    return type(error)(f"{error.message} {fate}".strip(), remedy=error.remedy, param=error.param)
+
+
+def _as_snug(error: Exception) -> SnugError:
+    if isinstance(error, SnugError):
+        return error
+    log.error("A load failed", exc_info=error)
+    return LoadFailed(f"The model could not be loaded: {error}.", remedy="The log says more.")
