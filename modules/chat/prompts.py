@@ -1,0 +1,307 @@
+"""Messages → token ids that fit the model's context, with content never read as control tokens.
+
+Whole turns are dropped from the oldest on until the rest fits; the system prompt and the last user message always stay.
+A model without a chat template gets a plain transcript; an encoder-decoder model gets the last user message alone.
+Rendering is in rendering.py, tokenizing in the engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from modules.chat.rendering import ChatTemplate, Rendered, render_pieces
+from modules.chat.templates import TemplateWorker
+from modules.engine.base import ModelInfo, TextPiece
+from modules.errors import BadValue, ContextLengthExceeded
+from modules.messages import ChatMessage
+
+LEAST_FREE_SHARE = 4  # at least a quarter of the context stays free for the reply, less if it may not be that long
+TRANSCRIPT_STOP = ("\nUser:",)
+_LONGEST_TOKEN_CHARACTERS = 256  # no tokenizer packs more of a real text into one token
+_COUNTS_KEPT = 20_000
+_BREAK = "\u200b"  # a space without width
+
+Ids = tuple[int, ...]
+
+
+class PromptEngine(Protocol):
+    """What prompts need of an engine: EngineHost has it."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is loaded."""
+
+    def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
+        """Token ids of the pieces, content never as control tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltPrompt:
+    """A prompt ready to submit.
+
+    `reply_ids` are what the reply already holds, `stop` strings to add to the request's own, `dropped` the number of
+    messages that did not fit, `notice` "" or what else had to be changed, for people.
+    """
+
+    prompt_ids: Ids
+    reply_ids: Ids = ()
+    stop: tuple[str, ...] = ()
+    dropped: int = 0
+    notice: str = ""
+
+
+class Prompts:
+    """Builds prompts. Safe to use from any thread."""
+
+    def __init__(self, worker: TemplateWorker) -> None:
+        self._worker = worker
+        self._counts: WeakKeyDictionary[PromptEngine, dict[bytes, int]] = WeakKeyDictionary()
+        self._counts_lock = threading.Lock()
+
+    def close(self) -> None:
+        """End the template process."""
+        self._worker.close()
+
+    def chat(
+        self,
+        engine: PromptEngine,
+        messages: Sequence[ChatMessage],
+        *,
+        max_new_tokens: int,
+        reply_start: str | None = None,
+        truncate: bool,
+    ) -> BuiltPrompt:
+        """The prompt for a reply to `messages`, which goes on from `reply_start` if that is given.
+
+        Raises ContextLengthExceeded if the messages do not fit, or with `truncate` if even the system prompt and the
+        last user message do not; BadValue without messages; BadChatTemplate.
+        """
+        turns = [ChatMessage(m.role, whole_characters(m.content)) for m in messages]
+        start = whole_characters(reply_start or "")
+        if not any(m.role != "system" for m in turns):
+            raise BadValue("There is no message to answer.", remedy="Send at least one user message.", param="messages")
+        if engine.info.is_encoder_decoder:
+            return self._last_message_alone(engine, turns, start)
+        free = free_tokens(engine.info, max_new_tokens)
+        fit = _Fit(self, engine, turns, start, limit=engine.info.context_tokens - free, free=free)
+        return fit.build(truncate=truncate)
+
+    def completion(
+        self, engine: PromptEngine, text: str, *, max_new_tokens: int, truncate: bool = False
+    ) -> BuiltPrompt:
+        """The prompt for a raw text, in which control tokens may be written by hand. BOS is put before it once.
+
+        Raises ContextLengthExceeded if it does not fit; with `truncate` its beginning is left out instead.
+        """
+        info = engine.info
+        free = 0 if info.is_encoder_decoder else free_tokens(info, max_new_tokens)
+        limit = info.context_tokens - free
+        characters = limit * _LONGEST_TOKEN_CHARACTERS
+        cut = len(text) > characters
+        if cut and not truncate:
+            raise _too_long(f"The text has {len(text):,} characters", info, free)
+        ids = engine.encode([TextPiece(whole_characters(text[-characters:]), template=True)])
+        ids = ids or self._beginning(engine)
+        whole = _wrapped(ids, info)
+        if len(whole) <= limit and not cut:
+            return BuiltPrompt(whole)
+        if not truncate:
+            raise _too_long(f"The text has {len(whole):,} tokens", info, free)
+        spare = len(whole) - len(ids)
+        kept = _wrapped(ids[max(0, len(ids) - (limit - spare)) :], info)
+        return BuiltPrompt(kept, notice="The beginning of the text lies outside the model's context.")
+
+    def render(self, engine: PromptEngine, messages: Sequence[ChatMessage]) -> Rendered:
+        """The messages as pieces of text, through the model's chat template or as a transcript."""
+        if not engine.info.chat_template:
+            return Rendered(_transcript(messages))
+        template = ChatTemplate(engine.info.chat_template, engine.info.special_tokens, self._worker)
+        return render_pieces(template, messages, lambda content: neutralised(engine, content))
+
+    def count(self, engine: PromptEngine, content: str) -> int:
+        """Tokens of one message's content, remembered."""
+        key = hashlib.blake2b(content.encode("utf-8"), digest_size=16).digest()
+        with self._counts_lock:
+            counts = self._counts.setdefault(engine, {})
+            if key in counts:
+                return counts[key]
+        counted = len(engine.encode([TextPiece(content)]))
+        with self._counts_lock:
+            if len(counts) >= _COUNTS_KEPT:
+                counts.clear()
+            counts[key] = counted
+        return counted
+
+    def _last_message_alone(self, engine: PromptEngine, turns: Sequence[ChatMessage], start: str) -> BuiltPrompt:
+        text = next((m.content for m in reversed(turns) if m.role == "user"), turns[-1].content)
+        _refuse_giant([ChatMessage("user", text)], engine.info, 0)
+        ids = _wrapped(engine.encode([TextPiece(text)]), engine.info)
+        if len(ids) > engine.info.context_tokens:
+            raise _too_long(f"The last message has {len(ids):,} tokens", engine.info, 0)
+        return BuiltPrompt(ids, tuple(engine.encode([TextPiece(start)])) if start else ())
+
+    def _beginning(self, engine: PromptEngine) -> list[int]:
+        """A token to begin an empty text with."""
+        special = engine.info.special_tokens
+        token = special.get("bos_token") or special.get("eos_token") or ""
+        ids = engine.encode([TextPiece(token, template=True)]) if token else []
+        if not ids and not engine.info.text_prefix_ids:
+            raise BadValue("The text is empty, and this model has no token to begin with.", remedy="Write something.")
+        return [] if engine.info.text_prefix_ids else ids
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """The search for how many of the oldest turns must go. `limit` tokens are for prompt and reply so far."""
+
+    prompts: Prompts
+    engine: PromptEngine
+    turns: Sequence[ChatMessage]
+    reply_start: str
+    limit: int
+    free: int
+
+    def build(self, *, truncate: bool) -> BuiltPrompt:
+        """Render from the oldest turn that may fit; drop as many as were too much; again until it fits."""
+        starts = self._starts()
+        first = self._first_worth_trying(starts) if truncate else 0
+        if not truncate or first == len(starts) - 1:
+            _refuse_giant(self._kept(starts[first]), self.engine.info, self.free)
+        while True:
+            kept = self._kept(starts[first])
+            built = self._attempt(kept)
+            excess = len(built.prompt_ids) + len(built.reply_ids) - self.limit
+            if excess <= 0:
+                return replace(built, dropped=len(self.turns) - len(kept))
+            if not truncate or first + 1 == len(starts):
+                raise self._refusal(built, truncated=truncate)
+            overhead = max(0, len(built.prompt_ids) - self._tokens(kept)) // len(kept)
+            first = self._after_dropping(excess, starts, first, overhead)
+
+    def _starts(self) -> list[int]:
+        """Places where the history may begin: after the system prompt, else at a user message, the last at most."""
+        system = next(n for n, turn in enumerate(self.turns) if turn.role != "system")
+        users = [n for n, turn in enumerate(self.turns) if turn.role == "user" and n > system]
+        return [system, *users]
+
+    def _kept(self, start: int) -> list[ChatMessage]:
+        system = self.turns[: self._starts()[0]]
+        return [*system, *self.turns[start:]]
+
+    def _first_worth_trying(self, starts: list[int]) -> int:
+        """Index of the earliest start whose contents alone do not already exceed the limit."""
+        if sum(len(turn.content) for turn in self.turns) <= 2 * self.limit:
+            return 0
+        first = len(starts) - 1
+        left = self.limit - self._tokens(self._kept(starts[first]))
+        while first > 0:
+            left -= self._tokens(self.turns[starts[first - 1] : starts[first]])
+            if left < 0:
+                break
+            first -= 1
+        return first
+
+    def _after_dropping(self, excess: int, starts: list[int], first: int, overhead: int) -> int:
+        """Index of the first start that leaves out about `excess` tokens."""
+        while excess > 0 and first + 1 < len(starts):
+            dropped = self.turns[starts[first] : starts[first + 1]]
+            excess -= self._tokens(dropped) + overhead * len(dropped)
+            first += 1
+        return first
+
+    def _tokens(self, turns: Sequence[ChatMessage]) -> int:
+        """Tokens of the contents; for one that cannot fit anyway, just more than the limit."""
+        giant = self.limit * _LONGEST_TOKEN_CHARACTERS
+        counts = (
+            self.prompts.count(self.engine, turn.content) if len(turn.content) <= giant else self.limit + 1
+            for turn in turns
+        )
+        return sum(counts)
+
+    def _attempt(self, kept: Sequence[ChatMessage]) -> BuiltPrompt:
+        info = self.engine.info
+        rendered = self.prompts.render(self.engine, kept)
+        prompt = self.engine.encode(rendered.pieces)
+        reply: Sequence[int] = ()
+        if self.reply_start:
+            together = self.engine.encode([*rendered.pieces, TextPiece(self.reply_start)])
+            continues = together[: len(prompt)] == prompt
+            reply = together[len(prompt) :] if continues else self.engine.encode([TextPiece(self.reply_start)])
+        if info.chat_template:
+            return BuiltPrompt(tuple(prompt), tuple(reply), notice=rendered.notice)
+        return BuiltPrompt(_wrapped(prompt, info), tuple(reply), TRANSCRIPT_STOP)
+
+    def _refusal(self, built: BuiltPrompt, *, truncated: bool) -> ContextLengthExceeded:
+        what = "The last message, with the system prompt, has" if truncated else "The messages have"
+        if built.reply_ids:
+            what = "The messages and the reply so far have"
+        return _too_long(f"{what} {len(built.prompt_ids) + len(built.reply_ids):,} tokens", self.engine.info, self.free)
+
+
+def free_tokens(info: ModelInfo, max_new_tokens: int) -> int:
+    """How much of the context a prompt must leave free: the longest reply, but no more than a quarter of it."""
+    return min(max_new_tokens, info.context_tokens // LEAST_FREE_SHARE)
+
+
+def whole_characters(text: str) -> str:
+    """`text` with surrogate pairs joined and lone ones replaced, since no tokenizer can read them."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def neutralised(engine: PromptEngine, content: str) -> str:
+    """`content` such that it holds no control token even when it is encoded as template text."""
+    forms: tuple[Callable[[str], str], ...] = (
+        lambda text: text,
+        lambda text: "".join(c + _BREAK if c in "<[|｜{▁" else c for c in text),
+        lambda text: _BREAK.join(text),
+    )
+    for form in forms[:-1]:
+        harmless = form(content)
+        if engine.encode([TextPiece(harmless, template=True)]) == engine.encode([TextPiece(harmless)]):
+            return harmless
+    return forms[-1](content)
+
+
+def _transcript(messages: Sequence[ChatMessage]) -> tuple[TextPiece, ...]:
+    """A conversation for a model that knows no chat format, up to where the reply begins."""
+    pieces: list[TextPiece] = []
+    for message in messages:
+        if message.role == "system":
+            pieces += TextPiece(message.content.strip()), TextPiece("\n\n", template=True)
+        else:
+            name = "User: " if message.role == "user" else "Assistant: "
+            pieces += (
+                TextPiece(name, template=True), TextPiece(message.content.strip()), TextPiece("\n", template=True)
+            )  # fmt: skip
+    return (*pieces, TextPiece("Assistant:", template=True))
+
+
+def _wrapped(ids: Sequence[int], info: ModelInfo) -> Ids:
+    """`ids` with what the tokenizer puts before a text, once, and after it for an encoder."""
+    prefix, suffix = info.text_prefix_ids, info.text_suffix_ids if info.is_encoder_decoder else ()
+    has_prefix = bool(prefix) and tuple(ids[: len(prefix)]) == prefix
+    has_suffix = bool(suffix) and tuple(ids[-len(suffix) :]) == suffix
+    return (*(() if has_prefix else prefix), *ids, *(() if has_suffix else suffix))
+
+
+def _refuse_giant(messages: Sequence[ChatMessage], info: ModelInfo, free: int) -> None:
+    """Refuse at once what would only keep the tokenizer busy for minutes."""
+    characters = sum(len(message.content) for message in messages)
+    if characters > info.context_tokens * _LONGEST_TOKEN_CHARACTERS:
+        raise _too_long(f"The messages have {characters:,} characters", info, free)
+
+
+def _too_long(what: str, info: ModelInfo, free: int) -> ContextLengthExceeded:
+    kept = f", of which {free:,} are kept free for the reply" if free else ""
+    return ContextLengthExceeded(
+        f"{what}; the context of {info.name} holds {info.context_tokens:,} tokens{kept}.",
+        remedy="Shorten the text, ask for a shorter reply, or load the model with a larger --ctx-size.",
+        param="messages",
+    )

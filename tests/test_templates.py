@@ -1,0 +1,157 @@
+"""Chat templates from strangers: harmless ones render as in transformers, the others end with a named error."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from modules.chat.templates import MAX_TEMPLATE_CHARACTERS, TemplateRefused, TemplateWorker
+from modules.errors import BadChatTemplate
+
+MESSAGES = [{"role": "user", "content": " hi <b> "}, {"role": "assistant", "content": "hello"}]
+VARIABLES = {"messages": MESSAGES, "tools": None, "documents": None, "add_generation_prompt": True, "bos_token": "<s>"}
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[TemplateWorker]:
+    started = TemplateWorker()
+    yield started
+    started.close()
+
+
+HARMLESS = [
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m['content'] | trim }}{% endfor %}",
+    "  {% if add_generation_prompt %}\n  yes\n  {% endif %}\nend",
+    "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}",
+    "{{ messages | tojson }} {{ messages | tojson(indent=2) }} {{ {'b': 1, 'a': 2} | tojson(sort_keys=true) }}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "{% for m in messages %}{% generation %}{% set x = 1 %}{{ m.content }}{% endgeneration %}{{ x }}{% endfor %}",
+    "{{ strftime_now('%Y') }} {{ dict(a=1)['a'] }} {{ dict.fromkeys(['k']) }}",
+    "{% macro line(m) %}<{{ m.role }}>{% endmacro %}{% for m in messages %}{{ line(m) }}{% endfor %}",
+    "{{ messages[0]['content'].split('<')[0] }}{{ messages[-1].content[:3] }}{{ undefined_variable }}",
+    "{%- for m in messages -%} {{- m.content.strip() + '\n' -}} {%- endfor -%}",
+]
+
+
+@pytest.mark.parametrize("template", HARMLESS)
+def test_templates_render_as_transformers_renders_them(worker: TemplateWorker, template: str) -> None:
+    options: dict[str, Any] = {"chat_template": template, "add_generation_prompt": True, "bos_token": "<s>"}
+    rendered: Any = render_jinja_template([MESSAGES], **options)
+    assert worker.render(template, VARIABLES) == rendered[0][0]
+
+
+HOSTILE = {
+    "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ raise_exception('reached') }}",
+    "globals": "{{ raise_exception.__globals__['os'].system('true') }}",
+    "cycler": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "lipsum": "{{ lipsum.__globals__['os'].popen('id').read() }}",
+    "attr filter": "{{ ''|attr('__class__')|attr('mro') }}{{ (''|attr('__class__')).x.y }}",
+    "format string": "{{ '{0.__class__.__init__.__globals__}'.format(raise_exception).x.y }}",
+    "format map": "{{ '{a.__class__}'.format_map({'a': 1}).x.y }}",
+    "string format by map": "{% set f = ['{0.__class__}']|map('format', 1)|list %}{{ f.x.y }}",
+    "self": "{{ self.__init__.__globals__.x }}",
+    "namespace dunder": "{% set ns = namespace(__class__=1) %}",
+    "mutation": "{% for m in messages %}{{ messages.append(1) }}{% endfor %}",
+    "mutate dict": "{{ messages[0].update({'role': 'x'}) }}",
+    "include": "{% include '/etc/passwd' %}",
+    "import": "{% import 'os' as os %}{{ os }}",
+    "endless loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "huge range": "{% for a in range(10**9) %}{% endfor %}",
+    "huge string": "{{ 'a' * 1000000000 }}",
+    "huge format": "{{ '%01000000000d' % 1 }}",
+    "huge list": "{% set l = [0] * 1000000000 %}{{ l|length }}",
+    "huge centre": "{{ 'a'|center(1000000000) }}",
+    "doubling": "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}{{ n.s }}",
+    "huge power": "{{ 9 ** (9 ** 9) }}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "deep nesting": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "deep blocks": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
+    "raise": "{{ raise_exception('no') }}",
+    "syntax": "{% for %}",
+    "unknown filter": "{{ 1 | nothing }}",
+    "unclosed": "{% if messages %}",
+    "slow regex of words": "{{ ('a ' * 4000000)|wordcount }}{{ ('ab' * 30000000)|wordwrap(1) }}",
+    "too long": " " * (MAX_TEMPLATE_CHARACTERS + 1),
+}
+
+
+@pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_templates_end_in_time_with_a_named_error(worker: TemplateWorker, template: str) -> None:
+    before = psutil.Process().memory_info().rss
+    started = time.perf_counter()
+    with pytest.raises(BadChatTemplate) as caught:
+        worker.render(template, VARIABLES)
+    assert time.perf_counter() - started < 4
+    assert psutil.Process().memory_info().rss - before < 64 * 1024**2
+    assert caught.value.code == "bad_chat_template"
+    assert caught.value.remedy
+    assert worker.render("{{ messages[0].role }}", VARIABLES) == "user"
+
+
+def test_a_template_cannot_write_files_or_see_the_environment(worker: TemplateWorker) -> None:
+    worker.render("warm", VARIABLES)
+    process = psutil.Process(worker._running().pid)
+    assert "SNUG" not in " ".join(process.environ())
+    assert set(process.environ()) <= {"TZ", "SYSTEMROOT", "LC_CTYPE"}
+    if hasattr(process, "rlimit"):
+        assert process.rlimit(psutil.RLIMIT_FSIZE) == (0, 0)
+    assert len(process.children()) == 0
+
+
+def test_the_templates_own_words_are_shown(worker: TemplateWorker) -> None:
+    with pytest.raises(TemplateRefused, match="System role not supported"):
+        worker.render("{{ raise_exception('System role not supported') }}", VARIABLES)
+
+
+def test_long_messages_and_odd_characters_pass(worker: TemplateWorker) -> None:
+    for content in ("x" * 10_000_000, "\u767e" * 1_000_000, "\ud83d \x00 \u202e"):
+        messages = [{"role": "user", "content": content}]
+        assert worker.render("{{ messages[0].content }}", {"messages": messages}) == content
+
+
+def test_a_warm_worker_renders_in_about_a_millisecond(worker: TemplateWorker) -> None:
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    worker.render(template, VARIABLES)
+    times = []
+    for _ in range(50):
+        started = time.perf_counter()
+        worker.render(template, VARIABLES)
+        times.append(time.perf_counter() - started)
+    assert sorted(times)[25] < 0.02
+
+
+def test_a_killed_worker_is_replaced_and_a_closed_one_leaves_no_process() -> None:
+    worker = TemplateWorker()
+    worker.render("x", {})
+    first = psutil.Process(worker._running().pid)
+    first.kill()
+    assert first in psutil.wait_procs([first], timeout=5)[0]
+    try:
+        assert worker.render("{{ a }}", {"a": 1}) == "1"
+        second = psutil.Process(worker._running().pid)
+    finally:
+        worker.close()
+    assert not second.is_running()
+    worker.close()
+
+
+def test_many_threads_share_one_worker(worker: TemplateWorker) -> None:
+    results: list[str] = []
+
+    def render(number: int) -> None:
+        for _ in range(20):
+            results.append(worker.render("{{ n }}", {"n": number}) + f"={number}")
+
+    threads = [threading.Thread(target=render, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert len(results) == 160
+    assert all(left == right for left, right in (result.split("=") for result in results))
