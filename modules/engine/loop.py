@@ -53,7 +53,7 @@ class LoopEngine(TokenizerFace):
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
         """Queue a request. Raises ContextLengthExceeded, QueueFull, or BadValue for an empty prompt or a known id."""
         self._check(request)
-        reply = Reply(request, emit, self.loaded, self._codec)
+        reply = Reply(request, emit, self.loaded, self._codec, longest=self._longest_sequence())
         with self._changed:
             if self._closing:
                 raise NoModelLoaded("The model is being unloaded.", remedy="Load a model first.")
@@ -89,6 +89,9 @@ class LoopEngine(TokenizerFace):
         prompt, reply = len(request.prompt_ids), len(request.reply_ids)
         if not prompt:
             raise BadValue("The prompt is empty.", remedy="Write something first.", param="prompt")
+        known = range(self.loaded.info.vocab_size)
+        if min(ids := (*request.prompt_ids, *request.reply_ids)) not in known or max(ids) not in known:
+            raise BadValue(f"Token ids must be 0 to {known[-1]}.", remedy="Use this model's tokenizer.", param="prompt")
         longest = self._longest_sequence()
         total = max(prompt, reply + 2) if self.loaded.is_encoder_decoder else prompt + reply
         if total >= longest:

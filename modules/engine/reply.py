@@ -36,12 +36,16 @@ log = logging.getLogger(__name__)
 class Reply:
     """The state of one request from `submit` to its Finished."""
 
-    def __init__(self, request: GenerationRequest, emit: Emit, loaded: LoadedModel, codec: PieceCodec) -> None:
+    def __init__(
+        self, request: GenerationRequest, emit: Emit, loaded: LoadedModel, codec: PieceCodec, *, longest: int
+    ) -> None:
+        """`longest`: tokens that one sequence may have."""
         self.request = request
         self.tokens: list[int] = list(request.reply_ids)
         self.cancelled = False
         self.cached_tokens = 0
-        self.limit = self._token_limit(loaded)
+        held = len(request.reply_ids) + (0 if loaded.is_encoder_decoder else len(request.prompt_ids))
+        self.limit = min(request.params.max_new_tokens, longest - held)
         self._emit = emit
         self._loaded = loaded
         self._codec = codec
@@ -63,9 +67,9 @@ class Reply:
         return len(self.tokens) - len(self.request.reply_ids)
 
     @property
-    def prompt_tokens(self) -> int:
-        """What the model has to read before it makes the first token."""
-        return len(self.request.prompt_ids) + len(self.request.reply_ids)
+    def ids(self) -> list[int]:
+        """Prompt and reply so far."""
+        return [*self.request.prompt_ids, *self.tokens]
 
     def cancel(self) -> None:
         """End it at the next step."""
@@ -155,10 +159,6 @@ class Reply:
         prompt = () if encoder_decoder else self.request.prompt_ids
         context = (*prompt, *self.request.reply_ids)
         return TextStream(self._codec.shown, self.request.params.stop, context_ids=context)
-
-    def _token_limit(self, loaded: LoadedModel) -> int:
-        held = len(self.request.reply_ids) if loaded.is_encoder_decoder else self.prompt_tokens
-        return min(self.request.params.max_new_tokens, loaded.info.context_tokens - held)
 
     def _usage(self) -> Usage:
         return Usage(

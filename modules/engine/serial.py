@@ -121,7 +121,7 @@ class SerialEngine(LoopEngine):
             encoded = EncoderDecoderRow(model, device, request.prompt_ids)
             reply.prefilled(len(request.prompt_ids), len(request.prompt_ids))
             return encoded, [*self._decoder_start(), *reply.tokens]
-        ids = [*request.prompt_ids, *reply.tokens]
+        ids = reply.ids
         row = self._shelf.take(ids) or CausalRow(model, device)
         if not reply.new_tokens:
             reply.cached_tokens = len(row.tokens)
