@@ -26,6 +26,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "sentencepiece.bpe.model",
     "tekken.json", "source.spm",
 )  # fmt: skip
+_ROTARY_KEYS = ("rotary_pct", "rotary_emb_base")
 _CODE_FILES = ("modeling_*.py", "configuration_*.py", "tokenization_*.py", "modelling_*.py")
 _STORED_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
 # safetensors checkpoints of these families name their modules otherwise than the loaded model (conversion_mapping.py).
@@ -147,7 +148,7 @@ def _inspect_folder(folder: Path, *, trust_remote_code: bool) -> ModelSpec:
     return _spec(
         folder.name, folder, "safetensors", family.architecture, model_type, shape, tensors, tied, tuple(warnings),
         is_encoder_decoder=family.is_encoder_decoder, prequantized=prequantized,
-        rotary=any(key.startswith(("rope_", "rotary_")) for key in text_config),
+        rotary=any(key.startswith("rope_") or key in _ROTARY_KEYS for key in text_config),
     )  # fmt: skip
 
 
