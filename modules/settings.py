@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from modules.errors import BadFlag, NotAvailableHere
 from modules.hardware import Inventory
 from modules.units import format_size, parse_size
+from modules.yaml_files import parse_yaml
 
 Group = Literal["model", "quantization", "placement", "deepspeed", "page", "check"]
 GROUP_TITLES: dict[Group, str] = {
@@ -275,8 +275,8 @@ def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_SETTINGS_BYTES:
             raise BadFlag(f"The settings file {path} is larger than {format_size(MAX_SETTINGS_BYTES)}.", remedy=remedy)
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         problem = " ".join(str(error).split())[:200]
         raise BadFlag(f"The settings file {path} cannot be read: {problem}.", remedy=remedy) from error
     if content is None:
@@ -290,16 +290,6 @@ def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
             hint = f"Did you mean {near[0]}?" if near else remedy
             raise BadFlag(f"The settings file {path} holds the unknown setting {key!r}.", remedy=hint, param=key)
     return named
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader without aliases: a few lines of them can stand for gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse `*alias`, else as SafeLoader does."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed here")
-        return super().compose_node(parent, index)
 
 
 def _validate(sources: list[tuple[str, dict[str, Any]]]) -> Settings:

@@ -1,0 +1,24 @@
+"""What both faces, page and API, are given: one frozen record, put together in server.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modules.chat.presets import Presets
+from modules.chat.prompts import Prompts
+from modules.chat.service import ChatService
+from modules.chat.store import Store
+from modules.models import ModelManager
+from modules.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of one running Snug."""
+
+    settings: Settings
+    models: ModelManager
+    chat: ChatService
+    store: Store
+    prompts: Prompts
+    presets: Presets

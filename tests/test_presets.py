@@ -1,0 +1,176 @@
+"""Presets: the shipped ones load, one's own are kept, and no name or file can do harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from modules.chat.presets import MAX_PRESET_BYTES, Presets
+from modules.errors import BadName, BadPreset, NotFound, StoreFailed
+from modules.sampling import GenerationParams
+
+SHIPPED = Path(__file__).parent.parent / "presets"
+HOSTILE_NAMES = [
+    "..", ".", "", " ", "/abs", "a/../../b", "a\x00b", "x" * 5000, "CON", "nul.txt", "dot.", "space ", "%2e%2e", "~",
+    "a\nb", "-rf", "a\\b", "a:b", "\u202ename", "\ud83d",
+]  # fmt: skip
+
+
+@pytest.fixture
+def presets(tmp_path: Path) -> Presets:
+    return Presets(SHIPPED, tmp_path / "presets")
+
+
+def write(tmp_path: Path, content: bytes | str) -> None:
+    folder = tmp_path / "presets"
+    folder.mkdir(exist_ok=True)
+    (folder / "mine.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def test_the_shipped_presets_load_and_say_what_they_are_for(presets: Presets) -> None:
+    assert presets.names() == ["Balanced", "Creative", "Deterministic", "Precise"]
+    assert presets.get("Balanced") == GenerationParams()
+    assert presets.get("Deterministic").greedy
+    assert (
+        presets.get("Creative").temperature > presets.get("Balanced").temperature > presets.get("Precise").temperature
+    )
+    for path in SHIPPED.glob("*.yaml"):
+        assert path.read_text().startswith("# ")
+
+
+def test_a_saved_preset_comes_back_as_it_was(presets: Presets) -> None:
+    params = GenerationParams(temperature=1.3, stop=("\nUser:", "百"), seed=2**62, temperature_last=True)
+    presets.save("Für mich", params)
+    assert presets.get("Für mich") == params
+    assert presets.names()[-1] == "Für mich"
+    presets.save("Für mich", GenerationParams())
+    assert presets.get("Für mich") == GenerationParams()
+    presets.delete("Für mich")
+    with pytest.raises(NotFound):
+        presets.get("Für mich")
+    with pytest.raises(NotFound):
+        presets.delete("Für mich")
+
+
+@pytest.mark.parametrize("name", ["Balanced", "balanced", "PRECISE"])
+def test_shipped_presets_cannot_be_changed_or_deleted(presets: Presets, name: str) -> None:
+    before = {path: path.read_bytes() for path in SHIPPED.iterdir()}
+    with pytest.raises(BadPreset, match="comes with Snug"):
+        presets.save(name, GenerationParams())
+    with pytest.raises(BadPreset, match="comes with Snug"):
+        presets.delete(name)
+    assert {path: path.read_bytes() for path in SHIPPED.iterdir()} == before
+
+
+def test_names_that_differ_only_in_case_are_refused(presets: Presets) -> None:
+    presets.save("Mine", GenerationParams())
+    with pytest.raises(BadPreset, match="only in case"):
+        presets.save("mine", GenerationParams())
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=ascii)
+def test_hostile_names_are_refused_and_touch_nothing(presets: Presets, tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside.yaml").write_text("temperature: 1")
+    presets.save("inside", GenerationParams())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.yaml")}
+    verbs: list[Callable[[], object]] = [
+        lambda: presets.get(name), lambda: presets.save(name, GenerationParams()), lambda: presets.delete(name),
+        lambda: presets.built_in(name),
+    ]  # fmt: skip
+    for verb in verbs:
+        with pytest.raises(BadName):
+            verb()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.yaml")} == before
+
+
+def test_a_link_that_leads_out_is_refused(presets: Presets, tmp_path: Path) -> None:
+    (tmp_path / "secret.yaml").write_text("temperature: 1")
+    presets.save("inside", GenerationParams())
+    (tmp_path / "presets" / "link.yaml").symlink_to(tmp_path / "secret.yaml")
+    with pytest.raises(BadName, match="leads out"):
+        presets.get("link")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("temperature: 1\ntemperature: 2\n", "line 2.*twice"),
+        ("a: &a [1]\nb: *a\n", "aliases"),
+        ("temperature: !!python/object/apply:os.system ['true']\n", "line 1"),
+        ("temperature: 1\n\ttop_p: 1\n", "line 2"),
+        (b"\xff\xfe\x00binary", "cannot be read"),
+        ("- 1\n- 2\n", "name: value"),
+        ("just text", "name: value"),
+        ("temprature: 1\n", "unknown parameter 'temprature'. Did you mean temperature"),
+        ("trust_remote_code: true\n", "unknown parameter 'trust_remote_code'"),
+        ("x" * (MAX_PRESET_BYTES + 1), "larger than"),
+    ],
+)
+def test_broken_files_are_refused_with_line_or_name(
+    presets: Presets, tmp_path: Path, content: bytes | str, words: str
+) -> None:
+    write(tmp_path, content)
+    assert "mine" in presets.names()
+    with pytest.raises(BadPreset, match=words) as caught:
+        presets.get("mine")
+    assert caught.value.remedy
+
+
+BAD_VALUES = [
+    ".nan",
+    ".inf",
+    "-.inf",
+    "1e309",
+    "'5'",
+    "[1]",
+    "{a: 1}",
+    "-1000000",
+    "1.0e+30",
+    "text",
+    "null",
+    "2001-01-01",
+]
+
+
+@pytest.mark.parametrize("field", [name for name in GenerationParams.model_fields if name != "stop"])
+@pytest.mark.parametrize("value", BAD_VALUES)
+def test_every_field_refuses_values_of_another_kind_or_range(
+    presets: Presets, tmp_path: Path, field: str, value: str
+) -> None:
+    write(tmp_path, f"{field}: {value}\n")
+    with pytest.raises(BadPreset, match=field) as caught:
+        presets.get("mine")
+    assert caught.value.param == field
+
+
+@pytest.mark.parametrize("field", ["max_new_tokens", "top_k", "seed", "dry_allowed_length", "logprobs", "temperature"])
+def test_a_yes_is_no_number(presets: Presets, tmp_path: Path, field: str) -> None:
+    write(tmp_path, f"{field}: yes\n")
+    with pytest.raises(BadPreset, match=field):
+        presets.get("mine")
+
+
+@pytest.mark.parametrize("value", ["['']", "text", "[1]", f"[{'x' * 501}]", f"[{', '.join('abc' for _ in range(65))}]"])
+def test_bad_stop_strings_are_refused(presets: Presets, tmp_path: Path, value: str) -> None:
+    write(tmp_path, f"stop: {value}\n")
+    with pytest.raises(BadPreset, match="stop"):
+        presets.get("mine")
+
+
+@given(st.floats(0, 100), st.integers(0, 10**6), st.lists(st.text(min_size=1, max_size=20), max_size=5))
+@hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_parameters_survive_saving(presets: Presets, temperature: float, top_k: int, stop: list[str]) -> None:
+    params = GenerationParams(temperature=temperature, top_k=top_k, stop=tuple(stop))
+    presets.save("any", params)
+    assert presets.get("any") == params
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreFailed, match="not saved"):
+        Presets(SHIPPED, tmp_path / "file" / "presets").save("mine", GenerationParams())
