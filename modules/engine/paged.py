@@ -40,8 +40,10 @@ class Stretch:
 class PagedModel:
     """A model with a pool of KV pages. Used by one thread."""
 
-    def __init__(self, loaded: LoadedModel, choose: Choose, *, page_tokens: int = PAGE_TOKENS) -> None:
-        """`choose(row ids, logits (rows, vocab) in fp32)` gives each row's next token.
+    def __init__(
+        self, loaded: LoadedModel, choose: Choose, *, page_tokens: int = PAGE_TOKENS, pool_tokens: int = 0
+    ) -> None:
+        """`choose(row ids, logits (rows, vocab) in fp32)` gives each row's next token. `pool_tokens` 0: as planned.
 
         Raises ValueError, AttributeError and the like for models that continuous batching does not carry.
         """
@@ -51,7 +53,7 @@ class PagedModel:
         chunk = max(1, loaded.plan.run.prefill_chunk)
         settings = ContinuousBatchingConfig(
             page_size=page_tokens,
-            num_blocks=self._count_blocks(loaded),
+            num_blocks=ceil(pool_tokens / page_tokens) or self._count_blocks(loaded),
             max_batch_tokens=chunk,
             max_requests_per_batch=min(MOST_ROWS, chunk),
             use_cuda_graph=False,
@@ -62,8 +64,13 @@ class PagedModel:
         greedy: Any = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False, eos_token_id=-1
         )
-        self._manager = self._model.init_continuous_batching(greedy, settings)
-        self._processor = self._manager._create_batch_processor()
+        self._attention = self._model.config._attn_implementation
+        try:
+            self._manager = self._model.init_continuous_batching(greedy, settings)
+            self._processor = self._manager._create_batch_processor()
+        except Exception:
+            self._restore_attention()
+            raise
         self._cache = self._processor.cache
         self._allocators: list[Any] = list(self._cache.cache_allocators.values())
         self._processor.model_runner._sample = self._sample
@@ -141,10 +148,13 @@ class PagedModel:
 
     def close(self) -> None:
         """Give the pool back and the model its own attention."""
-        if self._manager._original_attn_impl is not None:
-            self._model.set_attn_implementation(self._manager._original_attn_impl)
+        self._restore_attention()
         self._manager.destroy()
         del self._processor, self._cache, self._allocators, self._manager
+
+    def _restore_attention(self) -> None:
+        if self._model.config._attn_implementation != self._attention:
+            self._model.set_attn_implementation(self._attention)
 
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         """Take ModelRunner._sample's place. Rows that read only a part of their prompt come last and get no token."""
