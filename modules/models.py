@@ -25,7 +25,7 @@ from modules.memory.planner import Plan, make_plan
 from modules.memory.spec import ModelEntry, inspect, list_models
 from modules.settings import LoadOptions, Settings, check_machine, check_together
 
-__all__ = ["LOADERS", "ModelEntry", "ModelManager", "ModelState", "Status"]
+__all__ = ["LOADERS", "ModelEntry", "ModelManager", "ModelState", "Status", "load_engine_for"]
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ class ModelManager:
         log.info("Loading %s: %s", plan.spec.name, " ".join(plan.reasons))
         host = EngineHost(
             plan,
-            self._loaders[plan.loader],
+            load_engine_for(plan, self._loaders),
             tell,
             in_process=self._in_process,
             patience=self._patience,
@@ -343,6 +343,11 @@ class ModelManager:
         with self._changed:
             self._state = replace(self._state, version=self._state.version + 1, **changes)  # type: ignore[arg-type]
             self._changed.notify_all()
+
+
+def load_engine_for(plan: Plan, loaders: Mapping[str, LoadEngine] = LOADERS) -> LoadEngine:
+    """The way to load that `plan` names."""
+    return loaders[plan.loader]
 
 
 def _stats(host: EngineHost) -> EngineStats:
