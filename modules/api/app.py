@@ -1,0 +1,32 @@
+"""The web app without the page: the API's routes and how their errors look. guard.py stands in front of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from modules.api import sse
+from modules.api.admin import admin_routes
+from modules.api.errors import install_error_handlers
+from modules.api.openai import openai_routes
+from modules.services import Services
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long streams wait, in seconds: between signs of life, and for a client to take in one event."""
+
+    keep_alive_s: float = sse.KEEP_ALIVE_S
+    send_timeout_s: float = sse.SEND_TIMEOUT_S
+
+
+def build_api(services: Services, *, patience: Patience = Patience()) -> FastAPI:
+    """The app that the page is mounted on. Put guard.install_guard in front before serving it to anyone."""
+    app = FastAPI(title="Snug", docs_url=None, redoc_url=None, swagger_ui_oauth2_redirect_url=None)
+    install_error_handlers(app)
+    waits = {"keep_alive_s": patience.keep_alive_s, "send_timeout_s": patience.send_timeout_s}
+    # Admin first: openai's catch-all for /v1 comes last, so that the page's own routes never answer for the API.
+    app.include_router(admin_routes(services, **waits))
+    app.include_router(openai_routes(services, **waits))
+    return app

@@ -1,0 +1,99 @@
+"""Errors as OpenAI's clients expect them: one object, one status, one code of the closed list in modules/errors.py.
+
+Knows nothing of the routes. A bug becomes `internal_error` without a word of what went wrong inside; the log has it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from modules.errors import BadValue, Busy, EngineDied, MethodNotAllowed, NotFound, QueueFull, SnugError
+
+log = logging.getLogger(__name__)
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status of a response that nobody is there to read (nginx's number; no standard has one)."""
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_RETRY_AFTER_S: dict[type[SnugError], int] = {Busy: 5, QueueFull: 2, EngineDied: 5}
+
+
+def error_object(error: SnugError) -> dict[str, dict[str, str | None]]:
+    """`{"error": {"message", "type", "param", "code"}}`; the message ends with the remedy."""
+    kind = _TYPES.get(error.http_status, "invalid_request_error" if error.http_status < 500 else "server_error")
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+
+
+def error_response(error: SnugError) -> JSONResponse:
+    """The whole response to a request that `error` ended; `Retry-After` (seconds) where trying again makes sense."""
+    wait_s = _RETRY_AFTER_S.get(type(error))
+    headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
+    return JSONResponse(error_object(error), error.http_status, headers)
+
+
+def public(error: Exception) -> SnugError:
+    """What the client may know of `error`: a SnugError as it is, of anything else only that it happened (logged)."""
+    if isinstance(error, SnugError):
+        return error
+    log.error("a request failed", exc_info=error)
+    return SnugError("Snug made a mistake and could not answer.", remedy="The server's log says more.")
+
+
+def parameter_name(location: Sequence[str | int]) -> str:
+    """pydantic's `("body", "messages", 0, "content")` → `messages[0].content`."""
+    name = ""
+    for part in location[1:] if location[:1] in (("body",), ["body"]) else location:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
+    return name
+
+
+def from_validation(problems: Sequence[Any]) -> BadValue:
+    """The first of pydantic's error records in one sentence, without the value (it may be long, or private)."""
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return BadValue(f"The body is not JSON: {first.get('ctx', {}).get('error', 'it cannot be read')}.")
+    name = parameter_name(first["loc"])
+    if not name:
+        return BadValue("The body must be a JSON object.", remedy="Send it with Content-Type: application/json.")
+    text = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+    return BadValue(f"{name}: {text[:1].lower() + text[1:]}.", param=name)
+
+
+def from_http(error: HTTPException, request: Request) -> SnugError:
+    """What Starlette and FastAPI refuse by themselves: unknown routes, wrong methods, unreadable bodies."""
+    place = f"{request.method} {request.scope['path'][:200]}"
+    if error.status_code == 404:
+        return NotFound(f"There is no {place}.", remedy="docs/api.md lists every route.")
+    if error.status_code == 405:
+        return MethodNotAllowed(f"{place} is not a way to call this route.", remedy="docs/api.md lists every route.")
+    return BadValue("The body cannot be read.", remedy="Send JSON in UTF-8 with Content-Type: application/json.")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Every error that a route raises leaves the app as one error object. Bugs pass on to the guard."""
+
+    def on_snug_error(_: Request, error: Exception) -> Response:
+        return error_response(public(error))
+
+    def on_invalid(_: Request, error: Exception) -> Response:
+        problems = error.errors() if isinstance(error, RequestValidationError) else []
+        return error_response(from_validation(problems))
+
+    def on_http(request: Request, error: Exception) -> Response:
+        return error_response(from_http(error, request) if isinstance(error, HTTPException) else public(error))
+
+    def on_client_gone(_: Request, __: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    app.add_exception_handler(SnugError, on_snug_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(ClientDisconnect, on_client_gone)

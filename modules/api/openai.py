@@ -1,0 +1,186 @@
+"""OpenAI's routes: /v1/models, /v1/chat/completions, /v1/completions.
+
+A request becomes jobs (one for each reply), the jobs generations, and their events JSON. Prompts are built and
+engines woken in threads; the loop only carries events. What is refused is refused before status 200.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from modules.api import sse
+from modules.api.replies import Job, collect, relay, running, seeded, total_usage
+from modules.api.schemas import ChatRequest, CompletionRequest, Prompt, TextRequest
+from modules.api.shapes import ChatShape, CompletionShape, Envelope, Json
+from modules.chat.prompts import BuiltPrompt, free_tokens
+from modules.engine.base import Delta, Event, Finished, ModelInfo, Usage
+from modules.engine.host import EngineHost
+from modules.errors import BadValue, ContextLengthExceeded, ModelNotFound, NotFound
+from modules.messages import ChatMessage, Role
+from modules.sampling import GenerationParams
+from modules.services import Services
+
+_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One request, ready to run."""
+
+    engine: EngineHost
+    jobs: Sequence[Job]
+    envelope: Envelope
+    replies_per_prompt: int
+    user: str
+
+    def usage(self, usages: Sequence[Usage]) -> Usage:
+        """The token counts of the whole request."""
+        return total_usage(usages, replies_per_prompt=self.replies_per_prompt)
+
+
+def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: float) -> APIRouter:
+    """The routes that OpenAI's clients call."""
+    router = APIRouter(prefix="/v1")
+
+    async def answer(request: Request, body: TextRequest, prepare: Callable[[str], Order]) -> Response:
+        user = f"api {request.client.host}" if request.client else "api"
+        if body.stream:
+            include_usage = bool(body.stream_options and body.stream_options.include_usage)
+            produce = partial(_stream, partial(prepare, user), include_usage)
+            return sse.EventStream(produce, keep_alive_s=keep_alive_s, send_timeout_s=send_timeout_s)
+        return JSONResponse(await sse.unless_disconnected(request, partial(_whole, partial(prepare, user))))
+
+    @router.get("/models")
+    def list_models() -> Json:
+        """The model that answers now; an empty list while none is loaded."""
+        info = services.models.state.info
+        return {"object": "list", "data": [] if info is None else [_model_json(info)]}
+
+    @router.get("/models/{name:path}")
+    def get_model(name: str) -> Json:
+        """One model, if it is the loaded one."""
+        info = services.models.state.info
+        if info is None or name != info.name:
+            raise ModelNotFound(
+                f"{name[:100]!r} is not loaded.", remedy="POST /v1/internal/model/load loads it.", param="model"
+            )
+        return _model_json(info)
+
+    @router.post("/chat/completions")
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        """Answer a conversation."""
+        return await answer(request, body, partial(_chat_order, services, body))
+
+    @router.post("/completions")
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        """Continue a text."""
+        return await answer(request, body, partial(_completion_order, services, body))
+
+    @router.api_route("/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    def unknown(request: Request, rest: str) -> Json:
+        raise NotFound(f"There is no {request.method} /v1/{rest[:200]}.", remedy="docs/api.md lists every route.")
+
+    return router
+
+
+async def _whole(prepare: Callable[[], Order]) -> Json:
+    """The answer in one piece."""
+    order = await to_thread.run_sync(prepare, abandon_on_cancel=True)
+    async with running(order.engine, order.jobs, order.user) as generations:
+        replies = await collect(generations)
+    return order.envelope.whole(replies, order.usage([reply.end.usage for reply in replies]))
+
+
+async def _stream(prepare: Callable[[], Order], include_usage: bool, write: sse.Write) -> None:
+    """The answer as chunks: an opening, the text as it comes, a closing for each reply; then the counts, if asked."""
+    order = await to_thread.run_sync(prepare, abandon_on_cancel=True)
+    shape = order.envelope.shape
+    lengths = [-1] * len(order.jobs)
+    usages = [Usage(0, 0, 0)] * len(order.jobs)
+
+    async def send(choice: Json) -> None:
+        await write(sse.event(order.envelope.chunk(choice) | ({"usage": None} if include_usage else {})))
+
+    async def handle(index: int, event: Event) -> None:
+        if lengths[index] < 0:
+            lengths[index] = 0
+            await send(shape.opening(index))
+        if isinstance(event, Delta):
+            await send(shape.part(index, event, lengths[index]))
+            lengths[index] += len(event.text)
+        elif isinstance(event, Finished):
+            usages[index] = event.usage
+            await send(shape.closing(index, event))
+
+    async with running(order.engine, order.jobs, order.user) as generations:
+        await relay(generations, handle)
+    if include_usage:
+        await write(sse.event(order.envelope.usage_chunk(order.usage(usages))))
+    await write(sse.DONE)
+
+
+def _chat_order(services: Services, body: ChatRequest, user: str) -> Order:
+    engine = services.models.engine()
+    messages = [ChatMessage(_ROLES[message.role], message.content) for message in body.messages]
+    params = body.params()
+    prompt = services.prompts.chat(engine, messages, max_new_tokens=params.max_new_tokens, truncate=False)
+    jobs = _jobs([prompt], body, params)
+    return Order(engine, jobs, Envelope(ChatShape(body.alternatives), engine.info.name), body.choices, user)
+
+
+def _completion_order(services: Services, body: CompletionRequest, user: str) -> Order:
+    engine = services.models.engine()
+    if body.echo and body.logprobs is not None:
+        raise BadValue("echo and logprobs together are not supported.", remedy="Ask for one of them.", param="echo")
+    params = body.params()
+    prompts = [_built(services, engine, prompt, params.max_new_tokens) for prompt in body.prompt]
+    jobs = _jobs(prompts, body, params)
+    echoes = tuple(
+        _echo(engine, prompt) if body.echo else "" for prompt in body.prompt for _ in range(body.choices)
+    )  # fmt: skip
+    shape = CompletionShape(body.alternatives, echoes)
+    return Order(engine, jobs, Envelope(shape, engine.info.name), body.choices, user)
+
+
+def _built(services: Services, engine: EngineHost, prompt: Prompt, max_new_tokens: int) -> BuiltPrompt:
+    """A prompt for the engine. Token ids are taken as they are, control tokens too: who sends ids means them."""
+    if isinstance(prompt, str):
+        return services.prompts.completion(engine, prompt, max_new_tokens=max_new_tokens)
+    info = engine.info
+    if any(not 0 <= token < info.vocab_size for token in prompt):
+        raise BadValue(f"Token ids go from 0 to {info.vocab_size - 1}.", param="prompt")
+    free = 0 if info.is_encoder_decoder else free_tokens(info, max_new_tokens)
+    if len(prompt) + free > info.context_tokens:
+        raise ContextLengthExceeded(
+            f"{len(prompt):,} prompt tokens, and {free:,} kept free for the reply, are more than the context of "
+            f"{info.name} holds: {info.context_tokens:,}.",
+            remedy="Send fewer.",
+            param="prompt",
+        )
+    return BuiltPrompt(prompt_ids=prompt, reply_ids=(), stop=(), dropped=0)
+
+
+def _echo(engine: EngineHost, prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else engine.decode(prompt)
+
+
+def _jobs(prompts: Sequence[BuiltPrompt], body: TextRequest, params: GenerationParams) -> list[Job]:
+    """Every prompt `n` times."""
+    return [Job(prompt, seeded(params, number)) for prompt in prompts for number in range(body.choices)]
+
+
+def _model_json(info: ModelInfo) -> dict[str, Any]:
+    return {
+        "id": info.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "snug",
+        "context_length": info.context_tokens,
+    }

@@ -1,0 +1,192 @@
+"""From replies to OpenAI's JSON: whole answers and the chunks of a stream. Pure.
+
+Two shapes share one face: ChatShape for /v1/chat/completions, CompletionShape for /v1/completions.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from modules.api.replies import Collected
+from modules.engine.base import Delta, Finished, FinishReason, Timings, TokenLogprob, Usage
+
+Json = dict[str, Any]
+
+_REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "cancelled": "stop", "error": "stop"}
+
+
+class Shape(Protocol):
+    """How one route writes a choice. `start` is where the delta's text begins in the choice's whole text."""
+
+    @property
+    def object(self) -> str:
+        """The type of the whole answer."""
+
+    @property
+    def chunk_object(self) -> str:
+        """The type of one chunk of a stream."""
+
+    @property
+    def id_prefix(self) -> str:
+        """What ids of answers begin with."""
+
+    def opening(self, index: int) -> Json:
+        """The first chunk's choice."""
+
+    def part(self, index: int, delta: Delta, start: int) -> Json:
+        """The choice of a chunk with new text."""
+
+    def closing(self, index: int, finished: Finished) -> Json:
+        """The last chunk's choice: the only one with a finish reason."""
+
+    def whole(self, index: int, reply: Collected) -> Json:
+        """The choice of an answer in one piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What every chunk of one answer shares; `model` is the name of the model that really answers."""
+
+    shape: Shape
+    model: str
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, replies: Sequence[Collected], usage: Usage) -> Json:
+        """An answer in one piece."""
+        choices = [self.shape.whole(index, reply) for index, reply in enumerate(replies)]
+        return self._around(self.shape.object, choices) | {"usage": usage_json(usage)}
+
+    def chunk(self, choice: Json) -> Json:
+        """One chunk of a stream."""
+        return self._around(self.shape.chunk_object, [choice])
+
+    def usage_chunk(self, usage: Usage) -> Json:
+        """The chunk that carries the token counts and no text."""
+        return self._around(self.shape.chunk_object, []) | {"usage": usage_json(usage)}
+
+    def _around(self, kind: str, choices: list[Json]) -> Json:
+        return {
+            "id": f"{self.shape.id_prefix}-{self.key}",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ChatShape:
+    """Choices of /v1/chat/completions; `alternatives` beside each token, None for no log-probabilities."""
+
+    alternatives: int | None
+    object: str = "chat.completion"
+    chunk_object: str = "chat.completion.chunk"
+    id_prefix: str = "chatcmpl"
+
+    def opening(self, index: int) -> Json:
+        return _choice(index, delta={"role": "assistant", "content": ""})
+
+    def part(self, index: int, delta: Delta, start: int) -> Json:  # noqa: ARG002 - only completions count characters
+        return _choice(index, delta={"content": delta.text}, logprobs=self._logprobs(delta.logprobs))
+
+    def closing(self, index: int, finished: Finished) -> Json:
+        return _choice(index, finished, delta={})
+
+    def whole(self, index: int, reply: Collected) -> Json:
+        message = {"role": "assistant", "content": reply.text, "refusal": None}
+        return _choice(index, reply.end, message=message, logprobs=self._logprobs(reply.logprobs))
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> Json | None:
+        if self.alternatives is None:
+            return None
+        return {
+            "content": [
+                _token(token.text, token.logprob)
+                | {"top_logprobs": [_token(text, value) for _, text, value in token.top[: self.alternatives]]}
+                for token in tokens
+            ],
+            "refusal": None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionShape:
+    """Choices of /v1/completions; `echoes` holds the text that each choice begins with ("" without echo)."""
+
+    alternatives: int | None
+    echoes: tuple[str, ...]
+    object: str = "text_completion"
+    chunk_object: str = "text_completion"
+    id_prefix: str = "cmpl"
+
+    def opening(self, index: int) -> Json:
+        return _choice(index, text=self.echoes[index])
+
+    def part(self, index: int, delta: Delta, start: int) -> Json:
+        offset = len(self.echoes[index]) + start
+        return _choice(index, text=delta.text, logprobs=self._logprobs(delta.logprobs, offset))
+
+    def closing(self, index: int, finished: Finished) -> Json:
+        return _choice(index, finished, text="")
+
+    def whole(self, index: int, reply: Collected) -> Json:
+        echo = self.echoes[index]
+        return _choice(
+            index, reply.end, text=echo + reply.text, logprobs=self._logprobs(reply.logprobs, len(echo))
+        )  # fmt: skip
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> Json | None:
+        if self.alternatives is None:
+            return None
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token.text)
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [
+                {text: value for _, text, value in token.top[: self.alternatives]} for token in tokens
+            ]
+            if self.alternatives
+            else None,
+            "text_offset": offsets,
+        }  # fmt: skip
+
+
+def usage_json(usage: Usage) -> Json:
+    """OpenAI's `usage`."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def _choice(index: int, finished: Finished | None = None, *, logprobs: Json | None = None, **content: object) -> Json:
+    choice: Json = {"index": index, **content, "logprobs": logprobs, "finish_reason": None}
+    if finished is not None:
+        choice |= {"finish_reason": _REASONS[finished.reason], "timings": _timings_json(finished.timings)}
+    return choice
+
+
+def _timings_json(timings: Timings) -> Json:
+    """Snug's own addition: seconds, and decode speed."""
+    return {
+        "queue_s": round(timings.queue_s, 4),
+        "prefill_s": round(timings.prefill_s, 4),
+        "first_token_s": round(timings.first_token_s, 4),
+        "decode_s": round(timings.decode_s, 4),
+        "tokens_per_s": round(timings.tokens_per_s, 2),
+    }
+
+
+def _token(text: str, logprob: float) -> Json:
+    # JSON knows no infinity; OpenAI's own value for "very unlikely" is -9999.
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}

@@ -1,0 +1,144 @@
+"""Server-sent events out, and an eye on the client: who leaves, or stops reading, ends the work done for them.
+
+Knows nothing of what the events say. Nothing here drives an engine: a producer hears of a departure as a
+cancellation, at its next await, and cleans up in its own `finally`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import anyio
+from fastapi.responses import Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from modules.api.errors import error_object, public
+
+T = TypeVar("T")
+Write = Callable[[bytes], Awaitable[None]]
+Produce = Callable[[Write], Awaitable[None]]
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE_S = 10.0
+SEND_TIMEOUT_S = 30.0
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+def event(data: Mapping[str, Any]) -> bytes:
+    """One event: `data: {…}` in UTF-8 on one line, and the empty line that ends it."""
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def unless_disconnected(request: Request, work: Callable[[], Awaitable[T]]) -> T:
+    """The result of `work`, which is cancelled as soon as the client leaves; then raises ClientDisconnect.
+
+    Takes over `request.receive`: the body must have been read, and nobody else may wait for the disconnect.
+    """
+    results: list[T] = []
+    failures: list[Exception] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(_cancel_when_gone, request.receive, group.cancel_scope)
+        try:
+            results.append(await work())
+        except Exception as error:  # carried out of the task group, which would wrap it
+            failures.append(error)
+        group.cancel_scope.cancel()
+    if failures:
+        raise failures[0]
+    if not results:
+        raise ClientDisconnect
+    return results[0]
+
+
+class EventStream(Response):
+    """A stream of events that `produce` writes. The status 200 goes out with the first byte, not before.
+
+    An error before that is raised, and becomes an ordinary error response; after it, the stream ends with an event
+    `{"error": …}`. A comment every `keep_alive_s` of silence keeps proxies awake. A client that takes longer than
+    `send_timeout_s` to accept one event, or leaves, gets nothing more, and `produce` is cancelled.
+    """
+
+    def __init__(
+        self, produce: Produce, *, keep_alive_s: float = KEEP_ALIVE_S, send_timeout_s: float = SEND_TIMEOUT_S
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.raw_headers = list(_HEADERS)
+        self._produce = produce
+        self._keep_alive_s = keep_alive_s
+        self._send_timeout_s = send_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        early: list[Exception] = []
+        async with anyio.create_task_group() as group:
+            wire = _Wire(send, self.raw_headers, self._send_timeout_s, group.cancel_scope)
+            group.start_soon(_cancel_when_gone, receive, group.cancel_scope)
+            group.start_soon(_keep_alive, wire, self._keep_alive_s)
+            try:
+                await self._produce(wire.write)
+                await wire.end()
+            except Exception as error:  # the edge of one request: whatever it is, this stream ends with it
+                if wire.started:
+                    await wire.write(event(error_object(public(error))))
+                    await wire.end()
+                else:
+                    early.append(error)
+            group.cancel_scope.cancel()
+        if early:
+            raise early[0]
+
+
+class _Wire:
+    """One response on its way out; writers take turns. Too slow a reader cancels `scope`."""
+
+    def __init__(
+        self, send: Send, headers: list[tuple[bytes, bytes]], timeout_s: float, scope: anyio.CancelScope
+    ) -> None:
+        self.started = False
+        self.wrote_at = anyio.current_time()
+        self._send = send
+        self._headers = headers
+        self._timeout_s = timeout_s
+        self._scope = scope
+        self._turn = anyio.Lock()
+
+    async def write(self, data: bytes) -> None:
+        await self._message(data, more=True)
+
+    async def end(self) -> None:
+        await self._message(b"", more=False)
+
+    async def _message(self, data: bytes, *, more: bool) -> None:
+        async with self._turn:
+            with anyio.move_on_after(self._timeout_s) as deadline:
+                if not self.started:
+                    self.started = True
+                    await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+                self.wrote_at = anyio.current_time()
+            if deadline.cancelled_caught:
+                self._scope.cancel()
+                await anyio.sleep(0)  # where the cancellation takes hold
+
+
+async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+async def _keep_alive(wire: _Wire, every_s: float) -> None:
+    while True:
+        silent_s = anyio.current_time() - wire.wrote_at
+        if silent_s >= every_s:
+            await wire.write(KEEP_ALIVE)
+        else:
+            await anyio.sleep(every_s - silent_s)
