@@ -1,0 +1,268 @@
+"""What people do in a conversation: ask, regenerate, continue, stop, edit, delete; and complete a notebook's text.
+
+A question is stored before anything else happens. Its reply is then written in the background, whether a tab looks on
+or not, and found again by `running`. While a conversation has a running reply, nothing else in it can change.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from uuid import uuid4
+
+from modules.chat.prompts import BuiltPrompt, Prompts
+from modules.chat.running import ReplyView, RunningReply
+from modules.chat.store import Store
+from modules.chat.writing import Outcome, Task, Writer
+from modules.engine.host import EngineHost
+from modules.errors import BadValue, Busy, NotFound, StaleView
+from modules.messages import ChatMessage, Conversation, Message
+from modules.models import ModelManager
+from modules.sampling import GenerationParams
+
+__all__ = ["NOTEBOOK", "ChatService", "ReplyView", "RunningReply"]
+
+NOTEBOOK = "notebook"  # where `running` finds an owner's notebook completion; no conversation has this id
+SHUTDOWN_S = 5.0
+
+
+class ChatService:
+    """The conversations of all owners in action. Every method may be called from any thread."""
+
+    def __init__(self, models: ModelManager, store: Store, prompts: Prompts) -> None:
+        self._models = models
+        self._store = store
+        self._prompts = prompts
+        self._lock = threading.RLock()  # held while a reply starts or a conversation changes, never while one runs
+        self._writers: dict[tuple[str, str], Writer] = {}
+        self._closed = False
+
+    def reply(
+        self,
+        owner: str,
+        conversation_id: str,
+        parent_id: str | None,
+        text: str,
+        params: GenerationParams,
+        *,
+        op_id: str,
+    ) -> RunningReply:
+        """Store a question below `parent_id` (None: as a first one) and start its reply.
+
+        The same `op_id` again starts nothing and returns the same reply. Raises BadValue for an empty text, Busy,
+        StaleView if what it answers is gone, StoreFailed. Whatever the model does wrong is told by the reply.
+        """
+        if not text.strip():
+            raise BadValue("The message is empty.", remedy="Write something.", param="text")
+        with self._lock:
+            if earlier := self._replayed(owner, conversation_id, op_id):
+                return earlier
+            with self._changing(owner, conversation_id):
+                question = self._store.append(owner, conversation_id, parent_id, "user", text, op_id=op_id)
+                return self._answer(owner, conversation_id, question.id, params, op_id=_reply_op(op_id))
+
+    def regenerate(self, owner: str, conversation_id: str, message_id: str, params: GenerationParams) -> RunningReply:
+        """Start another version of a reply, or the reply to a question that has none.
+
+        Raises NotFound, Busy, BadValue for a reply to nothing, StoreFailed.
+        """
+        with self._changing(owner, conversation_id):
+            message = self._message(owner, conversation_id, message_id)
+            question = message.id if message.role == "user" else message.parent_id
+            if question is None:
+                raise BadValue("This message answers no question.", remedy="Regenerate a reply.", param="message_id")
+            return self._answer(owner, conversation_id, question, params, op_id=uuid4().hex)
+
+    def continue_reply(
+        self, owner: str, conversation_id: str, message_id: str, params: GenerationParams
+    ) -> RunningReply:
+        """Go on with the last reply where it ended, in the same message.
+
+        Raises NotFound, Busy, BadValue for a question, StaleView if other messages follow, StoreFailed.
+        """
+        with self._changing(owner, conversation_id):
+            message = self._message(owner, conversation_id, message_id)
+            if message.role != "assistant":
+                raise BadValue("Only a reply can be continued.", remedy="Regenerate it.", param="message_id")
+            if self._store.get(owner, conversation_id).head_id != message.id:
+                raise StaleView("Other messages follow this one now.", remedy="Reload the conversation.")
+            self._store.reopen(owner, message.id)
+            build = partial(self._continued, owner, message, params)
+            task = Task(owner, params, build, _InStore(self._store, message.id), trim_start=not message.content)
+            return self._start((owner, conversation_id), task, message.id, message.content)
+
+    def complete(self, owner: str, text: str, params: GenerationParams) -> RunningReply:
+        """Keep a notebook's text and start its continuation; the reply's text is what is added.
+
+        Raises Busy while the owner's last one runs, StoreFailed.
+        """
+        with self._changing(owner, NOTEBOOK):
+            self._store.save_notebook(owner, text)
+
+            def build(engine: EngineHost) -> BuiltPrompt:
+                return self._prompts.completion(engine, text, max_new_tokens=params.max_new_tokens, truncate=True)
+
+            task = Task(owner, params, build, _InNotebook(self._store, owner, text), trim_start=False)
+            return self._start((owner, NOTEBOOK), task, f"{NOTEBOOK}-{uuid4().hex}", "")
+
+    def running(self, owner: str, conversation_id: str) -> RunningReply | None:
+        """The reply that is being written in a conversation (or NOTEBOOK), None if there is none."""
+        writer = self._writers.get((owner, conversation_id))
+        return writer.reply if writer else None
+
+    def stop(self, owner: str, message_id: str) -> None:
+        """End one reply within a token; its text stays. One that ended already, or is another's, is left alone."""
+        for (holder, _), writer in tuple(self._writers.items()):
+            if holder == owner and writer.reply.message_id == message_id:
+                writer.stop()
+
+    def edit(self, owner: str, conversation_id: str, message_id: str, content: str) -> Message:
+        """Replace a message's text. Raises NotFound, Busy, StoreFailed."""
+        with self._changing(owner, conversation_id):
+            self._message(owner, conversation_id, message_id)
+            return self._store.edit(owner, message_id, content)
+
+    def delete_message(self, owner: str, conversation_id: str, message_id: str) -> Conversation:
+        """Delete a message and all that follows it. Raises NotFound, Busy, StoreFailed."""
+        with self._changing(owner, conversation_id):
+            self._message(owner, conversation_id, message_id)
+            return self._store.delete_message(owner, message_id)
+
+    def delete_last(self, owner: str, conversation_id: str) -> str:
+        """Delete the last question on show with its replies; returns its text, for the input box.
+
+        Without a question the last message goes; "" is returned. Raises NotFound, Busy, StoreFailed.
+        """
+        with self._changing(owner, conversation_id):
+            path = self._store.path(owner, conversation_id)
+            if not path:
+                return ""
+            last = path[-2] if len(path) > 1 and path[-1].role == "assistant" and path[-2].role == "user" else path[-1]
+            self._store.delete_message(owner, last.id)
+            return last.content if last.role == "user" else ""
+
+    def delete_conversation(self, owner: str, conversation_id: str) -> None:
+        """Delete a conversation. Raises NotFound, Busy, StoreFailed."""
+        with self._changing(owner, conversation_id):
+            self._store.delete(owner, conversation_id)
+
+    def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
+        """End every running reply as "interrupted", its text kept, within `timeout_s`; refuse new ones."""
+        with self._lock:
+            self._closed = True
+            writers = tuple(self._writers.values())
+        deadline = time.monotonic() + timeout_s
+        for writer in writers:
+            threading.Thread(target=writer.interrupt, name="interrupt", daemon=True).start()
+        for writer in writers:
+            writer.join(deadline - time.monotonic())
+
+    @contextmanager
+    def _changing(self, owner: str, conversation_id: str) -> Iterator[None]:
+        """The right to change a conversation; no reply can start or end a change meanwhile."""
+        with self._lock:
+            if self._closed:
+                raise Busy("Snug is shutting down.", remedy="Start it again.")
+            if (owner, conversation_id) in self._writers:
+                raise Busy("A reply is being written here.", remedy="Wait until it is complete, or stop it.")
+            yield
+
+    def _replayed(self, owner: str, conversation_id: str, op_id: str) -> RunningReply | None:
+        """The reply that this operation started before."""
+        earlier = self._store.find_op(owner, conversation_id, _reply_op(op_id))
+        if earlier is None:
+            return None
+        running = self.running(owner, conversation_id)
+        return running if running and running.message_id == earlier.id else RunningReply.of(earlier)
+
+    def _answer(
+        self, owner: str, conversation_id: str, question_id: str, params: GenerationParams, *, op_id: str
+    ) -> RunningReply:
+        """Start a new reply below a question."""
+        message = self._store.append(
+            owner, conversation_id, question_id, "assistant", "", op_id=op_id, status="streaming"
+        )
+        build = partial(self._built, owner, conversation_id, question_id, params)
+        task = Task(owner, params, build, _InStore(self._store, message.id), trim_start=True)
+        return self._start((owner, conversation_id), task, message.id, "")
+
+    def _start(self, key: tuple[str, str], task: Task, message_id: str, text: str) -> RunningReply:
+        writer = Writer(self._models, task, message_id, text, partial(self._forget, key))
+        self._writers[key] = writer
+        writer.start()
+        return writer.reply
+
+    def _forget(self, key: tuple[str, str], writer: Writer) -> None:
+        if self._writers.get(key) is writer:
+            del self._writers[key]
+        self._store.backup_if_due()
+
+    def _message(self, owner: str, conversation_id: str, message_id: str) -> Message:
+        message = self._store.message(owner, message_id)
+        if message.conversation_id != conversation_id:
+            raise NotFound("There is no such message in this conversation.", remedy="Reload the conversation.")
+        return message
+
+    def _built(
+        self,
+        owner: str,
+        conversation_id: str,
+        last_id: str | None,
+        params: GenerationParams,
+        engine: EngineHost,
+        reply_start: str | None = None,
+    ) -> BuiltPrompt:
+        """The prompt for a reply to the messages down to `last_id`. Replies that failed before a word are left out."""
+        system = self._store.get(owner, conversation_id).system_prompt
+        path = self._store.path_to(owner, last_id) if last_id else []
+        messages = [ChatMessage("system", system)] if system.strip() else []
+        messages += [ChatMessage(m.role, m.content) for m in path if m.content.strip()]
+        return self._prompts.chat(
+            engine, messages, max_new_tokens=params.max_new_tokens, reply_start=reply_start, truncate=True
+        )
+
+    def _continued(self, owner: str, message: Message, params: GenerationParams, engine: EngineHost) -> BuiltPrompt:
+        return self._built(owner, message.conversation_id, message.parent_id, params, engine, message.content)
+
+
+@dataclass(frozen=True, slots=True)
+class _InStore:
+    """Keeps a reply in its message."""
+
+    store: Store
+    message_id: str
+
+    def journal(self, text: str) -> None:
+        """As Keeper."""
+        self.store.journal(self.message_id, text)
+
+    def finish(self, text: str, outcome: Outcome) -> None:
+        """As Keeper."""
+        error = str(outcome.error) if outcome.error else ""
+        self.store.finish(self.message_id, text, outcome.status, outcome.stats, error)
+
+
+@dataclass(frozen=True, slots=True)
+class _InNotebook:
+    """Keeps a completion behind the text that it completes."""
+
+    store: Store
+    owner: str
+    before: str
+
+    def journal(self, text: str) -> None:
+        """As Keeper."""
+        self.store.save_notebook(self.owner, self.before + text, durable=False)
+
+    def finish(self, text: str, _: Outcome) -> None:
+        """As Keeper; a notebook remembers its text alone."""
+        self.store.save_notebook(self.owner, self.before + text)
+
+
+def _reply_op(op_id: str) -> str:
+    """The operation that makes the reply to what `op_id` makes."""
+    return f"{op_id}/reply"
