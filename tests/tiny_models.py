@@ -18,7 +18,7 @@ from typing import Any
 import sentencepiece
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 PROSE = Path(__file__).parent / "data" / "prose.txt"
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -132,10 +132,11 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {character: number for number, character in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer_class: Any = transformers.PreTrainedTokenizerFast
-    wrapped: transformers.PreTrainedTokenizerFast = tokenizer_class(
+    return tokenizer_class(  # type: ignore[no-any-return]
         tokenizer_object=tokenizer,
         bos_token="<|endoftext|>",
         eos_token="<|im_end|>",
@@ -144,9 +145,6 @@ def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
-    missing = [token for token in SPECIALS if token not in wrapped.get_vocab()]
-    wrapped.add_special_tokens({"additional_special_tokens": missing} if missing else {})
-    return wrapped
 
 
 def _build_model(family: str, *, vocab_size: int, eos_id: int, pad_id: int, specials: Sequence[int]) -> Any:

@@ -1,0 +1,87 @@
+"""What a loaded model really takes: bytes of weights per device, where each module went, the peak of the load.
+
+Measured on the loaded objects and the process, nothing is forecast here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def reset_peak() -> None:
+    """Begin a new peak for `peak_bytes`, where the system can: Linux ("5" resets VmHWM, man proc), and every GPU."""
+    if sys.platform == "linux":
+        try:
+            _CLEAR_REFS.write_text("5")
+        except OSError:  # some containers forbid it: the peak then counts from the start of the process
+            pass
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(index)
+
+
+def peak_bytes(*, on_gpu: bool) -> int:
+    """The most bytes since `reset_peak`: of torch's GPU allocators together, or resident in RAM of this process."""
+    if on_gpu:
+        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+    if sys.platform == "linux":
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))
+
+
+def module_devices(model: Any, default: str) -> dict[str, str]:
+    """Module name → "cuda:N", "cpu" or "disk", as transformers placed them; {"": `default`} where nothing is split."""
+    placed = getattr(model, "hf_device_map", None) or {"": default}
+    return {name: _device_name(device) for name, device in placed.items()}
+
+
+def weight_bytes_by_device(model: Any, modules: dict[str, str]) -> dict[str, int]:
+    """Bytes of weights and buffers per device, shared tensors counted once, quantization constants included.
+
+    Offloaded tensors are on torch's meta device while idle: they count for the device that `modules` names.
+    """
+    found: dict[str, int] = {}
+    seen: set[int] = set()
+    for name, tensor in _tensors(model):
+        meta = tensor.device.type == "meta"
+        key = id(tensor) if meta else tensor.data_ptr()
+        if key in seen and tensor.numel():
+            continue
+        seen.add(key)
+        device = _place_of(name, modules) if meta else str(tensor.device)
+        found[device] = found.get(device, 0) + tensor.numel() * tensor.element_size()
+    return found
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, buffers, and what bitsandbytes keeps beside its packed weights."""
+    yield from model.named_buffers()
+    for name, parameter in model.named_parameters():
+        yield name, parameter
+        scales = getattr(parameter, "SCB", None)
+        if isinstance(scales, torch.Tensor):
+            yield f"{name}.SCB", scales
+        state = getattr(parameter, "quant_state", None)
+        nested = getattr(state, "state2", None)
+        for owner in filter(None, (state, nested)):
+            yield f"{name}.absmax", owner.absmax
+
+
+def _place_of(name: str, modules: dict[str, str]) -> str:
+    """The device of the longest module name that `name` begins with."""
+    owners = [module for module in modules if not module or name == module or name.startswith(module + ".")]
+    return modules[max(owners, key=len)] if owners else "cpu"
+
+
+def _device_name(device: object) -> str:
+    return f"cuda:{device}" if isinstance(device, int) else str(device)

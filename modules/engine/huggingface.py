@@ -1,0 +1,239 @@
+"""Load a model with transformers as a Plan says: 16-bit, 8-bit, 4-bit, split over GPUs, CPU and disk.
+
+`load` is the LoadEngine. What to pass is decided in pretrained.py, which loop runs it in choice.py; ZeRO-3 is not
+loaded here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from modules.engine.base import Engine, ModelInfo, OnProgress, Progress
+from modules.engine.choice import choose_loop
+from modules.engine.footprint import module_devices, peak_bytes, reset_peak, weight_bytes_by_device
+from modules.engine.library_messages import route_library_messages, weights_progress
+from modules.engine.loaded import LoadedModel
+from modules.engine.loading_errors import named_failures, named_tokenizer_failures
+from modules.engine.pretrained import from_pretrained_kwargs, source_folder
+from modules.errors import BadSafetensors, BadTokenizer, BadValue, DiskFull, ModelNotFound
+from modules.memory.placement import make_groups
+from modules.memory.planner import Plan
+from modules.units import MiB, format_size
+
+log = logging.getLogger(__name__)
+
+# End-of-turn tokens of well-known chat templates, for models whose generation_config names only the document's end.
+CHAT_END_TOKENS = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|return|>", "<|end_of_turn|>",
+    "<|endofturn|>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "[|endofturn|]",
+)  # fmt: skip
+_WEIGHTS_SHARE = (0.05, 0.9)
+_DISK_MARGIN_BYTES = 64 * MiB
+
+
+def load(plan: Plan, on_progress: OnProgress) -> Engine:
+    """Load `plan.spec` as planned and return an engine that is ready to generate.
+
+    Raises BadTokenizer, BadSafetensors, ModelNotFound, RemoteCodeDisabled, UnsupportedModel, NotAvailableHere,
+    OutOfMemory, DiskFull, BadValue (a folder that cannot be written), or LoadFailed for anything else.
+    """
+    started = time.monotonic()
+    route_library_messages()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
+    if not plan.spec.path.exists():
+        raise ModelNotFound(f"{plan.spec.name} is no longer in the models folder.", remedy="Choose another model.")
+    reset_peak()
+    on_progress(Progress("Reading the tokenizer", 0.0))
+    tokenizer = _load_tokenizer(plan)
+    with named_failures(plan):
+        model = _load_model(plan, on_progress)
+        loaded = _describe(plan, model, tokenizer, started)
+        on_progress(Progress("Trying it out", _WEIGHTS_SHARE[1]))
+        engine = choose_loop(loaded)
+    log.info("%s loaded in %.1f s, peak %s", plan.spec.name, loaded.info.load_s, format_size(loaded.info.peak_bytes))
+    on_progress(Progress("Ready", 1.0))
+    return engine
+
+
+def _load_tokenizer(plan: Plan) -> Any:
+    """The tokenizer beside the weights, or inside the GGUF file. Raises BadTokenizer where there is none."""
+    gguf = {"gguf_file": plan.spec.path.name} if plan.spec.source == "gguf" else {}
+    with named_tokenizer_failures(plan):
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            str(source_folder(plan)), trust_remote_code=plan.trust_remote_code, local_files_only=True, **gguf
+        )
+    # Without any tokenizer file transformers 5 makes one that knows its special tokens alone.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder) + len(tokenizer.all_special_tokens):
+        raise BadTokenizer(
+            f"{plan.spec.name} has no tokenizer files (tokenizer.json or tokenizer.model).",
+            remedy="Fetch the model again, with all its files.",
+        )
+    return tokenizer
+
+
+def _load_model(plan: Plan, on_progress: OnProgress) -> Any:
+    """The model in evaluation mode, without gradients."""
+    kwargs = from_pretrained_kwargs(plan)
+    offload_folder = _prepare_offload_folder(plan, kwargs)
+    if not _supports(plan, kwargs):
+        log.info("%s has no SDPA attention; it runs with eager attention", plan.spec.architecture)
+        kwargs["attn_implementation"] = "eager"
+    sizes = {tensor.name: tensor.size_bytes for tensor in plan.spec.tensors}
+    auto: Any = AutoModelForSeq2SeqLM if plan.spec.is_encoder_decoder else AutoModelForCausalLM
+    stage = "Loading weights" if plan.run.quantization == "none" else f"Quantizing weights to {plan.run.quantization}"
+    first, last = _WEIGHTS_SHARE
+
+    def tell(_title: str, fraction: float) -> None:
+        on_progress(Progress(stage, first + (last - first) * fraction))
+
+    on_progress(Progress("Building the model", first))
+    try:
+        with weights_progress(sizes, tell):
+            model, report = auto.from_pretrained(str(source_folder(plan)), output_loading_info=True, **kwargs)
+    except BaseException:
+        if offload_folder:
+            shutil.rmtree(offload_folder, ignore_errors=True)
+        raise
+    if offload_folder:
+        weakref.finalize(model, shutil.rmtree, offload_folder, ignore_errors=True)
+    _check_complete(plan, report)
+    model.eval().requires_grad_(False)
+    return model
+
+
+def _supports(plan: Plan, kwargs: dict[str, Any]) -> bool:
+    """Whether the model has SDPA attention, if that is what is planned (other kinds are the user's explicit wish)."""
+    if plan.run.attention != "sdpa" or plan.trust_remote_code:
+        return True
+    gguf = {"gguf_file": kwargs["gguf_file"]} if "gguf_file" in kwargs else {}
+    config = AutoConfig.from_pretrained(str(source_folder(plan)), local_files_only=True, **gguf)
+    auto: Any = AutoModelForSeq2SeqLM if plan.spec.is_encoder_decoder else AutoModelForCausalLM
+    mapping = auto._model_mapping
+    return type(config) not in mapping or bool(mapping[type(config)]._supports_sdpa)
+
+
+def _check_complete(plan: Plan, report: dict[str, Any]) -> None:
+    """Refuse a model of which tensors are missing: transformers would fill them with random numbers."""
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        raise BadSafetensors(
+            f"{plan.spec.name} lacks {len(missing)} of its tensors, {missing[0]} among them.",
+            remedy="Fetch the model again, with all its files.",
+        )
+
+
+def _prepare_offload_folder(plan: Plan, kwargs: dict[str, Any]) -> Path | None:
+    """A fresh folder of this process for tensors that transformers rewrites for the disk; None without disk.
+
+    safetensors that need no conversion are read in place, so most models write nothing here. Raises BadValue where
+    it cannot be written, DiskFull where what must be written does not fit.
+    """
+    if "offload_folder" not in kwargs:
+        return None
+    parent = Path(kwargs["offload_folder"])
+    folder = parent / f"{plan.spec.name}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "probe").write_bytes(b"1")
+        (folder / "probe").unlink()
+    except OSError as error:
+        raise BadValue(
+            f"--disk-cache-dir {parent}: the folder cannot be written ({error.strerror}).",
+            remedy="Choose another folder with --disk-cache-dir.",
+            param="disk_cache_dir",
+        ) from error
+    _remove_stale(parent, folder)
+    needed, free = bytes_to_write(plan), shutil.disk_usage(folder).free
+    if needed and needed + _DISK_MARGIN_BYTES > free:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise DiskFull(
+            f"{plan.spec.name} needs {format_size(needed)} in {parent}, which has {format_size(free)} free.",
+            remedy="Choose another disk with --disk-cache-dir, or free some space.",
+            param="disk_cache_dir",
+        )
+    kwargs["offload_folder"] = str(folder)
+    return folder
+
+
+def bytes_to_write(plan: Plan) -> int:
+    """Bytes that go into the disk cache: those of tensors on disk that are not read in place."""
+    return sum(
+        group.rewritten
+        for group in make_groups(plan.spec, plan.run)
+        if group.modules and plan.placement.get(group.modules[0], plan.placement.get("")) == "disk"
+    )
+
+
+def _remove_stale(parent: Path, own: Path) -> None:
+    """Remove the cache folders of engine processes that were killed."""
+    for folder in parent.glob("*.*"):
+        pid = folder.suffix.removeprefix(".")
+        if folder != own and folder.is_dir() and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _describe(plan: Plan, model: Any, tokenizer: Any, started: float) -> LoadedModel:
+    """The LoadedModel with what can be said of it before a loop is chosen."""
+    gpus = sorted(device for device in set(plan.placement.values()) if device.startswith("cuda"))
+    device = torch.device(gpus[0] if gpus else "cpu")
+    modules = module_devices(model, str(device))
+    eos_ids = find_eos_ids(model, tokenizer)
+    info = ModelInfo(
+        name=plan.spec.name,
+        architecture=type(model).__name__,
+        loop="serial",
+        loop_reason="",
+        context_tokens=plan.run.context_tokens,
+        vocab_size=model.config.get_text_config(decoder=True).vocab_size,
+        is_encoder_decoder=plan.spec.is_encoder_decoder,
+        dtype=str(model.dtype).removeprefix("torch."),
+        quantization=plan.run.quantization,
+        chat_template=_chat_template(tokenizer),
+        special_tokens={name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)},
+        end_texts=tuple(str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(eos_ids)),
+        placement=weight_bytes_by_device(model, modules),
+        modules=modules,
+        load_s=time.monotonic() - started,
+        peak_bytes=peak_bytes(on_gpu=bool(gpus)),
+        warnings=plan.spec.warnings,
+    )
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        plan=plan,
+        device=device,
+        eos_ids=eos_ids,
+        is_encoder_decoder=plan.spec.is_encoder_decoder,
+        info=info,
+    )
+
+
+def find_eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a reply: of generation_config, of the tokenizer, and the chat template's end of a turn."""
+    named = model.generation_config.eos_token_id
+    found = set(named) if isinstance(named, list | tuple) else {named}
+    found.add(tokenizer.eos_token_id)
+    template = _chat_template(tokenizer)
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        if token.content in CHAT_END_TOKENS and token.content in template:
+            found.add(token_id)
+    return frozenset(int(token) for token in found if token is not None and token >= 0)
+
+
+def _chat_template(tokenizer: Any) -> str:
+    """The template as text; of several named ones, the default."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default", "")
+    return template or ""
