@@ -45,10 +45,10 @@ def serve(settings: Settings) -> int:
             import uvicorn
 
             from modules.api.app import build_api
-            from modules.api.guard import install_guard, new_access_token
+            from modules.api.guard import install_guard, is_loopback, new_access_token
             from modules.ui.app import mount_ui
 
-            token = None if startup.is_loopback(settings.host) else new_access_token()
+            token = None if is_loopback(settings.host) else new_access_token()
             app = mount_ui(build_api(services), services)
             install_guard(app, host=settings.host, port=settings.listen_port, access_token=token)
             config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3, ws="none")

@@ -6,18 +6,29 @@ Each effect is small and named; server.py strings them together.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 import threading
 import webbrowser
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import uvicorn
 
+from modules.chat.presets import Presets
+from modules.chat.prompts import Prompts
+from modules.chat.service import ChatService
+from modules.chat.store import Store
+from modules.chat.templates import TemplateWorker
 from modules.errors import BadFlag, SnugError
 from modules.memory.spec import list_models
+from modules.models import ModelManager
+from modules.services import Services
 from modules.settings import Settings
 from modules.starter import STARTER_NAME, fetch_in_terminal, is_wanted
+from modules.user_data import lock_user_data
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -66,14 +77,6 @@ def _bind_error(settings: Settings, error: OSError) -> SnugError:
     )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server bound to `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def first_model(settings: Settings) -> str | None:
     """The model to load at start: the one named, else the only one there is; fetches the starter where it is wanted.
 
@@ -89,18 +92,35 @@ def first_model(settings: Settings) -> str | None:
     return usable[0] if len(usable) == 1 else None
 
 
-def user_data_folder(settings: Settings) -> Path:
-    """The user data folder, made if missing. Raises BadFlag where it cannot be made or is no folder."""
-    folder = settings.user_data_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadFlag(
-            f"--user-data-dir {folder}: {error.strerror or error}.",
-            remedy="Name a folder that can be written.",
-            param="user_data_dir",
-        ) from error
-    return folder
+@contextmanager
+def user_data(settings: Settings) -> Iterator[Path]:
+    """The user data folder, held for this server alone. Raises UserDataInUse or StoreFailed."""
+    with lock_user_data(settings.user_data_dir):
+        yield settings.user_data_dir
+
+
+@contextmanager
+def services(settings: Settings, folder: Path) -> Iterator[Services]:
+    """All parts of Snug, put together; afterwards replies are stored, the engine has ended, the files are closed."""
+    with ExitStack() as parts:
+        store = Store(folder / "snug.db")
+        parts.callback(store.close)
+        store.backup_if_due()
+        worker = TemplateWorker()
+        parts.callback(worker.close)
+        models = ModelManager(settings)
+        parts.callback(models.close)
+        prompts = Prompts(worker)
+        chat = ChatService(models, store, prompts)
+        parts.callback(chat.shutdown)
+        yield Services(
+            settings=settings,
+            models=models,
+            chat=chat,
+            store=store,
+            prompts=prompts,
+            presets=Presets(ROOT / "presets", folder / "presets"),
+        )
 
 
 class Server(uvicorn.Server):
