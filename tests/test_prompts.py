@@ -11,10 +11,12 @@ import pytest
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from modules.chat.prompts import TRANSCRIPT_STOP, Prompts, free_tokens
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import ModelInfo, TextPiece
+from modules.engine.huggingface import find_border_ids
 from modules.engine.loaded import PieceCodec
 from modules.errors import BadChatTemplate, BadValue, ContextLengthExceeded
 from modules.messages import ChatMessage, Role
@@ -375,6 +377,20 @@ def test_a_long_reply_leaves_three_quarters_for_the_prompt(prompts: Prompts) -> 
 
 
 # Raw completion
+
+
+@pytest.mark.parametrize(
+    "borders", [("", ""), ("<|endoftext|>", ""), ("", "<|im_end|>"), ("<|im_start|>", "<|im_end|>")]
+)
+def test_an_engine_tells_what_its_tokenizer_puts_around_a_text(borders: tuple[str, str]) -> None:
+    tokenizer = byte_tokenizer()
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in borders]
+    if any(borders):
+        template = " ".join(part for part in (borders[0], "$A", borders[1]) if part)
+        special: Any = [(token, token_id) for token, token_id in zip(borders, ids, strict=True) if token]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    expected = tuple(tuple([token_id] if token else []) for token, token_id in zip(borders, ids, strict=True))
+    assert find_border_ids(tokenizer) == expected
 
 
 def test_a_raw_text_may_write_control_tokens_and_gets_bos_once(prompts: Prompts) -> None:

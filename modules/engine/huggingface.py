@@ -189,6 +189,7 @@ def _describe(plan: Plan, model: Any, tokenizer: Any, started: float) -> LoadedM
     device = torch.device(gpus[0] if gpus else "cpu")
     modules = module_devices(model, str(device))
     eos_ids = find_eos_ids(model, tokenizer)
+    prefix_ids, suffix_ids = find_border_ids(tokenizer)
     info = ModelInfo(
         name=plan.spec.name,
         architecture=type(model).__name__,
@@ -207,6 +208,8 @@ def _describe(plan: Plan, model: Any, tokenizer: Any, started: float) -> LoadedM
         load_s=time.monotonic() - started,
         peak_bytes=peak_bytes(on_gpu=bool(gpus)),
         warnings=plan.spec.warnings,
+        text_prefix_ids=prefix_ids,
+        text_suffix_ids=suffix_ids,
     )
     return LoadedModel(
         model=model,
@@ -217,6 +220,16 @@ def _describe(plan: Plan, model: Any, tokenizer: Any, started: float) -> LoadedM
         is_encoder_decoder=plan.spec.is_encoder_decoder,
         info=info,
     )
+
+
+def find_border_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the tokenizer by itself puts before and after a text: Llama's BOS, T5's end token, nothing for most."""
+    bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
+    whole: list[int] = tokenizer.encode("a")
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return tuple(whole[:start]), tuple(whole[start + len(bare) :])
+    return (), ()
 
 
 def find_eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
