@@ -78,16 +78,21 @@ def check_can_generate(model_type: str, architecture: str, *, is_decoder: bool, 
     )
     if _TASK_HEADS.search(architecture):
         raise UnsupportedModel(f"{label} scores or labels text; it cannot generate.", remedy=_GENERATING)
-    if model_type in sequence and not _SOUND.search(model_type) and architecture != causal.get(model_type):
+    as_causal = architecture != "" and architecture == causal.get(model_type)
+    if _hears(model_type) and not as_causal:
+        raise UnsupportedModel(f"{label} ({model_type}) listens to sound; Snug cannot load it.", remedy=_GENERATING)
+    if model_type in sequence and not as_causal:
         return Family(sequence[model_type], is_encoder_decoder=True)
     if model_type in causal:
-        if model_type in _names("MODEL_FOR_MASKED_LM_MAPPING_NAMES") and not is_decoder:
+        reads_only = model_type in _names("MODEL_FOR_MASKED_LM_MAPPING_NAMES") and model_type not in sequence
+        if reads_only and not is_decoder:
             raise UnsupportedModel(f"{label} is an encoder: it reads text but cannot generate.", remedy=_GENERATING)
         return Family(causal[model_type], is_encoder_decoder=False)
     if custom_code:
         return Family(architecture or model_type, is_encoder_decoder=False)
     if model_type in _names("MODEL_MAPPING_NAMES"):
-        what = "reads images or sound" if _reads_more_than_text(model_type) else "cannot generate text"
+        sees = model_type in _names("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
+        what = "reads images too" if sees else "cannot generate text"
         raise UnsupportedModel(f"{label} ({model_type}) {what}; Snug cannot load it.", remedy=_GENERATING)
     raise UnsupportedModel(
         f"The installed transformers does not know the model type {model_type[:60]!r}.",
@@ -95,9 +100,8 @@ def check_can_generate(model_type: str, architecture: str, *, is_decoder: bool, 
     )
 
 
-def _reads_more_than_text(model_type: str) -> bool:
-    mappings = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES")
-    return any(model_type in _names(mapping) for mapping in mappings) or bool(_SOUND.search(model_type))
+def _hears(model_type: str) -> bool:
+    return model_type in _names("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES") or bool(_SOUND.search(model_type))
 
 
 @cache

@@ -23,8 +23,6 @@ from modules.settings import LoadOptions
 from modules.units import MiB
 
 LEAST_CONTEXT = 1024
-# A context shorter than this costs more than moving some layers to the CPU does.
-_LEAST_GPU_CONTEXT = 4096
 # Never plan to the last byte: max(256 MiB, 2 % of what is free).
 _LEAST_MARGIN = 256 * MiB
 _UNLIMITED = 2**62
@@ -65,8 +63,11 @@ def solve(problem: Problem) -> Solution | None:
     """
     if not problem.gpus:
         return _longest(problem, _on_cpu)
-    on_gpus = _on_one_gpu(problem, problem.base) or _longest(problem, _on_gpus, least=_LEAST_GPU_CONTEXT)
-    if on_gpus is not None or (problem.base.quantization != "none" and not asks_to_split(problem.options)):
+    may_leave = problem.base.quantization == "none" or asks_to_split(problem.options)
+    # Half the context costs less than moving layers to the CPU does; less than half, more.
+    least = problem.base.context_tokens // 2 if may_leave else LEAST_CONTEXT
+    on_gpus = _on_one_gpu(problem, problem.base) or _longest(problem, _on_gpus, least=least)
+    if on_gpus is not None or not may_leave:
         return on_gpus
     return _longest(problem, _with_offload) or _longest(problem, _on_cpu)
 

@@ -22,7 +22,7 @@ from modules.units import MiB, format_size
 MAX_HEADER_BYTES = 8 * MiB
 MAX_TENSORS = 65_536
 MAX_INDEX_BYTES = 32 * MiB
-_MAX_ENTRY_CHARS = 4096
+_MAX_ENTRY_CHARS = 1024
 _MAX_METADATA_CHARS = 256 * 1024
 _MAX_DIMENSIONS = 8
 _SPACE = re.compile(r"[ \n\r\t]*")

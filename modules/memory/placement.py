@@ -219,7 +219,7 @@ def _split_at(
     staying = [group for group in groups if group.kind == "head"] + blocks[:count]
     reserved = sum(group.cache for group in leaving) + max((group.largest for group in leaving), default=0)
     first = replace(gpus[0], free=gpus[0].free - reserved)
-    kept = fill_gpus(staying, (first, *gpus[1:]))
+    kept = fill_gpus(staying, (first, *gpus[1:])) if first.free >= 0 else None
     if kept is None:
         return None
     places = list(kept.places)
