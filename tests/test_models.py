@@ -38,7 +38,9 @@ from modules.units import GiB, MiB
 from tests.fakes import Script, ScriptedLoad, fake_inventory, fake_plan, fake_request, make_model_folder, write_script
 from tests.test_host import children, tree_bytes, until
 
-QUICK = Patience(load_s=1.0, reply_s=2.0, cancel_s=0.2, call_s=5.0, close_s=1.0)
+QUICK = Patience(load_s=60.0, reply_s=30.0, cancel_s=0.2, call_s=20.0, close_s=1.0)
+HASTY = replace(QUICK, load_s=5.0)
+"""For loads that hang. Not shorter, since a healthy process on a busy machine must start within it."""
 ENDLESS = Script(reply="and so on ", endless=True, tokens_per_s=200)
 BALLAST = 400 * MiB
 """What an engine really holds in tests on a machine with room for one."""
@@ -93,7 +95,7 @@ def named(name: str | None, **options: object) -> LoadOptions:
 
 def ask(manager: ModelManager, id: str = "ask") -> str:
     """What the loaded model says."""
-    text, finished = manager.engine().submit(fake_request(id=id)).result(10)
+    text, finished = manager.engine().submit(fake_request(id=id)).result(20)
     assert finished.error is None
     return text
 
@@ -157,7 +159,7 @@ def test_what_cannot_be_loaded_is_refused_by_plan_and_load(
 
 
 def test_a_load_shows_its_progress_and_then_the_model(make_manager: MakeManager, settings: Settings) -> None:
-    script(settings, "a", Script(reply="a", load_s=0.2))
+    script(settings, "a", Script(reply="a", load_s=1.0))
     manager = make_manager()
     heard: list[Progress] = []
     seen: list[tuple[str, float]] = []
@@ -165,16 +167,16 @@ def test_a_load_shows_its_progress_and_then_the_model(make_manager: MakeManager,
     def watch() -> None:
         state = manager.state
         while state.status != "ready":
-            state = manager.wait_state(state.version, 5)
+            state = manager.wait_state(state.version, 30)
             seen.append((state.status, state.progress.fraction if state.progress else -1.0))
 
     watching = threading.Thread(target=watch)
     watching.start()
     info = manager.load(named("a"), heard.append)
-    watching.join(5)
+    watching.join(30)
     assert info.name == "a"
     assert [progress.fraction for progress in heard] == sorted(progress.fraction for progress in heard)
-    assert ("loading", 0.5) in seen
+    assert any(status == "loading" and 0 < fraction < 1 for status, fraction in seen)
     assert seen[-1] == ("ready", -1.0)
     assert manager.state.plan is not None
     assert manager.state.info == info
@@ -193,7 +195,7 @@ def test_start_load_returns_at_once_and_the_state_tells_the_rest(make_manager: M
 
 def test_a_second_load_meanwhile_is_refused_as_busy(make_manager: MakeManager, settings: Settings) -> None:
     script(settings, "a", Script(load_fault="hang"))
-    manager = make_manager()
+    manager = make_manager(patience=HASTY)
     manager.start_load(named("a"))
     for load in (manager.load, manager.start_load):
         with pytest.raises(Busy, match="a is being loaded"):
@@ -208,7 +210,7 @@ def test_where_two_fit_the_old_model_answers_until_the_new_one_does(
 ) -> None:
     manager = make_manager()
     manager.load(named("a"))
-    script(settings, "b", Script(reply="b", load_s=1.0))
+    script(settings, "b", Script(reply="b", load_s=3.0))
     manager.start_load(named("b"))
     until(lambda: len(children()) == 2)
     assert ask(manager) == "a"
@@ -270,7 +272,7 @@ def test_after_a_failed_load_the_old_model_answers(
         weights.write_bytes(weights.read_bytes()[:-100])
     elif fault != "flags":
         script(settings, "b", Script(load_fault=fault))  # type: ignore[arg-type]
-    manager = make_manager(read_inventory=machine)
+    manager = make_manager(read_inventory=machine, patience=HASTY if fault == "hang" else QUICK)
     manager.load(named("a"))
     with pytest.raises(kind, match=r"a is (still loaded|loaded again)\.") as caught:
         manager.load(options)
@@ -312,11 +314,11 @@ def test_deepspeed_engines_never_overlap(make_manager: MakeManager) -> None:
 
 def test_a_reply_that_ends_in_time_survives_a_swap(make_manager: MakeManager, settings: Settings) -> None:
     script(settings, "a", Script(reply="x" * 60, tokens_per_s=60))
-    manager = make_manager(drain_s=10)
+    manager = make_manager(drain_s=30)
     manager.load(named("a"))
     running = manager.engine().submit(fake_request())
     manager.load(named("b"))
-    text, finished = running.result(1)
+    text, finished = running.result(20)
     assert (text, finished.reason) == ("x" * 60, "stop")
 
 
@@ -356,7 +358,7 @@ def test_unload_ends_replies_and_gives_back_all_memory(make_manager: MakeManager
 
 def test_unload_stops_a_load_that_runs(make_manager: MakeManager, settings: Settings) -> None:
     script(settings, "b", Script(load_fault="hang"))
-    manager = make_manager(patience=replace(QUICK, load_s=600))
+    manager = make_manager()
     manager.load(named("a"))
     failures: list[SnugError] = []
 
@@ -370,7 +372,7 @@ def test_unload_stops_a_load_that_runs(make_manager: MakeManager, settings: Sett
     loading.start()
     until(lambda: len(children()) == 2)
     manager.unload()
-    loading.join(5)
+    loading.join(30)
     assert status_of(manager) == "empty"
     assert [type(error) for error in failures] == [LoadFailed]
     assert "stopped" in failures[0].message
@@ -407,7 +409,7 @@ def test_many_messages_after_a_death_cause_one_reload(make_manager: MakeManager)
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert len(hosts) == 1
     assert len(children()) == 1
 
