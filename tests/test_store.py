@@ -560,8 +560,9 @@ def test_a_newer_or_foreign_file_is_refused_and_left_as_it_is(tmp_path: Path) ->
 
 
 def test_a_kill_during_the_first_migration_leaves_a_file_that_opens(tmp_path: Path) -> None:
-    for _ in range(5):
-        path = tmp_path / f"{time.monotonic_ns()}.db"
+    for attempt in range(10):
+        path = tmp_path / str(attempt) / "snug.db"
+        path.parent.mkdir()
         process = subprocess.Popen(
             [sys.executable, "-c", "import sys; from pathlib import Path; from modules.chat.store import Store; "
              "print(flush=True); Store(Path(sys.argv[1]))", str(path)],
