@@ -40,11 +40,11 @@ class BatchedEngine(LoopEngine):
         self._start()
 
     def _work(self) -> bool:
-        self._attend()
         for reply in [*self._rows.values(), *self._suspects]:
             if reply.cancelled:
                 self._end(reply, "cancelled")
         self._admit()
+        self._attend()
         if not self._rows:
             return False
         try:
@@ -71,7 +71,10 @@ class BatchedEngine(LoopEngine):
                 return
             try:
                 reply.start()
-                self._add_row(reply)
+                if reply.cancelled:
+                    self._end(reply, "cancelled")
+                else:
+                    self._add_row(reply)
             except Exception as error:
                 self._fail(reply, error)
 
@@ -118,13 +121,13 @@ class BatchedEngine(LoopEngine):
 
     def _end(self, reply: Reply, reason: FinishReason) -> None:
         self._forget(reply)
-        reply.finish(reason)
         self._done(reply)
+        reply.finish(reason)
 
     def _fail(self, reply: Reply, error: BaseException) -> None:
         self._forget(reply)
-        reply.fail(error)
         self._done(reply)
+        reply.fail(error)
 
     def _forget(self, reply: Reply) -> None:
         row_id = reply.request.id

@@ -149,6 +149,6 @@ class LoopEngine(TokenizerFace):
         return reply
 
     def _done(self, reply: Reply) -> None:
-        """`reply` has ended."""
+        """`reply` is active no more; its end is told after this."""
         with self._changed:
             self._active.pop(reply.request.id, None)

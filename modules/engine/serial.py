@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -57,19 +58,24 @@ class SerialEngine(LoopEngine):
         self._start()
 
     def _work(self) -> bool:
-        self._attend()
         reply = self._next()
+        self._attend()
         if reply is None:
             return False
+        end = self._serve(reply)
+        self._row = None
+        self._done(reply)
+        end()
+        return True
+
+    def _serve(self, reply: Reply) -> Callable[[], None]:
+        """Generate all of `reply`; what is left to do is telling its end."""
         try:
             reply.start(decoder_start=self._decoder_start())
-            reply.finish(self._generate_within_memory(reply))
+            reason = self._generate_within_memory(reply)
         except Exception as error:
-            reply.fail(error)
-        finally:
-            self._row = None
-            self._done(reply)
-        return True
+            return partial(reply.fail, error)
+        return partial(reply.finish, reason)
 
     def _generate_within_memory(self, reply: Reply) -> FinishReason:
         """Generate; where memory runs out, give up one thing after the other and go on from the tokens so far."""

@@ -1,0 +1,324 @@
+"""What every generation loop must do, whichever body it has: test_serial.py and test_batched.py run all of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modules.engine.base import Degraded, Delta, Event, Prefill, Queued
+from modules.engine.loaded import LoadedModel
+from modules.engine.loop import LoopEngine
+from modules.engine.sampler import Sampled, Sampler
+from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, OutOfMemory, QueueFull
+from modules.sampling import GenerationParams
+from tests.loop_rig import TIMEOUT_S, Ask, generated, greedy, load
+from tests.tiny_models import tiny_model
+
+PROMPT = "The harbour wakes before the town does. "
+MIXED = (
+    GenerationParams(temperature=1.3, top_k=40, repetition_penalty=1.2, seed=5, max_new_tokens=30),
+    GenerationParams(temperature=0.8, min_p=0.02, dry_multiplier=0.8, seed=6, max_new_tokens=20),
+    GenerationParams(temperature=1, mirostat_mode=2, presence_penalty=0.4, logprobs=2, seed=7, max_new_tokens=25),
+)
+
+
+class LoopBehaviour:
+    """Give `make_engine` and a fixture `models` (a folder); each test gets an `engine` on a tiny Llama."""
+
+    def make_engine(self, loaded: LoadedModel, **options: Any) -> LoopEngine:
+        """The engine under test."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def loaded(self, models: Path) -> LoadedModel:
+        """A model that no other test has touched."""
+        return load(tiny_model("llama", models))
+
+    @pytest.fixture
+    def engine(self, loaded: LoadedModel) -> Any:
+        engine = self.make_engine(loaded)
+        yield engine
+        engine.close()
+
+    @pytest.fixture
+    def prompt(self, loaded: LoadedModel) -> list[int]:
+        ids: list[int] = loaded.tokenizer.encode(PROMPT, add_special_tokens=False)
+        return ids
+
+    def test_seeded_sampling_is_the_same_alone_and_beside_others(
+        self, engine: LoopEngine, loaded: LoadedModel, prompt: list[int]
+    ) -> None:
+        alone = [Ask(f"alone {n}", prompt, params).run(engine) for n, params in enumerate(MIXED)]
+        want = generated(loaded, prompt, 40)
+        together = [
+            Ask(f"with {n}", prompt, p, user=f"u{n}").submit(engine) for n, p in enumerate((*MIXED, greedy(40)))
+        ]
+        assert [ask.wait().tokens for ask in together] == [*(ask.tokens for ask in alone), want]
+
+    def test_the_text_is_that_of_the_tokens_and_usage_and_timings_add_up(
+        self, engine: LoopEngine, prompt: list[int]
+    ) -> None:
+        ask = Ask("1", prompt, greedy(50)).run(engine)
+        raw = engine.decode(ask.tokens)
+        assert ask.text == raw.rstrip("\ufffd") or ask.text == raw
+        end = ask.end
+        assert (end.reason, end.error) == ("length", None)
+        assert (end.usage.prompt_tokens, end.usage.cached_tokens, end.usage.completion_tokens) == (len(prompt), 0, 50)
+        assert end.timings.decoded_tokens == 50
+        assert 0 <= end.timings.queue_s <= end.timings.first_token_s
+        assert end.timings.tokens_per_s > 0
+
+    def test_prefill_is_told_in_stretches_before_the_first_text(self, engine: LoopEngine, prompt: list[int]) -> None:
+        ask = Ask("1", prompt, greedy(3)).run(engine)
+        told = [(event.done, event.total) for event in ask.events if isinstance(event, Prefill)]
+        assert told == [(0, 40), (16, 40), (32, 40), (40, 40)]
+        kinds = [type(event) for event in ask.events]
+        assert kinds.index(Delta) > max(place for place, kind in enumerate(kinds) if kind is Prefill)
+
+    def test_the_next_turn_does_not_read_the_conversation_again(
+        self, engine: LoopEngine, loaded: LoadedModel, prompt: list[int]
+    ) -> None:
+        first = Ask("1", prompt, greedy(40)).run(engine)
+        longer = [*prompt, *first.tokens, *loaded.tokenizer.encode(" And then?", add_special_tokens=False)]
+        second = Ask("2", longer, greedy(40)).run(engine)
+        assert second.tokens == generated(loaded, longer, 40)
+        assert second.end.usage.cached_tokens >= 64
+
+    def test_a_reply_goes_on_from_the_tokens_it_has(
+        self, engine: LoopEngine, loaded: LoadedModel, prompt: list[int]
+    ) -> None:
+        want = generated(loaded, prompt, 40)
+        rest = Ask("1", prompt, greedy(25), reply_ids=want[:15]).run(engine)
+        assert rest.tokens == want[15:]
+        assert rest.end.usage.completion_tokens == 25
+
+    def test_stop_strings_are_found_over_token_borders_and_never_shown(
+        self, engine: LoopEngine, prompt: list[int]
+    ) -> None:
+        whole = Ask("1", prompt, greedy(60)).run(engine).text
+        place = next(n for n in range(5, len(whole) - 4) if whole.find(whole[n : n + 4]) == n)
+        stop = whole[place : place + 4]
+        ask = Ask("2", prompt, greedy(60, stop=(stop, "never said"))).run(engine)
+        assert (ask.text, ask.end.reason) == (whole[:place], "stop")
+        assert ask.end.usage.completion_tokens < 60
+
+    def test_the_end_token_ends_the_reply_and_is_not_shown(
+        self, engine: LoopEngine, loaded: LoadedModel, prompt: list[int]
+    ) -> None:
+        made = Ask("1", prompt, greedy(30)).run(engine).tokens
+        last = next(n for n in range(4, 30) if made[n] not in made[:n])
+        other = self.make_engine(replace(loaded, eos_ids=frozenset({made[last]})))
+        try:
+            ask = Ask("2", prompt, greedy(30)).run(other)
+            banned = Ask("3", prompt, greedy(30, ban_eos_token=True)).run(other)
+        finally:
+            other.close()
+        assert (ask.tokens, ask.end.reason) == (made[:last], "stop")
+        assert made[last] not in banned.tokens
+        assert (len(banned.tokens), banned.end.reason) == (30, "length")
+
+    def test_no_half_character_is_ever_shown(self, engine: LoopEngine, prompt: list[int]) -> None:
+        asks = [
+            Ask(f"{seed}", prompt, GenerationParams(temperature=3, top_p=1, seed=seed, max_new_tokens=60)).submit(
+                engine
+            )
+            for seed in range(4)
+        ]
+        for ask in asks:
+            pieces = [event.text for event in ask.wait().events if isinstance(event, Delta)]
+            assert all(piece == piece.encode("utf-8", "strict").decode() for piece in pieces)
+            assert len(ask.tokens) == ask.end.usage.completion_tokens
+
+    @pytest.mark.parametrize("where", ["before it starts", "in its prefill", "in mid-reply"])
+    def test_cancel_ends_it_within_a_token_and_the_next_request_runs(
+        self, engine: LoopEngine, loaded: LoadedModel, prompt: list[int], where: str
+    ) -> None:
+        seen = 0
+
+        def cancel_at(event: Event) -> None:
+            nonlocal seen
+            seen += isinstance(event, Delta)
+            if (where == "in its prefill" and isinstance(event, Prefill) and event.done) or seen == 3:
+                engine.cancel("x")
+
+        ask = Ask("x", prompt, greedy(400), at_event=cancel_at)
+        if where == "before it starts":
+            running = Ask("running", prompt, greedy(60)).submit(engine)
+            ask.submit(engine)
+            engine.cancel("x")
+            running.wait()
+        else:
+            ask.submit(engine)
+        assert ask.wait().end.reason == "cancelled"
+        assert sum(isinstance(event, Delta) for event in ask.events) <= 4
+        engine.cancel("x")
+        engine.cancel("never heard of")
+        assert Ask("next", prompt, greedy(10)).run(engine).tokens == generated(loaded, prompt, 10)
+        assert engine.stats().active == engine.stats().queued == 0
+
+    def test_an_exception_at_token_k_fails_that_request_only(
+        self, engine: LoopEngine, loaded: LoadedModel, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        want = generated(loaded, prompt, 30)
+        bad = Ask("bad", prompt, greedy(30, logprobs=1), user="bad")
+        _fail_sampler_at(monkeypatch, token=7, of=bad.params, error=ZeroDivisionError("x"))
+        good = [Ask(f"good {n}", prompt, greedy(30), user=f"u{n}").submit(engine) for n in range(2)]
+        bad.run(engine)
+        assert [ask.wait().tokens for ask in good] == [want, want]
+        assert bad.tokens == want[:7]
+        assert isinstance(bad.end.error, GenerationFailed)
+        assert "ZeroDivisionError" in bad.end.error.message
+        assert Ask("next", prompt, greedy(30)).run(engine).tokens == want
+
+    def test_a_forward_that_fails_once_costs_at_most_the_request_that_ran_alone(
+        self, engine: LoopEngine, loaded: LoadedModel, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        want = generated(loaded, prompt, 20)
+        _fail_forward(monkeypatch, loaded.model, calls={6}, error=RuntimeError("a broken kernel"))
+        asks = [Ask(f"{n}", prompt, greedy(20), user=f"u{n}").submit(engine) for n in range(3)]
+        ends = [ask.wait().end for ask in asks]
+        assert sum(end.reason == "error" for end in ends) <= 1
+        assert all(ask.tokens == want for ask in asks if ask.end.reason == "length")
+        assert Ask("next", prompt, greedy(20)).run(engine).tokens == want
+
+    @pytest.fixture
+    def roomy(self, models: Path) -> Any:
+        """An engine that reads 64 tokens at a time, so that there is something to give up."""
+        engine = self.make_engine(load(tiny_model("llama", models), prefill_chunk=64))
+        yield engine
+        engine.close()
+
+    def test_memory_running_out_once_is_told_and_survived(
+        self, roomy: LoopEngine, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        want = generated(roomy.loaded, prompt, 20)
+        _fail_forward(monkeypatch, roomy.loaded.model, calls={6}, error=torch.OutOfMemoryError("out"))
+        ask = Ask("1", prompt, greedy(20)).run(roomy)
+        assert (ask.tokens, ask.end.reason) == (want, "length")
+        assert sum(isinstance(event, Degraded) for event in ask.events) == 1
+
+    def test_memory_that_stays_short_ends_it_cleanly_with_its_text_kept(
+        self, roomy: LoopEngine, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        want = generated(roomy.loaded, prompt, 20)
+        _fail_forward(monkeypatch, roomy.loaded.model, calls=set(range(6, 100)), error=torch.OutOfMemoryError("out"))
+        ask = Ask("1", prompt, greedy(20)).run(roomy)
+        assert isinstance(ask.end.error, OutOfMemory)
+        assert ask.tokens == want[:5]
+        assert ask.text == roomy.decode(want[:5]).rstrip("\ufffd")
+        monkeypatch.undo()
+        assert Ask("next", prompt, greedy(20)).run(roomy).tokens == want
+
+    def test_what_cannot_run_is_refused_at_once(self, engine: LoopEngine, prompt: list[int]) -> None:
+        with pytest.raises(ContextLengthExceeded, match="512"):
+            Ask("1", [5] * 512, greedy(5)).submit(engine)
+        with pytest.raises(ContextLengthExceeded):
+            Ask("2", [5] * 500, greedy(5), reply_ids=[5] * 12).submit(engine)
+        with pytest.raises(BadValue):
+            Ask("3", [], greedy(5)).submit(engine)
+        with pytest.raises(BadValue):
+            Ask("4", [5, 100_000], greedy(5)).submit(engine)
+        assert engine.stats().queued == 0
+
+    def test_the_reply_ends_where_the_context_does(self, engine: LoopEngine) -> None:
+        ask = Ask("1", [65] * 500, greedy(100)).run(engine)
+        assert (len(ask.tokens), ask.end.reason) == (12, "length")
+
+    def test_users_take_turns_are_told_their_place_and_a_full_queue_refuses(
+        self, models: Path, prompt: list[int]
+    ) -> None:
+        # KV memory for one context of 512 tokens at 512 bytes: no two requests of 340 tokens fit.
+        engine = self.make_engine(load(tiny_model("llama", models), kv_bytes=512 * 512), queue_limit=4)
+        started, go_on = threading.Event(), threading.Event()
+        order: list[str] = []
+
+        def hold(event: Event) -> None:
+            started.set()
+            assert go_on.wait(TIMEOUT_S)
+
+        def note(name: str) -> Callable[[Event], None]:
+            def at_event(event: Event) -> None:
+                if isinstance(event, Prefill) and name not in order:
+                    order.append(name)
+                    engine.cancel(name)
+
+            return at_event
+
+        try:
+            first = Ask("first", prompt, greedy(300), user="zoe", at_event=hold).submit(engine)
+            assert started.wait(TIMEOUT_S)
+            names = ["a0", "a1", "a2", "b3"]
+            queued = [Ask(name, prompt, greedy(300), user=name[0], at_event=note(name)) for name in names]
+            for ask in queued:
+                ask.submit(engine)
+            with pytest.raises(QueueFull):
+                Ask("late", prompt, greedy(2), user="c").submit(engine)
+            engine.cancel("first")
+            go_on.set()
+            for ask in (first, *queued):
+                ask.wait()
+        finally:
+            go_on.set()
+            engine.close()
+        assert order == ["a0", "b3", "a1", "a2"]
+        places = [event.position for event in queued[2].events if isinstance(event, Queued)]
+        assert places == sorted(places, reverse=True)
+        assert len(places) > 1
+        assert places[-1] == 0
+
+    def test_close_ends_everything_as_cancelled(self, loaded: LoadedModel, prompt: list[int]) -> None:
+        engine = self.make_engine(loaded)
+        started = threading.Event()
+        asks = [Ask(f"{n}", prompt, greedy(400), at_event=lambda _: started.set()).submit(engine) for n in range(3)]
+        assert started.wait(TIMEOUT_S)
+        engine.close()
+        assert [ask.wait().end.reason for ask in asks] == ["cancelled"] * 3
+
+    def test_a_listener_that_fails_ends_its_own_request_only(
+        self, engine: LoopEngine, loaded: LoadedModel, prompt: list[int]
+    ) -> None:
+        def break_pipe(event: Event) -> None:
+            if isinstance(event, Delta):
+                raise BrokenPipeError
+
+        Ask("deaf", prompt, greedy(400), at_event=break_pipe).submit(engine)
+        assert Ask("next", prompt, greedy(10)).run(engine).tokens == generated(loaded, prompt, 10)
+
+
+def _fail_sampler_at(monkeypatch: pytest.MonkeyPatch, *, of: GenerationParams, token: int, error: Exception) -> None:
+    """The sampler of the request with the parameters `of` raises at its token number `token`."""
+    taken = 0
+    choose = Sampler.next
+
+    def next_or_fail(sampler: Sampler, logits: torch.Tensor) -> Sampled:
+        nonlocal taken
+        if sampler._params is of:
+            taken += 1
+            if taken > token:
+                raise error
+        return choose(sampler, logits)
+
+    monkeypatch.setattr(Sampler, "next", next_or_fail)
+
+
+def _fail_forward(monkeypatch: pytest.MonkeyPatch, model: Any, *, calls: set[int], error: Exception) -> None:
+    """The model raises at the forward calls with these numbers, the first one from now being 1."""
+    count = 0
+
+    layer = model.model.layers[1]  # the first one has written to the KV cache by then
+    forward = layer.forward
+
+    def forward_or_fail(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count in calls:
+            raise error
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", forward_or_fail)

@@ -1,0 +1,93 @@
+"""The batched loop: the same tokens as model.generate beside others, and what every loop must do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modules.engine.batched import BatchedEngine
+from modules.engine.choice import choose_loop, why_not_batched
+from modules.engine.loaded import LoadedModel
+from modules.engine.loop import LoopEngine
+from modules.engine.serial import SerialEngine
+from tests.loop_behaviour import MIXED, PROMPT, LoopBehaviour
+from tests.loop_rig import Ask, generated, greedy, load
+from tests.tiny_models import CAUSAL, tiny_model
+
+BATCHED = ("llama", "gpt2", "opt", "gpt_neox", "mistral", "gemma3", "qwen3", "mixtral", "phi3")
+
+
+class TestBatched(LoopBehaviour):
+    def make_engine(self, loaded: LoadedModel, **options: Any) -> LoopEngine:
+        return BatchedEngine(loaded, page_tokens=16, **options)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.mark.parametrize("family", BATCHED)
+def test_greedy_tokens_are_those_of_generate_alone_beside_others_and_with_a_shared_prefix(
+    family: str, models: Path
+) -> None:
+    loaded = load(tiny_model(family, models))
+    engine = BatchedEngine(loaded)
+    try:
+        prompt = loaded.tokenizer.encode(PROMPT * 2, add_special_tokens=False)
+        first = Ask("fresh", prompt, greedy(40)).run(engine)
+        assert first.tokens == generated(loaded, prompt, 40)
+        longer = [*prompt, *first.tokens, 65, 66]
+        others = [Ask(f"{n}", prompt[n:], params, user=f"u{n}").submit(engine) for n, params in enumerate(MIXED)]
+        second = Ask("next turn", longer, greedy(30)).run(engine)
+        assert second.tokens == generated(loaded, longer, 30)
+        assert second.end.usage.cached_tokens == (0 if family == "gemma3" else len(longer) // 32 * 32)
+        assert all(ask.wait().end.error is None for ask in others)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_the_probe_lets_only_those_run_batched_that_it_computes_right(family: str, models: Path) -> None:
+    assert (why_not_batched(load(tiny_model(family, models))) == "") == (family in BATCHED)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "words"),
+    [("llama", BatchedEngine, "share"), ("bloom", SerialEngine, "something else"), ("t5", SerialEngine, "encoder")],
+)
+def test_the_choice_says_which_loop_and_why(family: str, kind: type[LoopEngine], words: str, models: Path) -> None:
+    engine = choose_loop(load(tiny_model(family, models)))
+    engine.close()
+    assert isinstance(engine, kind)
+    assert words in engine.info.loop_reason
+    assert engine.info.loop == ("batched" if kind is BatchedEngine else "serial")
+
+
+def test_pages_of_ended_rows_make_way_for_new_ones_oldest_first(models: Path) -> None:
+    # 512 bytes a token: KV memory for 512 tokens in all.
+    loaded = load(tiny_model("llama", models), kv_bytes=512 * 512)
+    engine = BatchedEngine(loaded, page_tokens=16)
+    try:
+        prompts = [[65 + n] * 180 for n in range(4)]
+        for n, prompt in enumerate(prompts):
+            assert Ask(f"{n}", prompt, greedy(10)).run(engine).tokens == generated(loaded, prompt, 10)
+        assert Ask("newest", [*prompts[3], 90], greedy(10)).run(engine).end.usage.cached_tokens >= 160
+        assert Ask("oldest", [*prompts[0], 90], greedy(10)).run(engine).end.usage.cached_tokens == 0
+        assert engine.stats().kv_tokens_total == 512
+    finally:
+        engine.close()
+
+
+def test_more_requests_than_fit_wait_and_none_is_preempted(models: Path) -> None:
+    loaded = load(tiny_model("llama", models), kv_bytes=512 * 512)
+    engine = BatchedEngine(loaded, page_tokens=16)
+    try:
+        prompts = [[65 + n] * 100 for n in range(6)]
+        asks = [Ask(f"{n}", prompt, greedy(60), user=f"u{n}").submit(engine) for n, prompt in enumerate(prompts)]
+        for ask, prompt in zip(asks, prompts, strict=True):
+            assert ask.wait().tokens == generated(loaded, prompt, 60)
+    finally:
+        engine.close()
