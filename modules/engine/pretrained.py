@@ -29,7 +29,7 @@ def from_pretrained_kwargs(plan: Plan) -> dict[str, Any]:
     """
     kwargs: dict[str, Any] = {
         "dtype": TORCH_DTYPES[plan.run.dtype],
-        "device_map": dict(plan.placement) or {"": "cpu"},
+        "device_map": {name: _device_key(device) for name, device in plan.placement.items()} or {"": "cpu"},
         "attn_implementation": plan.run.attention,
         "trust_remote_code": plan.trust_remote_code,
         "use_safetensors": True,
@@ -54,6 +54,12 @@ def from_pretrained_kwargs(plan: Plan) -> dict[str, Any]:
 def source_folder(plan: Plan) -> Path:
     """The folder that transformers loads from; a .gguf file lies in it."""
     return plan.spec.path.parent if plan.spec.source == "gguf" else plan.spec.path
+
+
+def _device_key(device: str) -> str | int:
+    """GPUs by number: accelerate runs what is offloaded on the first of a set of devices, and only numbers have an
+    order in sets (dispatch_model; a set of names begins with another GPU in every process)."""
+    return int(device.removeprefix("cuda:")) if device.startswith("cuda:") else device
 
 
 def _quantization_config(plan: Plan) -> Any:
