@@ -51,9 +51,12 @@ def serve(settings: Settings) -> int:
             token = None if is_loopback(settings.host) else new_access_token()
             app = mount_ui(build_api(services), services)
             install_guard(app, host=settings.host, port=settings.listen_port, access_token=token)
-            config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3, ws="none")
+            config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2, ws="none")
             address = startup.address(settings, token)
-            startup.Server(config, address, auto_launch=settings.auto_launch).run(sockets=[listener])
+            server = startup.Server(
+                config, address, auto_launch=settings.auto_launch, end_replies=lambda: startup.end_replies(services)
+            )
+            server.run(sockets=[listener])
     return 0
 
 

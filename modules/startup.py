@@ -5,11 +5,12 @@ Each effect is small and named; server.py strings them together.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import threading
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -124,12 +125,15 @@ def services(settings: Settings, folder: Path) -> Iterator[Services]:
 
 
 class Server(uvicorn.Server):
-    """uvicorn that says where it is once it answers."""
+    """uvicorn that says where it is once it answers, and ends running replies before it stops answering."""
 
-    def __init__(self, config: uvicorn.Config, address: str, *, auto_launch: bool) -> None:
+    def __init__(
+        self, config: uvicorn.Config, address: str, *, auto_launch: bool, end_replies: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self.address = address
         self.auto_launch = auto_launch
+        self.end_replies = end_replies
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving, then print the address (and open it, if asked)."""
@@ -138,6 +142,17 @@ class Server(uvicorn.Server):
             print(f"Snug is at {self.address}", flush=True)  # noqa: T201 - what the terminal is for
             if self.auto_launch:
                 threading.Thread(target=webbrowser.open, args=(self.address,), daemon=True).start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let every stream reach its last event, then stop."""
+        await asyncio.to_thread(self.end_replies)
+        await super().shutdown(sockets)
+
+
+def end_replies(services: Services) -> None:
+    """Store what replies hold and end them, on the page and in the API. Nothing is generated afterwards."""
+    services.chat.shutdown()
+    services.models.close()
 
 
 def address(settings: Settings, token: str | None) -> str:
