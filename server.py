@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from modules.settings import Settings, read_settings
 
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that whatever was started is ended
     try:
         settings = read_settings(argv)
         _configure_logging(verbose=settings.verbose)

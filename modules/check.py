@@ -16,14 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.table import Table
 
 from modules.engine.base import GenerationRequest, TextPiece
@@ -110,15 +112,16 @@ def run_check(settings: Settings) -> int:
         fetch_in_terminal(settings.model_dir)
     modes = modes_for(inventory, has_deepspeed=bool(libraries["deepspeed"]), has_libaio=_has_libaio())
     outcomes: list[Outcome] = []
-    for mode in modes:
-        with console.status(f"{mode.name} …"):
+    with Live(console=console, transient=settings.json_output) as live:
+        for mode in modes:
+            live.update(Group(_table(model, outcomes), Spinner("dots", f"{mode.name} …")), refresh=True)
             outcomes.append(_try_mode(mode, settings.model_dir / model, inventory, outcomes))
-    failed = any(outcome.status == "fail" for outcome in outcomes)
+        live.update(_table(model, outcomes))
     if settings.json_output:
         print(json.dumps(_as_json(inventory, libraries, bandwidth, model, outcomes), indent=1))
     else:
-        _print_outcomes(console, model, outcomes)
-    return 1 if failed else 0
+        console.print(_summary(outcomes))
+    return 1 if any(outcome.status == "fail" for outcome in outcomes) else 0
 
 
 def _version(name: str) -> str:
@@ -144,7 +147,7 @@ def _bandwidth() -> dict[str, dict[str, float]]:
     return result
 
 
-def _try_mode(mode: Mode, path: Path, inventory: Inventory, before: list[Outcome]) -> Outcome:
+def _try_mode(mode: Mode, path: Path, inventory: Inventory, before: Sequence[Outcome]) -> Outcome:
     """Load, reply, unload; every failure becomes an Outcome."""
     if mode.missing:
         return Outcome(mode.name, "skip", mode.missing)
@@ -234,9 +237,13 @@ def _print_machine(
     console.print(f"[dim]{installed}[/dim]\n")
 
 
-def _print_outcomes(console: Console, model: str, outcomes: list[Outcome]) -> None:
+def _table(model: str, outcomes: Sequence[Outcome]) -> Table:
+    """One row a mode, in the order in which they ran."""
     colors: dict[Status, str] = {"pass": "green", "fail": "red", "skip": "dim"}
-    table = Table("way of loading", "result", "tokens/s", "load", "peak memory", "", box=None, header_style="dim")
+    table = Table(
+        "way of loading", "result", "tokens/s", "load", "peak memory", "", box=None, header_style="dim",
+        title=f"[bold]{model}[/bold], {_NEW_TOKENS} tokens a mode", title_justify="left",
+    )  # fmt: skip
     for row in outcomes:
         ran = row.status == "pass"
         table.add_row(
@@ -247,10 +254,12 @@ def _print_outcomes(console: Console, model: str, outcomes: list[Outcome]) -> No
             format_size(row.peak_bytes) if ran else "",
             row.detail,
         )
-    console.print(f"[bold]{model}[/bold], {_NEW_TOKENS} tokens a mode")
-    console.print(table)
-    counts = {status: sum(row.status == status for row in outcomes) for status in colors}
-    console.print(f"\n{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} cannot run here")
+    return table
+
+
+def _summary(outcomes: Sequence[Outcome]) -> str:
+    counts = {status: sum(row.status == status for row in outcomes) for status in ("pass", "fail", "skip")}
+    return f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} cannot run here"
 
 
 def _as_json(
@@ -258,7 +267,7 @@ def _as_json(
     libraries: dict[str, str],
     bandwidth: dict[str, dict[str, float]],
     model: str,
-    outcomes: list[Outcome],
+    outcomes: Sequence[Outcome],
 ) -> dict[str, Any]:
     return {
         "machine": dataclasses.asdict(inventory),
