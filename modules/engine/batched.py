@@ -14,7 +14,7 @@ import torch
 from modules.engine.base import FinishReason
 from modules.engine.loaded import LoadedModel
 from modules.engine.loop import QUEUE_LIMIT, LoopEngine
-from modules.engine.paged import PAGE_TOKENS, PagedModel, Stretch
+from modules.engine.paged import PagedModel, Stretch
 from modules.engine.reply import Reply, is_out_of_memory
 from modules.engine.serial import SMALLEST_CHUNK_TOKENS, release_memory
 
@@ -26,7 +26,7 @@ MOST_RETRIES = 3
 class BatchedEngine(LoopEngine):
     """Many requests at once; a conversation's pages serve its next turn, and a system prompt's everybody."""
 
-    def __init__(self, loaded: LoadedModel, *, queue_limit: int = QUEUE_LIMIT, page_tokens: int = PAGE_TOKENS) -> None:
+    def __init__(self, loaded: LoadedModel, *, queue_limit: int = QUEUE_LIMIT, page_tokens: int | None = None) -> None:
         """Raises what PagedModel raises for a model that continuous batching does not carry."""
         super().__init__(loaded, queue_limit=queue_limit)
         self._paged = PagedModel(loaded, self._choose, page_tokens=page_tokens)
