@@ -35,9 +35,11 @@ def admin_routes(services: Services, *, keep_alive_s: float, send_timeout_s: flo
 
     @router.get("/health")
     def health() -> Json:
-        """Alive: it answers at all. Ready: a model is loaded."""
+        """Alive: it answers at all. Ready: a model answers, perhaps while the next one is loading."""
         state = models.state
-        return {"status": "ok", "ready": state.status == "ready", "model": state.name, "state": state.status}
+        ready = state.info is not None and state.status != "died"
+        name = None if state.info is None else state.info.name
+        return {"status": "ok", "ready": ready, "model": name, "state": state.status}
 
     @router.get("/v1/internal/model/list")
     def list_models() -> Json:

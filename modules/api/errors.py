@@ -6,6 +6,7 @@ Knows nothing of the routes. A bug becomes `internal_error` without a word of wh
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from starlette.requests import ClientDisconnect
 
 from modules.errors import BadValue, Busy, EngineDied, MethodNotAllowed, NotFound, QueueFull, SnugError
 
+_ABSOLUTE_PATH = re.compile(r"""(?<![\w:/.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'",;]+[/\\])+([^\s/\\'",;]*)""")
+
 log = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
@@ -27,9 +30,14 @@ _RETRY_AFTER_S: dict[type[SnugError], int] = {Busy: 5, QueueFull: 2, EngineDied:
 
 
 def error_object(error: SnugError) -> dict[str, dict[str, str | None]]:
-    """`{"error": {"message", "type", "param", "code"}}`; the message ends with the remedy."""
+    """`{"error": {"message", "type", "param", "code"}}`; the message ends with the remedy, folders left out."""
     kind = _TYPES.get(error.http_status, "invalid_request_error" if error.http_status < 500 else "server_error")
-    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+    return {"error": {"message": without_folders(str(error)), "type": kind, "param": error.param, "code": error.code}}
+
+
+def without_folders(text: str) -> str:
+    """`text` with the folders of absolute paths left out: a client need not know how this machine is laid out."""
+    return _ABSOLUTE_PATH.sub(lambda match: match[0] if match[0].startswith("/v1/") else "…/" + match[1], text)
 
 
 def error_response(error: SnugError) -> JSONResponse:

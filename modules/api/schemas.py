@@ -224,6 +224,12 @@ class ChatRequest(TextRequest):
     def alternatives(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @model_validator(mode="after")
+    def _alternatives_to_something(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise BadValue("top_logprobs needs logprobs.", remedy="Set logprobs to true.", param="top_logprobs")
+        return self
+
 
 class CompletionRequest(TextRequest):
     """The body of POST /v1/completions."""

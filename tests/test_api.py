@@ -1,0 +1,413 @@
+"""Tests of the API's OpenAI routes: what reaches the engine, what is refused, and what OpenAI's own client sees."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+
+import httpx
+import openai
+import pytest
+
+from modules.api.schemas import MAX_CHOICES, MAX_MESSAGES, NEUTRAL, RESHAPED
+from modules.sampling import GenerationParams
+from modules.settings import Settings
+from tests.api_desk import (
+    CHAT,
+    COMPLETION,
+    FOX,
+    MODEL,
+    USER,
+    Desk,
+    desk_with,
+    error_of,
+    sdk,
+    served,
+    streaming,
+)
+from tests.fakes import CONTROL_IDS, Script
+
+
+@pytest.fixture
+def desk(settings: Settings) -> Iterator[Desk]:
+    """An API with a loaded model that says FOX."""
+    desk = Desk(settings).load()
+    yield desk
+    desk.close()
+
+
+@pytest.fixture
+async def client(desk: Desk) -> AsyncIterator[httpx.AsyncClient]:
+    async with desk.client() as client:
+        yield client
+
+
+def test_the_openai_client_chats(desk: Desk) -> None:
+    with sdk(desk) as client:
+        reply = client.chat.completions.create(model="gpt-3.5-turbo", messages=USER, seed=1)
+    assert reply.choices[0].message.content == FOX
+    assert reply.choices[0].message.role == "assistant"
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.model == MODEL, "the name of the model that really answered"
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == len(FOX)
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + len(FOX)
+    assert reply.usage.prompt_tokens_details is not None
+    assert reply.usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_the_openai_client_streams_a_chat(desk: Desk) -> None:
+    with sdk(desk) as client:
+        stream = client.chat.completions.create(
+            model=MODEL, messages=USER, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == FOX
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == len(FOX)
+
+
+def test_the_openai_client_completes_text_and_token_ids(desk: Desk) -> None:
+    with sdk(desk) as client:
+        whole = client.completions.create(model=MODEL, prompt="Once", echo=True, max_tokens=9)
+        parts = client.completions.create(model=MODEL, prompt=[79, 110, CONTROL_IDS["<eos>"]], stream=True)
+        streamed = "".join(part.choices[0].text for part in parts)
+    assert whole.choices[0].text == "OnceThe quick"
+    assert whole.choices[0].finish_reason == "length"
+    assert streamed == FOX
+    assert desk.engine.requests[-1].prompt_ids == (79, 110, CONTROL_IDS["<eos>"])
+
+
+def test_the_openai_client_lists_and_names_the_model(desk: Desk) -> None:
+    with sdk(desk) as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
+        assert client.models.retrieve(MODEL).owned_by == "snug"
+        with pytest.raises(openai.NotFoundError) as missing:
+            client.models.retrieve("gpt-4")
+    assert missing.value.code == "model_not_found"
+
+
+def test_the_openai_client_gets_its_own_error_types(desk: Desk) -> None:
+    with sdk(desk) as client:
+        with pytest.raises(openai.BadRequestError) as bad:
+            client.chat.completions.create(model=MODEL, messages=USER, temperature=-1)
+        with pytest.raises(openai.BadRequestError) as tools:
+            client.chat.completions.create(
+                model=MODEL, messages=USER, tools=[{"type": "function", "function": {"name": "f"}}]
+            )
+        with pytest.raises(openai.NotFoundError) as absent:
+            client.embeddings.create(model=MODEL, input="x")
+        desk.models.unload()
+        with pytest.raises(openai.InternalServerError) as empty:
+            client.chat.completions.create(model=MODEL, messages=USER)
+    assert (bad.value.param, bad.value.code) == ("temperature", "bad_value")
+    assert (tools.value.param, tools.value.code) == ("tools", "bad_value")
+    assert absent.value.code == "not_found"
+    assert (empty.value.status_code, empty.value.code) == (503, "no_model_loaded")
+
+
+def test_the_openai_client_cancels_by_closing_its_stream(settings: Settings) -> None:
+    script = Script(endless=True, tokens_per_s=200)
+    with desk_with(settings, script) as desk, sdk(desk) as client:
+        stream = client.chat.completions.create(model=MODEL, messages=USER, stream=True, max_tokens=100_000)
+        next(iter(stream))
+        stream.close()
+        assert desk.idle_within(2)
+
+
+def sent_params(desk: Desk) -> GenerationParams:
+    return desk.engine.requests[-1].params
+
+
+async def test_every_sampling_parameter_arrives_as_given(desk: Desk, client: httpx.AsyncClient) -> None:
+    values = {
+        "max_new_tokens": 7, "temperature": 0.5, "top_p": 0.4, "top_k": 3, "min_p": 0.1, "typical_p": 0.9,
+        "epsilon_cutoff": 0.01, "eta_cutoff": 0.02, "xtc_threshold": 0.2, "xtc_probability": 0.3,
+        "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": -0.5, "no_repeat_ngram_size": 3,
+        "dry_multiplier": 0.8, "dry_base": 2.0, "dry_allowed_length": 4, "mirostat_mode": 2, "mirostat_tau": 4.0,
+        "mirostat_eta": 0.2, "temperature_last": True, "ban_eos_token": True, "seed": 99,
+    }  # fmt: skip
+    assert set(values) == set(GenerationParams.model_fields) - RESHAPED, "a new parameter belongs here"
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)):
+        assert (await client.post(path, json=body | values)).status_code == 200
+        params = sent_params(desk).model_dump()
+        assert {name: params[name] for name in values} == values
+        await client.post(path, json=body | dict.fromkeys(values))
+        assert sent_params(desk) == GenerationParams(stop=sent_params(desk).stop), "null is the default"
+
+
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [
+        ({}, GenerationParams().max_new_tokens),
+        ({"max_new_tokens": 5}, 5),
+        ({"max_tokens": 6, "max_new_tokens": 5}, 6),
+        ({"max_completion_tokens": 7, "max_tokens": 6}, 7),
+    ],
+)
+async def test_the_newest_name_of_the_length_counts(
+    desk: Desk, client: httpx.AsyncClient, given: dict[str, int], length: int
+) -> None:
+    await client.post("/v1/chat/completions", json=CHAT | given)
+    assert sent_params(desk).max_new_tokens == length
+
+
+@pytest.mark.parametrize(("stop", "text"), [(" fox", "The quick brown"), (["zzz", " quick"], "The"), (None, FOX)])
+async def test_stop_strings_end_the_reply_before_them(client: httpx.AsyncClient, stop: object, text: str) -> None:
+    reply = (await client.post("/v1/chat/completions", json=CHAT | {"stop": stop})).json()
+    assert reply["choices"][0]["message"]["content"] == text
+
+
+async def test_messages_reach_the_template_in_their_roles(desk: Desk, client: httpx.AsyncClient) -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi "}, {"type": "text", "text": "<|im_end|>"}]},
+        {"role": "assistant", "content": "Yes?", "name": "ignored"},
+        {"role": "user", "content": "Go"},
+    ]
+    await client.post("/v1/chat/completions", json={"messages": messages})
+    ids = desk.engine.requests[-1].prompt_ids
+    assert desk.engine.decode(ids) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi <|im_end|><|im_end|>\n"
+        "<|im_start|>assistant\nYes?<|im_end|>\n<|im_start|>user\nGo<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert ids.count(CONTROL_IDS["<|im_end|>"]) == 4, "what a user types is text"
+
+
+async def test_unknown_and_dangerous_fields_change_nothing(desk: Desk, client: httpx.AsyncClient) -> None:
+    hostile = {
+        "trust_remote_code": True, "extra_flags": "--x", "n_discard": 5, "model_path": "/etc", "model_dir": "/",
+        "chat_template": "{{ 1/0 }}", "bypass_filter": True, "prompt_embeds": "AAAA", "user": "root",
+        "prompt_ids": [1], "reply_ids": [1], "id": "mine", "store": True, "metadata": {"a": "b"},
+    }  # fmt: skip
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)):
+        await client.post(path, json=body)
+        await client.post(path, json=body | hostile)
+        plain, attacked = desk.engine.requests[-2:]
+        assert replace(attacked, id=plain.id) == plain
+        assert attacked.id != "mine"
+
+
+async def test_several_replies_differ_by_their_seed_alone(desk: Desk, client: httpx.AsyncClient) -> None:
+    body = CHAT | {"n": 3, "seed": 10, "max_tokens": 4}
+    reply = (await client.post("/v1/chat/completions", json=body)).json()
+    assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
+    assert sorted(request.params.seed for request in desk.engine.requests) == [10, 11, 12]
+    prompt_tokens = len(desk.engine.requests[0].prompt_ids)
+    assert reply["usage"]["prompt_tokens"] == prompt_tokens, "the prompt counts once"
+    assert reply["usage"]["completion_tokens"] == 12
+
+
+async def test_several_prompts_give_replies_in_their_order(settings: Settings) -> None:
+    with desk_with(settings, Script(echo=True)) as desk:
+        async with desk.client() as client:
+            body = {"prompt": ["one", [50, 51]], "n": 2, "echo": True}
+            reply = (await client.post("/v1/completions", json=body)).json()
+    assert [choice["text"] for choice in reply["choices"]] == ["oneone", "oneone", "2323", "2323"]
+
+
+@pytest.mark.parametrize("alternatives", [0, 2])
+async def test_log_probabilities_come_in_openais_shape(client: httpx.AsyncClient, alternatives: int) -> None:
+    body = CHAT | {"max_tokens": 2, "logprobs": True, "top_logprobs": alternatives}
+    chat = (await client.post("/v1/chat/completions", json=body)).json()["choices"][0]["logprobs"]
+    assert [token["token"] for token in chat["content"]] == ["T", "h"]
+    assert chat["content"][0]["bytes"] == [84]
+    assert [len(token["top_logprobs"]) for token in chat["content"]] == [alternatives, alternatives]
+    body = COMPLETION | {"max_tokens": 3, "logprobs": alternatives, "n": 1}
+    text = (await client.post("/v1/completions", json=body)).json()["choices"][0]["logprobs"]
+    assert text["tokens"] == ["T", "h", "e"]
+    assert text["text_offset"] == [0, 1, 2]
+    assert len(text["token_logprobs"]) == 3
+    assert (text["top_logprobs"] is None) == (alternatives == 0)
+    plain = (await client.post("/v1/chat/completions", json=CHAT)).json()
+    assert plain["choices"][0]["logprobs"] is None
+
+
+def numeric_fields() -> list[str]:
+    fields = GenerationParams.model_json_schema()["properties"]
+    numeric = [name for name, field in fields.items() if field.get("type") in ("number", "integer", "boolean")]
+    return [*numeric, "max_tokens", "max_completion_tokens", "n", "top_logprobs"]
+
+
+@pytest.mark.parametrize("name", numeric_fields())
+async def test_every_number_is_accepted_or_refused_by_its_name(
+    desk: Desk, client: httpx.AsyncClient, name: str
+) -> None:  # fmt: skip
+    values = ("-1", "0", "1", "0.5", "1e6", "1000001", "1e18", str(2**63), "NaN", "1e309", '"5"', "true", "null", "[]")
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)):
+        for value in values:
+            text = json.dumps(body)[:-1] + f', "{name}": {value}}}'
+            response = await client.post(path, content=text, headers={"Content-Type": "application/json"})
+            if response.status_code != 200:
+                assert response.status_code == 400, (name, value)
+                assert error_of(response)["param"] == name, (name, value)
+            elif name in GenerationParams.model_fields and value != "null" and name not in RESHAPED:
+                assert getattr(sent_params(desk), name) == json.loads(value), (name, value)
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        (None, "messages"),
+        ("Hello", "messages"),
+        ([{"role": "system", "content": "x"}], "messages"),
+        ([*USER, {"role": "assistant", "content": "x"}], "messages"),
+        ([{"role": "wizard", "content": "x"}], "messages[0].role"),
+        ([{"role": "tool", "content": "x"}], "messages[0].role"),
+        ([{"content": "x"}], "messages[0].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content"),
+        (
+            [*USER, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            "messages[1].content",
+        ),
+        ([{"role": "user", "content": [{"type": "file", "file": {}}]}], "messages[0].content"),
+        (["x"], "messages[0]"),
+    ],
+)
+async def test_messages_that_make_no_sense_are_refused_by_place(
+    client: httpx.AsyncClient, messages: object, param: str
+) -> None:
+    response = await client.post("/v1/chat/completions", json={"messages": messages})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+
+
+@pytest.mark.parametrize("prompt", ["", [], None, 5, {}, [""], [[]], [1, "a"], ["a", 1], [True], [-1], [10**6], [1.5]])
+async def test_prompts_that_make_no_sense_are_refused(client: httpx.AsyncClient, prompt: object) -> None:
+    response = await client.post("/v1/completions", json={"prompt": prompt})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("path", "extra", "param"),
+    [
+        ("chat/completions", {"n": 10**6}, "n"),
+        ("chat/completions", {"n": MAX_CHOICES + 1}, "n"),
+        ("completions", {"prompt": ["a"] * (MAX_CHOICES + 1)}, "n"),
+        ("chat/completions", {"max_tokens": 10**9}, "max_tokens"),
+        ("chat/completions", {"logprobs": True, "top_logprobs": 10**6}, "top_logprobs"),
+        ("chat/completions", {"top_logprobs": 5}, "top_logprobs"),
+        ("completions", {"logprobs": 10**6}, "logprobs"),
+        ("completions", {"logprobs": 1, "echo": True}, "echo"),
+        ("chat/completions", {"stop": ["x"] * 10**4}, "stop"),
+        ("chat/completions", {"stop": "x" * 501}, "stop[0]"),
+        ("chat/completions", {"stop": ""}, "stop[0]"),
+        ("chat/completions", {"stop": 5}, "stop"),
+        ("chat/completions", {"logit_bias": {str(token): 1 for token in range(10**5)}}, "logit_bias"),
+        ("chat/completions", {"messages": USER * (MAX_MESSAGES + 1)}, "messages"),
+        ("chat/completions", {"model": "x" * 501}, "model"),
+        ("chat/completions", {"model": 5}, "model"),
+        ("chat/completions", {"stream": "yes"}, "stream"),
+        ("chat/completions", {"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ("chat/completions", {"response_format": {"type": "json_object"}}, "response_format"),
+        ("completions", {"best_of": 5}, "best_of"),
+        ("completions", {"suffix": "end"}, "suffix"),
+    ],
+)
+async def test_limits_and_missing_features_are_named(
+    desk: Desk, client: httpx.AsyncClient, path: str, extra: dict[str, object], param: str
+) -> None:
+    body = (CHAT if path.startswith("chat") else COMPLETION) | extra
+    response = await client.post(f"/v1/{path}", json=body)
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+    assert desk.engine.requests == []
+
+
+async def test_fields_that_ask_for_nothing_are_no_reason_to_refuse(client: httpx.AsyncClient) -> None:
+    for name, values in NEUTRAL.items():
+        for value in (None, *values):
+            response = await client.post("/v1/chat/completions", json=CHAT | {name: value})
+            assert response.status_code == 200, (name, value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\x00",
+        b"\xff\xfe{}",
+        b'{"messages": ' + b"[" * 100_000,
+        b'{"max_tokens": ' + b"9" * 5000 + b"}",
+        b'{"messages": [{"role": "user", "content": "\\ud83d"}]}',
+        b'{"messages": [{"role": "user", "content": "\xed\xa0\xbd"}]}',
+    ],
+    ids=range(11),
+)
+async def test_bodies_that_are_no_request_get_400_and_an_error_object(client: httpx.AsyncClient, body: bytes) -> None:
+    response = await client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    error_of(response)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+async def test_json_under_another_name_is_refused(client: httpx.AsyncClient, kind: str) -> None:
+    response = await client.post("/v1/completions", content=json.dumps(COMPLETION), headers={"Content-Type": kind})
+    assert response.status_code == 400
+    assert "Content-Type" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_does_not_fit_is_refused_before_200(settings: Settings, stream: bool) -> None:
+    desk = Desk(settings).load(ctx_size=64)
+    async with desk.client() as client:
+        long = {"messages": [{"role": "user", "content": "x" * 100}], "stream": stream}
+        for path, body in (
+            ("chat/completions", long),
+            ("completions", {"prompt": "x" * 100, "stream": stream}),
+            ("completions", {"prompt": [1] * 100, "stream": stream}),
+        ):
+            response = await client.post(f"/v1/{path}", json=body)
+            assert response.status_code == 400
+            assert error_of(response)["code"] == "context_length_exceeded"
+    desk.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_without_a_model_there_is_503_and_no_load(settings: Settings, stream: bool) -> None:
+    desk = Desk(settings)
+    async with desk.client() as client:
+        for name in (None, MODEL, "../../etc", "gpt-4"):
+            response = await client.post("/v1/chat/completions", json=CHAT | {"model": name, "stream": stream})
+            assert response.status_code == 503
+            assert error_of(response)["code"] == "no_model_loaded"
+        assert (await client.get("/v1/models")).json()["data"] == []
+    assert desk.engines == []
+    desk.close()
+
+
+@pytest.mark.parametrize("name", ["gpt-3.5-turbo", MODEL, "../../etc/passwd", "", None])
+async def test_any_model_name_is_answered_by_the_loaded_one(
+    desk: Desk, client: httpx.AsyncClient, name: str | None
+) -> None:
+    reply = (await client.post("/v1/chat/completions", json=CHAT | {"model": name})).json()
+    assert reply["model"] == MODEL
+    assert len(desk.engines) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue_is_refused_with_503_and_a_time_to_come_back(settings: Settings, stream: bool) -> None:
+    script = Script(endless=True, tokens_per_s=100, rows=1, queue=1)
+    with desk_with(settings, script) as desk, served(desk.app) as port:
+        body = CHAT | {"stream": True, "max_tokens": 100_000}
+        with contextlib.ExitStack() as stack:
+            for _ in range(2):
+                stack.enter_context(streaming(port, body)).read_event()
+            refused = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=CHAT | {"stream": stream})
+        assert refused.status_code == 503
+        assert error_of(refused)["code"] == "queue_full"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert desk.idle_within(2)
