@@ -1,0 +1,229 @@
+"""The Chat tab: the conversations at the side, the messages, the composer.
+
+The page's script sends small requests to the doors below and shows what they answer; a running reply is followed by
+one stream, which any page may leave and take up again. History lives in the store alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+import gradio as gr
+from pydantic import Field
+
+from modules.chat.service import RunningReply
+from modules.errors import SnugError
+from modules.sampling import GenerationParams
+from modules.services import Services
+from modules.ui.markdown import StreamingMarkdown
+from modules.ui.views import (
+    MAX_HZ,
+    Json,
+    conversation_view,
+    live_view,
+    model_view,
+    printable,
+    problem_view,
+    thread_view,
+)
+from modules.ui.widgets import Body, Pick, door, owner_of, read_body, scripted
+
+RENDER_SHARE = 0.1  # of the time, at most, goes into rendering one reply
+
+
+class Search(Body):
+    query: str = Field(default="", max_length=1000)
+
+
+class Rename(Pick):
+    title: str = Field(max_length=200)
+
+
+class Pulse(Body):
+    id: str | None = Field(default=None, max_length=64)
+
+
+class Send(Body):
+    """A message to a conversation; without an id, to a new one."""
+
+    id: str | None = Field(default=None, max_length=64)
+    parent: str | None = Field(default=None, max_length=64)
+    text: str = Field(min_length=1)
+    op_id: str = Field(min_length=8, max_length=64)
+    system_prompt: str = ""
+    params: GenerationParams = GenerationParams()
+
+
+class Touch(Pick):
+    """A request about one message of a conversation."""
+
+    message: str = Field(max_length=64)
+    params: GenerationParams = GenerationParams()
+
+
+class Edit(Pick):
+    message: str = Field(max_length=64)
+    text: str
+
+
+class SystemPrompt(Pick):
+    text: str
+
+
+class ChatDoors:
+    """What the page may ask for; every answer is JSON for static/chat.js and static/shell.js."""
+
+    def __init__(self, services: Services) -> None:
+        self.store, self.chat, self.models = services.store, services.chat, services.models
+        self.streams = not services.settings.no_stream
+
+    def thread(self, owner: str, conversation_id: str) -> Json:
+        """The conversation as it stands."""
+        running = self.chat.running(owner, conversation_id)
+        return thread_view(
+            self.store.get(owner, conversation_id),
+            self.store.path(owner, conversation_id),
+            running.message_id if running else None,
+        )
+
+    def conversations(self, owner: str, body: Search) -> Json:
+        """The list at the side, newest first; with a query, those whose text holds it."""
+        found = self.store.list(owner, body.query.strip())
+        return {"items": [conversation_view(item) for item in found if item.mode == "chat"]}
+
+    def open(self, owner: str, body: Pick) -> Json:
+        """One conversation."""
+        return self.thread(owner, body.id)
+
+    def rename(self, owner: str, body: Rename) -> Json:
+        """Give a conversation another title."""
+        self.store.rename(owner, body.id, body.title)
+        return self.conversations(owner, Search())
+
+    def remove(self, owner: str, body: Pick) -> Json:
+        """Delete a conversation."""
+        self.chat.delete_conversation(owner, body.id)
+        return self.conversations(owner, Search())
+
+    def send(self, owner: str, body: Send) -> Json:
+        """Store a message and start the reply. On failure the answer tells whether the message was stored."""
+        conversation_id = body.id or self.store.create(owner, system_prompt=body.system_prompt).id
+        try:
+            self.chat.reply(owner, conversation_id, body.parent, body.text, body.params, op_id=body.op_id)
+        except SnugError as error:
+            return self._refused(owner, conversation_id, body, error)
+        return self.thread(owner, conversation_id) | {"accepted": True}
+
+    def _refused(self, owner: str, conversation_id: str, body: Send, error: SnugError) -> Json:
+        """The answer to a message without a reply: the thread as it stands, and whether the text is safe in it."""
+        stored = any(
+            message.role == "user" and message.parent_id == body.parent and message.content == body.text
+            for message in self.store.path(owner, conversation_id)
+        )
+        problem = {"problem": problem_view(error), "accepted": stored}
+        if body.id is None and not stored:
+            self.store.delete(owner, conversation_id)
+            return problem
+        return self.thread(owner, conversation_id) | problem
+
+    def regenerate(self, owner: str, body: Touch) -> Json:
+        """Another version of a reply; the old one stays in the tree."""
+        self.chat.regenerate(owner, body.id, body.message, body.params)
+        return self.thread(owner, body.id)
+
+    def go_on(self, owner: str, body: Touch) -> Json:
+        """Continue a reply where it ended."""
+        self.chat.continue_reply(owner, body.id, body.message, body.params)
+        return self.thread(owner, body.id)
+
+    def edit(self, owner: str, body: Edit) -> Json:
+        """Change a message's text."""
+        self.chat.edit(owner, body.id, body.message, body.text)
+        return self.thread(owner, body.id)
+
+    def delete_last(self, owner: str, body: Pick) -> Json:
+        """Take the last exchange away; its question goes back into the composer."""
+        question = self.chat.delete_last(owner, body.id)
+        return self.thread(owner, body.id) | {"question": printable(question)}
+
+    def stop(self, owner: str, body: Pick) -> Json:
+        """End a reply; what it holds stays."""
+        self.chat.stop(owner, body.id)
+        return {}
+
+    def set_system_prompt(self, owner: str, body: SystemPrompt) -> Json:
+        """What the model is told before the conversation."""
+        self.store.set_system_prompt(owner, body.id, body.text)
+        return {}
+
+    def pulse(self, owner: str, body: Pulse) -> Json:
+        """The state of the model, and whether the conversation on show has changed elsewhere."""
+        answer: Json = {"model": model_view(self.models.state)}
+        if body.id:
+            running = self.chat.running(owner, body.id)
+            answer["head"] = self.store.get(owner, body.id).head_id
+            answer["running"] = running.message_id if running else None
+        return answer
+
+    def show_version(self, owner: str, body: Touch) -> Json:
+        """Show the branch of another version of a message."""
+        self.store.set_head(owner, body.id, body.message)
+        return self.thread(owner, body.id)
+
+    async def follow(self, event: gr.EventData, request: gr.Request) -> AsyncIterator[Json]:
+        """The running reply of a conversation, from now to its end."""
+        body = read_body(Pick, event._data)
+        running = self.chat.running(owner_of(request), body.id)
+        if running is None:
+            yield {"conversation": body.id, "gone": True}
+            return
+        async for view in follow_reply(running, stream=self.streams):
+            yield {"conversation": body.id, **view}
+
+
+async def follow_reply(reply: RunningReply, *, stream: bool) -> AsyncIterator[Json]:
+    """Live views of a reply, at most MAX_HZ a second and fewer where rendering is costly; `beat` tells them apart."""
+    markdown = StreamingMarkdown()
+    ready_at, beat = 0.0, 0
+    async for view in reply.updates(max_hz=MAX_HZ):
+        started = time.monotonic()
+        if started < ready_at and not view.finished:
+            continue
+        beat += 1
+        yield live_view(view, markdown, show_text=stream) | {"beat": beat}
+        ready_at = time.monotonic() + (time.monotonic() - started) / RENDER_SHARE
+
+
+def build_shell(doors: ChatDoors) -> None:
+    """The frame of the page: conversations at the side, the model in the header."""
+    gr.HTML(
+        js_on_load="snug.mountShell(element, server)",
+        apply_default_css=False,
+        elem_id="snug-shell",
+        server_functions=[
+            door(Search, "conversations", doors.conversations),
+            door(Rename, "rename", doors.rename),
+            door(Pick, "remove", doors.remove),
+            door(Pulse, "pulse", doors.pulse),
+        ],
+    )
+
+
+def build(services: Services) -> None:
+    """Put the tab's content here."""
+    doors = ChatDoors(services)
+    scripted(
+        "snug.mountChat",
+        door(Pick, "open", doors.open),
+        door(Send, "send", doors.send),
+        door(Touch, "regenerate", doors.regenerate),
+        door(Touch, "go_on", doors.go_on),
+        door(Touch, "show_version", doors.show_version),
+        door(Edit, "edit", doors.edit),
+        door(Pick, "delete_last", doors.delete_last),
+        door(Pick, "stop", doors.stop),
+        door(SystemPrompt, "set_system_prompt", doors.set_system_prompt),
+        follow=doors.follow,
+        show="snug.onLive",
+    )

@@ -1,0 +1,235 @@
+"""Markdown written by a model or a user → HTML that is safe to show, and cheap to show again at every token.
+
+Raw HTML is text, images are links (nothing loads from elsewhere), code is highlighted, maths becomes MathML, and nh3
+has the last word. Not for text of our own.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import nh3
+from latex2mathml.converter import convert
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.rules_core import StateCore
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
+from mdit_py_plugins.amsmath import amsmath_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
+
+MAX_MARKDOWN_CHARS = 100_000
+MAX_CODE_CHARS = 50_000
+MAX_MATH_CHARS = 5_000
+
+_HTML_NAMES = """p br hr h1 h2 h3 h4 h5 h6 em strong s del a code pre span div blockquote ul ol li table thead tbody
+tr th td button"""
+_MATHML_NAMES = """math semantics annotation mrow mi mn mo ms mtext mspace msup msub msubsup mfrac msqrt mroot mover
+munder munderover mtable mtr mtd mlabeledtr mstyle mpadded mphantom menclose merror mmultiscripts mprescripts none"""
+_MATHML_ATTRIBUTES = """xmlns display displaystyle mathvariant mathcolor stretchy fence form separator accent largeop
+movablelimits symmetric minsize maxsize lspace rspace linethickness scriptlevel columnalign rowspacing columnspacing
+columnlines rowlines columnspan notation width height depth voffset"""
+_TAGS = {*_HTML_NAMES.split(), *_MATHML_NAMES.split()}
+_ATTRIBUTES: dict[str, set[str]] = {
+    "a": {"href", "title", "class", "target"},
+    "span": {"class"},
+    "div": {"class"},
+    "code": {"class"},
+    "ol": {"start"},
+    "th": {"class"},
+    "td": {"class"},
+    "button": {"class", "type", "data-act"},
+    **{tag: set(_MATHML_ATTRIBUTES.split()) for tag in _MATHML_NAMES.split()},
+}
+
+
+def render(text: str) -> str:
+    """The whole of `text` as HTML. Text too long to be worth parsing comes back as plain text."""
+    if len(text) > MAX_MARKDOWN_CHARS:
+        return _plain(text)
+    return _clean(_parser().render(_normalise(text)))
+
+
+class StreamingMarkdown:
+    """Renders a growing text; blocks that can no longer change are rendered once.
+
+    `update(text)` returns (blocks, tail): HTML of the finished top-level blocks, and of the one still being written.
+    A text that does not begin with the previous one starts over.
+    """
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._frozen = 0
+        self._blocks: list[str] = []
+
+    def update(self, text: str) -> tuple[list[str], str]:
+        """The HTML of `text`, split into what is finished and what may still change."""
+        text = _normalise(text)
+        if not text.startswith(self._text):
+            self._frozen, self._blocks = 0, []
+        self._text = text
+        tail = text[self._frozen :]
+        if len(tail) > MAX_MARKDOWN_CHARS:
+            return list(self._blocks), _plain(tail)
+        tokens = _parser().parse(tail)
+        cut = _start_of_last_block(tokens)
+        if cut:
+            lines = tail.splitlines(keepends=True)
+            done = "".join(lines[:cut])
+            self._blocks.append(_clean(_parser().render(done)))
+            self._frozen += len(done)
+            tail = tail[len(done) :]
+            tokens = _parser().parse(tail)
+        if tokens and tokens[-1].type not in ("fence", "code_block"):
+            tokens = _parser().parse(_without_open_formula(tail))
+        parser = _parser()
+        return list(self._blocks), _clean(parser.renderer.render(tokens, parser.options, {}))
+
+
+def _start_of_last_block(tokens: Sequence[Token]) -> int:
+    """The line on which the last top-level block begins; 0 where there is only one."""
+    starts = [token.map[0] for token in tokens if token.level == 0 and token.map and token.nesting >= 0]
+    return starts[-1] if len(starts) > 1 else 0
+
+
+def _without_open_formula(tail: str) -> str:
+    """`tail` up to a display formula that has begun and not ended: it is shown once it is whole."""
+    start = tail.rfind("$$") if tail.count("$$") % 2 else -1
+    bracket = tail.rfind("\\[")
+    if bracket >= 0 and tail.find("\\]", bracket) < 0:
+        start = bracket if start < 0 else min(start, bracket)
+    return tail[:start] if start >= 0 else tail
+
+
+def _normalise(text: str) -> str:
+    """Line ends as markdown-it counts them; Python's splitlines() knows more kinds."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "\ufffd")
+    for odd in ("\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"):
+        text = text.replace(odd, " ")
+    return text
+
+
+def _plain(text: str) -> str:
+    return f'<div class="plain">{html.escape(text)}</div>'
+
+
+def _clean(markup: str) -> str:
+    return nh3.clean(
+        markup,
+        tags=_TAGS,
+        attributes=_ATTRIBUTES,
+        url_schemes={"http", "https", "mailto"},
+        link_rel="noopener noreferrer nofollow",
+    )
+
+
+@cache
+def _parser() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "breaks": True})
+    parser.enable(["table", "strikethrough"])
+    parser.use(dollarmath_plugin, double_inline=True, allow_space=False, allow_digits=False, renderer=_math)
+    parser.use(amsmath_plugin, renderer=lambda content: _math(content, {"display_mode": True}))
+    parser.inline.ruler.before("escape", "bracket_math", _bracket_math)
+    parser.core.ruler.push("images_to_links", _images_to_links)
+    parser.add_render_rule("math_inline_double", _display_math)
+    parser.add_render_rule("fence", _fence)
+    parser.add_render_rule("code_block", _fence)
+    parser.add_render_rule("link_open", _link)
+    parser.add_render_rule("th_open", _cell)
+    parser.add_render_rule("td_open", _cell)
+    parser.add_render_rule("table_open", lambda *_: '<div class="table"><table>')
+    parser.add_render_rule("table_close", lambda *_: "</table></div>")
+    return parser
+
+
+_BRACKETS = (("\\(", "\\)", "math_inline"), ("\\[", "\\]", "math_inline_double"))
+
+
+def _bracket_math(state: Any, silent: bool) -> bool:
+    r"""The inline rule for \( … \) and \[ … \], which models write more often than dollars."""
+    for opening, closing, kind in _BRACKETS:
+        if state.src.startswith(opening, state.pos):
+            end = state.src.find(closing, state.pos + 2, min(state.posMax, state.pos + MAX_MATH_CHARS))
+            content = state.src[state.pos + 2 : end].strip() if end > 0 else ""
+            if not content:
+                return False
+            if not silent:
+                token = state.push(kind, "math", 0)
+                token.content = content
+            state.pos = end + 2
+            return True
+    return False
+
+
+def _images_to_links(state: StateCore) -> None:
+    """An image would be fetched from wherever the model says: show a link to it instead."""
+    for token in state.tokens:
+        children: list[Token] = []
+        for child in token.children or []:
+            if child.type != "image":
+                children.append(child)
+                continue
+            source = str(child.attrs.get("src", ""))
+            label = Token("text", "", 0, content=child.content or source)
+            children += [Token("link_open", "a", 1, attrs={"href": source}), label, Token("link_close", "a", -1)]
+        token.children = children if token.children is not None else None
+
+
+def _link(_: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType) -> str:
+    href = html.escape(str(tokens[index].attrs.get("href", "")))
+    return f'<a href="{href}" title="{href}" target="_blank">'
+
+
+def _cell(_: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType) -> str:
+    """A table cell; its alignment becomes a class, since style attributes do not pass."""
+    aligned = str(tokens[index].attrs.get("style", "")).removeprefix("text-align:")
+    return f'<{tokens[index].tag} class="{aligned}">' if aligned in ("right", "center") else f"<{tokens[index].tag}>"
+
+
+def _fence(_: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType) -> str:
+    token = tokens[index]
+    language = (token.info or "").strip().split(" ")[0][:30]
+    return (
+        f'<div class="code"><div class="code-head"><span>{html.escape(language or "text")}</span>'
+        f'<button type="button" class="copy-code" data-act="copy-code">Copy</button></div>'
+        f"<pre><code>{_highlight(token.content, language)}</code></pre></div>"
+    )
+
+
+def _highlight(code: str, language: str) -> str:
+    """Code as spans of Pygments' short class names; plain where the language is unknown."""
+    if len(code) > MAX_CODE_CHARS:
+        return html.escape(code)
+    try:
+        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False) if language else None
+    except ClassNotFound:
+        lexer = None
+    return str(highlight(code, lexer, _FORMATTER)) if lexer else html.escape(code)
+
+
+_FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
+_NUMBERED = re.compile(r"\\(begin|end)\{(align|alignat|equation|gather|multline|eqnarray)\}")
+_UNSAFE_MATH = re.compile(r"\\(?:href|url|html\w*|includegraphics|def|newcommand|renewcommand|require|class|style)\b")
+
+
+def _display_math(_: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType) -> str:
+    return f'<span class="math block">{_math(tokens[index].content, {"display_mode": True})}</span>'
+
+
+def _math(content: str, options: dict[str, Any]) -> str:
+    """LaTeX as MathML, equations unnumbered; what cannot be converted stays as written, in code."""
+    source = _NUMBERED.sub(r"\\\1{\2*}", content.strip())
+    if len(source) > MAX_MATH_CHARS or _UNSAFE_MATH.search(source):
+        return f"<code>{html.escape(source)}</code>"
+    try:
+        return convert(source, display="block" if options.get("display_mode") else "inline")
+    except Exception:  # the converter raises many kinds of errors on what is not LaTeX
+        return f"<code>{html.escape(source)}</code>"

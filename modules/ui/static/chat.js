@@ -1,0 +1,421 @@
+/* The Chat tab: messages, the running reply, the composer. The server owns the history; this shows it. */
+"use strict";
+(() => {
+  const { el, icon, iconButton, remember, call, ask, toast, showProblem, copy, newId, selectTab } = snug;
+  const SUGGESTIONS = [
+    ["Explain something", "Explain how a rainbow comes about, in three short paragraphs."],
+    ["Write with me", "Write a short, friendly note to a neighbour who watered my plants."],
+    ["Think it through", "What should I consider before I adopt a dog? List the five most important points."],
+    ["Some code", "Write a Python function that counts the words in a text, with an example."],
+  ];
+  const LOST_AFTER_MS = 4000;
+  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, atEnd: true };
+  let scroller, column, list, input, sendButton, stopButton, jump, prompt, empty, live, notice;
+
+  snug.mountChat = (element, server, trigger) => {
+    Object.assign(state, { server, trigger });
+    element.replaceChildren(build());
+    const wanted = new URLSearchParams(location.search).get("c");
+    if (wanted) open(wanted, { replace: true }); else openNew({ replace: true });
+    window.addEventListener("popstate", () => {
+      const id = new URLSearchParams(location.search).get("c");
+      if (id) open(id, { keepUrl: true }); else openNew({ keepUrl: true });
+    });
+  };
+  snug.conversationId = () => state.id;
+  snug.openConversation = (id) => {
+    if (!list) return setUrl(id, true);  // the tab has not been opened yet; it reads the address when it is
+    if (id) open(id); else openNew();
+  };
+  snug.stopReply = () => { if (state.running) stop(); };
+
+  function build() {
+    list = el("div.messages");
+    prompt = el("div.system-prompt");
+    empty = el("div.empty-chat");
+    notice = el("div.thread-notice", { role: "status" });
+    column = el("div.column", {}, prompt, empty, list, notice);
+    scroller = el("div.scroller", { id: "snug-scroller", onscroll: onScroll }, column);
+    jump = iconButton("down", "Jump to the latest message", () => toEnd(true), ".jump");
+    live = el("div.visually-hidden", { "aria-live": "polite" });
+    input = el("textarea", {
+      id: "snug-input", rows: 1, placeholder: "Write a message", "aria-label": "Message",
+      oninput: onInput, onkeydown: onKey,
+    });
+    sendButton = el("button.send", { id: "snug-send", title: "Send (Enter)", "aria-label": "Send", onclick: send }, icon("send"));
+    stopButton = el("button.send.stop", { id: "snug-stop", title: "Stop (Esc)", "aria-label": "Stop", onclick: stop }, icon("stop"));
+    list.addEventListener("click", onListClick);
+    return el("section.chat", {},
+      scroller,
+      el("div.dock", {}, jump,
+        el("div.composer", { onclick: (event) => { if (event.target.classList.contains("composer")) input.focus(); } }, input, sendButton, stopButton),
+        el("p.hint", {}, "Enter sends · Shift+Enter new line · Esc stops")),
+      live);
+  }
+
+  /* Opening */
+
+  function setUrl(id, replace) {
+    const url = new URL(location.href);
+    if (id) url.searchParams.set("c", id); else url.searchParams.delete("c");
+    if (url.href !== location.href) history[replace ? "replaceState" : "pushState"](null, "", url);
+  }
+
+  function leave() {
+    state.editing = null; state.opening += 1; state.running = null; state.sending = false; state.opId = null;
+  }
+
+  function openNew({ replace = false, keepUrl = false } = {}) {
+    leave();
+    Object.assign(state, { id: null, head: null, messages: [], systemPrompt: remember.get("newSystemPrompt", "") });
+    if (!keepUrl) setUrl(null, replace);
+    list.replaceChildren();
+    drawAll();
+    restoreDraft();
+    snug.markConversation?.(null);
+    if (window.innerWidth > 800) input.focus({ preventScroll: true });
+  }
+
+  async function open(id, { replace = false, keepUrl = false } = {}) {
+    leave();
+    const turn = state.opening;
+    const answer = await call(state.server, "open", { id });
+    if (turn !== state.opening) return;
+    if (!answer.conversation) return openNew({ replace: true });
+    list.replaceChildren();
+    state.id = null;
+    showThread(answer);
+    if (!keepUrl) setUrl(id, replace);
+    restoreDraft();
+    toEnd(false);
+    if (window.innerWidth > 800) input.focus({ preventScroll: true });
+  }
+
+  /* Takes a thread as the server tells it; nodes of unchanged messages stay. */
+  function showThread(thread) {
+    state.id = thread.conversation.id;
+    state.head = thread.head;
+    state.messages = thread.messages;
+    state.systemPrompt = thread.conversation.system_prompt;
+    document.title = `${thread.conversation.title} · Snug`;
+    drawAll();
+    snug.markConversation?.(state.id);
+    if (thread.running) follow(thread.running); else state.running = null;
+    drawComposer();
+  }
+
+  function follow(messageId) {
+    state.running = messageId;
+    state.lastBeat = Date.now();
+    state.trigger("follow", { id: state.id });
+    drawComposer();
+  }
+
+  /* Drawing */
+
+  function drawAll() {
+    if (!state.id) document.title = "Snug";
+    drawPrompt();
+    drawEmpty();
+    drawMessages();
+    drawComposer();
+  }
+
+  function drawMessages() {
+    const known = new Map([...list.children].map((node) => [node.dataset.id, node]));
+    const last = state.messages.length - 1;
+    state.messages.forEach((message, index) => {
+      const key = JSON.stringify([message, index === last, state.editing === message.id]);
+      let node = known.get(message.id);
+      known.delete(message.id);
+      if (!node || node.key !== key) {
+        const fresh = drawMessage(message, index === last);
+        fresh.key = key;
+        if (node) node.replaceWith(fresh);
+        node = fresh;
+      }
+      if (list.children[index] !== node) list.insertBefore(node, list.children[index] ?? null);
+    });
+    known.forEach((node) => node.remove());
+  }
+
+  function drawMessage(message, isLast) {
+    const node = el(`article.message.${message.role}`, { "data-id": message.id, "aria-label": message.role === "user" ? "You" : "Reply" });
+    if (message.status === "streaming") node.classList.add("streaming");
+    if (state.editing === message.id) { node.append(editor(message)); return node; }
+    const body = el("div.body");
+    if (message.role === "user") body.textContent = message.text;
+    else { body.classList.add("markdown"); body.innerHTML = message.html; }
+    node.append(body);
+    if (message.status === "streaming") node.append(el("div.waiting", {}, el("span.dots", {}, el("i"), el("i"), el("i")), el("span.waiting-text")));
+    else node.append(problemCard(message, isLast), footer(message, isLast));
+    return node;
+  }
+
+  function problemCard(message, isLast) {
+    const slot = el("div.problem-slot");
+    const broken = message.status === "error" || message.status === "interrupted";
+    if (!broken) return slot;
+    const text = message.error || "This reply was cut off when Snug stopped. What had been written is kept.";
+    slot.append(el("div.problem", { role: "alert" }, icon("alert"), el("p", {}, text),
+      isLast ? el("div.problem-buttons", {},
+        message.text ? el("button.text-button", { "data-act": "continue" }, "Continue") : null,
+        snug.model().answering ? null : el("button.text-button", { onclick: () => selectTab("Model") }, "Open Model"),
+        el("button.text-button", { "data-act": "regenerate" }, "Retry")) : null));
+    return slot;
+  }
+
+  function footer(message, isLast) {
+    const act = (glyph, label, name) => { const button = iconButton(glyph, label, null); button.dataset.act = name; return button; };
+    const buttons = [act("copy", "Copy", "copy"), act("edit", "Edit", "edit")];
+    if (message.role === "assistant") buttons.push(act("retry", "Regenerate", "regenerate"));
+    if (message.role === "assistant" && isLast) buttons.push(act("forward", "Continue", "continue"));
+    if (message.role === "user" && isLast) buttons.push(act("retry", "Get a reply", "regenerate"));
+    if (isLast) buttons.push(act("trash", "Delete last exchange", "delete"));
+    const stats = [message.status === "stopped" ? "stopped" : "", message.stats].filter(Boolean).join(" · ");
+    return el("footer.message-foot", {}, message.role === "assistant" && stats ? el("span.stats", {}, stats) : null, versions(message), el("div.actions", {}, ...buttons));
+  }
+
+  function versions(message) {
+    const all = message.versions, at = all.indexOf(message.id);
+    if (all.length < 2 || at < 0) return null;
+    const turn = (step, label, name) => {
+      const button = iconButton("chevron", label, () => showVersion(all[at + step]), name);
+      button.disabled = !all[at + step];
+      return button;
+    };
+    return el("span.versions", {}, turn(-1, "Earlier version", ".back"), `${at + 1}/${all.length}`, turn(1, "Later version", ""));
+  }
+
+  async function showVersion(message) {
+    if (state.running) return;
+    const answer = await call(state.server, "show_version", { id: state.id, message });
+    if (answer.conversation) showThread(answer);
+  }
+
+  function editor(message) {
+    const area = el("textarea.edit-area", { value: message.text, "aria-label": "Edit the message" });
+    const size = () => { area.style.height = "auto"; area.style.height = `${Math.min(area.scrollHeight + 2, window.innerHeight * 0.6)}px`; };
+    const cancel = () => { state.editing = null; drawMessages(); };
+    const save = async () => {
+      if (area.value === message.text) return cancel();
+      const answer = await call(state.server, "edit", { id: state.id, message: message.id, text: area.value });
+      if (!answer.conversation) return;
+      state.editing = null;
+      showThread(answer);
+    };
+    area.addEventListener("input", size);
+    area.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") { event.stopPropagation(); cancel(); }
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save();
+    });
+    setTimeout(() => { size(); area.focus({ preventScroll: true }); });
+    return el("div.editor", {}, area, el("div.editor-buttons", {},
+      el("button.plain-button", { onclick: cancel }, "Cancel"), el("button.primary-button", { onclick: save }, "Save")));
+  }
+
+  function drawPrompt(editing = false) {
+    const visible = state.id || state.systemPrompt || editing;
+    prompt.classList.toggle("bare", !visible);
+    if (!editing) {
+      const text = state.systemPrompt.trim();
+      prompt.replaceChildren(el("button.prompt-chip", { id: "snug-system", onclick: () => drawPrompt(true), title: text || "Tell the model how to behave in this conversation" },
+        icon("prompt"), el("span", {}, text ? text.split("\n")[0] : "Add a system prompt")));
+      prompt.firstChild.classList.toggle("set", Boolean(text));
+      return;
+    }
+    const area = el("textarea.edit-area", { value: state.systemPrompt, rows: 4, "aria-label": "System prompt", placeholder: "You are a patient teacher who answers briefly." });
+    const save = async () => {
+      if (state.id) {
+        const answer = await call(state.server, "set_system_prompt", { id: state.id, text: area.value });
+        if (answer.problem) return;
+      } else remember.set("newSystemPrompt", area.value || null);
+      state.systemPrompt = area.value;
+      drawPrompt();
+    };
+    area.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") { event.stopPropagation(); drawPrompt(); }
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save();
+    });
+    prompt.replaceChildren(el("div.editor", {}, el("label.editor-label", {}, "System prompt of this conversation"), area, el("div.editor-buttons", {},
+      el("button.plain-button", { onclick: () => drawPrompt() }, "Cancel"), el("button.primary-button", { onclick: save }, "Save"))));
+    area.focus();
+  }
+
+  function drawEmpty() {
+    const model = snug.model?.() ?? { status: "empty" };
+    empty.hidden = state.messages.length > 0;
+    if (empty.hidden) return;
+    if (model.answering) {
+      empty.replaceChildren(el("h1", {}, "What shall we talk about?"),
+        el("div.suggestions", {}, ...SUGGESTIONS.map(([title, text]) =>
+          el("button.suggestion", { onclick: () => { input.value = text; onInput(); send(); } }, el("strong", {}, title), el("span", {}, text)))));
+    } else if (model.status === "loading") {
+      empty.replaceChildren(el("h1", {}, `Loading ${model.name}`),
+        el("div.load-line", {}, el("div.bar", {}, el("span", { "data-load-bar": "" })), el("p", { "data-load-stage": "" }, model.stage)));
+    } else {
+      empty.replaceChildren(el("h1", {}, model.status === "failed" ? "The model could not be loaded" : "First, choose a model"),
+        model.problem ? el("p.lead", {}, `${model.problem.message} ${model.problem.remedy}`) : el("p.lead", {}, "Snug shows what fits this machine before it loads anything."),
+        el("button.primary-button", { onclick: () => selectTab("Model") }, "Open the Model tab"));
+    }
+  }
+  snug.modelChanged = (model, before) => {
+    if (empty) drawEmpty();
+    if (model.status === "failed" && before.status === "loading" && model.problem) showProblem(model.problem);
+    snug.refreshModelTab?.();
+  };
+
+  function drawComposer() {
+    const running = Boolean(state.running);
+    sendButton.hidden = running;
+    stopButton.hidden = !running;
+    sendButton.disabled = state.sending || !input.value.trim();
+    sendButton.classList.toggle("busy", state.sending);
+    input.style.height = "auto";
+    input.style.height = `${Math.min(input.scrollHeight, window.innerHeight * 0.4)}px`;
+  }
+
+  /* Scrolling */
+
+  function onScroll() {
+    state.atEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
+    jump.classList.toggle("shown", !state.atEnd);
+  }
+  function toEnd(smooth) { scroller.scrollTo({ top: scroller.scrollHeight, behavior: smooth ? "smooth" : "instant" }); }
+
+  /* Composer */
+
+  const draftKey = () => `draft.${state.id ?? "new"}`;
+  function restoreDraft() { input.value = remember.get(draftKey(), ""); drawComposer(); }
+  function onInput() {
+    state.opId = null;
+    remember.set(draftKey(), input.value || null);
+    drawComposer();
+  }
+  function onKey(event) {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    if (!state.running) send();
+  }
+
+  async function send() {
+    const text = input.value;
+    if (!text.trim() || state.sending || state.running) return;
+    state.sending = true;
+    state.opId ??= newId();
+    const from = state.id, draft = draftKey(), turn = state.opening;
+    drawComposer();
+    const answer = await call(state.server, "send", {
+      id: from, parent: state.head, text, op_id: state.opId, params: snug.params(),
+      system_prompt: from ? "" : state.systemPrompt,
+    });
+    if (answer.accepted) {
+      remember.set(draft, null);
+      if (!from) remember.set("newSystemPrompt", null);
+    }
+    if (turn !== state.opening) { snug.refreshConversations(); return; }
+    state.sending = false;
+    if (answer.accepted) { input.value = ""; state.opId = null; }
+    if (answer.conversation) {
+      const fresh = !from;
+      showThread(answer);
+      if (fresh) setUrl(state.id, false);
+      toEnd(false);
+      snug.refreshConversations();
+    }
+    drawComposer();
+  }
+
+  async function stop() {
+    if (state.running) await call(state.server, "stop", { id: state.running });
+  }
+
+  /* Actions under messages */
+
+  async function onListClick(event) {
+    const button = event.target.closest("[data-act]");
+    if (!button) return;
+    const name = button.dataset.act;
+    if (name === "copy-code") return copy(button.closest(".code").querySelector("code").textContent, button);
+    const id = button.closest(".message")?.dataset.id;
+    const message = state.messages.find((item) => item.id === id);
+    if (!message) return;
+    if (name === "copy") return copy(message.text, button);
+    if (state.running) return toast("A reply is being written.", { remedy: "Stop it first, or wait until it is complete." });
+    if (name === "edit") { state.editing = id; return drawMessages(); }
+    if (name === "delete" && !await ask("Delete the last exchange?", "The last reply will be gone, and your message goes back into the text box.", "Delete")) return;
+    const request = { regenerate: ["regenerate", { id: state.id, message: id, params: snug.params() }], continue: ["go_on", { id: state.id, message: id, params: snug.params() }], delete: ["delete_last", { id: state.id }] }[name];
+    if (!request || state.sending) return;
+    const turn = state.opening;
+    state.sending = true;
+    const answer = await call(state.server, ...request);
+    if (turn !== state.opening) return;
+    state.sending = false;
+    if (answer.conversation) {
+      showThread(answer);
+      if (answer.question && !input.value) { input.value = answer.question; onInput(); }
+      if (name !== "delete") toEnd(false);
+      snug.refreshConversations();
+    }
+    else if (answer.problem) reload();
+  }
+
+  async function reload() {
+    if (!state.id) return;
+    const turn = state.opening, answer = await call(state.server, "open", { id: state.id });
+    if (turn === state.opening && answer.conversation) showThread(answer);
+  }
+
+  /* The running reply */
+
+  snug.onLive = (view) => {
+    if (!view || view.conversation !== state.id) return;
+    if (view.gone) { if (state.running) { state.running = null; reload(); } return; }
+    if (view.id !== state.running) return;
+    state.lastBeat = Date.now();
+    const node = list.querySelector(`[data-id="${CSS.escape(view.id)}"]`);
+    const message = state.messages.find((item) => item.id === view.id);
+    if (!node || !message) return reload();
+    const stick = state.atEnd;
+    if (view.done) finish(message, view); else drawLive(node, view);
+    notice.textContent = view.notice || "";
+    if (stick) toEnd(false);
+  };
+
+  function drawLive(node, view) {
+    const body = node.querySelector(".body");
+    if (!body) return;
+    if (!body.tail || body.count > view.blocks.length) {
+      body.count = 0;
+      body.replaceChildren(body.tail = el("div.block.tail"));
+    }
+    for (; body.count < view.blocks.length; body.count += 1) {
+      const block = el("div.block");
+      block.innerHTML = view.blocks[body.count];
+      body.insertBefore(block, body.tail);
+    }
+    if (body.shown !== view.tail) { body.tail.innerHTML = view.tail; body.shown = view.tail; }
+    const started = view.tail || view.blocks.length;
+    node.classList.toggle("started", Boolean(started));
+    node.querySelector(".waiting-text").textContent = started ? "" : view.waiting;
+  }
+
+  function finish(message, view) {
+    state.running = null;
+    Object.assign(message, { status: view.status, stats: view.stats, text: view.text, html: view.html, error: view.problem ? `${view.problem.message} ${view.problem.remedy}`.trim() : "" });
+    live.textContent = view.status === "complete" ? "Reply complete." : "Reply ended.";
+    drawMessages();
+    drawComposer();
+    snug.refreshConversations();
+    snug.pulse();
+  }
+
+  snug.noticeElsewhere = (answer) => {
+    if (!state.id || state.sending) return;
+    if (answer.missing) { toast("This conversation was deleted elsewhere."); return openNew({ replace: true }); }
+    if (state.running && Date.now() - state.lastBeat > LOST_AFTER_MS) {
+      state.lastBeat = Date.now();
+      if (answer.running === state.running) state.trigger("follow", { id: state.id }); else { state.running = null; reload(); }
+    } else if (!state.running && !state.editing && (answer.head !== state.head || answer.running)) reload();
+  };
+})();

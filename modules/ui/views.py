@@ -1,0 +1,133 @@
+"""What the page is told: values of the other rooms as plain JSON, with every text already safe to show.
+
+Nothing here asks the store or the engine for anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from modules.chat.service import ReplyView
+from modules.errors import SnugError
+from modules.messages import Conversation, Message, ReplyStats
+from modules.models import ModelState
+from modules.ui.markdown import StreamingMarkdown, render
+from modules.units import format_duration
+
+Json = dict[str, Any]
+MAX_HZ = 20  # looks at a running reply
+
+
+def problem_view(error: SnugError) -> Json:
+    """An error card: what was wrong and what to do."""
+    return {"code": error.code, "message": error.message, "remedy": error.remedy}
+
+
+def conversation_view(conversation: Conversation) -> Json:
+    """One line of the list at the side."""
+    return {
+        "id": conversation.id,
+        "title": printable(conversation.title) or "New chat",
+        "system_prompt": printable(conversation.system_prompt),
+        "updated_at": conversation.updated_at,
+    }
+
+
+def message_view(message: Message) -> Json:
+    """One message: its text to copy and edit, its HTML to show."""
+    return {
+        "id": message.id,
+        "role": message.role,
+        "text": printable(message.content),
+        "html": render(printable(message.content)) if message.role == "assistant" else "",
+        "status": message.status,
+        "stats": stats_line(message.stats),
+        "error": message.error,
+        "versions": list(message.siblings),
+    }
+
+
+def thread_view(conversation: Conversation, messages: Sequence[Message], running_id: str | None) -> Json:
+    """A conversation as the page shows it; `head` names what the page has seen, for the next request."""
+    return {
+        "conversation": conversation_view(conversation),
+        "head": conversation.head_id,
+        "messages": [message_view(message) for message in messages],
+        "running": running_id,
+    }
+
+
+def live_view(reply: ReplyView, markdown: StreamingMarkdown, *, show_text: bool = True) -> Json:
+    """One look at a running reply. `blocks` only grows; `tail` is written anew each time."""
+    done = reply.finished
+    text = printable(reply.text)
+    blocks, tail = markdown.update(text if show_text or done else "")
+    return {
+        "id": reply.message_id,
+        "blocks": blocks,
+        "tail": tail,
+        "done": done,
+        "status": reply.status,
+        "text": text if done else "",
+        "html": render(text) if done else "",
+        "waiting": waiting_line(reply),
+        "stats": stats_line(reply.stats),
+        "notice": reply.notice,
+        "problem": problem_view(reply.error) if reply.error else None,
+    }
+
+
+def notebook_view(before: str, reply: ReplyView, *, show_text: bool = True) -> Json:
+    """One look at a running completion of `before`. `text` is the whole, None where it is not to be shown yet."""
+    done = reply.finished
+    return {
+        "id": reply.message_id,
+        "text": printable(before + reply.text) if show_text or done else None,
+        "done": done,
+        "stats": stats_line(reply.stats),
+        "waiting": waiting_line(reply),
+        "problem": problem_view(reply.error) if reply.error else None,
+    }
+
+
+def printable(text: str) -> str:
+    """`text` as UTF-8 can carry it: halves of characters become the replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def waiting_line(reply: ReplyView) -> str:
+    """What a reply waits for before its first token, in words."""
+    if reply.position is not None:
+        return f"Waiting, {reply.position} before you" if reply.position else "You are next"
+    if reply.prefill and reply.prefill[1]:
+        done, total = reply.prefill
+        return f"Reading the conversation: {done} of {total} tokens" if done < total else ""
+    return ""
+
+
+def stats_line(stats: ReplyStats | None) -> str:
+    """`37 tokens · 41.2 tok/s · first token 0.12 s · 512 cached`; says so where the length limit ended the reply."""
+    if stats is None or not stats.completion_tokens:
+        return ""
+    parts = [f"{stats.completion_tokens} token{'s' if stats.completion_tokens > 1 else ''}"]
+    if stats.tokens_per_s:
+        parts.append(f"{stats.tokens_per_s:.1f} tok/s")
+    parts.append(f"first token {format_duration(stats.first_token_s)}")
+    if stats.cached_tokens:
+        parts.append(f"{stats.cached_tokens} cached")
+    if stats.finish_reason == "length":
+        parts.append("length limit reached")
+    return " · ".join(parts)
+
+
+def model_view(state: ModelState) -> Json:
+    """The model in the header: its name, its state, and how far a load is."""
+    return {
+        "status": state.status,
+        "name": state.name,
+        "answering": state.info.name if state.info else "",
+        "stage": state.progress.stage if state.progress else "",
+        "fraction": state.progress.fraction if state.progress else 0.0,
+        "problem": problem_view(state.error) if state.error else None,
+    }

@@ -1,0 +1,357 @@
+"""The Chat tab in a real browser: everything that people do with a conversation."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import OpenPage, Snug
+from tests.fakes import Script
+from tests.test_host import until
+
+pytestmark = pytest.mark.browser
+
+Start = Callable[..., Snug]
+ENDLESS = Script(reply="and so on ", endless=True, tokens_per_s=40)
+MARKDOWN = """Some **bold** text and $x^2$.
+
+```python
+print("hi")
+```
+
+| a | b |
+|---|--:|
+| 1 | 2 |
+"""
+
+
+def send(page: Page, text: str) -> None:
+    """Write a message and press Enter."""
+    page.fill("#snug-input", text)
+    page.press("#snug-input", "Enter")
+
+
+def replies(page: Page) -> Locator:
+    """The finished replies on show."""
+    return page.locator(".message.assistant:not(.streaming)")
+
+
+def last_reply(page: Page) -> Locator:
+    """The newest reply's text."""
+    return page.locator(".message.assistant").last.locator(".body")
+
+
+def grows(page: Page) -> None:
+    """Wait until the newest reply is longer than now."""
+    before = last_reply(page).inner_text()
+    page.wait_for_function(
+        "length => document.querySelector('.message.assistant:last-child .body').innerText.length > length",
+        arg=len(before) + 5,
+    )
+    assert last_reply(page).inner_text().startswith(before)
+
+
+def act(page: Page, name: str) -> None:
+    """Press a button under the newest message."""
+    page.locator(f'.message:last-child .actions [data-act="{name}"]').click()
+
+
+def test_a_message_is_sent_with_enter_and_its_reply_appears_with_statistics(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="Hello to you."))
+    page = visit(snug)
+    page.fill("#snug-input", "Hi")
+    page.press("#snug-input", "Shift+Enter")
+    page.keyboard.type("there")
+    page.press("#snug-input", "Enter")
+    expect(last_reply(page)).to_have_text("Hello to you.")
+    expect(page.locator(".message.user .body")).to_have_text("Hi\nthere")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("tok/s")
+    expect(page.locator("#snug-input")).to_have_value("")
+    assert "c=" in page.url
+    expect(page.locator(".conversation.current")).to_have_text(re.compile("Hi"))
+
+
+def test_a_reply_streams_and_escape_stops_it_with_its_text_kept(start: Start, visit: OpenPage) -> None:
+    snug = start(ENDLESS)
+    page = visit(snug)
+    send(page, "Go on")
+    expect(last_reply(page)).to_contain_text("and so on and so on")
+    page.keyboard.press("Escape")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("stopped")
+    expect(page.locator("#snug-send")).to_be_visible()
+    stored = snug.services.store.path("", page.url.split("c=")[1])
+    assert stored[-1].status == "stopped"
+    expect(last_reply(page)).to_have_text(stored[-1].content.strip())
+
+
+def test_a_reload_in_mid_reply_takes_the_stream_up_again(start: Start, visit: OpenPage) -> None:
+    snug = start(ENDLESS)
+    page = visit(snug)
+    send(page, "Go on")
+    expect(last_reply(page)).to_contain_text("and so on")
+    page.reload()
+    expect(page.locator("#snug-stop")).to_be_visible()
+    grows(page)
+    page.locator("#snug-stop").click()
+    expect(page.locator(".message.assistant .stats")).to_contain_text("stopped")
+
+
+def test_leaving_a_conversation_in_mid_reply_and_coming_back_shows_it_running(start: Start, visit: OpenPage) -> None:
+    snug = start(ENDLESS)
+    page = visit(snug)
+    send(page, "First")
+    expect(last_reply(page)).to_contain_text("and so on")
+    page.click("#snug-new")
+    expect(page.locator(".message")).to_have_count(0)
+    page.locator(".conversation a", has_text="First").click()
+    expect(page.locator("#snug-stop")).to_be_visible()
+    grows(page)
+
+
+def test_regenerating_makes_a_version_and_the_arrows_go_between_them(start: Start, visit: OpenPage) -> None:
+    page = visit(start())
+    send(page, "Hi")
+    expect(replies(page)).to_have_count(1)
+    act(page, "regenerate")
+    expect(page.locator(".versions")).to_have_text("2/2")
+    page.get_by_label("Earlier version").click()
+    expect(page.locator(".versions")).to_have_text("1/2")
+
+
+def test_continue_lengthens_a_reply(start: Start, visit: OpenPage) -> None:
+    page = visit(start(ENDLESS))
+    send(page, "Go on")
+    expect(last_reply(page)).to_contain_text("and so on")
+    page.click("#snug-stop")
+    expect(page.locator("#snug-send")).to_be_visible()
+    act(page, "continue")
+    expect(page.locator("#snug-stop")).to_be_visible()
+    grows(page)
+    page.keyboard.press("Escape")
+    expect(page.locator(".message")).to_have_count(2)
+
+
+def test_both_sides_messages_can_be_edited(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="An answer."))
+    page = visit(snug)
+    send(page, "A question")
+    expect(last_reply(page)).to_have_text("An answer.")
+    act(page, "edit")
+    page.fill(".edit-area", "A **better** answer.")
+    page.get_by_role("button", name="Save").click()
+    expect(last_reply(page).locator("strong")).to_have_text("better")
+    page.locator(".message.user").hover()
+    page.locator('.message.user [data-act="edit"]').click()
+    page.fill(".edit-area", "A better question")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".message.user .body")).to_have_text("A better question")
+    stored = snug.services.store.path("", page.url.split("c=")[1])
+    assert [message.content for message in stored] == ["A better question", "A **better** answer."]
+
+
+def test_deleting_the_last_exchange_gives_the_question_back(start: Start, visit: OpenPage) -> None:
+    page = visit(start())
+    send(page, "A question")
+    expect(replies(page)).to_have_count(1)
+    act(page, "delete")
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.locator(".message")).to_have_count(0)
+    expect(page.locator("#snug-input")).to_have_value("A question")
+
+
+def test_conversations_are_searched_in_their_text_renamed_and_deleted(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    page = visit(snug)
+    for text in ("About apples", "About pears"):
+        page.click("#snug-new")
+        send(page, text)
+        expect(replies(page)).to_have_count(1)
+    expect(page.locator(".conversation")).to_have_count(2)
+    page.fill("#snug-search", "apples")
+    expect(page.locator(".conversation")).to_have_text([re.compile("About apples")])
+    page.fill("#snug-search", "nothing like it")
+    expect(page.locator(".empty-list")).to_have_text("Nothing found.")
+    page.fill("#snug-search", "")
+    pears = page.locator(".conversation", has_text="pears")
+    pears.hover()
+    pears.locator(".more").click()
+    page.get_by_role("menuitem", name="Rename").click()
+    page.fill(".rename", "Fruit")
+    page.press(".rename", "Enter")
+    fruit = page.locator(".conversation", has_text="Fruit")
+    expect(fruit).to_have_count(1)
+    fruit.hover()
+    fruit.locator(".more").click()
+    page.get_by_role("menuitem", name="Delete").click()
+    expect(page.locator("dialog")).to_contain_text("Fruit")
+    page.get_by_role("button", name="Cancel").click()
+    expect(fruit).to_have_count(1)
+    fruit.locator(".more").click()
+    page.get_by_role("menuitem", name="Delete").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(fruit).to_have_count(0)
+    expect(page.locator(".message")).to_have_count(0)
+    assert [item.title for item in snug.services.store.list("")] == ["About apples"]
+
+
+def test_a_killed_engine_shows_an_error_card_and_the_next_message_works(start: Start, visit: OpenPage) -> None:
+    snug = start(ENDLESS)
+    page = visit(snug)
+    send(page, "Go on")
+    expect(last_reply(page)).to_contain_text("and so on")
+    pid = snug.services.models.engine().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    expect(page.locator(".problem")).to_be_visible()
+    expect(last_reply(page)).to_contain_text("and so on")
+    send(page, "Once more")
+    expect(page.locator(".message")).to_have_count(4)
+    expect(last_reply(page)).to_contain_text("and so on")
+
+
+def test_without_a_model_nothing_is_lost_and_the_card_leads_to_the_model_tab(start: Start, visit: OpenPage) -> None:
+    snug = start(loaded=False)
+    page = visit(snug)
+    expect(page.locator("#snug-model")).to_have_text("No model loaded")
+    send(page, "Too early")
+    expect(page.locator(".problem")).to_contain_text("No model")
+    expect(page.locator(".message.user .body")).to_have_text("Too early")
+    page.locator(".problem").get_by_role("button", name="Open Model").click()
+    page.locator("#snug-models [data-model=tiny]").click()
+    page.locator("#snug-load").click()
+    expect(page.locator("#snug-model")).to_have_text("tiny")
+    page.get_by_role("tab", name="Chat").click()
+    page.locator('.problem [data-act="regenerate"]').click()
+    expect(replies(page).locator(".stats")).to_contain_text("tok/s")
+
+
+def test_two_tabs_on_one_conversation_lose_nothing(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="Yes."))
+    first = visit(snug)
+    send(first, "One")
+    expect(replies(first)).to_have_count(1)
+    second = visit(snug, "/" + first.url.split("/", 3)[3], context=first.context)
+    expect(replies(second)).to_have_count(1)
+    send(first, "Two")
+    expect(replies(second)).to_have_count(2)
+    send(second, "Three")
+    expect(replies(first)).to_have_count(3)
+
+
+def test_a_message_below_one_that_was_deleted_elsewhere_stays_in_the_composer(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="Yes."))
+    page = visit(snug)
+    send(page, "One")
+    expect(replies(page)).to_have_count(1)
+    conversation = page.url.split("c=")[1]
+    page.route(
+        "**/component_server*", lambda route: None if "pulse" in (route.request.post_data or "") else route.continue_()
+    )
+    snug.services.chat.delete_last("", conversation)
+    send(page, "Two")
+    expect(page.locator(".toast")).to_be_visible()
+    expect(page.locator("#snug-input")).to_have_value("Two")
+    expect(page.locator(".message")).to_have_count(0)
+
+
+def test_a_double_click_on_send_stores_one_message(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    page = visit(snug)
+    page.fill("#snug-input", "Once")
+    page.locator("#snug-send").dblclick()
+    expect(replies(page)).to_have_count(1)
+    stored = snug.services.store.path("", page.url.split("c=")[1])
+    assert [message.role for message in stored] == ["user", "assistant"]
+
+
+def test_a_system_prompt_belongs_to_its_conversation(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    page = visit(snug)
+    page.click("#snug-system")
+    page.fill(".system-prompt .edit-area", "Be brief.")
+    page.get_by_role("button", name="Save").click()
+    send(page, "Hi")
+    expect(replies(page)).to_have_count(1)
+    conversation = snug.services.store.list("")[0]
+    assert conversation.system_prompt == "Be brief."
+    expect(page.locator("#snug-system")).to_have_text("Be brief.")
+    page.click("#snug-new")
+    expect(page.locator("#snug-system")).to_have_text("Add a system prompt")
+
+
+def test_markdown_code_and_maths_are_rendered_and_code_is_copied(start: Start, visit: OpenPage) -> None:
+    page = visit(start(Script(reply=MARKDOWN)), permissions=["clipboard-read", "clipboard-write"])
+    send(page, "Show me")
+    expect(last_reply(page).locator("math")).to_have_count(1)
+    expect(last_reply(page).locator("pre .nb")).to_have_text("print")
+    expect(last_reply(page).locator("td.right")).to_have_text("2")
+    last_reply(page).locator(".copy-code").click()
+    assert page.evaluate("navigator.clipboard.readText()") == 'print("hi")\n'
+
+
+def test_without_streaming_the_reply_appears_when_it_is_complete(start: Start, visit: OpenPage) -> None:
+    page = visit(start(Script(reply="word " * 40, tokens_per_s=100), no_stream=True))
+    send(page, "Hi")
+    expect(page.locator(".message.streaming .waiting")).to_be_visible()
+    assert last_reply(page).inner_text() == ""
+    expect(replies(page).locator(".body")).to_contain_text("word word")
+
+
+def test_many_replies_later_the_page_is_still_quick(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="Quick."))
+    store = snug.services.store
+    conversation = store.create("", title="Long")
+    parent = None
+    for number in range(100):
+        question = store.append("", conversation.id, parent, "user", f"Question {number}", op_id=f"operation-{number}")
+        answer = store.append("", conversation.id, question.id, "assistant", MARKDOWN, op_id=f"reply-to-{number}")
+        parent = answer.id
+    page = visit(snug, f"/?c={conversation.id}")
+    expect(replies(page)).to_have_count(100)
+    send(page, "One more")
+    expect(last_reply(page)).to_have_text("Quick.")
+
+
+def test_parameters_reach_the_engine(start: Start, visit: OpenPage) -> None:
+    page = visit(start(ENDLESS))
+    page.get_by_role("tab", name="Parameters").click()
+    page.locator("#param-max_new_tokens input[type=number]").fill("20")
+    page.locator("#param-max_new_tokens input[type=number]").press("Tab")
+    expect(page.locator("#param-max_new_tokens")).to_have_class(re.compile("changed"))
+    page.get_by_role("tab", name="Chat").click()
+    send(page, "Go on")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("20 tokens")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("length limit")
+
+
+def test_the_reply_in_the_notebook_goes_on_after_a_reload(start: Start, visit: OpenPage) -> None:
+    snug = start(ENDLESS)
+    page = visit(snug)
+    page.get_by_role("tab", name="Notebook").click()
+    page.fill("#snug-notebook", "Once upon a time ")
+    page.click("#snug-generate")
+    expect(page.locator("#snug-notebook")).to_have_value(re.compile("Once upon a time and so on and so on"))
+    page.reload()
+    page.get_by_role("tab", name="Notebook").click()
+    expect(page.locator("#snug-notebook-stop")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#snug-generate")).to_be_visible()
+    text = page.locator("#snug-notebook").input_value()
+    until(lambda: snug.services.store.notebook("") == text)
+
+
+def test_the_notebook_takes_a_completion_back(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="there was a fox."))
+    page = visit(snug)
+    page.get_by_role("tab", name="Notebook").click()
+    page.fill("#snug-notebook", "Once ")
+    page.click("#snug-generate")
+    expect(page.locator("#snug-notebook")).to_have_value("Once there was a fox.")
+    page.click("#snug-undo")
+    expect(page.locator("#snug-notebook")).to_have_value("Once ")
+    until(lambda: snug.services.store.notebook("") == "Once ")

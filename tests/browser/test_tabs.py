@@ -1,0 +1,165 @@
+"""The Model and Parameters tabs, the phone layout, and what hostile text must not do, in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import OpenPage, Snug
+from tests.browser.test_chat import last_reply, replies, send
+from tests.fakes import Script, make_model_folder
+
+pytestmark = pytest.mark.browser
+
+Start = Callable[..., Snug]
+HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)>
+[link](javascript:alert(4)) ![picture](http://192.0.2.1/canary.png) <iframe srcdoc="<script>alert(5)</script>"></iframe>
+$\\href{javascript:alert(6)}{x}$ <a href="data:text/html,<script>alert(7)</script>">a</a>
+```html
+<script>alert(8)</script>
+```
+"""
+
+
+def open_tab(page: Page, title: str) -> None:
+    """Go to a tab."""
+    page.get_by_role("tab", name=title).click()
+
+
+def test_a_model_is_chosen_planned_loaded_with_progress_and_unloaded(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(load_s=1.5), loaded=False)
+    page = visit(snug)
+    open_tab(page, "Model")
+    page.locator("#snug-models [data-model=tiny]").click()
+    expect(page.locator("#snug-models [aria-pressed=true]")).to_contain_text("tiny")
+    expect(page.locator("#snug-plan .verdict")).to_contain_text("It fits")
+    expect(page.locator("#snug-plan .reasons li").first).to_be_visible()
+    page.locator("#snug-load").click()
+    expect(page.locator("#snug-model-card [data-load-bar]")).to_have_attribute("style", re.compile(r"width: [1-9]"))
+    expect(page.locator("#snug-model .pill-percent")).to_be_visible()
+    expect(page.locator("#snug-model-card .layers .cell")).to_have_count(2)
+    expect(page.locator("#snug-model")).to_have_text("tiny")
+    page.locator("#snug-unload").click()
+    expect(page.locator("#snug-model-card")).to_contain_text("No model is loaded")
+    expect(page.locator("#snug-model")).to_have_text("No model loaded")
+
+
+def test_a_load_that_fails_says_why_and_the_old_model_answers_on(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="Still here."))
+    make_model_folder(snug.services.settings.model_dir, "broken", Script(load_fault="refuse"))
+    page = visit(snug)
+    open_tab(page, "Model")
+    page.locator("#snug-models [data-model=broken]").click()
+    expect(page.locator("#snug-plan .verdict")).to_be_visible()
+    page.locator("#snug-load").click()
+    expect(page.locator("#snug-model-card .problem")).to_be_visible()
+    open_tab(page, "Chat")
+    send(page, "Are you there?")
+    expect(last_reply(page)).to_have_text("Still here.")
+
+
+def test_options_that_cannot_go_together_are_told_before_loading(start: Start, visit: OpenPage) -> None:
+    page = visit(start())
+    open_tab(page, "Model")
+    page.locator("#snug-models [data-model=tiny]").click()
+    page.get_by_label("Load in 8-bit").check()
+    page.get_by_label("Load in 4-bit").check()
+    expect(page.locator("#snug-plan .problem")).to_contain_text("--load-in-8bit and --load-in-4bit")
+
+
+def test_a_preset_is_loaded_changed_saved_and_deleted(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    page = visit(snug)
+    open_tab(page, "Parameters")
+    choose_preset(page, "Creative")
+    temperature = page.locator("#param-temperature input[type=number]")
+    creative = snug.services.presets.get("Creative")
+    expect(temperature).to_have_value(str(creative.temperature))
+    expect(page.locator("#param-temperature")).to_have_class(re.compile("changed"))
+    temperature.fill("1.23")
+    temperature.press("Tab")
+    page.fill("#snug-preset-name textarea, #snug-preset-name input", "My own")
+    page.locator("#snug-preset-save").click()
+    expect(page.locator("#snug-preset input")).to_have_value("My own")
+    assert snug.services.presets.get("My own") == creative.model_copy(update={"temperature": 1.23})
+    page.locator("#snug-reset").click()
+    expect(page.locator(".param.changed")).to_have_count(0)
+    choose_preset(page, "My own")
+    expect(temperature).to_have_value("1.23")
+    page.locator("#snug-preset-delete").click()
+    expect(page.locator("#snug-preset input")).to_have_value("")
+    assert "My own" not in snug.services.presets.names()
+
+
+def choose_preset(page: Page, name: str) -> None:
+    """Pick a preset in the list."""
+    page.locator("#snug-preset input").click()
+    page.get_by_role("option", name=name, exact=True).click()
+
+
+def test_parameters_outlive_a_reload(start: Start, visit: OpenPage) -> None:
+    page = visit(start())
+    open_tab(page, "Parameters")
+    page.locator("#param-top_k input[type=number]").fill("40")
+    page.locator("#param-top_k input[type=number]").press("Tab")
+    expect(page.locator("#param-top_k")).to_have_class(re.compile("changed"))
+    page.reload()
+    open_tab(page, "Parameters")
+    expect(page.locator("#param-top_k input[type=number]")).to_have_value("40")
+    expect(page.locator("#param-top_k")).to_have_class(re.compile("changed"))
+
+
+def test_at_390_pixels_nothing_scrolls_sideways_and_the_sidebar_folds(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="A rather long line of code follows:\n\n```\n" + "x" * 300 + "\n```\n"))
+    page = visit(snug, viewport={"width": 390, "height": 844}, has_touch=True)
+    expect(page.locator("#snug-sidebar")).not_to_be_visible()
+    send(page, "w" * 200)
+    expect(replies(page)).to_have_count(1)
+    for tab in ("Chat", "Notebook", "Model", "Parameters"):
+        open_tab(page, tab)
+        expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
+        wide = page.evaluate(
+            "[...document.querySelectorAll('.scroller, .sheet, .notebook')].filter(n => n.scrollWidth > 391).length"
+        )
+        assert wide == 0, tab
+    page.get_by_label("Show the sidebar").click()
+    expect(page.locator("#snug-sidebar")).to_be_visible()
+    page.locator(".conversation a").first.click()
+    expect(page.locator("#snug-sidebar")).not_to_be_visible()
+
+
+def test_hostile_text_does_nothing_while_it_streams_nor_when_it_is_done(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply=HOSTILE, tokens_per_s=150))
+    page = visit(snug)
+    send(page, HOSTILE)
+    expect(replies(page)).to_have_count(1)
+    expect(last_reply(page)).to_contain_text("<script>alert(1)</script>")
+    banned = "script, img, svg:not(.icon), iframe, style, form, object, [onerror], [onload]"
+    links = "a[href^='javascript' i], a[href^='data' i]"
+    assert page.locator(f".messages :is({banned}, {links})").count() == 0
+    conversation = snug.services.store.list("")[0]
+    snug.services.store.rename("", conversation.id, "<img src=x onerror=alert(9)>")
+    page.reload()
+    expect(replies(page)).to_have_count(1)
+    expect(page.locator(".conversation a")).to_have_text("<img src=x onerror=alert(9)>")
+
+
+def test_dark_and_light_follow_the_system_until_someone_chooses(start: Start, visit: OpenPage) -> None:
+    page = visit(start(), color_scheme="dark")
+    expect(page.locator("html")).to_have_class(re.compile("dark"))
+    page.get_by_role("button", name="Light").click()
+    expect(page.locator("html")).not_to_have_class(re.compile("dark"))
+    page.reload()
+    expect(page.locator("#snug-input")).to_be_visible()
+    expect(page.locator("html")).not_to_have_class(re.compile("dark"))
+
+
+def test_the_notebook_opens_first_when_asked_to(start: Start, visit: OpenPage) -> None:
+    page = visit(start(notebook=True))
+    expect(page.locator("#snug-notebook")).to_be_visible()
+    page.locator("#snug-new").click()
+    expect(page.locator("#snug-input")).to_be_visible()

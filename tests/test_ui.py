@@ -1,0 +1,327 @@
+"""The page without a browser: what text becomes, what the page is told, and that controls mirror declarations."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modules.chat.running import ReplyView
+from modules.engine.base import ModelInfo, Progress
+from modules.errors import BadValue, NotFound, OutOfMemory
+from modules.memory.forecast import Budget, RunSpec
+from modules.memory.planner import Plan
+from modules.messages import Conversation, Message, ReplyStats
+from modules.models import ModelState
+from modules.sampling import GenerationParams, controls
+from modules.settings import LoadOptions
+from modules.ui import theme
+from modules.ui.markdown import StreamingMarkdown, render
+from modules.ui.picture import info_html, layer_devices, plan_html
+from modules.ui.views import live_view, message_view, model_view, notebook_view, printable, stats_line, thread_view
+from modules.ui.widgets import Pick, door, label_of, option_control, parameter_control, read_options
+from modules.units import GiB, MiB
+from tests.fakes import fake_spec
+
+STATS = ReplyStats(
+    prompt_tokens=600, cached_tokens=512, completion_tokens=37, queue_s=0.0, prefill_s=0.1, first_token_s=0.12,
+    tokens_per_s=41.23, finish_reason="stop", model="tiny",
+)  # fmt: skip
+ARTICLE = r"""# Title
+
+Some **bold** text, \(x_1\) and $y^2$.
+
+\[ \frac{1}{2} \]
+
+1. one
+2. two
+
+   with a paragraph
+
+```python
+def f(x):
+    return x  # $$ not maths
+```
+
+| a | b |
+|---|--:|
+| 1 | 2 |
+
+> quoted
+
+The end, <b>as text</b>.
+"""
+VECTORS = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg/onload=alert(1)>",
+    "[a](javascript:alert(1))",
+    "[a](JaVaScRiPt:alert(1))",
+    "[a](data:text/html,<script>alert(1)</script>)",
+    "[a](vbscript:x)",
+    "<javascript:alert(1)>",
+    "![a](http://192.0.2.1/x.png)",
+    "![a](javascript:alert(1))",
+    '[a](http://x "onmouseover=alert(1)")',
+    '[a](http://x/"onmouseover="alert(1))',
+    "$\\href{javascript:alert(1)}{x}$",
+    "$\\text{<img src=x onerror=alert(1)>}$",
+    "$<script>$",
+    "```<img src=x onerror=alert(1)>\ncode\n```",
+    '```"><script>alert(1)</script>\nx\n```',
+    "`<script>alert(1)</script>`",
+    "<iframe srcdoc='<script>alert(1)</script>'></iframe>",
+    "<style>*{display:none}</style>",
+    "<form action=//192.0.2.1><button>go</button></form>",
+    "<math><mtext></form><form><mglyph><style></math><img src onerror=alert(1)>",
+    "| <img src=x onerror=alert(1)> |\n|---|\n| [a](javascript:x) |",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+)
+BOMBS = (
+    "*" * 50_000,
+    ">" * 50_000,
+    "[" * 20_000,
+    "\\(" * 20_000,
+    "$" * 50_000,
+    "- " * 50_000,
+    "![[" * 10_000,
+    "x" * 10**6,
+)
+
+
+def message(**changes: Any) -> Message:
+    """A stored reply."""
+    base = Message("m1", "c1", "u1", 2, "assistant", "Hello *you*.", 1.0, "complete", STATS, siblings=("m0", "m1"))
+    return replace(base, **changes)
+
+
+def reply(**changes: Any) -> ReplyView:
+    """One look at a running reply."""
+    return replace(ReplyView(message_id="m1", text="Hello", status="streaming"), **changes)
+
+
+def test_markdown_becomes_code_maths_and_tables() -> None:
+    page = render(ARTICLE)
+    for part in ("<h1>", "<strong>", "<math ", "<mfrac>", '<span class="k">def</span>', '<td class="right">', "<ol>"):
+        assert part in page
+    assert "&lt;b&gt;as text&lt;/b&gt;" in page
+
+
+@pytest.mark.parametrize("vector", VECTORS)
+def test_hostile_markdown_leaves_no_live_html_at_any_length(vector: str) -> None:
+    for end in range(1, len(vector) + 1):
+        for page in (render(vector[:end]), *StreamingMarkdown().update(vector[:end])[0]):
+            tags = [part.split(">")[0].lower() for part in page.split("<")[1:]]
+            names = {tag.lstrip("/").split()[0].rstrip("/") for tag in tags if tag.strip()}
+            assert not names & {"script", "img", "svg", "iframe", "style", "form", "input", "object", "base", "meta"}
+            assert not any("onerror=" in tag or ("onmouseover=" in tag and "href" not in tag) for tag in tags)
+            assert 'href="javascript' not in page.lower()
+            assert 'href="data' not in page.lower()
+
+
+def test_links_open_elsewhere_without_telling_from_where_and_pictures_become_links() -> None:
+    page = render("[a](https://example.org/) ![b](https://example.org/b.png)")
+    assert page.count('rel="noopener noreferrer nofollow"') == 2
+    assert page.count('target="_blank"') == 2
+    assert "<img" not in page
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=[repr(bomb[:4]) for bomb in BOMBS])
+def test_markdown_bombs_are_rendered_within_a_second(bomb: str) -> None:
+    started = time.monotonic()
+    render(bomb)
+    assert time.monotonic() - started < 1.5
+
+
+def test_a_growing_text_keeps_its_finished_blocks_and_ends_as_the_whole() -> None:
+    streaming, before = StreamingMarkdown(), list[str]()
+    for end in range(len(ARTICLE) + 1):
+        blocks, tail = streaming.update(ARTICLE[:end])
+        assert blocks[: len(before)] == before
+        before = blocks
+    assert ("".join(blocks) + tail).replace("\n", "") == render(ARTICLE).replace("\n", "")
+
+
+def test_a_text_that_starts_over_is_rendered_anew() -> None:
+    streaming = StreamingMarkdown()
+    streaming.update("one\n\ntwo\n\nthree")
+    assert streaming.update("other") == ([], "<p>other</p>\n")
+
+
+def test_an_unfinished_formula_is_held_back_until_it_is_whole() -> None:
+    streaming = StreamingMarkdown()
+    assert streaming.update("So:\n\n$$ \\frac{1}{")[1] == ""
+    assert "<mfrac>" in "".join(
+        [*streaming.update("So:\n\n$$ \\frac{1}{2} $$")[0], streaming.update("So:\n\n$$ \\frac{1}{2} $$")[1]]
+    )
+
+
+@given(st.text())
+def test_any_text_can_be_shown(text: str) -> None:
+    printable(text).encode("utf-8")
+    render(printable(text))
+
+
+def test_a_message_is_told_with_its_text_versions_and_statistics() -> None:
+    view = message_view(message())
+    assert (view["text"], view["versions"]) == ("Hello *you*.", ["m0", "m1"])
+    assert "<em>you</em>" in view["html"]
+    assert view["stats"] == "37 tokens · 41.2 tok/s · first token 0.12 s · 512 cached"
+    assert message_view(message(role="user"))["html"] == ""
+
+
+def test_lone_halves_of_characters_do_not_break_the_page() -> None:
+    assert message_view(message(content="a\ud83db"))["text"] == "a\ufffdb"
+    assert live_view(reply(text="\ud83d", status="complete"), StreamingMarkdown())["text"] == "\ufffd"
+
+
+def test_the_statistics_line_leaves_out_what_is_nothing_and_names_the_length_limit() -> None:
+    assert stats_line(None) == ""
+    assert stats_line(replace(STATS, completion_tokens=0)) == ""
+    single = replace(STATS, completion_tokens=1, tokens_per_s=0.0, cached_tokens=0, finish_reason="length")
+    assert stats_line(single) == "1 token · first token 0.12 s · length limit reached"
+
+
+def test_a_thread_tells_what_the_page_has_seen() -> None:
+    conversation = Conversation("c1", "", "Title", "chat", "Be brief.", "m1", 1.0, 2.0)
+    view = thread_view(conversation, [message()], "m1")
+    assert (view["head"], view["running"], view["conversation"]["system_prompt"]) == ("m1", "m1", "Be brief.")
+
+
+def test_a_running_reply_tells_what_it_waits_for() -> None:
+    assert live_view(reply(text="", position=2), StreamingMarkdown())["waiting"] == "Waiting, 2 before you"
+    assert live_view(reply(text="", position=0), StreamingMarkdown())["waiting"] == "You are next"
+    reading = live_view(reply(text="", prefill=(300, 1200)), StreamingMarkdown())
+    assert reading["waiting"] == "Reading the conversation: 300 of 1200 tokens"
+
+
+def test_a_finished_reply_carries_its_text_and_its_error() -> None:
+    error = OutOfMemory("No memory.", remedy="Use 4-bit.")
+    view = live_view(reply(text="*So*", status="error", error=error), StreamingMarkdown())
+    assert view["done"] and "<em>So</em>" in view["html"]
+    assert view["problem"] == {"code": "out_of_memory", "message": "No memory.", "remedy": "Use 4-bit."}
+
+
+def test_without_streaming_text_is_told_only_at_the_end() -> None:
+    view = live_view(reply(), StreamingMarkdown(), show_text=False)
+    assert (view["blocks"], view["tail"], view["text"]) == ([], "", "")
+    assert notebook_view("Once ", reply(), show_text=False)["text"] is None
+    assert notebook_view("Once ", reply(status="complete"), show_text=False)["text"] == "Once Hello"
+
+
+def test_the_header_tells_how_far_a_load_is() -> None:
+    view = model_view(ModelState(status="loading", name="tiny", progress=Progress("Reading", 0.5)))
+    assert (view["status"], view["stage"], view["fraction"], view["answering"]) == ("loading", "Reading", 0.5, "")
+
+
+def test_every_load_option_has_a_control_with_the_help_of_its_flag() -> None:
+    for name, field in LoadOptions.model_fields.items():
+        control = option_control(name, field.default)
+        assert control.info == field.description
+        assert control.label == label_of(name)
+
+
+def test_controls_left_alone_give_the_default_options() -> None:
+    values = {name: option_control(name, field.default).value for name, field in LoadOptions.model_fields.items()}
+    assert read_options(values) == LoadOptions.model_validate({})
+
+
+def test_controls_show_options_so_that_reading_them_gives_the_same_options() -> None:
+    options = LoadOptions.model_validate(
+        {"model": "tiny", "ctx_size": 2048, "gpu_memory": "10 8722MiB", "cpu_memory": "150MiB", "load_in_4bit": True,
+         "quant_type": "fp4", "disk": True, "disk_cache_dir": "/tmp/cache", "dtype": "fp32"}
+    )  # fmt: skip
+    values = {name: option_control(name, getattr(options, name)).value for name in LoadOptions.model_fields}
+    assert read_options(values) == options
+
+
+def test_a_bad_option_is_named_with_its_flag_and_value() -> None:
+    with pytest.raises(BadValue, match=r"--cpu-memory lots: .*not a size"):
+        read_options({"cpu_memory": "lots"})
+
+
+def test_every_parameter_has_a_control_with_its_help_range_and_default() -> None:
+    for group in controls().values():
+        for name, control in group.items():
+            shown = parameter_control(name, control)
+            field = GenerationParams.model_fields[name]
+            assert (shown.label, shown.info, shown.value) == (control.label, field.description, field.default)
+            if isinstance(shown, gr.Slider):
+                GenerationParams.model_validate({name: shown.maximum})
+
+
+def test_labels_are_made_from_names() -> None:
+    assert [label_of(name) for name in ("gpu_memory", "load_in_8bit", "ctx_size", "nvme_offload_dir", "bf16")] == [
+        "GPU memory", "Load in 8-bit", "Context size", "NVMe offload folder", "bf16",
+    ]  # fmt: skip
+
+
+def test_a_door_answers_problems_instead_of_raising(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(owner: str, body: Pick) -> dict[str, Any]:
+        if body.id == "bug":
+            raise RuntimeError("secret detail")
+        raise NotFound("It is gone.", remedy="Reload.")
+
+    request: Any = None
+    answer = door(Pick, "open", refuse)
+    assert answer.__name__ == "open"
+    assert answer({"id": "x"}, request)["problem"] == {
+        "code": "not_found",
+        "message": "It is gone.",
+        "remedy": "Reload.",
+    }
+    assert answer({"id": "x", "trust_remote_code": True}, request)["problem"]["code"] == "bad_value"
+    assert answer("nonsense", request)["problem"]["code"] == "bad_value"
+    assert "secret" not in str(answer({"id": "bug"}, request))
+
+
+def test_the_plan_is_pictured_per_device_and_purpose_with_its_reasons() -> None:
+    plan = Plan(
+        spec=fake_spec(), run=RunSpec(dtype="bfloat16", quantization="nf4", context_tokens=4096),
+        loader="transformers", placement={"model.layers.0": "cuda:0", "model.layers.1": "disk", "": "cpu"},
+        budgets={"cuda:0": Budget(weights=GiB, kv_cache=256 * MiB), "disk": Budget(weights=GiB)},
+        reasons=("Because <b>.",),
+    )  # fmt: skip
+    page = plan_html(plan)
+    for part in ("GPU 0", "Disk", "KV cache", "1.25 GiB", "4-bit nf4", "4096 tokens", "Because &lt;b&gt;."):
+        assert part in page
+    assert page.count('class="cell ') == 2
+    assert "does not fit" in plan_html(replace(plan, fits=False))
+
+
+def test_layers_are_in_the_order_of_their_numbers_and_one_device_takes_all() -> None:
+    placement = {f"model.layers.{number}": "cpu" if number < 10 else "disk" for number in (11, 2, 10, 1, 0)}
+    assert layer_devices(placement, 5) == ["cpu", "cpu", "cpu", "disk", "disk"]
+    assert layer_devices({"": "cuda:0"}, 3) == ["cuda:0"] * 3
+    assert layer_devices({}, 3) == []
+
+
+def test_a_loaded_model_is_pictured_with_its_facts() -> None:
+    info = ModelInfo(
+        name="tiny", architecture="LlamaForCausalLM", loop="serial", loop_reason="one row <at> a time",
+        context_tokens=2048, vocab_size=10, is_encoder_decoder=False, dtype="bfloat16", quantization="none",
+        chat_template="", special_tokens={}, end_texts=(), placement={"cpu": 3 * MiB}, modules={"": "cpu"},
+        load_s=1.5, peak_bytes=8 * MiB, warnings=("Slow.",),
+    )  # fmt: skip
+    page = info_html(info, 2)
+    for part in ("LlamaForCausalLM", "one row &lt;at&gt; a time", "3.00 MiB", "Slow.", "CPU: 2 layers"):
+        assert part in page
+
+
+def test_nothing_of_ours_points_to_another_machine() -> None:
+    files = [path for path in theme.STATIC.iterdir() if path.suffix != ".png"]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in files}
+    assert set(texts) == {*theme.STYLES, *theme.SCRIPTS}
+    for name, text in texts.items():
+        assert "//" not in text.replace("http://www.w3.org/2000/svg", "").replace(";  //", ""), name
+
+
+def test_the_theme_gives_every_colour_in_light_and_dark_by_our_own_names() -> None:
+    css = theme.theme()._get_theme_css()
+    assert "https://" not in css
+    assert "--button-primary-background-fill: var(--accent)" in css
