@@ -74,7 +74,7 @@ class ProcessChild:
         self.pid: int | None = self._process.pid
         assert self._process.stdout is not None  # it was asked for above
         threading.Thread(
-            target=_relay, args=(self._process.stdout, self.pid), name=f"engine {self.pid} log", daemon=True
+            target=relay, args=(self._process.stdout, self.pid), name=f"engine {self.pid} log", daemon=True
         ).start()
 
     def exit_code(self) -> int | None:
@@ -157,7 +157,7 @@ def _inherit(number: int) -> dict[str, Any]:
     return {"pass_fds": (number,), "start_new_session": True}
 
 
-def _relay(output: IO[str], pid: int) -> None:
+def relay(output: IO[str], pid: int) -> None:
     """Log what the engine process prints, at the level its line begins with, until it ends."""
     levels = logging.getLevelNamesMapping()
     with output:

@@ -55,10 +55,10 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
         raise ModelNotFound(f"{plan.spec.name} is no longer in the models folder.", remedy="Choose another model.")
     reset_peak()
     on_progress(Progress("Reading the tokenizer", 0.0))
-    tokenizer = _load_tokenizer(plan)
+    tokenizer = load_tokenizer(plan)
     with named_failures(plan):
         model = _load_model(plan, on_progress)
-        loaded = _describe(plan, model, tokenizer, started)
+        loaded = describe(plan, model, tokenizer, started)
         on_progress(Progress("Trying it out", _WEIGHTS_SHARE[1]))
         engine = choose_loop(loaded)
     log.info("%s loaded in %.1f s, peak %s", plan.spec.name, loaded.info.load_s, format_size(loaded.info.peak_bytes))
@@ -66,7 +66,7 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
     return engine
 
 
-def _load_tokenizer(plan: Plan) -> Any:
+def load_tokenizer(plan: Plan) -> Any:
     """The tokenizer beside the weights, or inside the GGUF file. Raises BadTokenizer where there is none."""
     gguf = {"gguf_file": plan.spec.path.name} if plan.spec.source == "gguf" else {}
     with named_tokenizer_failures(plan):
@@ -107,7 +107,7 @@ def _load_model(plan: Plan, on_progress: OnProgress) -> Any:
         raise
     if offload_folder:
         weakref.finalize(model, shutil.rmtree, offload_folder, ignore_errors=True)
-    _check_complete(plan, report)
+    check_complete(plan, report)
     model.eval().requires_grad_(False)
     return model
 
@@ -123,7 +123,7 @@ def _supports(plan: Plan, kwargs: dict[str, Any]) -> bool:
     return type(config) not in mapping or bool(mapping[type(config)]._supports_sdpa)
 
 
-def _check_complete(plan: Plan, report: dict[str, Any]) -> None:
+def check_complete(plan: Plan, report: dict[str, Any]) -> None:
     """Refuse a model of which tensors are missing: transformers would fill them with random numbers."""
     missing = sorted(report.get("missing_keys") or ())
     if missing:
@@ -142,18 +142,7 @@ def _prepare_offload_folder(plan: Plan, kwargs: dict[str, Any]) -> Path | None:
     if "offload_folder" not in kwargs:
         return None
     parent = Path(kwargs["offload_folder"])
-    folder = parent / f"{plan.spec.name}.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "probe").write_bytes(b"1")
-        (folder / "probe").unlink()
-    except OSError as error:
-        raise BadValue(
-            f"--disk-cache-dir {parent}: the folder cannot be written ({error.strerror}).",
-            remedy="Choose another folder with --disk-cache-dir.",
-            param="disk_cache_dir",
-        ) from error
-    _remove_stale(parent, folder)
+    folder = make_own_folder(parent, plan.spec.name, param="disk_cache_dir")
     needed, free = bytes_to_write(plan), shutil.disk_usage(folder).free
     if needed and needed + _DISK_MARGIN_BYTES > free:
         shutil.rmtree(folder, ignore_errors=True)
@@ -163,6 +152,27 @@ def _prepare_offload_folder(plan: Plan, kwargs: dict[str, Any]) -> Path | None:
             param="disk_cache_dir",
         )
     kwargs["offload_folder"] = str(folder)
+    return folder
+
+
+def make_own_folder(parent: Path, name: str, *, param: str) -> Path:
+    """A folder of this process in `parent`; those of processes that were killed go.
+
+    Raises BadValue for the flag `param` where it cannot be written.
+    """
+    folder = parent / f"{name}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "probe").write_bytes(b"1")
+        (folder / "probe").unlink()
+    except OSError as error:
+        flag = f"--{param.replace('_', '-')}"
+        raise BadValue(
+            f"{flag} {parent}: the folder cannot be written ({error.strerror}).",
+            remedy=f"Choose another folder with {flag}.",
+            param=param,
+        ) from error
+    _remove_stale(parent, folder)
     return folder
 
 
@@ -183,7 +193,7 @@ def _remove_stale(parent: Path, own: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _describe(plan: Plan, model: Any, tokenizer: Any, started: float) -> LoadedModel:
+def describe(plan: Plan, model: Any, tokenizer: Any, started: float) -> LoadedModel:
     """The LoadedModel with what can be said of it before a loop is chosen."""
     gpus = sorted(device for device in set(plan.placement.values()) if device.startswith("cuda"))
     device = torch.device(gpus[0] if gpus else "cpu")

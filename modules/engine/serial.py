@@ -121,18 +121,24 @@ class SerialEngine(LoopEngine):
 
     def _row_for(self, reply: Reply) -> tuple[Row, list[int]]:
         """A row for `reply`, holding what is known of its prompt, and all ids that it has to hold."""
-        model, device, request = self.loaded.model, self.loaded.device, reply.request
+        request = reply.request
         if self.loaded.is_encoder_decoder:
             reply.prefilled(0, len(request.prompt_ids))
-            encoded = EncoderDecoderRow(model, device, request.prompt_ids)
+            encoded = self._new_encoder_decoder_row(request.prompt_ids)
             reply.prefilled(len(request.prompt_ids), len(request.prompt_ids))
             return encoded, [*self._decoder_start(), *reply.tokens]
         ids = reply.ids
-        row = self._shelf.take(ids) or CausalRow(model, device)
+        row = self._shelf.take(ids) or self._new_causal_row()
         if not reply.new_tokens:
             reply.cached_tokens = len(row.tokens)
         self._shelf.make_room((len(ids) + reply.limit) * self._bytes_per_token)
         return row, ids
+
+    def _new_causal_row(self) -> CausalRow:
+        return CausalRow(self.loaded.model, self.loaded.device)
+
+    def _new_encoder_decoder_row(self, prompt_ids: Sequence[int]) -> EncoderDecoderRow:
+        return EncoderDecoderRow(self.loaded.model, self.loaded.device, prompt_ids)
 
     def _decoder_start(self) -> list[int]:
         """The tokens that the decoder of an encoder-decoder model begins with."""

@@ -60,7 +60,7 @@ class LoadByName:
 def main(argv: list[str]) -> None:
     """Serve the host at the other end of the inherited pipe; ends the process."""
     number, parent = int(argv[0]), int(argv[1])
-    _die_with(parent)
+    die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes this process
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     serve(_open(number), on_host_gone=partial(os._exit, 0))
@@ -178,7 +178,7 @@ def _open(number: int) -> Pipe:
     return Connection(number)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Let the kernel kill this process when its host dies, however stuck it is (Linux; elsewhere the pipe tells)."""
     if sys.platform != "linux":
         return
