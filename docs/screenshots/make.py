@@ -1,0 +1,133 @@
+"""Make the pictures in docs/screenshots/ from the real app: server.py, the starter model, Chromium.
+
+Run it from the repository's root: `python docs/screenshots/make.py`. It needs the starter model and a Chromium, and
+leaves nothing behind but the pictures.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+MODEL = "SmolLM2-135M-Instruct"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+WAIT_MS = 180_000
+CHATS = (
+    ("Give me three names for a sleepy grey cat.",),
+    ("What is a KV cache, in two sentences?",),
+    (
+        "Why is the sky blue?",
+        "Write a Python function that counts the words in a text.",
+    ),
+)
+
+
+@contextmanager
+def snug() -> Iterator[str]:
+    """A server of its own with an empty user data folder; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "server.py", "--listen-port", str(port), "--user-data-dir", folder, "--model", MODEL]
+        server = subprocess.Popen(command, cwd=ROOT)
+        try:
+            yield _wait_for(f"http://127.0.0.1:{port}")
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def _wait_for(address: str) -> str:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5).close()
+            return address
+        except OSError:
+            time.sleep(0.3)
+    raise TimeoutError(f"{address} does not answer")
+
+
+def open_page(browser: Browser, address: str, *, dark: bool = False, phone: bool = False) -> Page:
+    """A page in a fresh profile."""
+    size = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 800}
+    context = browser.new_context(
+        viewport={"width": size["width"], "height": size["height"]},
+        color_scheme="dark" if dark else "light",
+        has_touch=phone,
+        device_scale_factor=2 if phone else 1.5,
+    )
+    page = context.new_page()
+    page.set_default_timeout(WAIT_MS)
+    page.goto(address)
+    page.wait_for_selector(".model-pill.ready")
+    return page
+
+
+def talk(page: Page, prompts: tuple[str, ...]) -> None:
+    """A new conversation with these questions, each answered."""
+    page.click("#snug-new")
+    for number, prompt in enumerate(prompts, start=1):
+        page.fill("#snug-input", prompt)
+        page.press("#snug-input", "Enter")
+        page.wait_for_function(
+            "count => document.querySelectorAll('.message.assistant:not(.streaming)').length === count", arg=number
+        )
+
+
+def tab(page: Page, title: str) -> None:
+    """Go to a tab and let it settle."""
+    page.get_by_role("tab", name=title).click()
+    page.wait_for_timeout(1500)
+
+
+def shoot(page: Page, name: str) -> None:
+    """Save what the page shows."""
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(300)
+    page.screenshot(path=HERE / f"{name}.png")
+    print(f"docs/screenshots/{name}.png")
+
+
+def main() -> None:
+    """All pictures."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with snug() as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        page = open_page(browser, address)
+        shoot(page, "start")
+        for prompts in CHATS:
+            talk(page, prompts)
+        shoot(page, "chat")
+        conversation = page.url
+        tab(page, "Model")
+        shoot(page, "model")
+        tab(page, "Parameters")
+        shoot(page, "parameters")
+        tab(page, "Notebook")
+        page.fill("#snug-notebook", "The lighthouse keeper had not spoken to anyone for a year. One evening,")
+        page.click("#snug-generate")
+        page.wait_for_function("document.getElementById('snug-notebook').value.length > 700")
+        page.click("#snug-notebook-stop")
+        page.wait_for_selector("#snug-undo:not([disabled])")
+        shoot(page, "notebook")
+        shoot(open_page(browser, conversation, dark=True), "chat-dark")
+        phone = open_page(browser, conversation, phone=True)
+        shoot(phone, "phone")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
