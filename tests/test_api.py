@@ -6,12 +6,17 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from modules import startup
+from modules.api.app import build_api
 from modules.api.schemas import MAX_CHOICES, MAX_MESSAGES, NEUTRAL, RESHAPED
+from modules.engine.base import TextPiece
 from modules.sampling import GenerationParams
 from modules.settings import Settings
 from tests.api_desk import (
@@ -365,14 +370,15 @@ async def test_what_does_not_fit_is_refused_before_200(settings: Settings, strea
     desk = Desk(settings).load(ctx_size=64)
     async with desk.client() as client:
         long = {"messages": [{"role": "user", "content": "x" * 100}], "stream": stream}
-        for path, body in (
-            ("chat/completions", long),
-            ("completions", {"prompt": "x" * 100, "stream": stream}),
-            ("completions", {"prompt": [1] * 100, "stream": stream}),
+        for path, body, param in (
+            ("chat/completions", long, "messages"),
+            ("completions", {"prompt": "x" * 100, "stream": stream}, "prompt"),
+            ("completions", {"prompt": [1] * 100, "stream": stream}, "prompt"),
         ):
             response = await client.post(f"/v1/{path}", json=body)
             assert response.status_code == 400
-            assert error_of(response)["code"] == "context_length_exceeded"
+            error = error_of(response)
+            assert (error["code"], error["param"]) == ("context_length_exceeded", param)
     desk.close()
 
 
@@ -411,3 +417,33 @@ def test_a_full_queue_is_refused_with_503_and_a_time_to_come_back(settings: Sett
         assert error_of(refused)["code"] == "queue_full"
         assert int(refused.headers["retry-after"]) >= 1
         assert desk.idle_within(2)
+
+
+# The starter model
+
+
+@pytest.mark.model
+def test_the_real_model_streams_what_it_answers_whole_and_counts_its_tokens(
+    settings: Settings, starter_model: Path
+) -> None:
+    real = settings.model_copy(update={"model_dir": starter_model.parent, "ctx_size": 512})
+    with startup.services(real, settings.user_data_dir) as services:
+        services.models.load(real.load_options.model_copy(update={"model": starter_model.name}))
+        with served(build_api(services)) as port, openai.OpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60
+        ) as client:  # fmt: skip
+            create: Any = client.chat.completions.create
+            asked = {"model": "any", "messages": USER, "max_tokens": 24, "logprobs": True}
+            for sampling in ({"temperature": 0}, {"temperature": 1, "seed": 5}):
+                whole = create(**asked, **sampling)
+                chunks = list(create(**asked, **sampling, stream=True))
+                text = whole.choices[0].message.content
+                assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+                tokens = whole.choices[0].logprobs.content
+                assert len(tokens) == whole.usage.completion_tokens
+                assert all(token.logprob <= 0 for token in tokens)
+            engine = services.models.engine()
+            ids = engine.encode([TextPiece("The sky is blue.")])
+            counted = client.completions.create(model="any", prompt="The sky is blue.", max_tokens=1)
+            assert counted.usage is not None
+            assert counted.usage.prompt_tokens == len(ids)

@@ -15,9 +15,13 @@ from fastapi import FastAPI, Request
 from fastapi.routing import iter_route_contexts
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from modules import startup
+from modules.api.app import build_api
 from modules.api.guard import BodyLimits, KnownHosts, install_guard, is_loopback, new_access_token
 from modules.api.lock import LOCKED_S, WRONG_TRIES, Lock
 from modules.errors import TooManyAttempts, Unauthorized
+from modules.settings import Settings
+from modules.ui.app import mount_ui
 
 HERE = "127.0.0.1:7860"
 FOREIGN_HOSTS = (
@@ -116,7 +120,6 @@ def every_route(app: FastAPI) -> list[tuple[str, str]]:
     routes = sorted(set(paths_of(app)))
     assert ("POST", "/gradio_api/upload") in routes
     assert ("POST", "/gradio_api/queue/join") in routes
-    assert ("POST", "/v1/thing") in routes
     return routes
 
 
@@ -432,3 +435,34 @@ def test_the_same_stale_secret_does_not_lock_anyone_out() -> None:
         with pytest.raises(Unauthorized):
             ask(lock, "from before the restart")
     assert ask(lock, "right") is False
+
+
+@pytest.fixture
+def whole_app(settings: Settings) -> Iterator[FastAPI]:
+    """Snug as server.py puts it together, without a model."""
+    with startup.services(settings, settings.user_data_dir) as services:
+        app = mount_ui(build_api(services), services)
+        install_guard(app, host="127.0.0.1", port=7860, access_token=None)
+        yield app
+
+
+async def test_no_route_of_snug_itself_serves_foreigners(whole_app: FastAPI) -> None:
+    routes = every_route(whole_app)
+    assert ("POST", "/v1/chat/completions") in routes
+    assert ("POST", "/v1/internal/model/load") in routes
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(whole_app), base_url=f"http://{HERE}") as client:
+        for method, path in routes:
+            for host in FOREIGN_HOSTS:
+                assert (await client.request(method, path, headers={"Host": host})).status_code == 421, (path, host)
+            for origin in FOREIGN_ORIGINS:
+                refused = await client.request(method, path, headers={"Origin": origin})
+                assert refused.status_code == 403, (path, origin)
+                assert not any(name.startswith("access-control-") for name in refused.headers)
+                assert refused.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_the_page_of_snug_needs_no_other_origin(whole_app: FastAPI) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(whole_app), base_url=f"http://{HERE}") as client:
+        page = await client.get("/")
+    assert page.status_code == 200
+    assert re.findall(r"""<(?:script|link|img)[^>]+(?:src|href)=["']https?://(?!127\.0\.0\.1)[^"']+""", page.text) == []

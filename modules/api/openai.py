@@ -152,7 +152,10 @@ def _completion_order(services: Services, body: CompletionRequest, user: str) ->
 def _built(services: Services, engine: EngineHost, prompt: Prompt, max_new_tokens: int) -> BuiltPrompt:
     """A prompt for the engine. Token ids are taken as they are, control tokens too: who sends ids means them."""
     if isinstance(prompt, str):
-        return services.prompts.completion(engine, prompt, max_new_tokens=max_new_tokens)
+        try:
+            return services.prompts.completion(engine, prompt, max_new_tokens=max_new_tokens)
+        except ContextLengthExceeded as error:  # here the field is called otherwise
+            raise ContextLengthExceeded(error.message, remedy=error.remedy, param="prompt") from error
     info = engine.info
     if any(not 0 <= token < info.vocab_size for token in prompt):
         raise BadValue(f"Token ids go from 0 to {info.vocab_size - 1}.", param="prompt")
