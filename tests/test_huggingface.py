@@ -32,13 +32,10 @@ from modules.errors import (
     RemoteCodeDisabled,
     SnugError,
 )
-from modules.hardware import Inventory
 from modules.memory.forecast import RunSpec
-from modules.memory.placement import make_groups
-from modules.memory.planner import Plan, make_plan
+from modules.memory.planner import Plan
 from modules.memory.spec import inspect
-from modules.settings import LoadOptions
-from tests.fakes import fake_inventory
+from tests.loading_rig import plan_of, quiet, spread
 from tests.loop_rig import Ask, greedy
 from tests.tiny_models import ENCODER_DECODER, FAMILIES, tiny_model
 
@@ -59,29 +56,6 @@ def copied(tiny_folder: Path, tmp_path: Path) -> Callable[[str], Path]:
         return Path(shutil.copytree(tiny_model(family, tiny_folder), tmp_path / "models" / family))
 
     return copy
-
-
-def plan_of(path: Path, *, inventory: Inventory | None = None, **flags: Any) -> Plan:
-    return make_plan(
-        inspect(path),
-        LoadOptions(**flags),
-        inventory or fake_inventory(),
-        user_cache_dir=path.parent / "cache",
-        trust_remote_code=False,
-    )
-
-
-def spilled(path: Path) -> Plan:
-    """A plan that keeps the last block, experts and all, on disk."""
-    plan = plan_of(path)
-    groups = make_groups(plan.spec, plan.run)
-    blocks = [group for group in groups if group.kind == "block"]
-    placement = {module: "disk" if group is blocks[-1] else "cpu" for group in groups for module in group.modules}
-    return replace(plan, placement=placement, disk_cache_dir=path.parent / "cache")
-
-
-def quiet(_: Progress) -> None:
-    """Nobody looks."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -161,7 +135,7 @@ def test_experts_on_disk_are_written_to_the_cache_read_back_and_removed_with_the
     ids = whole.encode([TextPiece(TEXT)])
     expected = Ask("r1", ids, greedy(12)).run(whole).tokens
     whole.close()
-    plan = spilled(folder)
+    plan = spread(folder, "cpu", "disk")
     engine: Any = load(plan, quiet)
     written = list((folder.parent / "cache").rglob("*.safetensors"))
     assert sum(file.stat().st_size for file in written) >= bytes_to_write(plan) > 0
@@ -181,7 +155,7 @@ def test_cache_folders_of_killed_processes_are_removed(copied: Callable[[str], P
     mine = folder.parent / "cache" / "notes.txt"
     stale.mkdir(parents=True)
     mine.write_text("keep")
-    load(spilled(folder), quiet).close()
+    load(spread(folder, "cpu", "disk"), quiet).close()
     assert not stale.exists()
     assert mine.exists()
 
@@ -190,7 +164,7 @@ def test_a_cache_folder_that_cannot_be_made_is_refused_before_loading(copied: Ca
     folder = copied("llama")
     (folder.parent / "cache").write_text("a file in the way")
     with pytest.raises(BadValue, match="--disk-cache-dir"):
-        load(spilled(folder), quiet)
+        load(spread(folder, "cpu", "disk"), quiet)
 
 
 def test_a_full_disk_is_told_before_anything_is_written(
@@ -200,7 +174,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(DiskFull, match="1000 B free"):
-        load(spilled(folder), quiet)
+        load(spread(folder, "cpu", "disk"), quiet)
     assert not list((folder.parent / "cache").rglob("*.safetensors"))
 
 
