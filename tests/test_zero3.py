@@ -7,9 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from modules.engine.base import Delta, GenerationRequest, Progress
-from modules.engine.host import EngineHost
+from modules.engine.base import Delta, Finished, GenerationRequest, TextPiece
+from modules.engine.host import EngineHost, Generation
 from modules.engine.worker import LoadByName
-from modules.errors import EngineDied, LoadFailed, NotAvailableHere, SnugError
+from modules.errors import EngineDied, NotAvailableHere, SnugError
 from modules.memory.planner import Plan, make_plan
 from modules.memory.spec import inspect
 from modules.sampling import GenerationParams
@@ -90,19 +90,31 @@ def starter() -> Path:
 
 
 def request(host: EngineHost, name: str, tokens: int = 12, prompt: str = PROMPT) -> GenerationRequest:
-    prompt_ids = tuple(host.encode([_piece(prompt)]))
+    prompt_ids = tuple(host.encode([TextPiece(prompt)]))
     return GenerationRequest(name, "", prompt_ids, GenerationParams(temperature=0, max_new_tokens=tokens))
-
-
-def _piece(text: str) -> Any:
-    from modules.engine.base import TextPiece
-
-    return TextPiece(text)
 
 
 def tokens_of(host: EngineHost, asked: GenerationRequest) -> list[int]:
     generation = host.submit(asked)
     return [token for event in generation if isinstance(event, Delta) for token in event.token_ids]
+
+
+def end_at_first_text(running: Generation, end: Callable[[], None]) -> Finished:
+    """Do `end` at the first text of a reply; how the reply then ended."""
+    for event in running:
+        if isinstance(event, Delta):
+            end()
+        elif isinstance(event, Finished):
+            return event
+    raise AssertionError("a reply without end")
+
+
+def await_death(host: EngineHost) -> None:
+    """Wait until `host` knows that its engine is gone."""
+    finished = host.submit(GenerationRequest("last", "", (5,), GenerationParams(max_new_tokens=100_000))).result(
+        WAIT_S
+    )[1]
+    assert isinstance(finished.error, SnugError)
 
 
 def generated(path: Path, prompt_ids: Sequence[int], tokens: int, dtype: torch.dtype = torch.bfloat16) -> list[int]:
@@ -125,3 +137,80 @@ def test_greedy_tokens_are_those_of_generate_whatever_the_number_of_ranks(
     assert tokens_of(host, longer) == generated(STARTER, longer.prompt_ids, 12)
     assert host.info.loop == "zero3"
     assert host.info.placement == {"cpu": 2 * 134_515_008}
+
+
+@pytest.mark.model
+def test_a_stopped_reply_leaves_the_ranks_in_step_and_caches_follow_prefixes(
+    start_ranks: StartRanks, host_of: Callable[..., EngineHost]
+) -> None:
+    start_ranks(2)
+    host = host_of(starter(), dtype="fp32")
+    begun = host.submit(request(host, "stopped", 500))
+    assert end_at_first_text(begun, begun.cancel).reason == "cancelled"
+    for name, prompt in (("cut", PROMPT), ("branch", PROMPT[:-5] + "people"), ("new", "Once upon")):
+        asked = request(host, name, 8, prompt)
+        assert tokens_of(host, asked) == generated(STARTER, asked.prompt_ids, 8, torch.float32), name
+
+
+@pytest.mark.model
+def test_a_killed_engine_fails_its_reply_and_is_loaded_anew_with_all_ranks(
+    start_ranks: StartRanks, host_of: Callable[..., EngineHost]
+) -> None:
+    start_ranks(2)
+    host = host_of(starter(), bf16=True)
+    running = host.submit(request(host, "killed", 500))
+    assert host.pid is not None
+    finished = end_at_first_text(running, partial(os.kill, host.pid, signal.SIGKILL))
+    assert isinstance(finished.error, EngineDied)
+    again = host_of(starter(), bf16=True)
+    short = request(again, "again")
+    assert tokens_of(again, short) == generated(STARTER, short.prompt_ids, 12)
+
+
+@pytest.mark.model
+def test_a_lost_follower_ends_the_engine_and_the_next_load_works(
+    start_ranks: StartRanks, host_of: Callable[..., EngineHost]
+) -> None:
+    start_ranks(2)
+    host = host_of(starter(), bf16=True)
+    follower = next(
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "modules.engine.follower" in process.cmdline()
+    )
+    finished = end_at_first_text(host.submit(request(host, "long", 500)), follower.kill)
+    assert finished.error is not None
+    await_death(host)
+    again = host_of(starter(), bf16=True)
+    assert len(tokens_of(again, request(again, "again", 3))) == 3
+
+
+@pytest.mark.model
+def test_weights_on_disk_give_the_same_tokens_and_the_folder_is_left_clean(
+    start_ranks: StartRanks, host_of: Callable[..., EngineHost], tmp_path: Path
+) -> None:
+    start_ranks(1)
+    try:
+        host = host_of(starter(), bf16=True, nvme_offload_dir=tmp_path)
+    except NotAvailableHere as missing:
+        pytest.skip(str(missing))
+    on_disk = sum(file.stat().st_size for file in tmp_path.rglob("*.swp"))
+    assert on_disk > 2 * 130_000_000
+    asked = request(host, "disk", 6)
+    assert tokens_of(host, asked) == generated(STARTER, asked.prompt_ids, 6)
+    assert host.info.placement == {"disk": 2 * 134_515_008}
+    host.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_decoder_model_runs_on_two_ranks(
+    start_ranks: StartRanks, host_of: Callable[..., EngineHost], tmp_path: Path
+) -> None:
+    start_ranks(2)
+    path = tiny_model("t5", tmp_path)
+    host = host_of(path, dtype="fp32")
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    for name in ("first", "second"):
+        asked = request(host, name, 6, f"The {name} harbour wakes")
+        expected = model.generate(torch.tensor([asked.prompt_ids]), do_sample=False, max_new_tokens=6)[0, 1:].tolist()
+        assert tokens_of(host, asked) == [token for token in expected if token != model.config.eos_token_id]

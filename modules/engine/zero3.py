@@ -84,15 +84,20 @@ def _those_above() -> list[psutil.Process]:
     launcher = psutil.Process().parent()
     if launcher is None:
         return []
-    siblings = [child for child in launcher.children() if child.pid != os.getpid()]
-    return [launcher, *(child for child in siblings if _rank_of(child) == "0")]
+    return [launcher, *(child for child in launcher.children() if _is_rank_0_server(child))]
 
 
-def _rank_of(process: psutil.Process) -> str | None:
+def _is_rank_0_server(process: psutil.Process) -> bool:
+    """Whether it runs the same command as this process, but for its rank."""
     try:
-        return process.environ().get("RANK")
+        same = _command_of(process) == _command_of(psutil.Process())
+        return same and process.environ().get("RANK") == "0"
     except psutil.Error:
-        return None
+        return False
+
+
+def _command_of(process: psutil.Process) -> list[str]:
+    return [argument for argument in process.cmdline() if not argument.startswith("--local_rank=")]
 
 
 def _end_soon(why: str) -> None:
