@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from modules.engine.base import EngineStats, LoadEngine, ModelInfo, OnProgress, Progress
 from modules.engine.host import PATIENCE, EngineHost, Patience, ignore
 from modules.engine.worker import LoadByName
-from modules.errors import Busy, GenerationFailed, LoadFailed, ModelNotFound, NoModelLoaded, SnugError
+from modules.errors import Busy, EngineDied, GenerationFailed, LoadFailed, ModelNotFound, NoModelLoaded, SnugError
 from modules.files import safe_path
 from modules.hardware import Device, Inventory, read_inventory
 from modules.memory.planner import Plan, make_plan
@@ -36,6 +36,7 @@ LOADERS: Mapping[str, LoadEngine] = {
 DRAIN_S = 5.0
 WAIT_FOR_LOAD_S = 600.0
 
+Result = TypeVar("Result")
 Status = Literal["empty", "loading", "ready", "failed", "died"]
 
 
@@ -159,6 +160,16 @@ class ModelManager:
                 raise NoModelLoaded("No model is loaded.", remedy="Load one on the Model tab.")
             self._busy_with = current.host.plan.spec.name
         return self._load(current.options, ignore)
+
+    def with_engine(self, use: Callable[[EngineHost], Result]) -> Result:
+        """`use` of the engine that answers; done once more, with the engine loaded anew, if it dies meanwhile."""
+        engine = self.engine()
+        try:
+            return use(engine)
+        except EngineDied:
+            if engine.alive:
+                raise
+            return use(self.engine())
 
     def _take_turn(self, name: str) -> None:
         with self._changed:

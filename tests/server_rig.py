@@ -76,6 +76,11 @@ class RunningServer:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=timeout_s)
 
+    def interrupt(self, timeout_s: float = 60) -> int:
+        """Ctrl-C, which reaches every process of a terminal's foreground group; returns the exit code."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(timeout=timeout_s)
+
     def _read(self) -> None:
         for line in self.process.stdout or ():
             self.output.append(line)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from modules.engine.base import Delta, Event, Finished, Progress
+from modules.engine.base import Delta, Event, Finished, Progress, TextPiece
 from modules.engine.host import EngineHost, Patience
 from modules.engine.worker import LoadByName
 from modules.errors import (
@@ -398,6 +398,21 @@ def test_an_engine_that_died_comes_back_with_the_next_message(
     assert ask(manager) == "back"
     assert (status_of(manager), manager.wait_state(-1, 0).error) == ("ready", None)
     assert manager.engine().pid != pid
+
+
+def test_what_the_engine_was_asked_as_it_died_is_asked_again_of_the_next_one(make_manager: MakeManager) -> None:
+    manager = make_manager()
+    manager.load(named("a"))
+    asked: list[int | None] = []
+
+    def encode(host: EngineHost) -> list[int]:
+        asked.append(host.pid)
+        if len(asked) == 1:
+            os.kill(host.pid or 0, signal.SIGKILL)
+        return host.encode([TextPiece("hi")])
+
+    assert manager.with_engine(encode) == [104, 105]
+    assert len(set(asked)) == 2
 
 
 def test_many_messages_after_a_death_cause_one_reload(make_manager: MakeManager) -> None:

@@ -76,12 +76,12 @@ def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: fl
     @router.post("/chat/completions")
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
-        return await answer(request, body, partial(_chat_order, services, body))
+        return await answer(request, body, partial(_with_engine, services, partial(_chat_order, services, body)))
 
     @router.post("/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue a text."""
-        return await answer(request, body, partial(_completion_order, services, body))
+        return await answer(request, body, partial(_with_engine, services, partial(_completion_order, services, body)))
 
     @router.api_route("/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     def unknown(request: Request, rest: str) -> Json:
@@ -126,8 +126,12 @@ async def _stream(prepare: Callable[[], Order], include_usage: bool, write: sse.
     await write(sse.DONE)
 
 
-def _chat_order(services: Services, body: ChatRequest, user: str) -> Order:
-    engine = services.models.engine()
+def _with_engine(services: Services, make: Callable[[str, EngineHost], Order], user: str) -> Order:
+    """What `make` makes for `user` with the engine that answers, loaded anew if it died."""
+    return services.models.with_engine(partial(make, user))
+
+
+def _chat_order(services: Services, body: ChatRequest, user: str, engine: EngineHost) -> Order:
     messages = [ChatMessage(_ROLES[message.role], message.content) for message in body.messages]
     params = body.params()
     prompt = services.prompts.chat(engine, messages, max_new_tokens=params.max_new_tokens, truncate=False)
@@ -135,8 +139,7 @@ def _chat_order(services: Services, body: ChatRequest, user: str) -> Order:
     return Order(engine, jobs, Envelope(ChatShape(body.alternatives), engine.info.name), body.choices, user)
 
 
-def _completion_order(services: Services, body: CompletionRequest, user: str) -> Order:
-    engine = services.models.engine()
+def _completion_order(services: Services, body: CompletionRequest, user: str, engine: EngineHost) -> Order:
     if body.echo and body.logprobs is not None:
         raise BadValue("echo and logprobs together are not supported.", remedy="Ask for one of them.", param="echo")
     params = body.params()

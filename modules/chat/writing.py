@@ -135,8 +135,7 @@ class Writer:
         """Find the engine, build the prompt, submit it; None if the reply was cut short meanwhile."""
         if self._models.state.status in ("loading", "died"):
             self.reply.change(notice="The model is being loaded; the reply follows.")
-        engine = self._models.engine()
-        built = self._task.build(engine)
+        engine, built = self._models.with_engine(lambda engine: (engine, self._task.build(engine)))
         self._model, self._dropped = engine.info.name, built.dropped
         self.reply.change(notice=_notice(built, engine.info.context_tokens))
         stop = tuple(dict.fromkeys((*self._task.params.stop, *built.stop)))[:MAX_STOP_STRINGS]
