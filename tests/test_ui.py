@@ -133,9 +133,9 @@ def test_links_open_elsewhere_without_telling_from_where_and_pictures_become_lin
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=[repr(bomb[:4]) for bomb in BOMBS])
 def test_markdown_bombs_are_rendered_within_a_second(bomb: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     render(bomb)
-    assert time.monotonic() - started < 1.5
+    assert time.thread_time() - started < 1.0
 
 
 def test_a_growing_text_keeps_its_finished_blocks_and_ends_as_the_whole() -> None:

@@ -125,6 +125,7 @@ def model_view(state: ModelState) -> Json:
     """The model in the header: its name, its state, and how far a load is."""
     return {
         "status": state.status,
+        "version": state.version,
         "name": state.name,
         "answering": state.info.name if state.info else "",
         "stage": state.progress.stage if state.progress else "",

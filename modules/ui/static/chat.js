@@ -261,7 +261,7 @@
   }
   snug.modelChanged = (model, before) => {
     if (empty) drawEmpty();
-    if (model.status === "failed" && before.status === "loading" && model.problem) showProblem(model.problem);
+    if (before.version !== undefined && model.status !== "loading" && model.problem) showProblem(model.problem);
     snug.refreshModelTab?.();
   };
 

@@ -112,10 +112,11 @@ window.snug = (() => {
 
   /* Calls a server function; shows what went wrong and resolves to null then, unless the answer says more. */
   async function call(server, name, body = {}) {
-    let answer;
-    try { answer = await server[name](body); }
-    catch { answer = { problem: { code: "offline", message: "Snug does not answer.", remedy: "Is the server still running?" } }; }
-    if (!answer || typeof answer !== "object") answer = { problem: { code: "offline", message: "Snug gave no answer.", remedy: "Reload the page." } };
+    let answer = null;
+    try { answer = await server[name](body); } catch { /* told below */ }
+    if (!answer || typeof answer !== "object") {
+      answer = { problem: { code: "offline", message: "Snug does not answer.", remedy: "Is the server still running? If it is, reload the page." } };
+    }
     if (answer.problem) showProblem(answer.problem);
     return answer;
   }

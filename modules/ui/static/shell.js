@@ -177,12 +177,16 @@
       const before = state.model;
       state.model = answer.model;
       drawModel();
-      if (before.status !== answer.model.status || before.name !== answer.model.name) snug.modelChanged?.(answer.model, before);
+      if (stateKey(before) !== stateKey(answer.model)) snug.modelChanged?.(answer.model, before);
       snug.drawLoading(answer.model);
       snug.noticeElsewhere?.(answer);
     } else if (answer?.problem?.code === "not_found") snug.noticeElsewhere?.({ missing: true });
+    clearTimeout(timer);  // another pulse may have ended meanwhile
     timer = setTimeout(pulse, state.model.status === "loading" ? LOADING_PULSE_MS : PULSE_MS);
   }
+
+  /* While a model loads every step is a new version; before and after, every version tells something new. */
+  function stateKey(model) { return model.status === "loading" ? `loading ${model.name}` : model.version; }
   snug.pulse = pulse;
   snug.model = () => state.model;
 
