@@ -37,7 +37,7 @@ from modules.memory.planner import Plan
 from modules.memory.spec import inspect
 from tests.loading_rig import plan_of, quiet, spread
 from tests.loop_rig import Ask, greedy
-from tests.tiny_models import ENCODER_DECODER, FAMILIES, tiny_model
+from tests.tiny_models import ENCODER_DECODER, FAMILIES, tiny_gguf, tiny_model
 
 TEXT = "The harbour wakes before the town."
 SERIAL = {"gptj", "bloom", "falcon", "mamba2", "t5", "bart"}
@@ -125,6 +125,24 @@ def test_nothing_is_printed_while_a_model_loads_and_advice_goes_into_the_log(
     advice = [record for record in caplog.records if record.name == "modules.engine.library_messages"]
     assert advice
     assert all(record.levelno == logging.INFO for record in advice)
+
+
+def test_a_gguf_file_is_unpacked_and_streams_and_draws_no_bar(
+    tiny_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tiny_gguf(tiny_folder / "gguf"))
+    seen: list[Progress] = []
+    capfd.readouterr()
+    engine = load(plan, seen.append)
+    try:
+        ask = Ask("r1", engine.encode([TextPiece(TEXT)]), greedy(8)).run(engine)
+    finally:
+        engine.close()
+    assert ask.end.error is None
+    assert len(set(ask.tokens)) > 3
+    assert capfd.readouterr() == ("", "")
+    assert [progress.fraction for progress in seen] == sorted(progress.fraction for progress in seen)
+    assert "Unpacking the GGUF file" in {progress.stage for progress in seen}
 
 
 def test_experts_on_disk_are_written_to_the_cache_read_back_and_removed_with_the_model(

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy
 import sentencepiece
 import torch
 import transformers
@@ -125,6 +127,48 @@ def tiny_model(family: str, folder: Path) -> Path:
     except OSError:  # another worker was first
         shutil.rmtree(building)
     return target
+
+
+def tiny_gguf(folder: Path) -> Path:
+    """A .gguf file of a two-layer Llama in fp16 with random weights and the byte tokenizer, made at the first call."""
+    path = folder / "tiny.gguf"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    width, inner, heads, layers = 64, 96, 4, 2
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(1024)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(width // heads)
+    tokens = [*alphabet, *SPECIALS, "ab"]  # the format wants one merge at least
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(alphabet) + [3] * len(SPECIALS) + [1])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(EOS_ID)
+    shapes = {"token_embd": (len(tokens), width), "output": (len(tokens), width), "output_norm": (width,)}
+    for block in (f"blk.{layer}" for layer in range(layers)):
+        shapes |= {f"{block}.{name}_norm": (width,) for name in ("attn", "ffn")}
+        shapes |= {f"{block}.attn_{name}": (width, width) for name in ("q", "k", "v", "output")}
+        shapes |= {f"{block}.ffn_gate": (inner, width), f"{block}.ffn_up": (inner, width)}
+        shapes[f"{block}.ffn_down"] = (width, inner)
+    chance = numpy.random.default_rng(0)
+    for name, shape in shapes.items():
+        matrix = chance.normal(0, _DEFAULT_INIT_STD, shape).astype("float16")
+        writer.add_tensor(f"{name}.weight", matrix if len(shape) > 1 else numpy.ones(shape, "float32"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:

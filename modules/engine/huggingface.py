@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +92,9 @@ def _load_model(plan: Plan, on_progress: OnProgress) -> Any:
         kwargs["attn_implementation"] = "eager"
     sizes = {tensor.name: tensor.size_bytes for tensor in plan.spec.tensors}
     auto: Any = AutoModelForSeq2SeqLM if plan.spec.is_encoder_decoder else AutoModelForCausalLM
-    stage = "Loading weights" if plan.run.quantization == "none" else f"Quantizing weights to {plan.run.quantization}"
-    first, last = _WEIGHTS_SHARE
-
-    def tell(_title: str, fraction: float) -> None:
-        on_progress(Progress(stage, first + (last - first) * fraction))
-
-    on_progress(Progress("Building the model", first))
+    on_progress(Progress("Building the model", _WEIGHTS_SHARE[0]))
     try:
-        with weights_progress(sizes, tell):
+        with weights_progress(sizes, partial(_tell_weights, plan, on_progress)):
             model, report = auto.from_pretrained(str(source_folder(plan)), output_loading_info=True, **kwargs)
     except BaseException:
         if offload_folder:
@@ -110,6 +105,17 @@ def _load_model(plan: Plan, on_progress: OnProgress) -> Any:
     check_complete(plan, report)
     model.eval().requires_grad_(False)
     return model
+
+
+def _tell_weights(plan: Plan, on_progress: OnProgress, title: str, fraction: float) -> None:
+    """Progress of the bar `title`; of a GGUF file there are two, unpacking and loading."""
+    stage = "Loading weights" if plan.run.quantization == "none" else f"Quantizing weights to {plan.run.quantization}"
+    if plan.spec.source == "gguf":
+        unpacking = "GGUF" in title
+        stage = "Unpacking the GGUF file" if unpacking else stage
+        fraction = (fraction + (0 if unpacking else 1)) / 2
+    first, last = _WEIGHTS_SHARE
+    on_progress(Progress(stage, first + (last - first) * fraction))
 
 
 def _supports(plan: Plan, kwargs: dict[str, Any]) -> bool:

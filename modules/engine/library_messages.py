@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from transformers import modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
 log = logging.getLogger(__name__)
@@ -63,21 +64,28 @@ def weights_progress(sizes: Mapping[str, int], on_fraction: OnFraction) -> Itera
     """Report transformers' progress bars as `on_fraction(title, 0 to 1)` instead of drawing them.
 
     `sizes` are bytes of tensors by name: a large one counts for more. Bars are made by `transformers.utils.logging`
-    alone (core_model_loading.py), through the hook that this sets for the whole process until it ends.
+    (core_model_loading.py), which has a hook for this, and by the GGUF reader, which takes tqdm's own and has none:
+    there the name is replaced. Both hold for the whole process until the end of the `with`.
     """
 
-    def make_bar(_factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def make_bar(_factory: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         items = args[0] if args else kwargs.get("iterable")
         if items is None or not hasattr(items, "__len__"):
             silent: Any = transformers_logging.EmptyTqdm
             return silent(*args, **kwargs)
         return _counted(list(items), str(kwargs.get("desc") or ""), sizes, on_fraction)
 
-    previous = transformers_logging.set_tqdm_hook(make_bar)
+    def make_gguf_bar(*args: Any, **kwargs: Any) -> Any:
+        return make_bar(None, args, kwargs)
+
+    gguf_reader: Any = modeling_gguf_pytorch_utils
+    previous, gguf_bar = transformers_logging.set_tqdm_hook(make_bar), gguf_reader.tqdm
+    gguf_reader.tqdm = make_gguf_bar
     try:
         yield
     finally:
         transformers_logging.set_tqdm_hook(previous)
+        gguf_reader.tqdm = gguf_bar
 
 
 def _counted(items: list[Any], title: str, sizes: Mapping[str, int], on_fraction: OnFraction) -> Iterable[Any]:
