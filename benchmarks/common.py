@@ -101,7 +101,8 @@ def _is_ready(base: str) -> bool:
 
 def measure(base: str, path: str, body: dict[str, Any]) -> tuple[Measured, str]:
     """Stream one request to an OpenAI-compatible endpoint; returns the figures and the text."""
-    text, first, last, usage = "", 0.0, 0.0, {}
+    text, first, last = "", 0.0, 0.0
+    usage: dict[str, Any] = {}
     start = time.perf_counter()
     request = {**body, "stream": True, "stream_options": {"include_usage": True}}
     with httpx.stream("POST", base + path, json=request, timeout=600) as response:

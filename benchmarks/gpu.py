@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks.common import finish, median, spread
 from benchmarks.generate_worker import answer, load
@@ -33,7 +33,7 @@ NEW_TOKENS = 128
 OPTIONS: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": "bf16"}, "int8": {"load_in_8bit": True}, "nf4": {"load_in_4bit": True},
 }  # fmt: skip
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -47,7 +47,7 @@ def make_model(folder: Path, shape: str) -> Path:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     with torch.device(device):
-        model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     path = folder / f"random-{shape}"
     model.save_pretrained(path)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -37,7 +37,7 @@ def machine(*gpus_gib: int) -> Inventory:
 
 def test_nothing_given_means_the_defaults() -> None:
     settings = read_settings([], {})
-    assert settings == Settings()
+    assert settings == Settings.model_validate({})
     assert (settings.listen_port, settings.host, settings.model_dir) == (7860, "127.0.0.1", Path("models"))
 
 

@@ -34,9 +34,7 @@ def write_tiny_gguf(path: Path) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(
-        ["t", "0", "t0", *(f"u{index}" for index in range(vocab - 5))] + ["<|im_start|>", "<|im_end|>"]
-    )
+    writer.add_token_list(["t", "0", "t0", *(f"u{index}" for index in range(vocab - 5)), "<|im_start|>", "<|im_end|>"])
     writer.add_token_types([1] * (vocab - 2) + [3, 3])
     writer.add_token_merges(["t 0"])
     writer.add_bos_token_id(vocab - 2)
