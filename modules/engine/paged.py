@@ -67,7 +67,7 @@ class PagedModel:
             auto_switch_to_flash=False,
             safety_margin=0.0,  # rows are admitted by what they may need; below a margin it would drop every prefix
         )
-        greedy: Any = GenerationConfig(  # type: ignore[no-untyped-call]
+        greedy: Any = GenerationConfig(
             do_sample=False, eos_token_id=-1
         )
         self._attention = self._model.config._attn_implementation

@@ -34,7 +34,7 @@ class Row(Protocol):
         """Read `ids` (at least one); the logits (vocab,) of what follows them. After an error the row is unusable."""
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # the library's __init_subclass__
+class GrowingLayer(DynamicLayer):  # the library's __init_subclass__
     """A layer's keys and values `(1, heads, tokens, head_dim)` in a buffer with room at its end.
 
     DynamicLayer copies everything for each token (torch.cat): at 2,000 tokens that halves the decode speed.
