@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from modules.engine.base import Delta, Finished, GenerationRequest, TextPiece
 from modules.engine.host import EngineHost, Generation
 from modules.engine.worker import LoadByName
-from modules.errors import EngineDied, NotAvailableHere, SnugError
+from modules.engine.zero3_load import Sizes, zero3_config
+from modules.errors import BadValue, EngineDied, NotAvailableHere, SnugError
 from modules.memory.planner import Plan, make_plan
 from modules.memory.spec import inspect
 from modules.sampling import GenerationParams
@@ -139,6 +140,7 @@ def test_greedy_tokens_are_those_of_generate_whatever_the_number_of_ranks(
     assert host.info.placement == {"cpu": 2 * 134_515_008}
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_stopped_reply_leaves_the_ranks_in_step_and_caches_follow_prefixes(
     start_ranks: StartRanks, host_of: Callable[..., EngineHost]
@@ -167,6 +169,7 @@ def test_a_killed_engine_fails_its_reply_and_is_loaded_anew_with_all_ranks(
     assert tokens_of(again, short) == generated(STARTER, short.prompt_ids, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_lost_follower_ends_the_engine_and_the_next_load_works(
     start_ranks: StartRanks, host_of: Callable[..., EngineHost]
@@ -185,6 +188,7 @@ def test_a_lost_follower_ends_the_engine_and_the_next_load_works(
     assert len(tokens_of(again, request(again, "again", 3))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_weights_on_disk_give_the_same_tokens_and_the_folder_is_left_clean(
     start_ranks: StartRanks, host_of: Callable[..., EngineHost], tmp_path: Path
@@ -214,3 +218,27 @@ def test_an_encoder_decoder_model_runs_on_two_ranks(
         asked = request(host, name, 6, f"The {name} harbour wakes")
         expected = model.generate(torch.tensor([asked.prompt_ids]), do_sample=False, max_new_tokens=6)[0, 1:].tolist()
         assert tokens_of(host, asked) == [token for token in expected if token != model.config.eos_token_id]
+
+
+@pytest.mark.parametrize(("dtype", "enabled"), [("bf16", "bf16"), ("fp16", "fp16"), ("fp32", None)])
+def test_the_configuration_names_the_dtype_and_keeps_two_modules_at_a_time(
+    dtype: str, enabled: str | None, tmp_path: Path
+) -> None:
+    plan = plan_of(tiny_model("llama", tmp_path), dtype=dtype)
+    config = zero3_config(plan, Sizes(1000, 1200, 9000), on_gpu=True, nvme_folder=None)
+    assert [name for name in ("bf16", "fp16") if config[name]["enabled"]] == ([enabled] if enabled else [])
+    zero = config["zero_optimization"]
+    assert (zero["stage"], zero["stage3_max_live_parameters"]) == (3, 2400)
+    assert zero["offload_param"] == {"device": "cpu", "pin_memory": True}
+    on_disk = zero3_config(plan, Sizes(1000, 1200, 9000), on_gpu=False, nvme_folder=tmp_path)
+    offload = on_disk["zero_optimization"]["offload_param"]
+    assert (offload["device"], offload["nvme_path"], offload["buffer_size"]) == ("nvme", str(tmp_path), 1000)
+
+
+def test_a_folder_for_weights_that_cannot_be_written_is_named(
+    start_ranks: StartRanks, host_of: Callable[..., EngineHost], tmp_path: Path
+) -> None:
+    start_ranks(1)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BadValue, match="--nvme-offload-dir"):
+        host_of(tiny_model("llama", tmp_path), nvme_offload_dir=tmp_path / "file")

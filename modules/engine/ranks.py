@@ -205,6 +205,8 @@ class Leader:
         for follower in self._followers.values():
             with contextlib.suppress(OSError):
                 follower.send(Leave())
+                with socket.socket(fileno=os.dup(follower.fileno())) as link:
+                    link.shutdown(socket.SHUT_RDWR)  # closing alone would wait for the watch to look up
             follower.close()
 
     def _listen(self) -> socket.socket:
@@ -232,7 +234,7 @@ class Leader:
 
 
 class Follower:
-    """The end of another rank. Its process ends as soon as rank 0 lets go, whatever it is doing."""
+    """The end of another rank. `on_leader_gone` is called as soon as rank 0 is gone without a Leave."""
 
     def __init__(self, connection: Connection, on_leader_gone: Callable[[], None]) -> None:
         self._connection = connection
@@ -251,8 +253,10 @@ class Follower:
 
     def _listen(self) -> None:
         try:
-            while True:
-                self._orders.put(self._connection.recv())
+            order: Order | None = None
+            while not isinstance(order, Leave):
+                order = self._connection.recv()
+                self._orders.put(order)
         except (EOFError, OSError):
             self._on_leader_gone()
 
