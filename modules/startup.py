@@ -22,6 +22,7 @@ from modules.chat.service import ChatService
 from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
 from modules.errors import BadFlag, SnugError
+from modules.extensions import Extensions
 from modules.memory.spec import list_models
 from modules.models import ModelManager
 from modules.services import Services
@@ -103,6 +104,8 @@ def user_data(settings: Settings) -> Iterator[Path]:
 @contextmanager
 def services(settings: Settings, folder: Path) -> Iterator[Services]:
     """All parts of Snug, put together; afterwards replies are stored, the engine has ended, the files are closed."""
+    extensions = Extensions(ROOT / "extensions", settings.extensions)
+    extensions.start()
     with ExitStack() as parts:
         store = Store(folder / "snug.db")
         parts.callback(store.close)
@@ -112,7 +115,7 @@ def services(settings: Settings, folder: Path) -> Iterator[Services]:
         models = ModelManager(settings)
         parts.callback(models.close)
         prompts = Prompts(worker)
-        chat = ChatService(models, store, prompts)
+        chat = ChatService(models, store, prompts, extensions)
         parts.callback(chat.shutdown)
         yield Services(
             settings=settings,

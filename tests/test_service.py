@@ -25,6 +25,7 @@ from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
 from modules.engine.host import Patience
 from modules.errors import BadValue, Busy, NotFound, SnugError, StaleView, StoreFailed
+from modules.extensions import Extensions
 from modules.hardware import Inventory
 from modules.messages import Conversation, Message
 from modules.models import ModelManager
@@ -113,6 +114,25 @@ def look_until(reply: RunningReply, condition: Callable[[ReplyView], bool], time
 
 
 # A reply from start to end
+
+
+def test_extensions_change_what_the_model_reads_and_what_is_kept_not_the_question(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    (tmp_path / "loud").mkdir()
+    (tmp_path / "loud" / "script.py").write_text(
+        "def input_modifier(text): return text + ' and all that'\ndef output_modifier(text): return text.upper()"
+    )
+    extensions = Extensions(tmp_path, ["loud"])
+    extensions.start()
+    world = make_world(Script(reply="fine"))
+    plain = end_of(world.ask("How are you?"))
+    with closing(Prompts(TemplateWorker())) as prompts:
+        loud = ChatService(world.models, world.store, prompts, extensions)
+        view = end_of(loud.regenerate("", world.conversation.id, plain.message_id, PARAMS))
+    assert (view.text, world.texts()) == ("FINE", ["How are you?", "FINE"])
+    assert plain.stats is not None and view.stats is not None
+    assert view.stats.prompt_tokens == plain.stats.prompt_tokens + len(" and all that")
 
 
 def test_a_reply_is_written_kept_and_measured(make_world: MakeWorld) -> None:

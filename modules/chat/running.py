@@ -107,6 +107,13 @@ class RunningReply:
         """End the reply within a token; what it holds stays. Stopping a finished one does nothing."""
         self._stop()
 
+    def replace(self, text: str) -> None:
+        """The reply reads `text` now."""
+        if text != self.view().text:
+            with self._changed:
+                self._more.clear()
+            self.change(text=text)
+
     def add(self, text: str) -> None:
         """The writer's: more text, which also ends waiting and reading."""
         with self._changed:

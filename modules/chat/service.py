@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
 from modules.chat.prompts import BuiltPrompt, Prompts
@@ -20,6 +21,7 @@ from modules.chat.store import Store
 from modules.chat.writing import Outcome, Task, Writer
 from modules.engine.host import EngineHost
 from modules.errors import BadValue, Busy, NotFound, StaleView
+from modules.extensions import Extensions
 from modules.messages import ChatMessage, Conversation, Message
 from modules.models import ModelManager
 from modules.sampling import GenerationParams
@@ -33,10 +35,13 @@ SHUTDOWN_S = 5.0
 class ChatService:
     """The conversations of all owners in action. Every method may be called from any thread."""
 
-    def __init__(self, models: ModelManager, store: Store, prompts: Prompts) -> None:
+    def __init__(
+        self, models: ModelManager, store: Store, prompts: Prompts, extensions: Extensions | None = None
+    ) -> None:
         self._models = models
         self._store = store
         self._prompts = prompts
+        self._extensions = extensions or Extensions(Path("extensions"))
         self._lock = threading.RLock()  # held while a reply starts or a conversation changes, never while one runs
         self._writers: dict[tuple[str, str], Writer] = {}
         self._closed = False
@@ -92,7 +97,14 @@ class ChatService:
                 raise StaleView("Other messages follow this one now.", remedy="Reload the conversation.")
             self._store.reopen(owner, message.id)
             build = partial(self._continued, owner, message, params)
-            task = Task(owner, params, build, _InStore(self._store, message.id), trim_start=not message.content)
+            task = Task(
+                owner,
+                params,
+                build,
+                _InStore(self._store, message.id),
+                not message.content,
+                self._extensions.modify_output,
+            )
             return self._start((owner, conversation_id), task, message.id, message.content)
 
     def complete(self, owner: str, text: str, params: GenerationParams) -> RunningReply:
@@ -187,7 +199,7 @@ class ChatService:
             owner, conversation_id, question_id, "assistant", "", op_id=op_id, status="streaming"
         )
         build = partial(self._built, owner, conversation_id, question_id, params)
-        task = Task(owner, params, build, _InStore(self._store, message.id), trim_start=True)
+        task = Task(owner, params, build, _InStore(self._store, message.id), True, self._extensions.modify_output)
         return self._start((owner, conversation_id), task, message.id, "")
 
     def _start(self, key: tuple[str, str], task: Task, message_id: str, text: str) -> RunningReply:
@@ -220,10 +232,14 @@ class ChatService:
         system = self._store.get(owner, conversation_id).system_prompt
         path = self._store.path_to(owner, last_id) if last_id else []
         messages = [ChatMessage("system", system)] if system.strip() else []
-        messages += [ChatMessage(m.role, m.content) for m in path if m.content.strip()]
+        messages += [ChatMessage(m.role, self._read(m)) for m in path if m.content.strip()]
         return self._prompts.chat(
             engine, messages, max_new_tokens=params.max_new_tokens, reply_start=reply_start, truncate=True
         )
+
+    def _read(self, message: Message) -> str:
+        """What the model is to read of a message."""
+        return self._extensions.modify_input(message.content) if message.role == "user" else message.content
 
     def _continued(self, owner: str, message: Message, params: GenerationParams, engine: EngineHost) -> BuiltPrompt:
         return self._built(owner, message.conversation_id, message.parent_id, params, engine, message.content)

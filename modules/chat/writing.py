@@ -51,13 +51,17 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a reply is made of. `build` makes its prompt for the engine that will run it; it may take its time."""
+    """What a reply is made of. `build` makes its prompt for the engine that will run it; it may take its time.
+
+    `polish` makes of a complete reply's text what is to be kept.
+    """
 
     owner: str
     params: GenerationParams
     build: Callable[[EngineHost], BuiltPrompt]
     keeper: Keeper
     trim_start: bool
+    polish: Callable[[str], str] = str
 
 
 class Writer:
@@ -204,6 +208,9 @@ class Writer:
                 return
             self._ending = True
             self._cut_short = self._cut_short or status
+        if status == "complete":
+            self._text = self._task.polish(self._text)
+            self.reply.replace(self._text)
         try:
             self._save(Outcome(status, stats, error))
         except SnugError as fault:
