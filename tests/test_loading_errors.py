@@ -31,6 +31,11 @@ CASES: list[tuple[Exception, type[SnugError], str]] = [
         OutOfMemory,
         "ran",
     ),
+    (
+        RuntimeError("unable to mmap 269 bytes from file <x>: Cannot allocate memory (12)"),
+        OutOfMemory,
+        "Memory ran out",
+    ),
     (OSError(errno.ENOSPC, "No space left on device"), DiskFull, "filled up"),
     (ValueError("Please pass the argument `trust_remote_code=True`"), RemoteCodeDisabled, "code of its own"),
     (ValueError("Unrecognized configuration class <class 'BertConfig'>"), UnsupportedModel, "cannot generate"),
@@ -55,6 +60,14 @@ def test_out_of_memory_says_what_was_needed_and_what_is_free() -> None:
     ):
         raise MemoryError
     assert "disk" not in caught.value.message
+
+
+def test_folders_of_this_machine_stay_out_of_the_message() -> None:
+    plan = fake_plan()
+    folder = plan.spec.path.absolute()
+    with pytest.raises(LoadFailed, match="scripted/part") as caught, named_failures(plan):
+        raise RuntimeError(f"bad block in {folder}/part")
+    assert str(folder.parent) not in caught.value.message
 
 
 def test_named_errors_pass_unchanged() -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,29 @@ def test_layers_that_do_not_fit_in_memory_are_read_from_disk_and_say_the_same(
     assert "Paris" in reply.text
     (folder / "model.safetensors").unlink()  # what lies in memory stays; what is read at every use is gone
     assert case.reply().end.reason == "error"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of a process's memory are Linux's")
+def test_memory_that_runs_out_in_the_load_is_named_with_what_was_needed_and_is_free() -> None:
+    script = """
+import resource
+from tests.conftest import STARTER_MODEL
+from tests.loading_rig import plan_of, quiet
+from modules.engine.huggingface import load
+from modules.errors import OutOfMemory
+plan = plan_of(STARTER_MODEL, dtype="fp32", ctx_size=512)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
+try:
+    load(plan, quiet)
+except OutOfMemory as error:
+    print(error.message)
+"""
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=200)
+    assert "Memory ran out" in done.stdout, done.stderr[-2000:]
+    assert "on cpu (" in done.stdout
+    assert "free now" in done.stdout
 
 
 def test_layers_on_disk_say_exactly_what_generate_says_in_fp32(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +31,9 @@ from modules.memory.planner import Plan
 from modules.units import format_size
 
 log = logging.getLogger(__name__)
+
+# safetensors when it cannot map a file, torch when it cannot share or map memory.
+_NO_MEMORY = re.compile(r"(?i)cannot allocate memory|not enough memory")
 
 _FETCH_AGAIN = "Fetch the model again, with all its files."
 _LESS = "Use --load-in-8bit, --load-in-4bit, --auto-devices or --disk, a shorter --ctx-size, or a smaller model."
@@ -55,14 +60,14 @@ def named_tokenizer_failures(plan: Plan) -> Iterator[None]:
     except (LoadFailed, BadSafetensors) as error:
         cause = error.__cause__ or error
         raise BadTokenizer(
-            f"The tokenizer of {plan.spec.name} cannot be read: {in_one_line(cause)}.", remedy=_FETCH_AGAIN
+            f"The tokenizer of {plan.spec.name} cannot be read: {_cause(cause, plan)}.", remedy=_FETCH_AGAIN
         ) from cause
 
 
 def name_failure(error: Exception, plan: Plan) -> SnugError:
     """The SnugError that tells a user what `error` means for loading `plan`."""
-    name, text = plan.spec.name, str(error)
-    if is_out_of_memory(error) or "not enough memory" in text:
+    name, text, cause = plan.spec.name, str(error), _cause(error, plan)
+    if is_out_of_memory(error) or _NO_MEMORY.search(text):
         return _out_of_memory(plan)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DiskFull(
@@ -75,9 +80,9 @@ def name_failure(error: Exception, plan: Plan) -> SnugError:
             remedy="If you trust its publisher, start Snug with --trust-remote-code.",
         )
     if type(error).__name__ == "SafetensorError":
-        return BadSafetensors(f"{name}: a weights file is damaged: {in_one_line(error)}.", remedy=_FETCH_AGAIN)
+        return BadSafetensors(f"{name}: a weights file is damaged: {cause}.", remedy=_FETCH_AGAIN)
     if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and "no file named" in text):
-        return BadSafetensors(f"{name}: a file is missing: {in_one_line(error)}.", remedy=_FETCH_AGAIN)
+        return BadSafetensors(f"{name}: a file is missing: {cause}.", remedy=_FETCH_AGAIN)
     if "Unrecognized configuration class" in text or "does not recognize this architecture" in text:
         return UnsupportedModel(
             f"{plan.spec.architecture or name} cannot generate text here.",
@@ -88,7 +93,15 @@ def name_failure(error: Exception, plan: Plan) -> SnugError:
             f"{name} does not support --attn-implementation {plan.run.attention}.", remedy="Use sdpa or eager.",
             param="attn_implementation",
         )  # fmt: skip
-    return LoadFailed(f"{name} could not be loaded: {in_one_line(error)}.", remedy="The log says more.")
+    return LoadFailed(f"{name} could not be loaded: {cause}.", remedy="The log says more.")
+
+
+def _cause(error: BaseException, plan: Plan) -> str:
+    """`in_one_line` without the folders of this machine."""
+    text = in_one_line(error)
+    for folder in (plan.spec.path.parent.resolve(), plan.spec.path.parent.absolute()):
+        text = text.replace(f"{folder}{os.sep}", "")
+    return text
 
 
 def in_one_line(error: BaseException) -> str:
