@@ -4,7 +4,7 @@ requirements=$1
 python=${PYTHON:-}
 if [ ! -x .venv/bin/python ]; then
     for candidate in ${python:-python3.13 python3.12 python3.11 python3 python}; do
-        if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             python=$candidate
             break
         fi
@@ -24,9 +24,11 @@ fi
 stamp=.venv/installed-$requirements
 if ! cat requirements.txt "$requirements" | cmp -s - "$stamp"; then
     echo "Installing $requirements into .venv"
+    quiet=(--quiet --quiet)
+    [ -t 1 ] && quiet=() # a person looks on: show progress
     # PyTorch first: the packages after it are then satisfied with the build that is there.
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)" &&
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" || {
+    .venv/bin/python -m pip install "${quiet[@]}" --disable-pip-version-check "$(grep '^torch==' requirements.txt)" &&
+        .venv/bin/python -m pip install "${quiet[@]}" --disable-pip-version-check -r "$requirements" || {
         echo "snug: Installing failed; the lines above say why. Without network, set up .venv on a machine that has one." >&2
         exit 1
     }
