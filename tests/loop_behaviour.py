@@ -113,6 +113,7 @@ class LoopBehaviour:
     ) -> None:
         made = Ask("1", prompt, greedy(30)).run(engine).tokens
         last = next(n for n in range(4, 30) if made[n] not in made[:n])
+        engine.close()  # a model has one engine
         other = self.make_engine(replace(loaded, eos_ids=frozenset({made[last]})))
         try:
             ask = Ask("2", prompt, greedy(30)).run(other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -117,8 +118,13 @@ def greedy(max_new_tokens: int, **more: Any) -> GenerationParams:
 
 
 def generated(loaded: LoadedModel, prompt_ids: Sequence[int], count: int) -> list[int]:
-    """The `count` tokens, or fewer up to an end token, that model.generate gives greedily."""
-    out = loaded.model.generate(
+    """The `count` tokens, or fewer up to an end token, that model.generate gives greedily with transformers' attention.
+
+    A copy of the model generates: an engine may have changed the attention of its own.
+    """
+    model = copy.deepcopy(loaded.model)
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    out = model.generate(
         torch.tensor([list(prompt_ids)]),
         attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),
         max_new_tokens=count,

@@ -20,6 +20,7 @@ from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.utils.generic import is_flash_attention_requested
 
+from modules.engine.attention import prefer_cpu_attention
 from modules.engine.loaded import LoadedModel
 
 Choose = Callable[[list[str], torch.Tensor], list[int]]
@@ -67,12 +68,11 @@ class PagedModel:
             auto_switch_to_flash=False,
             safety_margin=0.0,  # rows are admitted by what they may need; below a margin it would drop every prefix
         )
-        greedy: Any = GenerationConfig(
-            do_sample=False, eos_token_id=-1
-        )
+        greedy: Any = GenerationConfig(do_sample=False, eos_token_id=-1)
         self._attention = self._model.config._attn_implementation
         try:
             self._manager = self._model.init_continuous_batching(greedy, settings)
+            prefer_cpu_attention(loaded, many_rows=True)  # after the library's check of names that it knows
             self._processor = self._manager._create_batch_processor()
         except Exception:
             self._restore_attention()

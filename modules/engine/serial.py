@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from modules.engine.attention import prefer_cpu_attention
 from modules.engine.base import FinishReason, Prefill
 from modules.engine.loaded import LoadedModel
 from modules.engine.loop import QUEUE_LIMIT, LoopEngine
@@ -55,6 +56,8 @@ class SerialEngine(LoopEngine):
         self._shelf = Shelf(self._shelf_bytes)
         self._bytes_per_token = 0
         self._row: Row | None = None
+        self._attention: str = loaded.model.config._attn_implementation
+        prefer_cpu_attention(loaded, many_rows=False)
         self._start()
 
     def _work(self) -> bool:
@@ -150,6 +153,8 @@ class SerialEngine(LoopEngine):
 
     def _shut_down(self) -> None:
         self._shelf.shrink(0)
+        if self.loaded.model.config._attn_implementation != self._attention:
+            self.loaded.model.set_attn_implementation(self._attention)
 
     def _kv_tokens(self) -> tuple[int, int]:
         row = self._row

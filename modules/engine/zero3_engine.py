@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch._C._distributed_c10d as stores
 
+from modules.engine.attention import prefer_cpu_attention
 from modules.engine.base import Engine, OnProgress, Progress
 from modules.engine.loaded import LoadedModel
 from modules.engine.ranks import Copy, Drop, Encode, Follower, Keep, Leader, Leave, Meet, Order, Read, World
@@ -53,6 +54,7 @@ def follow(world: World, plan: Plan, follower: Follower) -> None:
         raise LoadFailed(f"Rank 0 sent {type(order).__name__} where the ranks meet.")
     store = stores.TCPStore(world.host, order.port, world.size, is_master=False)
     share = load_share(plan, world, store, _ignore)
+    prefer_cpu_attention(share.loaded, many_rows=False)  # as rank 0's engine does: the same numbers on every rank
     rows: dict[int, Row] = {}
     while not isinstance(order := follower.next(), Leave):
         obey(order, rows, share.loaded)
