@@ -230,7 +230,9 @@ class ModelManager:
         cache = self._settings.user_data_dir / "cache"
         inventory = self._read_inventory(options.disk_cache_dir or options.nvme_offload_dir or cache)
         check_machine(options, inventory)
-        spec = inspect(self._path(options.model), trust_remote_code=self._settings.trust_remote_code)
+        spec = inspect(
+            find_model(self._settings.model_dir, options.model), trust_remote_code=self._settings.trust_remote_code
+        )
         return make_plan(
             spec,
             options,
@@ -239,18 +241,6 @@ class ModelManager:
             trust_remote_code=self._settings.trust_remote_code,
         )
 
-    def _path(self, name: str | None) -> Path:
-        if not name:
-            raise ModelNotFound("No model is named.", remedy="Choose one from the list.", param="model")
-        path = safe_path(self._settings.model_dir, name)
-        if not path.exists():
-            raise ModelNotFound(
-                f"There is no model {name!r} in {self._settings.model_dir}.",
-                remedy="Choose one from the list, or put its folder there.",
-                param="model",
-            )
-        return path
-
     def _start(self, plan: Plan, on_progress: OnProgress) -> EngineHost:
         """A loaded engine for `plan`; raises the load's SnugError."""
 
@@ -258,6 +248,7 @@ class ModelManager:
             self._announce(progress=progress)
             on_progress(progress)
 
+        tell(Progress("Starting the engine", 0.0))
         log.info("Loading %s: %s", plan.spec.name, " ".join(plan.reasons))
         host = EngineHost(
             plan,
@@ -367,6 +358,20 @@ def _stats(host: EngineHost) -> EngineStats:
         return host.stats() if host.alive else EngineStats()
     except SnugError:
         return EngineStats()
+
+
+def find_model(model_dir: Path, name: str | None) -> Path:
+    """Where the model `name` lies. Raises ModelNotFound, BadName."""
+    if not name:
+        raise ModelNotFound("No model is named.", remedy="Choose one from the list.", param="model")
+    path = safe_path(model_dir, name)
+    if not path.exists():
+        raise ModelNotFound(
+            f"There is no model {name!r} in {model_dir}.",
+            remedy="Choose one that is there, or put its folder there.",
+            param="model",
+        )
+    return path
 
 
 def _with_freed(inventory: Inventory, freed: EngineStats) -> Inventory:

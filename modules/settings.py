@@ -262,6 +262,16 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envir
     from_file = _read_file(path, required=explicit is not None)
     settings = _validate([("--", command_line), (ENV_PREFIX, variables), (str(path), from_file)])
     check_together(settings)
+    if settings.local_rank is not None and "LOCAL_RANK" not in environment:
+        raise BadFlag(
+            f"--local_rank {settings.local_rank} is for the deepspeed launcher to give.",
+            remedy="Drop it, or start with: deepspeed --num_gpus=N server.py --deepspeed",
+            param="local_rank",
+        )
+    if settings.model_dir != Settings.model_fields["model_dir"].default and not settings.model_dir.is_dir():
+        raise BadFlag(
+            f"--model-dir {settings.model_dir}: there is no such folder.", remedy="Check the path.", param="model_dir"
+        )
     return settings
 
 

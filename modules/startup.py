@@ -23,10 +23,11 @@ from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
 from modules.errors import BadFlag, SnugError
 from modules.extensions import Extensions
+from modules.hardware import read_inventory
 from modules.memory.spec import list_models
-from modules.models import ModelManager
+from modules.models import ModelManager, find_model
 from modules.services import Services
-from modules.settings import Settings
+from modules.settings import Settings, check_machine
 from modules.starter import STARTER_NAME, fetch_in_terminal, is_wanted
 from modules.user_data import lock_user_data
 
@@ -82,14 +83,15 @@ def _bind_error(settings: Settings, error: OSError) -> SnugError:
 def first_model(settings: Settings) -> str | None:
     """The model to load at start: the one named, else the only one there is; fetches the starter where it is wanted.
 
-    Raises what starter.fetch raises if the starter was named; if it was merely missing, the page opens without it.
+    Raises NotAvailableHere for flags that ask for what this machine lacks, ModelNotFound, and what `fetch` raises.
     """
     model = settings.model
+    check_machine(settings, read_inventory(settings.user_data_dir))
     if is_wanted(settings.model_dir, model):
         fetch_in_terminal(settings.model_dir)
         return STARTER_NAME
     if model is not None:
-        return model
+        return find_model(settings.model_dir, model).name
     usable = [entry.name for entry in list_models(settings.model_dir) if not entry.problem]
     return usable[0] if len(usable) == 1 else None
 

@@ -135,7 +135,7 @@ def test_a_failing_progress_listener_does_not_stop_the_load(start: StartHost) ->
         ("refuse", LoadFailed, "The script refuses to load."),
         ("oom", OutOfMemory, "no memory left"),
         ("exit", EngineDied, "exit code 7"),
-        ("kill", OutOfMemory, "most likely because memory ran out"),
+        ("kill", OutOfMemory, "killed while it was loading, most likely because memory ran out"),
         ("hang", TimedOut, "no sign of life"),
     ],
 )

@@ -46,7 +46,8 @@ def test_the_seeds_commands_are_understood() -> None:
     assert read_settings(["--auto-devices", "--gpu-memory", "10"], {}).gpu_memory == (10 * GiB,)
     assert read_settings(["--auto-devices", "--gpu-memory", "8722MiB"], {}).gpu_memory == (8722 * MiB,)
     assert read_settings(["--auto-devices", "--disk"], {}).disk
-    started = read_settings(["--local_rank=0", "--deepspeed", "--chat", "--model", "gpt-j-6B"], {})
+    launched = {"LOCAL_RANK": "0"}
+    started = read_settings(["--local_rank=0", "--deepspeed", "--chat", "--model", "gpt-j-6B"], launched)
     assert (started.deepspeed, started.chat, started.local_rank, started.model) == (True, True, 0, "gpt-j-6B")
 
 
@@ -105,6 +106,8 @@ BAD_COMMAND_LINES = [
     (["--cpu-memory", "1", "2"], "'2' belongs to no flag"),
     (["--local_rank", "x"], "--local_rank x"),
     (["--local_rank", "-3"], "--local_rank"),
+    (["--local_rank", "0"], "deepspeed launcher"),
+    (["--model-dir", "absent"], "--model-dir absent"),
     (["--settings", "absent.yaml"], "--settings absent.yaml"),
     (["--load-in-8bit=maybe"], "--load-in-8bit"),
     (["--load-in-8bit", "--load-in-4bit"], "--load-in-8bit and --load-in-4bit cannot go together"),

@@ -22,7 +22,7 @@ from modules.api.shapes import ChatShape, CompletionShape, Envelope, Json
 from modules.chat.prompts import BuiltPrompt, free_tokens
 from modules.engine.base import Delta, Event, Finished, ModelInfo, Usage
 from modules.engine.host import EngineHost
-from modules.errors import BadValue, ContextLengthExceeded, ModelNotFound, NotFound
+from modules.errors import BadValue, ContextLengthExceeded, MethodNotAllowed, ModelNotFound, NotFound
 from modules.messages import ChatMessage, Role
 from modules.sampling import GenerationParams
 from modules.services import Services
@@ -85,6 +85,8 @@ def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: fl
 
     @router.api_route("/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     def unknown(request: Request, rest: str) -> Json:
+        if any(getattr(route, "path", "") == f"/v1/{rest}" for route in router.routes):
+            raise MethodNotAllowed(f"/v1/{rest} takes no {request.method}.", remedy="docs/api.md lists every route.")
         raise NotFound(f"There is no {request.method} /v1/{rest[:200]}.", remedy="docs/api.md lists every route.")
 
     return router

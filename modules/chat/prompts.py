@@ -302,6 +302,8 @@ def _too_long(what: str, info: ModelInfo, free: int) -> ContextLengthExceeded:
     kept = f", of which {free:,} are kept free for the reply" if free else ""
     return ContextLengthExceeded(
         f"{what}; the context of {info.name} holds {info.context_tokens:,} tokens{kept}.",
-        remedy="Shorten the text, ask for a shorter reply, or load the model with a larger --ctx-size.",
+        remedy="Shorten the text, ask for a shorter reply, or load the model with a larger --ctx-size."
+        if info.can_grow
+        else "Shorten the text or ask for a shorter reply: this model was made for no more.",
         param="messages",
     )

@@ -134,8 +134,9 @@ class ModelInfo:
     """What a loaded model says of itself. `placement` gives bytes of weights per device, `modules` where each went.
 
     `loop` is the generation loop in use, `loop_reason` why. `end_texts` are the texts of the end tokens;
-    `special_tokens` maps a name ("bos_token") to its text. `text_prefix_ids` and `text_suffix_ids` are what the
-    tokenizer itself puts around a plain text (`add_special_tokens=True`): Llama's BOS, T5's end token.
+    `longest_context` is what the model was made for, 0 where nothing says; `special_tokens` maps a name ("bos_token")
+    to its text. `text_prefix_ids` and `text_suffix_ids` are what the tokenizer itself puts around a plain text
+    (`add_special_tokens=True`): Llama's BOS, T5's end token.
     """
 
     name: str
@@ -155,8 +156,14 @@ class ModelInfo:
     load_s: float
     peak_bytes: int
     warnings: tuple[str, ...] = ()
+    longest_context: int = 0
     text_prefix_ids: tuple[int, ...] = ()
     text_suffix_ids: tuple[int, ...] = ()
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether the model could be loaded with a longer context than it has."""
+        return not self.longest_context or self.context_tokens < self.longest_context
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,8 @@ __all__ = ["PATIENCE", "EngineHost", "Generation", "Patience", "ignore"]
 
 log = logging.getLogger(__name__)
 TICK_S = 0.2
-SEND_AGAIN = "Send the message again: the model is loaded anew."
+TRY_AGAIN = "Try again: the model is loaded anew."
+TIGHT = 1.5  # with this many times its need free, an engine was hardly killed for want of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +350,7 @@ class EngineHost:
         if silent_s > (self._patience.reply_s if loaded else self._patience.load_s) and self._verdict is None:
             silence = f"no sign of life for {format_duration(silent_s)}, and was stopped"
             self._verdict = (
-                EngineDied(f"The engine showed {silence}.", remedy=SEND_AGAIN)
+                EngineDied(f"The engine showed {silence}.", remedy=TRY_AGAIN)
                 if loaded
                 else TimedOut(f"The load showed {silence}.", remedy="Try again, or load a smaller model.")
             )
@@ -404,16 +405,14 @@ class EngineHost:
         killed = code is not None and code == -getattr(signal, "SIGKILL", 9)
         if loading and killed:
             return OutOfMemory(
-                f"The engine process was killed while it was loading, most likely because memory ran out "
-                f"({_memory_words(self.plan)}).",
+                f"The engine process was killed while it was loading{_guess(self.plan)}.",
                 remedy="Close other programs, or load with fewer bits, a shorter context or --disk.",
             )
-        again = "Try again; the log says more." if loading else SEND_AGAIN
+        again = "Try again; the log says more." if loading else TRY_AGAIN
         when = " while it was loading" if loading else ""
         if killed:
             return EngineDied(
-                f"The engine process was killed (SIGKILL), most likely because memory ran out "
-                f"({_memory_words(self.plan)}).",
+                f"The engine process was killed (SIGKILL){_guess(self.plan)}.",
                 remedy=again,
             )
         return EngineDied(f"The engine process ended{when} ({_exit_words(code)}).", remedy=again)
@@ -430,8 +429,11 @@ def _exit_words(code: int | None) -> str:
         return f"signal {-code}"
 
 
-def _memory_words(plan: Plan) -> str:
-    """What the plan needs of CPU memory, if it says so, and what is free now."""
+def _guess(plan: Plan) -> str:
+    """Memory as the likely cause, with the plan's need and what is free now, unless plenty is free."""
     needed = plan.budgets["cpu"].total if "cpu" in plan.budgets else 0
-    free = f"{format_size(psutil.virtual_memory().available)} are free now"
-    return f"the plan needs {format_size(needed)}, {free}" if needed else free
+    free = psutil.virtual_memory().available
+    if needed and free > needed * TIGHT:
+        return ", by the system or by another program"
+    need = f"the plan needs {format_size(needed)}, " if needed else ""
+    return f", most likely because memory ran out ({need}{format_size(free)} are free now)"

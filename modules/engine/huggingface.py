@@ -224,6 +224,7 @@ def describe(plan: Plan, model: Any, tokenizer: Any, started: float) -> LoadedMo
         load_s=time.monotonic() - started,
         peak_bytes=peak_bytes(on_gpu=bool(gpus)),
         warnings=plan.spec.warnings,
+        longest_context=plan.spec.max_context,
         text_prefix_ids=prefix_ids,
         text_suffix_ids=suffix_ids,
     )

@@ -17,6 +17,7 @@ import torch
 
 from modules.engine.reply import is_out_of_memory
 from modules.errors import (
+    BadConfig,
     BadSafetensors,
     BadTokenizer,
     DiskFull,
@@ -79,6 +80,8 @@ def name_failure(error: Exception, plan: Plan) -> SnugError:
             f"{name} needs Python code of its own, which is off.",
             remedy="If you trust its publisher, start Snug with --trust-remote-code.",
         )
+    if "StrictDataclass" in type(error).__name__:
+        return BadConfig(f"The config.json of {name} cannot be right: {cause}.", remedy=_FETCH_AGAIN)
     if type(error).__name__ == "SafetensorError":
         return BadSafetensors(f"{name}: a weights file is damaged: {cause}.", remedy=_FETCH_AGAIN)
     if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and "no file named" in text):

@@ -97,7 +97,9 @@ class LoopEngine(TokenizerFace):
         if total >= longest:
             raise ContextLengthExceeded(
                 f"The text has {total} tokens; with room for a reply, at most {longest - 1} fit.",
-                remedy="Shorten it, or load the model with a larger --ctx-size.",
+                remedy="Shorten it, or load the model with a larger --ctx-size."
+                if self.loaded.info.can_grow
+                else "Shorten it: this model was made for no more.",
                 param="prompt",
             )
 

@@ -165,7 +165,7 @@ class Leader:
     def send(self, order: Order) -> None:
         """Give `order` to every follower. Raises EngineDied if one is lost."""
         if self.broken:
-            raise EngineDied(self.broken, remedy="Send the message again: the model is loaded anew.")
+            raise EngineDied(self.broken, remedy="Try again: the model is loaded anew.")
         orders: list[Order] = [order]
         if self._forgotten:
             orders.insert(0, Drop(tuple(self._forgotten.popleft() for _ in range(len(self._forgotten)))))
@@ -175,7 +175,7 @@ class Leader:
                     follower.send(one)
             except OSError as error:
                 self.break_off(f"Rank {rank} has ended.")
-                raise EngineDied(self.broken, remedy="Send the message again: the model is loaded anew.") from error
+                raise EngineDied(self.broken, remedy="Try again: the model is loaded anew.") from error
 
     def forget(self, row: int) -> None:
         """Nobody holds `row` any more; the followers hear of it with the next order. Safe in a finalizer."""

@@ -81,7 +81,7 @@ def make_plan(
     if solution is None:
         raise _out_of_memory(problem, inventory)
     disk_needed = solution.layout.rewritten
-    if disk_needed > problem.disk.free_bytes - margin(problem.disk.free_bytes):
+    if disk_needed and disk_needed > problem.disk.free_bytes - margin(problem.disk.free_bytes):
         raise DiskFull(
             f"{spec.name}: {format_size(disk_needed)} must go to {problem.disk.name}, "
             f"which has {format_size(problem.disk.free_bytes)} free.",
