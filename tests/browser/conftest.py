@@ -128,9 +128,9 @@ def _serve(services: Services, parts: ExitStack) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all tests."""
+    """One Chromium for a file's tests. No longer: while playwright runs, no other event loop can in this thread."""
     from tests.conftest import find_chromium
 
     with sync_playwright() as playwright:

@@ -14,7 +14,7 @@ from tests.browser.conftest import OpenPage, Snug
 from tests.fakes import Script
 from tests.test_host import until
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 Start = Callable[..., Snug]
 ENDLESS = Script(reply="and so on ", endless=True, tokens_per_s=40)

@@ -12,7 +12,7 @@ from tests.browser.conftest import OpenPage, Snug
 from tests.browser.test_chat import last_reply, replies, send
 from tests.fakes import Script, make_model_folder
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 Start = Callable[..., Snug]
 HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)>
