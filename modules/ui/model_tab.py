@@ -11,7 +11,7 @@ from modules.errors import BadValue, SnugError
 from modules.services import Services
 from modules.settings import GROUP_TITLES, LoadOptions, flag_of
 from modules.ui.picture import info_html, plan_html
-from modules.ui.widgets import option_control, read_options, show_problem
+from modules.ui.widgets import DIRECT, note, notes, option_control, read_options
 from modules.units import format_size
 
 Controls = dict[str, gr.components.Component]
@@ -93,6 +93,7 @@ def build(services: Services) -> None:
     """Put the tab's content here."""
     tab = ModelTab(services)
     defaults = services.models.defaults
+    told = notes()
     with gr.Column(elem_classes=["sheet"]):
         gr.HTML("<h1>Model</h1><p>What is in models/, and how it is to be loaded.</p>")
         with gr.Row(elem_classes=["split"]):
@@ -101,7 +102,7 @@ def build(services: Services) -> None:
                     gr.HTML("<h2>Models</h2>")
                     refresh = gr.Button("Refresh", elem_classes=["quiet"], elem_id="snug-refresh", scale=0)
                 models = gr.HTML(
-                    lambda: tab.list_html(defaults.model),
+                    tab.list_html(defaults.model),
                     js_on_load="snug.mountModelList(element, trigger, watch); // 'pick'",
                     elem_id="snug-models",
                 )
@@ -124,35 +125,38 @@ def build(services: Services) -> None:
         chosen = str(event._data["name"])
         return {name: chosen, models: tab.list_html(chosen)}
 
-    def start(data: dict[gr.components.Component, Any]) -> str:
+    def look(data: dict[gr.components.Component, Any]) -> Any:
+        seen = {card: tab.state_html(), models: tab.list_html(data[name])}
+        return seen | {plan: tab.plan_html(data)} if data[name] else seen
+
+    def start(data: dict[gr.components.Component, Any]) -> Any:
         try:
             tab.load(data)
         except SnugError as error:
-            show_problem(error)
-        return tab.state_html()
+            return {told: note(error)}
+        return {card: tab.state_html()}
 
-    def stop() -> str:
+    def stop() -> Any:
         try:
             tab.models.unload()
         except SnugError as error:
-            show_problem(error)
-        return tab.state_html()
+            return {told: note(error)}
+        return {card: tab.state_html()}
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
-    models.pick(pick, outputs={name, models}, **quiet)
-    refresh.click(tab.list_html, inputs=name, outputs=models, **quiet)
+    models.pick(pick, outputs={name, models}, **DIRECT)
+    refresh.click(tab.list_html, inputs=name, outputs=models, **DIRECT)
     gr.on(
         [control.change for control in everything],
         tab.plan_html,
         inputs=everything,
         outputs=plan,
         trigger_mode="always_last",
-        **quiet,
+        **DIRECT,
     )
-    card.refresh(tab.state_html, outputs=card, **quiet).then(tab.plan_html, inputs=everything, outputs=plan, **quiet)
+    card.refresh(look, inputs=everything, outputs={card, models, plan}, **DIRECT)
     pulse = "() => snug.pulse()"
-    load.click(start, inputs=everything, outputs=card, **quiet).then(fn=None, js=pulse)
-    unload.click(stop, outputs=card, **quiet).then(fn=None, js=pulse)
+    load.click(start, inputs=everything, outputs={card, told}, **DIRECT).then(fn=None, js=pulse)
+    unload.click(stop, outputs={card, told}, **DIRECT).then(fn=None, js=pulse)
 
 
 def _option_groups(tab: ModelTab, defaults: LoadOptions) -> None:

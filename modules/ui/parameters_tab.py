@@ -14,7 +14,7 @@ from modules.errors import BadValue, SnugError
 from modules.sampling import GROUP_TITLES, GenerationParams, controls
 from modules.services import Services
 from modules.ui.views import Json
-from modules.ui.widgets import parameter_control, show_problem
+from modules.ui.widgets import DIRECT, note, notes, parameter_control
 
 Controls = dict[str, gr.components.Component]
 
@@ -72,6 +72,7 @@ def build(services: Services) -> None:
         visible="hidden",
         elem_classes=["channel"],
     )
+    told = notes()
     with gr.Column(elem_classes=["sheet"]):
         gr.HTML("<h1>Parameters</h1><p>How the next token is chosen. They count from your next message on.</p>")
         with gr.Row(elem_classes=["toolbar"], equal_height=True):
@@ -93,10 +94,9 @@ def build(services: Services) -> None:
 
     def take(data: dict[gr.components.Component, Any]) -> Any:
         try:
-            return changed(tab.read(data))
+            return {channel: changed(tab.read(data))}
         except SnugError as error:
-            show_problem(error)
-            return gr.skip()
+            return {told: note(error)}
 
     def restore(event: gr.EventData) -> Any:
         try:
@@ -105,47 +105,40 @@ def build(services: Services) -> None:
             return tab.show(GenerationParams())
 
     def load(name: str | None) -> Any:
-        if not name:
-            return gr.skip()
         try:
-            return tab.show(tab.presets.get(name))
+            return tab.show(tab.presets.get(name)) if name else {}
         except SnugError as error:
-            show_problem(error)
-            return gr.skip()
+            return {told: note(error)}
 
     def save_as(data: dict[gr.components.Component, Any]) -> Any:
         try:
             name = str(data[title]).strip()
             tab.presets.save(name, tab.read(data))
         except SnugError as error:
-            show_problem(error)
-            return gr.skip()
-        gr.Info(f"Saved as {name}.", title="", duration=3)
-        return {preset: gr.update(choices=tab.presets.names(), value=name), title: ""}
+            return {told: note(error)}
+        kept = gr.update(choices=tab.presets.names(), value=name)
+        return {preset: kept, title: "", told: note(f"Saved as {name}.")}
 
     def remove(name: str | None) -> Any:
         try:
             tab.presets.delete(name or "")
         except SnugError as error:
-            show_problem(error)
-            return gr.skip()
-        gr.Info(f"{name} is deleted.", title="", duration=3)
-        return gr.update(choices=tab.presets.names(), value=None)
+            return {told: note(error)}
+        return {preset: gr.update(choices=tab.presets.names(), value=None), told: note(f"{name} is deleted.")}
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
     gr.on(
         [control.change for control in everything],
         take,
         inputs=everything,
-        outputs=channel,
+        outputs={channel, told},
         trigger_mode="always_last",
-        **quiet,
+        **DIRECT,
     )
-    channel.restore(restore, outputs=everything, **quiet)
-    preset.input(load, inputs=preset, outputs=everything, **quiet)
-    save.click(save_as, inputs={*everything, title}, outputs={preset, title}, **quiet)
-    delete.click(remove, inputs=preset, outputs=preset, **quiet)
-    reset.click(lambda: {**tab.show(GenerationParams()), preset: None}, outputs={*everything, preset}, **quiet)
+    channel.restore(restore, outputs=everything, **DIRECT)
+    preset.input(load, inputs=preset, outputs={*everything, told}, **DIRECT)
+    save.click(save_as, inputs={*everything, title}, outputs={preset, title, told}, **DIRECT)
+    delete.click(remove, inputs=preset, outputs={preset, told}, **DIRECT)
+    reset.click(lambda: {**tab.show(GenerationParams()), preset: None}, outputs={*everything, preset}, **DIRECT)
 
 
 def _matching(services: Services) -> str | None:

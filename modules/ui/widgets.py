@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
@@ -92,9 +92,24 @@ def scripted(mount: str, *doors: Callable[..., Json], follow: Callable[..., Any]
     page.follow(follow, outputs=channel, show_progress="hidden", concurrency_limit=None, trigger_mode="multiple")
 
 
-def show_problem(error: SnugError) -> None:
-    """A toast with cause and remedy, for handlers of Gradio's own controls."""
-    gr.Warning(f"{html.escape(error.message)}<br>{html.escape(error.remedy)}", title="", duration=8)
+# Without the queue an event is one request and its answer. With it, Gradio's page now and then misses the answer to an
+# event that begins as the stream of an earlier one ends; only what streams takes that road (the script asks again).
+DIRECT: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+
+
+def notes() -> gr.HTML:
+    """Where a handler of Gradio's own controls puts a `note` to show it as a toast."""
+    return gr.HTML(
+        js_on_load="watch('value', () => props.value && snug.showNote(props.value))",
+        visible="hidden",
+        elem_classes=["channel"],
+    )
+
+
+def note(about: SnugError | str) -> Json:
+    """A toast: an error's cause and remedy, or a sentence of good news. `id` tells equal ones apart."""
+    told = problem_view(about) if isinstance(about, SnugError) else {"code": "", "message": about, "remedy": ""}
+    return told | {"id": time.monotonic_ns()}
 
 
 def label_of(name: str) -> str:

@@ -8,7 +8,7 @@
     ["Think it through", "What should I consider before I adopt a dog? List the five most important points."],
     ["Some code", "Write a Python function that counts the words in a text, with an example."],
   ];
-  const LOST_AFTER_MS = 4000;
+  const LOST_AFTER_MS = 2500;
   const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, atEnd: true };
   let scroller, column, list, input, sendButton, stopButton, jump, prompt, empty, live, notice;
 

@@ -94,6 +94,8 @@ window.snug = (() => {
     });
   }
 
+  function showNote(note) { if (note.code) showProblem(note); else toast(note.message, { seconds: 3 }); }
+
   /* Resolves to true when the person confirms. */
   function ask(title, text, confirmLabel) {
     return new Promise((resolve) => {
@@ -157,5 +159,5 @@ window.snug = (() => {
     return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   }
 
-  return { el, icon, iconButton, remember, toast, showProblem, ask, call, applyTheme, setTheme, selectTab, currentTab, copy, newId, THEMES };
+  return { el, icon, iconButton, remember, toast, showProblem, showNote, ask, call, applyTheme, setTheme, selectTab, currentTab, copy, newId, THEMES };
 })();

@@ -2,6 +2,7 @@
 "use strict";
 (() => {
   const { remember } = snug;
+  const HOLD_MS = 3000;
   let params = remember.get("params", {});
   snug.params = () => params;
 
@@ -27,14 +28,21 @@
     document.querySelectorAll("[data-load-stage]").forEach((node) => { node.textContent = model.stage; });
   };
 
+  /* The choice is shown at once; Load waits until the server knows of it too. */
   snug.mountModelList = (element, trigger, watch) => {
-    const hold = (held) => { document.getElementById("snug-load").disabled = held; };  // until the choice has arrived
-    watch("value", () => hold(false));
+    let chosen = element.querySelector("[aria-pressed=true]")?.dataset.model ?? "";
+    const hold = (held) => { document.getElementById("snug-load").disabled = held; };
+    const mark = () => element.querySelectorAll("[data-model]").forEach((button) =>
+      button.setAttribute("aria-pressed", String(button.dataset.model === chosen)));
+    watch("value", () => { mark(); hold(false); });
     element.addEventListener("click", (event) => {
       const button = event.target.closest("[data-model]");
-      if (!button || button.disabled || button.getAttribute("aria-pressed") === "true") return;
+      if (!button || button.disabled || button.dataset.model === chosen) return;
+      chosen = button.dataset.model;
+      mark();
       hold(true);
-      trigger("pick", { name: button.dataset.model });
+      setTimeout(() => hold(false), HOLD_MS);
+      trigger("pick", { name: chosen });
     });
   };
 })();
