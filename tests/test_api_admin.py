@@ -139,13 +139,13 @@ async def test_start_up_flags_hold_unless_the_load_says_otherwise(settings: Sett
 
 
 async def test_unknown_routes_and_methods_get_the_error_object(client: httpx.AsyncClient) -> None:
-    for method, path in (("GET", "/v1/nothing"), ("POST", "/v1/models"), ("DELETE", "/v1/chat/completions")):
-        response = await client.request(method, path)
-        assert response.status_code == 404
-        assert error_of(response)["code"] == "not_found"
-    wrong = await client.post("/health")
-    assert wrong.status_code == 405
-    assert error_of(wrong)["code"] == "method_not_allowed"
+    unknown = await client.get("/v1/nothing")
+    assert unknown.status_code == 404
+    assert error_of(unknown)["code"] == "not_found"
+    for method, path in (("POST", "/v1/models"), ("DELETE", "/v1/chat/completions"), ("POST", "/health")):
+        wrong = await client.request(method, path)
+        assert wrong.status_code == 405
+        assert error_of(wrong)["code"] == "method_not_allowed"
 
 
 def test_the_documentation_lists_every_error_code_and_no_other() -> None:
