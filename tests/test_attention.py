@@ -77,12 +77,13 @@ class OneLayerCache:
     """A paged cache that has all keys and values already."""
 
     def __init__(self, key: torch.Tensor, value: torch.Tensor, window: int | None) -> None:
-        self.layer_to_allocator = {0: SimpleNamespace(sliding_window=window) if window else SimpleNamespace()}
+        self.layer_to_allocator = {
+            0: SimpleNamespace(sliding_window=window, layer_type="kind", supports_block_table=False)
+        }
         self._states = key[None], value[None]
 
-    def update(self, *, kwargs: dict[str, Any], **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """As PagedAttentionCache.update: picks what belongs to the layer's kind."""
-        kwargs["cu_seq_lens_k"] = kwargs["cu_seq_lens_k"]["kind"]
+    def update(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """All there is, as PagedAttentionCache.update."""
         return self._states
 
 

@@ -1,7 +1,8 @@
 """Many rows in one model over a paged KV cache: transformers' continuous batching behind a face of ours.
 
-The only file that touches its inner parts (transformers 5.23: generation/continuous_batching). We own the thread and
-call prepare, step and update ourselves; `choose` replaces its sampling. Who runs when is decided in batched.py.
+Only this file and attention.py touch its inner parts (transformers 5.23: generation/continuous_batching). We own the
+thread and call prepare, step and update ourselves; `choose` replaces its sampling. Who runs when is decided in
+batched.py.
 
 CUDA graphs and asynchronous batching stay off: a captured graph would freeze `choose`, which is Python a row.
 """
@@ -138,6 +139,7 @@ class PagedModel:
         if forget_prefixes:
             self._cache.evict_cached_blocks()
 
+    @torch.inference_mode()
     def step(self) -> list[Stretch]:
         """One forward step for as many rows as fit; what each did. After an error, `reset` and add the rows again."""
         if not self._processor.prepare_next_batch():
