@@ -99,6 +99,12 @@ class ModelManager:
         return self._settings.load_options
 
     @property
+    def options(self) -> LoadOptions | None:
+        """What the model that answers (or, having died, will again) was loaded with; None without one."""
+        current = self._current
+        return current.options if current else None
+
+    @property
     def state(self) -> ModelState:
         """How things stand."""
         return self._state

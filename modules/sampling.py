@@ -52,7 +52,7 @@ class GenerationParams(BaseModel):
     temperature: Annotated[float, Control("Temperature", "core", 0.01, 0, 2)] = Field(
         default=0.7, ge=0, le=100, description="Higher is more surprising. 0 always takes the likeliest token."
     )
-    top_p: Annotated[float, Control("Top P", "core")] = Field(
+    top_p: Annotated[float, Control("Top P", "core", minimum=0.01)] = Field(
         default=0.9, gt=0, le=1, description="Keep the likeliest tokens that together reach this probability. 1 is off."
     )
     top_k: Annotated[int, Control("Top K", "core", 1, 0, 200)] = Field(
@@ -61,7 +61,7 @@ class GenerationParams(BaseModel):
     min_p: Annotated[float, Control("Min P", "truncation")] = Field(
         default=0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest one. 0 is off."
     )
-    typical_p: Annotated[float, Control("Typical P", "truncation")] = Field(
+    typical_p: Annotated[float, Control("Typical P", "truncation", minimum=0.01)] = Field(
         default=1.0, gt=0, le=1, description="Keep tokens whose surprise is nearest to the expected one. 1 is off."
     )
     epsilon_cutoff: Annotated[float, Control("Epsilon cutoff", "truncation", 0.0001, 0, 0.01)] = Field(

@@ -183,6 +183,20 @@ def test_a_load_shows_its_progress_and_then_the_model(make_manager: MakeManager,
     assert ask(manager) == "a"
 
 
+def test_the_options_are_those_of_the_model_that_answers(make_manager: MakeManager, settings: Settings) -> None:
+    manager = make_manager()
+    seen = [manager.options]
+    manager.load(named("a", ctx_size=64))
+    seen.append(manager.options)
+    write_script(settings.model_dir / "b", Script(load_fault="refuse"))
+    with pytest.raises(LoadFailed):
+        manager.load(named("b"))
+    seen.append(manager.options)
+    manager.unload()
+    seen.append(manager.options)
+    assert seen == [None, named("a", ctx_size=64), named("a", ctx_size=64), None]
+
+
 def test_start_load_returns_at_once_and_the_state_tells_the_rest(make_manager: MakeManager) -> None:
     manager = make_manager()
     manager.start_load(named("a"))

@@ -22,8 +22,18 @@ from modules.sampling import GenerationParams, controls
 from modules.settings import LoadOptions
 from modules.ui import theme
 from modules.ui.markdown import StreamingMarkdown, render
+from modules.ui.parameters_tab import read
 from modules.ui.picture import info_html, layer_devices, plan_html
-from modules.ui.views import live_view, message_view, model_view, notebook_view, printable, stats_line, thread_view
+from modules.ui.views import (
+    live_view,
+    message_view,
+    model_view,
+    notebook_view,
+    printable,
+    revision,
+    stats_line,
+    thread_view,
+)
 from modules.ui.widgets import Pick, door, label_of, option_control, parameter_control, read_options
 from modules.units import GiB, MiB
 from tests.fakes import fake_spec
@@ -252,7 +262,29 @@ def test_every_parameter_has_a_control_with_its_help_range_and_default() -> None
             field = GenerationParams.model_fields[name]
             assert (shown.label, shown.info, shown.value) == (control.label, field.description, field.default)
             if isinstance(shown, gr.Slider):
-                GenerationParams.model_validate({name: shown.maximum})
+                kind = int if field.annotation is int else float
+                for end in (shown.minimum, shown.maximum):
+                    GenerationParams.model_validate({name: kind(end)})
+
+
+def test_an_invalid_parameter_is_named_and_the_others_count() -> None:
+    reading = read({"top_p": 0, "temperature": 1.5, "max_new_tokens": 0.5, "nonsense": 1})
+    assert reading.params == GenerationParams(temperature=1.5)
+    view = reading.view()
+    assert view["params"] == {"temperature": 1.5}
+    assert set(view["invalid"]) == {"top_p", "max_new_tokens", "nonsense"}
+    assert "greater than 0" in view["invalid"]["top_p"] and "0.9" in view["invalid"]["top_p"]
+
+
+def test_a_revision_changes_with_all_that_a_page_shows_of_conversations() -> None:
+    conversation = Conversation("c1", "", "Title", "chat", "Be brief.", "m1", 1.0, 2.0)
+    others = [
+        replace(conversation, **change)
+        for change in ({"title": "\ud83d"}, {"system_prompt": ""}, {"head_id": None}, {"updated_at": 3.0})
+    ]
+    seen = {revision(), revision(conversation), *(revision(other) for other in others)}
+    assert len(seen) == 6
+    assert revision(conversation) == revision(replace(conversation))
 
 
 def test_labels_are_made_from_names() -> None:

@@ -13,7 +13,8 @@ import gradio as gr
 from pydantic import Field
 
 from modules.chat.service import RunningReply
-from modules.errors import SnugError
+from modules.errors import BadValue, SnugError
+from modules.messages import Conversation
 from modules.sampling import GenerationParams
 from modules.services import Services
 from modules.ui.markdown import StreamingMarkdown
@@ -25,6 +26,7 @@ from modules.ui.views import (
     model_view,
     printable,
     problem_view,
+    revision,
     thread_view,
 )
 from modules.ui.widgets import Body, Pick, door, owner_of, read_body, scripted
@@ -89,8 +91,10 @@ class ChatDoors:
 
     def conversations(self, owner: str, body: Search) -> Json:
         """The list at the side, newest first; with a query, those whose text holds it."""
-        found = self.store.list(owner, body.query.strip())
-        return {"items": [conversation_view(item) for item in found if item.mode == "chat"]}
+        return {"items": [conversation_view(item) for item in self._chats(owner, body.query.strip())]}
+
+    def _chats(self, owner: str, query: str = "") -> list[Conversation]:
+        return [item for item in self.store.list(owner, query) if item.mode == "chat"]
 
     def open(self, owner: str, body: Pick) -> Json:
         """One conversation."""
@@ -138,7 +142,9 @@ class ChatDoors:
         return self.thread(owner, body.id)
 
     def edit(self, owner: str, body: Edit) -> Json:
-        """Change a message's text."""
+        """Change a message's text; a question keeps some, as the composer asks for."""
+        if not body.text.strip() and self.store.message(owner, body.message).role == "user":
+            raise BadValue("A message needs some text.", remedy="Write something, or cancel the edit.", param="text")
         self.chat.edit(owner, body.id, body.message, body.text)
         return self.thread(owner, body.id)
 
@@ -158,11 +164,11 @@ class ChatDoors:
         return {}
 
     def pulse(self, owner: str, body: Pulse) -> Json:
-        """The state of the model, and whether the conversation on show has changed elsewhere."""
-        answer: Json = {"model": model_view(self.models.state)}
+        """The state of the model, and whether the list or the conversation on show has changed elsewhere."""
+        answer: Json = {"model": model_view(self.models.state), "conversations": revision(*self._chats(owner))}
         if body.id:
-            running = self.chat.running(owner, body.id)
-            answer["head"] = self.store.get(owner, body.id).head_id
+            running, conversation = self.chat.running(owner, body.id), self.store.get(owner, body.id)
+            answer |= {"head": conversation.head_id, "revision": revision(conversation)}
             answer["running"] = running.message_id if running else None
         return answer
 

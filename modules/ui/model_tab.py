@@ -11,7 +11,7 @@ from modules.errors import BadValue, SnugError
 from modules.services import Services
 from modules.settings import GROUP_TITLES, LoadOptions, flag_of
 from modules.ui.picture import info_html, plan_html
-from modules.ui.widgets import DIRECT, note, notes, option_control, read_options
+from modules.ui.widgets import DIRECT, note, notes, option_control, read_options, shown_option
 from modules.units import format_size
 
 Controls = dict[str, gr.components.Component]
@@ -27,6 +27,16 @@ class ModelTab:
     def options(self, data: dict[gr.components.Component, Any]) -> LoadOptions:
         """What the controls ask for."""
         return read_options({name: data[control] for name, control in self.controls.items()})
+
+    def mirrored(self, name: str | None) -> dict[gr.components.Component, Any]:
+        """Updates that make the controls show how the loaded model was loaded; else choose a model that is alone."""
+        options = self.models.options
+        if options:
+            return {
+                control: shown_option(option, getattr(options, option)) for option, control in self.controls.items()
+            }
+        usable = [entry.name for entry in self.models.list() if not entry.problem]
+        return {self.controls["model"]: usable[0]} if not name and len(usable) == 1 else {}
 
     def load(self, data: dict[gr.components.Component, Any]) -> None:
         """Start the load that the controls ask for."""
@@ -125,9 +135,10 @@ def build(services: Services) -> None:
         chosen = str(event._data["name"])
         return {name: chosen, models: tab.list_html(chosen)}
 
-    def look(data: dict[gr.components.Component, Any]) -> Any:
-        seen = {card: tab.state_html(), models: tab.list_html(data[name])}
-        return seen | {plan: tab.plan_html(data)} if data[name] else seen
+    def look(data: dict[gr.components.Component, Any], event: gr.EventData) -> Any:
+        updates = tab.mirrored(data[name]) if event._data.get("mirror") else {}
+        seen = {**updates, card: tab.state_html(), models: tab.list_html(updates.get(name, data[name]))}
+        return seen | {plan: tab.plan_html(data | updates)}
 
     def start(data: dict[gr.components.Component, Any]) -> Any:
         try:
@@ -153,7 +164,7 @@ def build(services: Services) -> None:
         trigger_mode="always_last",
         **DIRECT,
     )
-    card.refresh(look, inputs=everything, outputs={card, models, plan}, **DIRECT)
+    card.refresh(look, inputs=everything, outputs={*everything, card, models, plan}, **DIRECT)
     pulse = "() => snug.pulse()"
     load.click(start, inputs=everything, outputs={card, told}, **DIRECT).then(fn=None, js=pulse)
     unload.click(stop, outputs={card, told}, **DIRECT).then(fn=None, js=pulse)

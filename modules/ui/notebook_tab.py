@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 
 import gradio as gr
@@ -14,7 +15,10 @@ from modules.ui.widgets import Body, Nothing, Pick, door, owner_of, scripted
 
 
 class Text(Body):
+    """A text in place of the one that the page `known`."""
+
     text: str
+    known: str
 
 
 class Complete(Text):
@@ -28,6 +32,7 @@ class NotebookDoors:
         self.store, self.chat = services.store, services.chat
         self.streams = not services.settings.no_stream
         self._before: dict[str, str] = {}  # by owner, what the running completion completes
+        self._keeping = threading.Lock()
 
     def load_text(self, owner: str, _: Nothing) -> Json:
         """The text as it was left, and whether the model is still writing it."""
@@ -38,9 +43,19 @@ class NotebookDoors:
         return {"text": text, "running": running.message_id, "before": printable(self._before.get(owner, text))}
 
     def save_text(self, owner: str, body: Text) -> Json:
-        """Keep the text."""
-        self.store.save_notebook(owner, body.text)
-        return {}
+        """Keep the text. If another page changed it meanwhile the answer is {"stale": its text} instead, and
+        {"busy": True} while the model writes, which would write over it."""
+        with self._keeping:
+            if self.chat.running(owner, NOTEBOOK):
+                return {"busy": True}
+            stale = self._stale(owner, body)
+            if not stale:
+                self.store.save_notebook(owner, body.text)
+        return stale
+
+    def _stale(self, owner: str, body: Text) -> Json:
+        kept = printable(self.store.notebook(owner))
+        return {} if kept in (body.known, body.text) else {"stale": kept}
 
     def stop_text(self, owner: str, body: Pick) -> Json:
         """End the completion; what it wrote stays."""
@@ -48,9 +63,12 @@ class NotebookDoors:
         return {}
 
     def complete(self, owner: str, body: Complete) -> Json:
-        """Let the model go on with the text."""
-        reply = self.chat.complete(owner, body.text, body.params)
-        self._before[owner] = body.text
+        """Let the model go on with the text, unless another page changed it meanwhile, as in `save_text`."""
+        with self._keeping:
+            if stale := self._stale(owner, body):
+                return stale
+            reply = self.chat.complete(owner, body.text, body.params)
+            self._before[owner] = body.text
         return {"running": reply.message_id}
 
     async def follow(self, request: gr.Request) -> AsyncIterator[Json]:

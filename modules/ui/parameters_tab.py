@@ -5,6 +5,8 @@ The values in force are those that differ from the defaults; the page's script s
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -19,6 +21,25 @@ from modules.ui.widgets import DIRECT, note, notes, parameter_control
 Controls = dict[str, gr.components.Component]
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was made of values: `params`, in which the default stands for each that is `invalid` (name → why)."""
+
+    params: GenerationParams
+    invalid: dict[str, str] = field(default_factory=dict)
+
+    def view(self) -> Json:
+        """As static/forms.js takes it: what differs from the defaults, and a sentence about each invalid value."""
+        defaults = GenerationParams()
+        return {
+            "params": changed(self.params),
+            "invalid": {
+                name: f"{why}. Until it is corrected the default counts: {getattr(defaults, name, '')}."
+                for name, why in self.invalid.items()
+            },
+        }
+
+
 class ParametersTab:
     """The controls by parameter name, and what happens when they change."""
 
@@ -26,11 +47,20 @@ class ParametersTab:
         self.presets = services.presets
         self.controls: Controls = {}
 
-    def read(self, data: dict[gr.components.Component, Any]) -> GenerationParams:
-        """The parameters that the controls show. Raises BadValue naming the field."""
+    def read(self, data: dict[gr.components.Component, Any]) -> Reading:
+        """The parameters that the controls show."""
         values = {name: data[control] for name, control in self.controls.items() if data[control] is not None}
         values["stop"] = tuple(line for line in str(values.get("stop", "")).split("\n") if line)
-        return check(values)
+        return read(values)
+
+    def matching(self, params: GenerationParams, *, shown: str | None) -> str | None:
+        """The preset that equals `params`, rather the one `shown`; None if none does."""
+        names = self.presets.names()
+        for name in [shown, *names] if shown in names else names:
+            with contextlib.suppress(SnugError):
+                if self.presets.get(name or "") == params:
+                    return name
+        return None
 
     def show(self, params: GenerationParams) -> dict[gr.components.Component, Any]:
         """Updates that make the controls show `params`; a slider grows where a value lies beyond it."""
@@ -48,14 +78,13 @@ class ParametersTab:
         return updates
 
 
-def check(values: Json) -> GenerationParams:
-    """GenerationParams of `values`. Raises BadValue naming the field."""
+def read(values: Json) -> Reading:
+    """GenerationParams of those `values` that are valid, and what is wrong with the others."""
     try:
-        return GenerationParams.model_validate(values)
+        return Reading(GenerationParams.model_validate(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        raise BadValue(f"{name}: {first['msg']}.", param=name) from error
+        invalid = {str(problem["loc"][0]): problem["msg"] for problem in error.errors()}
+    return Reading(GenerationParams.model_validate({k: v for k, v in values.items() if k not in invalid}), invalid)
 
 
 def changed(params: GenerationParams) -> Json:
@@ -67,7 +96,7 @@ def build(services: Services) -> None:
     """Put the tab's content here."""
     tab = ParametersTab(services)
     channel = gr.HTML(
-        {},
+        {"params": {}, "invalid": {}},
         js_on_load="snug.mountParams(element, props, trigger, watch); // 'restore'",
         visible="hidden",
         elem_classes=["channel"],
@@ -76,8 +105,7 @@ def build(services: Services) -> None:
     with gr.Column(elem_classes=["sheet"]):
         gr.HTML("<h1>Parameters</h1><p>How the next token is chosen. They count from your next message on.</p>")
         with gr.Row(elem_classes=["toolbar"], equal_height=True):
-            names = tab.presets.names()
-            preset = gr.Dropdown(names, value=_matching(services), label="Preset", elem_id="snug-preset", scale=3)
+            preset = gr.Dropdown(tab.presets.names(), value=None, label="Preset", elem_id="snug-preset", scale=3)
             delete = gr.Button("Delete", elem_id="snug-preset-delete", elem_classes=["quiet"], scale=0)
             title = gr.Textbox(label="Save as", placeholder="A name", max_lines=1, elem_id="snug-preset-name", scale=3)
             save = gr.Button("Save", elem_id="snug-preset-save", scale=0)
@@ -92,17 +120,17 @@ def build(services: Services) -> None:
                         tab.controls["stop"] = _stop_strings()
     everything = set(tab.controls.values())
 
+    def listed(reading: Reading, shown: str | None) -> Any:
+        name = None if reading.invalid else tab.matching(reading.params, shown=shown)
+        return gr.update(choices=tab.presets.names(), value=name)
+
     def take(data: dict[gr.components.Component, Any]) -> Any:
-        try:
-            return {channel: changed(tab.read(data))}
-        except SnugError as error:
-            return {told: note(error)}
+        reading = tab.read(data)
+        return {channel: reading.view(), preset: listed(reading, data[preset])}
 
     def restore(event: gr.EventData) -> Any:
-        try:
-            return tab.show(check(event._data))
-        except SnugError:
-            return tab.show(GenerationParams())
+        reading = Reading(read(dict(event._data)).params)
+        return tab.show(reading.params) | {channel: reading.view(), preset: listed(reading, None)}
 
     def load(name: str | None) -> Any:
         try:
@@ -111,39 +139,39 @@ def build(services: Services) -> None:
             return {told: note(error)}
 
     def save_as(data: dict[gr.components.Component, Any]) -> Any:
+        reading, name = tab.read(data), str(data[title]).strip()
         try:
-            name = str(data[title]).strip()
-            tab.presets.save(name, tab.read(data))
+            if reading.invalid:
+                raise BadValue("One of the values cannot be used.", remedy="Correct what is marked, then save.")
+            tab.presets.save(name, reading.params)
         except SnugError as error:
             return {told: note(error)}
-        kept = gr.update(choices=tab.presets.names(), value=name)
-        return {preset: kept, title: "", told: note(f"Saved as {name}.")}
+        return {preset: listed(reading, name), title: "", told: note(f"Saved as {name}.")}
 
-    def remove(name: str | None) -> Any:
+    def remove(data: dict[gr.components.Component, Any]) -> Any:
+        name = data[preset] or ""
         try:
-            tab.presets.delete(name or "")
+            tab.presets.delete(name)
         except SnugError as error:
             return {told: note(error)}
-        return {preset: gr.update(choices=tab.presets.names(), value=None), told: note(f"{name} is deleted.")}
+        return {preset: listed(tab.read(data), None), told: note(f"{name} is deleted.")}
 
+    # The controls' values come as they are: a slider would refuse what lies beyond it, though the box beside it may
+    # go there, and a list what another page saved. GenerationParams and Presets check them.
+    raw: dict[str, Any] = {"preprocess": False, **DIRECT}
     gr.on(
         [control.change for control in everything],
         take,
-        inputs=everything,
-        outputs={channel, told},
+        inputs={*everything, preset},
+        outputs={channel, preset},
         trigger_mode="always_last",
-        **DIRECT,
+        **raw,
     )
-    channel.restore(restore, outputs=everything, **DIRECT)
-    preset.input(load, inputs=preset, outputs={*everything, told}, **DIRECT)
-    save.click(save_as, inputs={*everything, title}, outputs={preset, title, told}, **DIRECT)
-    delete.click(remove, inputs=preset, outputs={preset, told}, **DIRECT)
-    reset.click(lambda: {**tab.show(GenerationParams()), preset: None}, outputs={*everything, preset}, **DIRECT)
-
-
-def _matching(services: Services) -> str | None:
-    """The preset that equals the defaults, None if there is none."""
-    return next((name for name in services.presets.names() if services.presets.get(name) == GenerationParams()), None)
+    channel.restore(restore, outputs={*everything, channel, preset}, **DIRECT)
+    preset.input(load, inputs=preset, outputs={*everything, told}, **raw)
+    save.click(save_as, inputs={*everything, preset, title}, outputs={preset, title, told}, **raw)
+    delete.click(remove, inputs={*everything, preset}, outputs={preset, told}, **raw)
+    reset.click(lambda: tab.show(GenerationParams()), outputs=everything, **DIRECT)
 
 
 def _stop_strings() -> gr.components.Component:

@@ -6,6 +6,7 @@ Nothing here asks the store or the engine for anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 from modules.chat.service import ReplyView
@@ -34,6 +35,12 @@ def conversation_view(conversation: Conversation) -> Json:
     }
 
 
+def revision(*conversations: Conversation) -> str:
+    """Another text after every change of these conversations, of their messages, or of which they are."""
+    seen = repr([(item.id, item.title, item.system_prompt, item.head_id, item.updated_at) for item in conversations])
+    return blake2b(seen.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
 def message_view(message: Message) -> Json:
     """One message: its text to copy and edit, its HTML to show."""
     return {
@@ -53,6 +60,7 @@ def thread_view(conversation: Conversation, messages: Sequence[Message], running
     return {
         "conversation": conversation_view(conversation),
         "head": conversation.head_id,
+        "revision": revision(conversation),
         "messages": [message_view(message) for message in messages],
         "running": running_id,
     }

@@ -125,13 +125,12 @@ def option_control(name: str, value: Any) -> gr.components.Component:
     field = LoadOptions.model_fields[name]
     common = {"label": label_of(name), "info": field.description, "elem_classes": ["option"]}
     if field.annotation is bool:
-        return gr.Checkbox(value=bool(value), **common)
+        return gr.Checkbox(value=shown_option(name, value), **common)
     if choices := choices_of(field):
         empty = [("default", "")] if field.default is None else []
         values = [*empty, *((choice, choice) for choice in choices)]
-        return gr.Dropdown(values, value=value or field.default or "", **common)
-    shown = _shown(name, value)
-    return gr.Textbox(value=shown, placeholder=_placeholder(name), max_lines=1, **common)
+        return gr.Dropdown(values, value=shown_option(name, value), **common)
+    return gr.Textbox(value=shown_option(name, value), placeholder=_placeholder(name), max_lines=1, **common)
 
 
 def read_options(values: dict[str, Any]) -> LoadOptions:
@@ -150,8 +149,13 @@ def read_options(values: dict[str, Any]) -> LoadOptions:
         ) from error
 
 
-def _shown(name: str, value: Any) -> str:
-    """A value as its flag would take it."""
+def shown_option(name: str, value: Any) -> Any:
+    """What the control of one load option shows for `value`; texts are as the flag would take them."""
+    field = LoadOptions.model_fields[name]
+    if field.annotation is bool:
+        return bool(value)
+    if choices_of(field):
+        return value or field.default or ""
     if value is None:
         return ""
     if flag_of(name).metavar == "SIZE":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
+from modules.settings import LoadOptions
 from tests.browser.conftest import OpenPage, Snug
 from tests.fakes import Script
 from tests.test_host import until
@@ -250,7 +252,7 @@ def test_a_message_below_one_that_was_deleted_elsewhere_stays_in_the_composer(st
     expect(replies(page)).to_have_count(1)
     conversation = page.url.split("c=")[1]
     page.route(
-        "**/component_server*", lambda route: None if "pulse" in (route.request.post_data or "") else route.continue_()
+        "**/component_server/", lambda route: None if "pulse" in (route.request.post_data or "") else route.continue_()
     )
     snug.services.chat.delete_last("", conversation)
     send(page, "Two")
@@ -355,3 +357,223 @@ def test_the_notebook_takes_a_completion_back(start: Start, visit: OpenPage) -> 
     page.click("#snug-undo")
     expect(page.locator("#snug-notebook")).to_have_value("Once ")
     until(lambda: snug.services.store.notebook("") == "Once ")
+
+
+def hold(page: Page, door: str) -> Callable[[], None]:
+    """Let the page's next request to `door` wait until the function returned is called."""
+    held: list[Route] = []
+
+    def catch(route: Route) -> None:
+        if f'"{door}"' in (route.request.post_data or "") and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/component_server/", catch)
+
+    def release() -> None:
+        deadline = time.monotonic() + 10
+        while not held and time.monotonic() < deadline:
+            page.wait_for_timeout(10)  # lets playwright hand the request over
+        held[0].continue_()
+
+    return release
+
+
+def delete_last(page: Page) -> None:
+    """Delete the last exchange and confirm it."""
+    act(page, "delete")
+    page.get_by_role("button", name="Delete", exact=True).click()
+
+
+def test_text_written_while_a_message_is_sent_stays_in_the_composer(start: Start, visit: OpenPage) -> None:
+    page = visit(start(Script(reply="Yes.")))
+    release = hold(page, "send")
+    send(page, "One")
+    page.keyboard.type(" and a half")
+    release()
+    expect(replies(page)).to_have_count(1)
+    expect(page.locator(".message.user .body")).to_have_text("One")
+    expect(page.locator("#snug-input")).to_have_value("and a half")
+    page.reload()
+    expect(page.locator("#snug-input")).to_have_value("and a half")
+
+
+def test_a_suggestion_leaves_what_is_in_the_composer_alone(start: Start, visit: OpenPage) -> None:
+    page = visit(start(Script(reply="Yes.")))
+    page.fill("#snug-input", "My own words")
+    page.locator(".suggestion").first.click()
+    expect(replies(page)).to_have_count(1)
+    expect(page.locator("#snug-input")).to_have_value("My own words")
+
+
+def test_an_edit_that_is_not_saved_outlives_another_message(start: Start, visit: OpenPage) -> None:
+    page = visit(start(Script(reply="Yes.")))
+    send(page, "One")
+    expect(replies(page)).to_have_count(1)
+    act(page, "edit")
+    page.fill(".messages .edit-area", "A better reply")
+    send(page, "Two")
+    expect(replies(page)).to_have_count(2)
+    expect(page.locator(".messages .edit-area")).to_have_value("A better reply")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator(".message.assistant .body").first).to_have_text("A better reply")
+
+
+def test_a_system_prompt_being_written_outlives_a_message(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="Yes."))
+    page = visit(snug)
+    page.click("#snug-system")
+    page.fill(".system-prompt .edit-area", "Be brief.")
+    send(page, "One")
+    expect(replies(page)).to_have_count(1)
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#snug-system")).to_have_text("Be brief.")
+    assert snug.services.store.list("")[0].system_prompt == "Be brief."
+
+
+def test_a_deleted_question_goes_above_what_the_composer_holds(start: Start, visit: OpenPage) -> None:
+    page = visit(start())
+    send(page, "A question")
+    expect(replies(page)).to_have_count(1)
+    page.fill("#snug-input", "More")
+    delete_last(page)
+    expect(page.locator("#snug-input")).to_have_value("A question\n\nMore")
+
+
+def test_a_question_cannot_be_edited_to_nothing(start: Start, visit: OpenPage) -> None:
+    page = visit(start())
+    send(page, "A question")
+    expect(replies(page)).to_have_count(1)
+    page.locator(".message.user").hover()
+    page.locator('.message.user [data-act="edit"]').click()
+    page.fill(".edit-area", "  ")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator(".toast")).to_contain_text("needs some text")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".message.user .body")).to_have_text("A question")
+
+
+def test_what_another_tab_edits_creates_and_renames_arrives(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    page = visit(snug)
+    send(page, "A question")
+    expect(replies(page)).to_have_count(1)
+    store = snug.services.store
+    conversation = store.list("")[0]
+    store.edit("", store.path("", conversation.id)[0].id, "Another question")
+    expect(page.locator(".message.user .body")).to_have_text("Another question")
+    store.create("", title="From elsewhere")
+    store.rename("", conversation.id, "Renamed")
+    expect(page.locator(".conversation")).to_have_count(2)
+    expect(page.locator(".conversation.current")).to_contain_text("Renamed")
+    expect(page).to_have_title("Renamed · Snug")
+
+
+def test_a_rename_is_in_the_title_of_the_browser_tab_at_once(start: Start, visit: OpenPage) -> None:
+    page = visit(start())
+    send(page, "A question")
+    expect(replies(page)).to_have_count(1)
+    page.route(
+        "**/component_server/", lambda route: None if "pulse" in (route.request.post_data or "") else route.continue_()
+    )
+    page.locator(".conversation.current .more").click()
+    page.get_by_role("menuitem", name="Rename").click()
+    page.fill(".rename", "Fruit")
+    page.press(".rename", "Enter")
+    expect(page).to_have_title("Fruit · Snug")
+
+
+def test_a_reply_that_ends_while_another_tab_is_on_show_leaves_the_chat_whole(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="A line.\n\n" * 60, tokens_per_s=300))
+    page = visit(snug)
+    send(page, "Go on")
+    expect(last_reply(page)).to_contain_text("A line.")
+    page.get_by_role("tab", name="Parameters").click()
+    until(lambda: snug.services.store.path("", page.url.split("c=")[1])[-1].status == "complete")
+    expect(replies(page)).to_have_count(1)
+    page.get_by_role("tab", name="Chat").click()
+    page.wait_for_function("document.getElementById('snug-input').clientHeight > 20")
+    page.wait_for_function(
+        "(() => { const s = document.getElementById('snug-scroller');"
+        " return s.scrollHeight > s.clientHeight && s.scrollHeight - s.scrollTop - s.clientHeight < 5; })()"
+    )
+
+
+def test_an_error_card_offers_the_model_tab_as_long_as_no_model_answers(start: Start, visit: OpenPage) -> None:
+    snug = start(ENDLESS)
+    page = visit(snug)
+    send(page, "Go on")
+    expect(last_reply(page)).to_contain_text("and so on")
+    snug.services.models.unload()
+    button = page.locator(".problem").get_by_role("button", name="Open Model")
+    expect(button).to_be_visible()
+    snug.services.models.load(LoadOptions.model_validate({"model": "tiny"}))
+    expect(button).to_have_count(0)
+    expect(page.locator(".problem")).to_be_visible()
+
+
+def open_notebook(page: Page) -> Locator:
+    """Go to the notebook; returns its text area once the text has arrived."""
+    page.get_by_role("tab", name="Notebook").click()
+    area = page.locator("#snug-notebook")
+    expect(area).to_be_editable()
+    return area
+
+
+def test_notebook_text_that_was_just_written_outlives_a_reload(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    page = visit(snug)
+    open_notebook(page).fill("Old")
+    until(lambda: snug.services.store.notebook("") == "Old")
+    page.route("**/component_server/", lambda route: route.abort())
+    page.locator("#snug-notebook").fill("New")
+    page.unroute("**/component_server/")
+    page.reload()
+    expect(open_notebook(page)).to_have_value("New")
+    until(lambda: snug.services.store.notebook("") == "New")
+
+
+@pytest.mark.parametrize("choice", ["theirs", "mine"])
+def test_a_notebook_changed_in_two_tabs_asks_which_text_counts(start: Start, visit: OpenPage, choice: str) -> None:
+    snug = start()
+    page = visit(snug)
+    area = open_notebook(page)
+    snug.services.store.save_notebook("", "Theirs")
+    area.fill("Mine")
+    expect(page.locator(".notebook-choice")).to_contain_text("changed in another tab")
+    assert snug.services.store.notebook("") == "Theirs"
+    page.locator("#snug-use-theirs" if choice == "theirs" else "#snug-keep-mine").click()
+    expect(page.locator(".notebook-choice")).to_be_hidden()
+    expect(area).to_have_value("Theirs" if choice == "theirs" else "Mine")
+    if choice == "theirs":
+        page.click("#snug-undo")
+    expect(area).to_have_value("Mine")
+    until(lambda: snug.services.store.notebook("") == "Mine")
+
+
+def test_a_completion_does_not_start_below_a_text_that_another_tab_changed(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="a fox."))
+    page = visit(snug)
+    area = open_notebook(page)
+    area.fill("Mine ")
+    until(lambda: snug.services.store.notebook("") == "Mine ")
+    snug.services.store.save_notebook("", "Theirs ")
+    page.click("#snug-generate")
+    page.click("#snug-use-theirs")
+    page.click("#snug-generate")
+    expect(area).to_have_value("Theirs a fox.")
+
+
+def test_an_engine_that_dies_below_the_notebook_is_told_once(start: Start, visit: OpenPage) -> None:
+    snug = start(ENDLESS)
+    page = visit(snug)
+    open_notebook(page).fill("Once ")
+    page.click("#snug-generate")
+    expect(page.locator("#snug-notebook")).to_have_value(re.compile("and so on"))
+    pid = snug.services.models.engine().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    expect(page.locator("#snug-generate")).to_be_visible()
+    expect(page.locator("#snug-model")).to_have_class(re.compile("died"))
+    assert page.locator(".toast.bad").count() == 1

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
+from modules.settings import LoadOptions
 from tests.browser.conftest import OpenPage, Snug
 from tests.browser.test_chat import last_reply, replies, send
 from tests.fakes import Script, make_model_folder
@@ -163,3 +164,81 @@ def test_the_notebook_opens_first_when_asked_to(start: Start, visit: OpenPage) -
     expect(page.locator("#snug-notebook")).to_be_visible()
     page.locator("#snug-new").click()
     expect(page.locator("#snug-input")).to_be_visible()
+
+
+def test_own_presets_are_in_the_list_after_a_reload_and_the_list_shows_what_is_in_force(
+    start: Start, visit: OpenPage
+) -> None:
+    snug = start()
+    page = visit(snug)
+    open_tab(page, "Parameters")
+    expect(page.locator("#snug-preset input")).to_have_value("Balanced")
+    temperature = page.locator("#param-temperature input[type=number]")
+    temperature.fill("1.23")
+    expect(page.locator("#snug-preset input")).to_have_value("")
+    page.fill("#snug-preset-name textarea, #snug-preset-name input", "My own")
+    page.locator("#snug-preset-save").click()
+    expect(page.locator("#snug-preset input")).to_have_value("My own")
+    page.reload()
+    open_tab(page, "Parameters")
+    expect(page.locator("#snug-preset input")).to_have_value("My own")
+    choose_preset(page, "Balanced")
+    expect(temperature).to_have_value("0.7")
+    choose_preset(page, "My own")
+    expect(temperature).to_have_value("1.23")
+
+
+def test_a_parameter_goes_beyond_its_slider_and_an_invalid_one_stops_only_itself(start: Start, visit: OpenPage) -> None:
+    page = visit(start(Script(reply="and so on ", endless=True)))
+    open_tab(page, "Parameters")
+    length = page.locator("#param-max_new_tokens input[type=number]")
+    length.fill("8")
+    length.press("Tab")
+    temperature = page.locator("#param-temperature input[type=number]")
+    temperature.fill("50")
+    temperature.press("Tab")
+    top_p = page.locator("#param-top_p input[type=number]")
+    top_p.fill("0")
+    top_p.press("Tab")
+    expect(page.locator("#param-top_p .param-problem")).to_contain_text("greater than 0")
+    expect(page.locator(".param.changed")).to_have_count(2)
+    expect(length).to_have_value("8")
+    expect(temperature).to_have_value("50")
+    assert page.evaluate("snug.params()") == {"max_new_tokens": 8, "temperature": 50}
+    top_p.fill("")
+    top_p.press("Tab")
+    expect(top_p).to_have_value("0.9")
+    expect(page.locator(".param-problem")).to_have_count(0)
+    page.reload()
+    open_tab(page, "Parameters")
+    expect(temperature).to_have_value("50")
+    open_tab(page, "Chat")
+    send(page, "Go on")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("8 tokens")
+
+
+def test_the_only_model_is_chosen(start: Start, visit: OpenPage) -> None:
+    page = visit(start(loaded=False))
+    open_tab(page, "Model")
+    expect(page.locator("#snug-models [aria-pressed=true]")).to_contain_text("tiny")
+    expect(page.locator("#snug-plan .verdict")).to_contain_text("It fits")
+    page.locator("#snug-load").click()
+    expect(page.locator("#snug-model")).to_have_text("tiny")
+
+
+def test_the_options_are_those_of_the_loaded_model_until_someone_changes_them(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    make_model_folder(snug.services.settings.model_dir, "other", Script())
+    snug.services.models.load(LoadOptions.model_validate({"model": "tiny", "dtype": "fp32", "ctx_size": 1024}))
+    page = visit(snug)
+    open_tab(page, "Model")
+    expect(page.locator("#snug-models [aria-pressed=true]")).to_contain_text("tiny")
+    expect(page.get_by_label("Context size")).to_have_value("1024")
+    snug.services.models.load(LoadOptions.model_validate({"model": "other", "ctx_size": 512}))
+    expect(page.locator("#snug-models [aria-pressed=true]")).to_contain_text("other")
+    expect(page.get_by_label("Context size")).to_have_value("512")
+    page.get_by_label("Context size").fill("256")
+    snug.services.models.load(LoadOptions.model_validate({"model": "tiny"}))
+    expect(page.locator("#snug-model-card h2")).to_have_text("tiny")
+    expect(page.get_by_label("Context size")).to_have_value("256")
+    expect(page.locator("#snug-models [aria-pressed=true]")).to_contain_text("other")

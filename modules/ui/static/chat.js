@@ -9,12 +9,14 @@
     ["Some code", "Write a Python function that counts the words in a text, with an example."],
   ];
   const LOST_AFTER_MS = 2500;
-  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, atEnd: true };
+  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, wanted: null, revision: null, atEnd: true };
+  const unsaved = new Map();  // by message, edits that were begun
   let scroller, column, list, input, sendButton, stopButton, jump, prompt, empty, live, notice;
 
   snug.mountChat = (element, server, trigger) => {
     Object.assign(state, { server, trigger });
     element.replaceChildren(build());
+    new ResizeObserver(() => requestAnimationFrame(onResize)).observe(scroller);
     const wanted = new URLSearchParams(location.search).get("c");
     if (wanted) open(wanted, { replace: true }); else openNew({ replace: true });
     window.addEventListener("popstate", () => {
@@ -27,6 +29,7 @@
     if (!list) return setUrl(id, true);  // the tab has not been opened yet; it reads the address when it is
     if (id) open(id); else openNew();
   };
+  snug.retitle = (id, title) => { if (id === state.id) document.title = `${title} · Snug`; };
   snug.stopReply = () => { if (state.running) stop(); };
 
   function build() {
@@ -62,7 +65,7 @@
   }
 
   function leave() {
-    state.editing = null; state.opening += 1; state.running = null; state.sending = false; state.opId = null;
+    Object.assign(state, { editing: null, opening: state.opening + 1, running: null, sending: false, opId: null, wanted: null });
   }
 
   function openNew({ replace = false, keepUrl = false } = {}) {
@@ -78,15 +81,17 @@
 
   async function open(id, { replace = false, keepUrl = false } = {}) {
     leave();
+    state.wanted = id;  // what is written from now on belongs there
+    restoreDraft();
     const turn = state.opening;
     const answer = await call(state.server, "open", { id });
     if (turn !== state.opening) return;
+    state.wanted = null;
     if (!answer.conversation) return openNew({ replace: true });
     list.replaceChildren();
     state.id = null;
     showThread(answer);
     if (!keepUrl) setUrl(id, replace);
-    restoreDraft();
     toEnd(false);
     if (window.innerWidth > 800) input.focus({ preventScroll: true });
   }
@@ -95,6 +100,7 @@
   function showThread(thread) {
     state.id = thread.conversation.id;
     state.head = thread.head;
+    state.revision = thread.revision;
     state.messages = thread.messages;
     state.systemPrompt = thread.conversation.system_prompt;
     document.title = `${thread.conversation.title} · Snug`;
@@ -115,7 +121,7 @@
 
   function drawAll() {
     if (!state.id) document.title = "Snug";
-    drawPrompt();
+    if (!prompt.querySelector("textarea") || prompt.of !== state.id) drawPrompt();
     drawEmpty();
     drawMessages();
     drawComposer();
@@ -124,8 +130,10 @@
   function drawMessages() {
     const known = new Map([...list.children].map((node) => [node.dataset.id, node]));
     const last = state.messages.length - 1;
+    if (!state.messages.some((message) => message.id === state.editing)) state.editing = null;
     state.messages.forEach((message, index) => {
-      const key = JSON.stringify([message, index === last, state.editing === message.id]);
+      const editing = state.editing === message.id;
+      const key = editing ? "editing" : JSON.stringify([message, index === last, needsModel(message)]);
       let node = known.get(message.id);
       known.delete(message.id);
       if (!node || node.key !== key) {
@@ -152,15 +160,17 @@
     return node;
   }
 
+  function broken(message) { return message.status === "error" || message.status === "interrupted"; }
+  function needsModel(message) { return broken(message) && !snug.model().answering; }
+
   function problemCard(message, isLast) {
     const slot = el("div.problem-slot");
-    const broken = message.status === "error" || message.status === "interrupted";
-    if (!broken) return slot;
+    if (!broken(message)) return slot;
     const text = message.error || "This reply was cut off when Snug stopped. What had been written is kept.";
     slot.append(el("div.problem", { role: "alert" }, icon("alert"), el("p", {}, text),
       isLast ? el("div.problem-buttons", {},
         message.text ? el("button.text-button", { "data-act": "continue" }, "Continue") : null,
-        snug.model().answering ? null : el("button.text-button", { onclick: () => selectTab("Model") }, "Open Model"),
+        needsModel(message) ? el("button.text-button", { onclick: () => selectTab("Model") }, "Open Model") : null,
         el("button.text-button", { "data-act": "regenerate" }, "Retry")) : null));
     return slot;
   }
@@ -194,17 +204,21 @@
   }
 
   function editor(message) {
-    const area = el("textarea.edit-area", { value: message.text, "aria-label": "Edit the message" });
+    const area = el("textarea.edit-area", { value: unsaved.get(message.id) ?? message.text, "aria-label": "Edit the message" });
     const size = () => { area.style.height = "auto"; area.style.height = `${Math.min(area.scrollHeight + 2, window.innerHeight * 0.6)}px`; };
-    const cancel = () => { state.editing = null; drawMessages(); };
+    const close = () => { unsaved.delete(message.id); if (state.editing === message.id) state.editing = null; };
+    const cancel = () => { close(); drawMessages(); };
     const save = async () => {
       if (area.value === message.text) return cancel();
+      const turn = state.opening;
+      area.readOnly = true;
       const answer = await call(state.server, "edit", { id: state.id, message: message.id, text: area.value });
+      area.readOnly = false;
       if (!answer.conversation) return;
-      state.editing = null;
-      showThread(answer);
+      close();
+      if (turn === state.opening) showThread(answer);
     };
-    area.addEventListener("input", size);
+    area.addEventListener("input", () => { unsaved.set(message.id, area.value); size(); });
     area.addEventListener("keydown", (event) => {
       if (event.key === "Escape") { event.stopPropagation(); cancel(); }
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save();
@@ -226,9 +240,10 @@
     }
     const area = el("textarea.edit-area", { value: state.systemPrompt, rows: 4, "aria-label": "System prompt", placeholder: "You are a patient teacher who answers briefly." });
     const save = async () => {
-      if (state.id) {
-        const answer = await call(state.server, "set_system_prompt", { id: state.id, text: area.value });
-        if (answer.problem) return;
+      const of = state.id;
+      if (of) {
+        const answer = await call(state.server, "set_system_prompt", { id: of, text: area.value });
+        if (answer.problem || of !== state.id) return;
       } else remember.set("newSystemPrompt", area.value || null);
       state.systemPrompt = area.value;
       drawPrompt();
@@ -237,6 +252,7 @@
       if (event.key === "Escape") { event.stopPropagation(); drawPrompt(); }
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save();
     });
+    prompt.of = state.id;
     prompt.replaceChildren(el("div.editor", {}, el("label.editor-label", {}, "System prompt of this conversation"), area, el("div.editor-buttons", {},
       el("button.plain-button", { onclick: () => drawPrompt() }, "Cancel"), el("button.primary-button", { onclick: save }, "Save"))));
     area.focus();
@@ -249,7 +265,7 @@
     if (model.answering) {
       empty.replaceChildren(el("h1", {}, "What shall we talk about?"),
         el("div.suggestions", {}, ...SUGGESTIONS.map(([title, text]) =>
-          el("button.suggestion", { onclick: () => { input.value = text; onInput(); send(); } }, el("strong", {}, title), el("span", {}, text)))));
+          el("button.suggestion", { onclick: () => submit(text) }, el("strong", {}, title), el("span", {}, text)))));
     } else if (model.status === "loading") {
       empty.replaceChildren(el("h1", {}, `Loading ${model.name}`),
         el("div.load-line", {}, el("div.bar", {}, el("span", { "data-load-bar": "" })), el("p", { "data-load-stage": "" }, model.stage)));
@@ -260,7 +276,7 @@
     }
   }
   snug.modelChanged = (model, before) => {
-    if (empty) drawEmpty();
+    if (empty) { drawEmpty(); drawMessages(); }
     if (before.version !== undefined && model.status !== "loading" && model.problem) showProblem(model.problem);
     snug.refreshModelTab?.();
   };
@@ -271,6 +287,7 @@
     stopButton.hidden = !running;
     sendButton.disabled = state.sending || !input.value.trim();
     sendButton.classList.toggle("busy", state.sending);
+    if (!input.clientWidth) return;  // another tab is on show
     input.style.height = "auto";
     input.style.height = `${Math.min(input.scrollHeight, window.innerHeight * 0.4)}px`;
   }
@@ -278,14 +295,19 @@
   /* Scrolling */
 
   function onScroll() {
+    if (!scroller.clientHeight) return;  // another tab is on show
     state.atEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
     jump.classList.toggle("shown", !state.atEnd);
+  }
+  function onResize() {
+    drawComposer();
+    if (state.atEnd) toEnd(false);
   }
   function toEnd(smooth) { scroller.scrollTo({ top: scroller.scrollHeight, behavior: smooth ? "smooth" : "instant" }); }
 
   /* Composer */
 
-  const draftKey = () => `draft.${state.id ?? "new"}`;
+  const draftKey = () => `draft.${state.wanted ?? state.id ?? "new"}`;
   function restoreDraft() { input.value = remember.get(draftKey(), ""); drawComposer(); }
   function onInput() {
     state.opId = null;
@@ -298,33 +320,44 @@
     if (!state.running) send();
   }
 
-  async function send() {
-    const text = input.value;
-    if (!text.trim() || state.sending || state.running) return;
+  function send() { submit(input.value); }
+
+  async function submit(text) {
+    if (!text.trim() || state.sending || state.running || state.wanted) return;
     state.sending = true;
-    state.opId ??= newId();
+    const typed = text === input.value, opId = typed && state.opId || newId();
+    if (typed) state.opId = opId;
     const from = state.id, draft = draftKey(), turn = state.opening;
     drawComposer();
     const answer = await call(state.server, "send", {
-      id: from, parent: state.head, text, op_id: state.opId, params: snug.params(),
+      id: from, parent: state.head, text, op_id: opId, params: snug.params(),
       system_prompt: from ? "" : state.systemPrompt,
     });
     if (answer.accepted) {
-      remember.set(draft, null);
+      remember.set(draft, without(text, remember.get(draft, "")) || null);
       if (!from) remember.set("newSystemPrompt", null);
     }
-    if (turn !== state.opening) { snug.refreshConversations(); return; }
+    if (turn !== state.opening) {
+      if (answer.accepted && draft === draftKey()) { input.value = without(text, input.value); drawComposer(); }
+      snug.refreshConversations();
+      return;
+    }
     state.sending = false;
-    if (answer.accepted) { input.value = ""; state.opId = null; }
+    if (answer.accepted) input.value = without(text, input.value);
     if (answer.conversation) {
       const fresh = !from;
+      if (fresh) { remember.set(draft, null); prompt.of = answer.conversation.id; }
       showThread(answer);
+      onInput();
       if (fresh) setUrl(state.id, false);
       toEnd(false);
       snug.refreshConversations();
     }
     drawComposer();
   }
+
+  /* What was written while `sent` was on its way. */
+  function without(sent, text) { return text.startsWith(sent) ? text.slice(sent.length).trimStart() : text; }
 
   async function stop() {
     if (state.running) await call(state.server, "stop", { id: state.running });
@@ -353,7 +386,7 @@
     state.sending = false;
     if (answer.conversation) {
       showThread(answer);
-      if (answer.question && !input.value) { input.value = answer.question; onInput(); }
+      if (answer.question) { input.value = [answer.question, input.value].filter(Boolean).join("\n\n"); onInput(); }
       if (name !== "delete") toEnd(false);
       snug.refreshConversations();
     }
@@ -401,7 +434,7 @@
   }
 
   function finish(message, view) {
-    state.running = null;
+    state.running = state.revision = null;
     Object.assign(message, { status: view.status, stats: view.stats, text: view.text, html: view.html, error: view.problem ? `${view.problem.message} ${view.problem.remedy}`.trim() : "" });
     live.textContent = view.status === "complete" ? "Reply complete." : "Reply ended.";
     drawMessages();
@@ -416,6 +449,9 @@
     if (state.running && Date.now() - state.lastBeat > LOST_AFTER_MS) {
       state.lastBeat = Date.now();
       if (answer.running === state.running) state.trigger("follow", { id: state.id }); else { state.running = null; reload(); }
-    } else if (!state.running && !state.editing && (answer.head !== state.head || answer.running)) reload();
+    } else if (!state.running && !state.editing) {
+      state.revision ??= answer.revision;  // after a reply, which moved it
+      if (answer.head !== state.head || answer.revision !== state.revision || answer.running) reload();
+    }
   };
 })();

@@ -81,6 +81,8 @@ window.snug = (() => {
       el("div.toast-text", {}, el("strong", {}, message), remedy ? el("p", {}, remedy) : null),
       action ? el("button.text-button", { onclick: () => { close(); action.run(); } }, action.label) : null,
       iconButton("close", "Dismiss", close));
+    card.says = `${message}\n${remedy}`;
+    [...toasts.children].find((other) => other.says === card.says)?.remove();  // two parts of the page may tell the same
     toasts.append(card);
     while (toasts.children.length > 4) toasts.firstChild.remove();
     setTimeout(close, seconds * 1000);

@@ -1,27 +1,42 @@
 /* The Model and Parameters tabs: what Gradio's own controls do not do by themselves. */
 "use strict";
 (() => {
-  const { remember } = snug;
+  const { el, remember } = snug;
   const HOLD_MS = 3000;
   let params = remember.get("params", {});
   snug.params = () => params;
 
   /* The parameters in force come from the Parameters tab; the browser remembers them. */
   snug.mountParams = (element, props, trigger, watch) => {
-    const mark = () => document.querySelectorAll(".param").forEach((node) =>
-      node.classList.toggle("changed", node.id.replace("param-", "") in params));
-    watch("value", () => {
-      params = props.value ?? {};
-      remember.set("params", Object.keys(params).length ? params : null);
-      mark();
+    const mark = (invalid) => document.querySelectorAll(".param").forEach((node) => {
+      const name = node.id.replace("param-", ""), why = invalid[name];
+      node.classList.toggle("changed", name in params && !why);
+      node.classList.toggle("invalid", Boolean(why));
+      node.querySelector(":scope > .param-problem")?.remove();
+      if (why) node.append(el("p.param-problem", { role: "alert" }, why));
     });
-    if (Object.keys(params).length) trigger("restore", params);
+    watch("value", () => {
+      params = props.value.params;
+      remember.set("params", Object.keys(params).length ? params : null);
+      mark(props.value.invalid);
+    });
+    /* On leaving a box Gradio would cut its number to the slider's range; an emptied one gets back what counts. */
+    document.addEventListener("blur", (event) => {
+      if (!event.target.matches?.(".param input[type=number]")) return;
+      event.stopPropagation();
+      if (event.target.value === "") trigger("restore", params);
+    }, true);
+    trigger("restore", params);
   };
 
   /* The card of the loaded model is drawn by the server; only a load's progress moves here. */
   snug.mountModelCard = (element, trigger) => {
-    snug.refreshModelTab = () => trigger("refresh", {});
-    trigger("refresh", {});
+    let touched = false;  // until then the options are those of the loaded model
+    for (const kind of ["input", "click"]) {
+      document.addEventListener(kind, (event) => { touched ||= Boolean(event.target.closest?.(".options .option, #snug-models [data-model]")); }, true);
+    }
+    snug.refreshModelTab = () => trigger("refresh", { mirror: !touched });
+    snug.refreshModelTab();
   };
   snug.drawLoading = (model) => {
     document.querySelectorAll("[data-load-bar]").forEach((bar) => { bar.style.width = `${model.fraction * 100}%`; });
@@ -30,11 +45,15 @@
 
   /* The choice is shown at once; Load waits until the server knows of it too. */
   snug.mountModelList = (element, trigger, watch) => {
-    let chosen = element.querySelector("[aria-pressed=true]")?.dataset.model ?? "";
-    const hold = (held) => { document.getElementById("snug-load").disabled = held; };
+    const pressed = () => element.querySelector("[aria-pressed=true]")?.dataset.model ?? "";
+    let chosen = pressed(), picking = false;
+    const hold = (held) => { picking = held; document.getElementById("snug-load").disabled = held; };
     const mark = () => element.querySelectorAll("[data-model]").forEach((button) =>
       button.setAttribute("aria-pressed", String(button.dataset.model === chosen)));
-    watch("value", () => { mark(); hold(false); });
+    watch("value", () => {
+      if (!picking || pressed() === chosen) { chosen = pressed(); hold(false); }
+      mark();
+    });
     element.addEventListener("click", (event) => {
       const button = event.target.closest("[data-model]");
       if (!button || button.disabled || button.dataset.model === chosen) return;

@@ -3,7 +3,7 @@
 (() => {
   const { el, icon, iconButton, remember, call, ask, setTheme, applyTheme, selectTab } = snug;
   const PULSE_MS = 2000, LOADING_PULSE_MS = 400;
-  const state = { server: null, items: [], query: "", menu: null, model: { status: "empty", name: "" }, lost: false };
+  const state = { server: null, items: [], query: "", revision: null, menu: null, model: { status: "empty", name: "" }, lost: false };
   let list, pill, timer = null;
 
   snug.mountShell = (element, server) => {
@@ -85,6 +85,7 @@
   snug.refreshConversations = refresh;
 
   function show(items) {
+    if (list.querySelector(".rename")) return;  // its end asks again
     state.items = items;
     const nodes = [];
     let group = "";
@@ -134,7 +135,10 @@
       if (done) return;
       done = true;
       const title = input.value.trim();
-      if (save && title && title !== item.title) await call(state.server, "rename", { id: item.id, title });
+      const renamed = save && title && title !== item.title && await call(state.server, "rename", { id: item.id, title });
+      if (renamed && renamed.items) snug.retitle?.(item.id, title);
+      input.remove();
+      show(state.items);
       refresh();
     };
     input.addEventListener("keydown", (event) => {
@@ -180,6 +184,7 @@
       if (stateKey(before) !== stateKey(answer.model)) snug.modelChanged?.(answer.model, before);
       snug.drawLoading(answer.model);
       snug.noticeElsewhere?.(answer);
+      if (answer.conversations !== state.revision && !state.menu) { state.revision = answer.conversations; refresh(); }
     } else if (answer?.problem?.code === "not_found") snug.noticeElsewhere?.({ missing: true });
     clearTimeout(timer);  // another pulse may have ended meanwhile
     timer = setTimeout(pulse, state.model.status === "loading" ? LOADING_PULSE_MS : PULSE_MS);
