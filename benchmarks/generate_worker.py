@@ -68,7 +68,8 @@ def answer(model: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Serve requests from standard input until it ends."""
-    torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
