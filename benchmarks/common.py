@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import platform
@@ -100,31 +102,38 @@ def _is_ready(base: str) -> bool:
 
 
 def measure(base: str, path: str, body: dict[str, Any]) -> tuple[Measured, str]:
-    """Stream one request to an OpenAI-compatible endpoint; returns the figures and the text."""
-    text, first, last = "", 0.0, 0.0
-    usage: dict[str, Any] = {}
-    start = time.perf_counter()
+    """Stream one request to an OpenAI-compatible endpoint; returns the figures and the text.
+
+    Lines are only noted while they come and read afterwards: the client shares the machine with what it measures.
+    """
+    lines: list[tuple[float, bytes]] = []
     request = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    with httpx.stream("POST", base + path, json=request, timeout=600) as response:
-        if response.status_code != 200:
+    connection = http.client.HTTPConnection(base.removeprefix("http://"), timeout=600)
+    with contextlib.closing(connection):
+        start = time.perf_counter()
+        connection.request("POST", path, json.dumps(request), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
             raise RuntimeError(response.read().decode())
-        for line in response.iter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            chunk = json.loads(line[6:])
-            if "error" in chunk:
-                raise RuntimeError(str(chunk["error"]))
-            usage = chunk.get("usage") or usage
-            for choice in chunk.get("choices", []):
-                piece = choice.get("text") or choice.get("delta", {}).get("content") or ""
-                if piece:
-                    last = time.perf_counter()
-                    first = first or last
-                    text += piece
+        while line := response.readline():
+            lines.append((time.perf_counter(), line))
+    text, times = "", []
+    usage: dict[str, Any] = {}
+    for at, line in lines:
+        if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+            continue
+        chunk = json.loads(line[6:])
+        if "error" in chunk:
+            raise RuntimeError(str(chunk["error"]))
+        usage = chunk.get("usage") or usage
+        for choice in chunk.get("choices", []):
+            if piece := choice.get("text") or choice.get("delta", {}).get("content"):
+                times.append(at)
+                text += piece
     tokens = usage["completion_tokens"]
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    speed = (tokens - 1) / (last - first) if tokens > 1 and last > first else 0.0
-    return Measured(first - start, speed, tokens, cached), text
+    speed = (tokens - 1) / (times[-1] - times[0]) if tokens > 1 and times[-1] > times[0] else 0.0
+    return Measured(times[0] - start, speed, tokens, cached), text
 
 
 def median(values: Sequence[float]) -> float:

@@ -78,7 +78,9 @@ class OneLayerCache:
 
     def __init__(self, key: torch.Tensor, value: torch.Tensor, window: int | None) -> None:
         self.layer_to_allocator = {
-            0: SimpleNamespace(sliding_window=window, layer_type="kind", supports_block_table=False)
+            0: SimpleNamespace(
+                sliding_window=window, layer_type="kind", supports_block_table=False, index=0, tokens_per_page=32
+            )
         }
         self._states = key[None], value[None]
 
@@ -101,6 +103,7 @@ def test_each_row_of_a_batch_sees_its_own_keys_only(window: int | None) -> None:
         cache=OneLayerCache(key, value, window),
         cu_seq_lens_q=ends[0],
         cu_seq_lens_k={"kind": ends[1]},
+        read_index=[torch.empty(0, dtype=torch.int64)],
     )
     want = torch.cat([expected(*row, window=window) for row in rows], dim=1)
     torch.testing.assert_close(out[0], want.transpose(0, 1), atol=2e-6, rtol=2e-6)

@@ -7,9 +7,7 @@ torch's fused kernel takes 1.7 times as long there. Everything else is left to t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from modules.engine.loaded import LoadedModel
+from modules.engine.pages import batch_rows, write_and_read
 
 # Names of an `attn_implementation`.
 ONE_ROW = "cpu_row"
@@ -119,41 +118,20 @@ def attend_row_by_row(
     if cache is None or attention_mask is not None or unknown or hasattr(module, "sinks"):
         raise ValueError(f"attention over pages computes no mask, {unknown} or sinks, and only with a paged cache")
     allocator = cache.layer_to_allocator[module.layer_idx]
-    query_ends: list[int] = more["cu_seq_lens_q"].tolist()
-    key_ends: list[int] = more["cu_seq_lens_k"][allocator.layer_type].tolist()
-    if allocator.supports_block_table and more["read_index"][allocator.index].numel():
-        states = _write_and_read_pages(allocator, module.layer_idx, key[0], value[0], key_ends, more)
+    where = batch_rows(allocator, more)
+    if where.places:
+        write_index = more["write_index"][allocator.index]
+        states = write_and_read(allocator, module.layer_idx, key[0], value[0], where, write_index)
     else:
         key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=more)
-        states = [(key[0, :, start:end], value[0, :, start:end]) for start, end in pairwise(key_ends)]
+        states = [(key[0, :, start:end], value[0, :, start:end]) for start, end in where.key_ends]
     window = getattr(allocator, "sliding_window", None)
     rows = [
         causal_attention(query[0, :, start:end], *states, scaling=scaling, window=window)
-        for (start, end), states in zip(pairwise(query_ends), states, strict=True)
+        for (start, end), states in zip(where.query_ends, states, strict=True)
     ]
     out = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
     return out.transpose(0, 1).unsqueeze(0).contiguous(), None
-
-
-def _write_and_read_pages(
-    allocator: Any, layer: int, key: torch.Tensor, value: torch.Tensor, key_ends: Sequence[int], inputs: dict[str, Any]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Write new states `(kv_heads, tokens, …)` to their pages; all keys and values of each row, whole pages copied.
-
-    The library copies token by token, which takes up to four times as long. Every row begins on a page of its own.
-    """
-    write, read = inputs["write_index"][allocator.index], inputs["read_index"][allocator.index]
-    allocator.update(key.transpose(0, 1), value.transpose(0, 1), layer, read[:0], write)  # reads nothing back
-    page_tokens = allocator.tokens_per_page
-    rows = []
-    for start, end in pairwise(key_ends):
-        pages = read[start:end:page_tokens] // page_tokens
-        key, value = (
-            torch.index_select(pool, 0, pages).flatten(0, 1)[: end - start].transpose(0, 1)
-            for pool in allocator.get_cache_for_block_table(layer)
-        )
-        rows.append((key, value))
-    return rows
 
 
 def causal_attention(

@@ -23,6 +23,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from modules.engine.attention import prefer_cpu_attention
 from modules.engine.loaded import LoadedModel
+from modules.engine.pages import lay_out_by_layer, take_lowest_first
 
 Choose = Callable[[list[str], torch.Tensor], list[int]]
 
@@ -73,12 +74,14 @@ class PagedModel:
         self._attention = self._model.config._attn_implementation
         try:
             self._manager = self._model.init_continuous_batching(greedy, settings)
-            prefer_cpu_attention(loaded, many_rows=True)  # after the library's check of names that it knows
+            ours = prefer_cpu_attention(loaded, many_rows=True)  # after the library's check of names that it knows
             self._processor = self._manager._create_batch_processor()
         except Exception:
             self._restore_attention()
             raise
         self._cache = self._processor.cache
+        if ours:
+            lay_out_by_layer(self._cache)
         self._allocators: list[Any] = list(self._cache.cache_allocators.values())
         self._processor.model_runner._sample = self._sample
         self._budget = self.most_batch_tokens = chunk
@@ -125,6 +128,7 @@ class PagedModel:
         Pages of ended rows stay for others that begin alike, until the room is needed: the oldest go first.
         """
         self._make_room(reserved_units, tokens)
+        take_lowest_first(self._cache)
         state = RequestState(request_id=row_id, initial_tokens=list(tokens), max_new_tokens=None)
         self._processor.scheduler.add_waiting_request(state)
 
