@@ -39,6 +39,8 @@ def serve(settings: Settings) -> int:
     from modules import startup
 
     with startup.bind(settings) as listener, startup.user_data(settings) as user_data:
+        for hint in startup.hints(settings, os.environ):
+            print(hint)
         model = startup.first_model(settings)
         with startup.services(settings, user_data) as services:
             if model is not None:

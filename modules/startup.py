@@ -10,7 +10,7 @@ import errno
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -94,6 +94,16 @@ def first_model(settings: Settings) -> str | None:
         return find_model(settings.model_dir, model).name
     usable = [entry.name for entry in list_models(settings.model_dir) if not entry.problem]
     return usable[0] if len(usable) == 1 else None
+
+
+def hints(settings: Settings, environment: Mapping[str, str]) -> list[str]:
+    """What someone who started it this way may want to know."""
+    if settings.deepspeed and "WORLD_SIZE" not in environment:
+        return [
+            "--deepspeed without its launcher: this one process does all the work, on one GPU at most. "
+            "For N GPUs: deepspeed --num_gpus=N server.py --deepspeed"
+        ]
+    return []
 
 
 @contextmanager

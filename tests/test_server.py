@@ -64,6 +64,14 @@ def test_the_web_process_holds_no_torch_and_the_engine_does(server: RunningServe
     assert with_torch and server.process.pid not in with_torch
 
 
+def test_an_idle_server_leaves_the_cores_to_the_model(server: RunningServer) -> None:
+    web = psutil.Process(server.process.pid)
+    before, start = web.num_ctx_switches().voluntary, time.monotonic()
+    time.sleep(2)
+    a_second = (web.num_ctx_switches().voluntary - before) / (time.monotonic() - start)
+    assert a_second < 300, "Gradio's queue alone looks for work 1000 times a second unless told otherwise"
+
+
 def test_nothing_connects_to_the_outside(server: RunningServer) -> None:
     ask(server)
     for process in server.tree():

@@ -108,7 +108,7 @@ class _Wire:
         self._headers = headers
         self._timeout_s = timeout_s
         self._scope = scope
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
 
     async def write(self, data: bytes) -> None:
         await self._message(data, more=True)
