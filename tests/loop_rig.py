@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, ModelInfo
 from modules.engine.loaded import LoadedModel
-from modules.memory.forecast import Budget, RunSpec
+from modules.memory.budget import Budget, Figure
+from modules.memory.forecast import RunSpec
 from modules.memory.planner import Plan
 from modules.memory.spec import ModelSpec
 from modules.sampling import GenerationParams
@@ -46,7 +47,9 @@ def load(
         tied_embeddings=False, stored_dtype="float32",
     )  # fmt: skip
     run = RunSpec(dtype="float32", context_tokens=context_tokens, prefill_chunk=prefill_chunk)
-    plan = Plan(spec, run, "transformers", {"": "cpu"}, budgets={"cpu": Budget(kv_cache=kv_bytes)})
+    plan = Plan(
+        spec, run, "transformers", {"": "cpu"}, budgets={"cpu": Budget.of({"kv_cache": Figure(kv_bytes, "exact")})}
+    )
     info = ModelInfo(
         name=folder.name, architecture="", loop=loop, loop_reason="", context_tokens=context_tokens,
         vocab_size=config.vocab_size, is_encoder_decoder=config.is_encoder_decoder, dtype="float32",

@@ -9,7 +9,6 @@ from typing import Literal
 import pytest
 
 from modules.memory.forecast import (
-    Budget,
     RunSpec,
     four_bit_bytes,
     int8_bytes,
@@ -135,7 +134,3 @@ def test_eager_attention_pays_for_its_scores_and_sdpa_does_not() -> None:
 def test_the_logits_of_a_huge_vocabulary_can_be_the_peak() -> None:
     spec = replace(llama("7B"), vocab_size=20_000_000)
     assert prefill_peak_bytes(spec, FP16, with_head=True) == 20_000_000 * 6
-
-
-def test_a_budget_is_the_sum_of_its_parts() -> None:
-    assert Budget(1, 20, 300, 4000, 50000).total == 54321

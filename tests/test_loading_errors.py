@@ -19,7 +19,7 @@ from modules.errors import (
     SnugError,
     UnsupportedModel,
 )
-from modules.memory.forecast import Budget
+from modules.memory.budget import Budget, Figure
 from modules.units import GiB
 from tests.fakes import fake_plan
 
@@ -53,7 +53,12 @@ def test_each_failure_has_a_name_a_cause_and_a_remedy(error: Exception, kind: ty
 
 
 def test_out_of_memory_says_what_was_needed_and_what_is_free() -> None:
-    plan = replace(fake_plan(), budgets={"cpu": Budget(weights=13 * GiB), "disk": Budget(weights=GiB)})
+    plan = replace(
+        fake_plan(),
+        budgets={
+            device: Budget.of({"weights": Figure(size * GiB, "exact")}) for device, size in (("cpu", 13), ("disk", 1))
+        },
+    )
     with (
         pytest.raises(OutOfMemory, match=r"needs 13\.0 GiB on cpu \(.* are free now\)\.") as caught,
         named_failures(plan),

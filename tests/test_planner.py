@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from modules.errors import BadFlag, BadValue, DiskFull, NotAvailableHere, OutOfMemory, SnugError
 from modules.hardware import Inventory
+from modules.memory.budget import Budget, Figure
 from modules.memory.fitting import margin
-from modules.memory.forecast import CUDA_CONTEXT_BYTES, Budget, weight_bytes
+from modules.memory.forecast import CUDA_CONTEXT_BYTES, weight_bytes
 from modules.memory.placement import make_groups
 from modules.memory.planner import Plan, make_plan
 from modules.memory.spec import ModelSpec, inspect
@@ -103,12 +104,14 @@ def check_budgets(plan: Plan, inventory: Inventory, options: LoadOptions) -> Non
         if device != "disk":
             assert budget.total <= free[device] - margin(free[device]), device
     for index, limit in enumerate(options.gpu_memory or ()):
-        budget = plan.budgets.get(f"cuda:{index}", Budget(context=CUDA_CONTEXT_BYTES))
+        budget = plan.budgets.get(f"cuda:{index}", Budget.of({"context": Figure(CUDA_CONTEXT_BYTES, "formula")}))
         assert budget.total - CUDA_CONTEXT_BYTES <= limit
     if options.cpu_memory is not None and "cpu" in plan.budgets:
         assert plan.budgets["cpu"].weights <= options.cpu_memory
     if plan.loader == "transformers" and not plan.offloads_quantized:
-        assert sum(budget.weights for budget in plan.budgets.values()) == weight_bytes(plan.spec, plan.run)
+        assert sum(budget.weights + budget.quant_meta for budget in plan.budgets.values()) == weight_bytes(
+            plan.spec, plan.run
+        )
     assert plan.fits
     assert plan.reasons
 

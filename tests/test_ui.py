@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from modules.chat.running import ReplyView
 from modules.engine.base import ModelInfo, Progress
 from modules.errors import BadValue, NotFound, OutOfMemory
-from modules.memory.forecast import Budget, RunSpec
+from modules.memory.budget import Budget, Figure
+from modules.memory.forecast import RunSpec
 from modules.memory.planner import Plan
 from modules.messages import Conversation, Message, ReplyStats
 from modules.models import ModelState
@@ -316,7 +317,10 @@ def test_the_plan_is_pictured_per_device_and_purpose_with_its_reasons() -> None:
     plan = Plan(
         spec=fake_spec(), run=RunSpec(dtype="bfloat16", quantization="nf4", context_tokens=4096),
         loader="transformers", placement={"model.layers.0": "cuda:0", "model.layers.1": "disk", "": "cpu"},
-        budgets={"cuda:0": Budget(weights=GiB, kv_cache=256 * MiB), "disk": Budget(weights=GiB)},
+        budgets={
+            "cuda:0": Budget.of({"weights": Figure(GiB, "exact"), "kv_cache": Figure(256 * MiB, "exact")}),
+            "disk": Budget.of({"weights": Figure(GiB, "exact")}),
+        },
         reasons=("Because <b>.",),
     )  # fmt: skip
     page = plan_html(plan)

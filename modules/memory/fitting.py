@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from modules.hardware import Device
+from modules.memory.budget import Budget
+from modules.memory.figures import device_budget
 from modules.memory.forecast import (
     CPU_PROCESS_BYTES,
     CUDA_CONTEXT_BYTES,
-    Budget,
     RunSpec,
     kv_cache_bytes,
     prefill_peak_bytes,
@@ -157,18 +158,19 @@ def _on_cpu(problem: Problem, run: RunSpec) -> Solution | None:
 
 def _solution(problem: Problem, run: RunSpec, layout: Layout) -> Solution:
     """The budgets of a layout. The buffer of offloaded weights lies on the first device that computes."""
-    peak = peak_bytes(problem, run)
     computing = [gpu.id for gpu in problem.gpus if layout.weights.get(gpu.id) or layout.caches.get(gpu.id)] or ["cpu"]
     budgets: dict[str, Budget] = {}
     for device in sorted({*layout.weights, *layout.caches, *computing}):
-        computes = device in computing
-        context = CUDA_CONTEXT_BYTES if device.startswith("cuda") else CPU_PROCESS_BYTES if device == "cpu" else 0
-        budgets[device] = Budget(
-            weights=layout.weights.get(device, 0),
+        meta = layout.quant_meta.get(device, 0)
+        budgets[device] = device_budget(
+            problem.spec,
+            run,
+            device,
+            weights=layout.weights.get(device, 0) - meta,
+            quant_meta=meta,
             kv_cache=layout.caches.get(device, 0),
-            prefill_peak=peak if computes else 0,
-            context=context,
             offload_buffer=layout.offload_buffer if device == computing[0] else 0,
+            computes=device in computing,
         )
     limits = dict(layout.weights)
     return Solution(run, layout, budgets, limits)

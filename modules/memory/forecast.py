@@ -49,22 +49,6 @@ class RunSpec:
     attention: str = "sdpa"
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Bytes on one device. `offload_buffer` is for weights that are fetched to it for each use."""
-
-    weights: int = 0
-    kv_cache: int = 0
-    prefill_peak: int = 0
-    context: int = 0
-    offload_buffer: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of it together."""
-        return self.weights + self.kv_cache + self.prefill_peak + self.context + self.offload_buffer
-
-
 def element_bytes(dtype: DType) -> int:
     """Bytes of one number."""
     return 4 if dtype == "float32" else 2
@@ -96,14 +80,19 @@ def int8_bytes(out_features: int, in_features: int) -> int:
 
 
 def four_bit_bytes(count: int, *, double_quant: bool) -> int:
-    """A bitsandbytes nf4 or fp4 matrix of `count` weights with blocks of 64 (byte-exact, bitsandbytes 0.50).
+    """A bitsandbytes nf4 or fp4 matrix of `count` weights with blocks of 64: half a byte a weight and its scales."""
+    return -(-count // 2) + four_bit_meta_bytes(count, double_quant=double_quant)
 
-    Half a byte a weight, an fp32 maximum a block, a code book of 64 bytes; double quantization makes the maxima one
-    byte, with fp32 maxima of their own per 256, a code book of 1024 bytes and an offset.
+
+def four_bit_meta_bytes(count: int, *, double_quant: bool) -> int:
+    """What belongs to `count` 4-bit weights beside the weights (byte-exact, bitsandbytes 0.50).
+
+    An fp32 maximum a block of 64 and a code book of 64 bytes; double quantization makes the maxima one byte, with
+    fp32 maxima of their own per 256, a code book of 1024 bytes and an offset.
     """
     blocks = -(-count // 64)
     scales = blocks + 4 * -(-blocks // 256) + 1024 + 4 if double_quant else 4 * blocks
-    return -(-count // 2) + scales + 64
+    return scales + 64
 
 
 def tensor_bytes(spec: ModelSpec, tensor: TensorInfo, run: RunSpec, *, quantize: bool = True) -> int:
@@ -117,6 +106,18 @@ def tensor_bytes(spec: ModelSpec, tensor: TensorInfo, run: RunSpec, *, quantize:
             return int8_bytes(tensor.shape[0], tensor.shape[1])
         return four_bit_bytes(elements(tensor), double_quant=run.double_quant)
     return elements(tensor) * _kept_element_bytes(spec, tensor, run)
+
+
+def tensor_meta_bytes(spec: ModelSpec, tensor: TensorInfo, run: RunSpec) -> int:
+    """Of `tensor_bytes`, what is scales, code books and offsets. Files that are quantized already store them apart."""
+    if spec.prequantized != "none":
+        scales = tensor.dtype not in _FLOATS or tensor.name.endswith((".absmax", ".nested_absmax", ".SCB"))
+        return tensor.size_bytes if scales and not tensor.name.endswith(".weight") else 0
+    if run.quantization == "none" or not is_quantizable(spec, tensor):
+        return 0
+    if run.quantization == "int8":
+        return 4 * tensor.shape[0]
+    return four_bit_meta_bytes(elements(tensor), double_quant=run.double_quant)
 
 
 def _kept_element_bytes(spec: ModelSpec, tensor: TensorInfo, run: RunSpec) -> int:

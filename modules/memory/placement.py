@@ -16,6 +16,7 @@ from modules.memory.forecast import (
     is_token_table,
     layer_cache_bytes,
     tensor_bytes,
+    tensor_meta_bytes,
     tied_copies,
 )
 from modules.memory.spec import ModelSpec, TensorInfo
@@ -32,6 +33,7 @@ _EMBEDDING = re.compile(r"\b(w[tp]e|shared|embed\w*|word_embeddings\w*|embedding
 class Group:
     """Modules that stay together. Bytes: `loaded` as the run wants them, `offloaded` as they are off the GPU.
 
+    Of `loaded`, `quant_meta` are the scales and code books of quantized weights.
     `layer` is the decoder layer whose KV cache of `cache` bytes lives with it, None where there is none; `largest` its
     largest tensor, `rewritten` what must be written if it goes to disk.
     """
@@ -44,6 +46,7 @@ class Group:
     cache: int = 0
     largest: int = 0
     rewritten: int = 0
+    quant_meta: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +59,12 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Group by group where everything goes. `weights` and `caches` are bytes a device."""
+    """Group by group where everything goes. Bytes a device: `weights`, of them `quant_meta`, and `caches`."""
 
     places: tuple[tuple[Group, str], ...]
     weights: dict[str, int] = field(default_factory=dict)
     caches: dict[str, int] = field(default_factory=dict)
+    quant_meta: dict[str, int] = field(default_factory=dict)
     offload_buffer: int = 0
     rewritten: int = 0
 
@@ -129,6 +133,7 @@ def _group(
         kind=kind,
         modules=tuple(sorted(modules)),
         loaded=sum(tensor_bytes(spec, tensor, run) for tensor in own),
+        quant_meta=sum(tensor_meta_bytes(spec, tensor, run) for tensor in own),
         offloaded=sum(offloaded),
         largest=max(offloaded, default=0),
         rewritten=sum(size for tensor, size in zip(own, offloaded, strict=True) if _is_rewritten(spec, tensor)),
@@ -237,12 +242,14 @@ def _layout(places: list[tuple[Group, str]], *, main: str) -> Layout:
     """Sum up `places`; what is off its running device keeps its cache on `main`."""
     weights: dict[str, int] = {}
     caches: dict[str, int] = {}
+    meta: dict[str, int] = {}
     buffer = rewritten = 0
     for group, device in places:
         away = device == "disk" or (device == "cpu" and main != "cpu")
         runs_on = main if away else device
         weights[device] = weights.get(device, 0) + (group.offloaded if away else group.loaded)
+        meta[device] = meta.get(device, 0) + (0 if away else group.quant_meta)
         caches[runs_on] = caches.get(runs_on, 0) + group.cache
         buffer = max(buffer, group.largest) if away else buffer
         rewritten += group.rewritten if device == "disk" else 0
-    return Layout(tuple(places), weights, caches, buffer, rewritten)
+    return Layout(tuple(places), weights, caches, meta, buffer, rewritten)

@@ -5,17 +5,16 @@ Pure: it reads values and returns values. A value that says what will happen bef
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from modules.errors import BadFlag, BadValue, DiskFull, NotAvailableHere, OutOfMemory
 from modules.hardware import Inventory
+from modules.memory.budget import Budget
+from modules.memory.figures import device_budget
 from modules.memory.fitting import LEAST_CONTEXT, Problem, Solution, asks_to_split, margin, peak_bytes, solve
 from modules.memory.forecast import (
-    CPU_PROCESS_BYTES,
-    CUDA_CONTEXT_BYTES,
-    Budget,
     DType,
     Quantization,
     RunSpec,
@@ -196,9 +195,9 @@ def _explain_budget(label: str, device: str, budget: Budget, free_bytes: int) ->
     if device == "disk":
         return f"{label}: {format_size(budget.weights)} weights stay on disk."
     parts = [
-        (budget.weights, "weights"),
+        (budget.weights + budget.quant_meta, "weights"),
         (budget.kv_cache, "KV cache"),
-        (budget.prefill_peak + budget.offload_buffer, "buffers"),
+        (budget.transient + budget.offload_buffer, "buffers"),
         (budget.context, "CUDA context" if device.startswith("cuda") else "engine process"),
     ]
     shown = " + ".join(f"{format_size(size)} {what}" for size, what in parts if size)
@@ -294,13 +293,18 @@ def _plan_deepspeed(problem: Problem, reasons: list[str], *, trust_remote_code: 
     computing = problem.gpus[0].id if problem.gpus else "cpu"
     stored = "disk" if options.nvme_offload_dir else "cpu"
     live = max(group.loaded for group in problem.groups)
-    budgets = {"cpu": Budget(context=CPU_PROCESS_BYTES)}
-    if computing != "cpu":
-        budgets[computing] = Budget(context=CUDA_CONTEXT_BYTES)
-    budgets.setdefault(stored, Budget())
-    budgets[stored] = replace(budgets[stored], weights=weights)
-    busy = budgets[computing]
-    budgets[computing] = replace(busy, kv_cache=kv, prefill_peak=peak_bytes(problem, run), offload_buffer=live)
+    budgets = {
+        device: device_budget(
+            spec,
+            run,
+            device,
+            weights=weights if device == stored else 0,
+            kv_cache=kv if device == computing else 0,
+            offload_buffer=live if device == computing else 0,
+            computes=device == computing,
+        )
+        for device in dict.fromkeys(("cpu", computing, stored))
+    }
     free = {device.id: device.free_bytes for device in (*problem.gpus, problem.cpu, problem.disk)}
     for device, budget in budgets.items():
         if budget.total > free[device] - margin(free[device]):

@@ -5,20 +5,12 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 from modules.engine.base import ModelInfo
-from modules.memory.forecast import Budget
+from modules.memory.budget import PURPOSE_TITLES, Budget
 from modules.memory.planner import Plan
 from modules.units import format_duration, format_size
 
-_PURPOSES = {
-    "weights": "Weights",
-    "kv_cache": "KV cache",
-    "prefill_peak": "Reading a prompt",
-    "context": "Runtime",
-    "offload_buffer": "Buffer for offloaded layers",
-}
 _LAYER = re.compile(r"(?:^|\.)(\d+)$")
 
 
@@ -49,25 +41,24 @@ def budgets_html(budgets: Mapping[str, Budget]) -> str:
         return ""
     rows, used = [], set()
     for device, budget in budgets.items():
-        parts = [(part.name, getattr(budget, part.name)) for part in fields(budget)]
-        used |= {name for name, size in parts if size}
+        parts = budget.parts()
+        used |= {name for name, _ in parts}
         segments = "".join(
             f'<span class="seg {name}" style="width:{100 * size / longest:.2f}%" '
-            f'title="{_purpose(name)}: {format_size(size)}"></span>'
+            f'title="{_capital(PURPOSE_TITLES[name])}: {format_size(size)}"></span>'
             for name, size in parts
-            if size
         )
         rows.append(_device_row(device, segments, format_size(budget.total)))
     legend = "".join(
-        f'<span><i class="seg {part.name}"></i>{_purpose(part.name)}</span>'
-        for part in fields(Budget)
-        if part.name in used
+        f'<span><i class="seg {name}"></i>{_capital(title)}</span>'
+        for name, title in PURPOSE_TITLES.items()
+        if name in used
     )
     return f'<div class="devices">{"".join(rows)}</div><div class="legend">{legend}</div>'
 
 
-def _purpose(name: str) -> str:
-    return _PURPOSES.get(name, name.replace("_", " ").capitalize())
+def _capital(title: str) -> str:
+    return title[:1].upper() + title[1:]
 
 
 def _device_row(device: str, segments: str, size: str) -> str:

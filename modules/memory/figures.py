@@ -1,0 +1,48 @@
+"""One device's Budget: forecast.py's formulas, or a dry run's peaks, each with its numbers put in.
+
+Pure arithmetic. Which layers lie on the device is the caller's.
+"""
+
+from __future__ import annotations
+
+from modules.memory.budget import Budget, Figure, Purpose
+from modules.memory.forecast import (
+    CPU_PROCESS_BYTES,
+    CUDA_CONTEXT_BYTES,
+    RunSpec,
+    dequantize_bytes,
+    prefill_peak_bytes,
+)
+from modules.memory.spec import ModelSpec
+
+
+def device_budget(
+    spec: ModelSpec,
+    run: RunSpec,
+    device: str,
+    *,
+    weights: int = 0,
+    quant_meta: int = 0,
+    kv_cache: int = 0,
+    offload_buffer: int = 0,
+    computes: bool = True,
+) -> Budget:
+    """The Budget of `device` ("cuda:0", "cpu", "disk"), given the bytes of what lies on it.
+
+    `weights` is without `quant_meta`, the scales and code books of quantized weights. `offload_buffer` is for weights
+    that pass through the device; `computes` False means that it only stores.
+    """
+    figures: dict[Purpose, Figure] = {
+        "weights": Figure(weights, "exact"),
+        "quant_meta": Figure(quant_meta, "exact"),
+        "kv_cache": Figure(kv_cache, "exact"),
+        "offload_buffer": Figure(offload_buffer, "formula"),
+    }
+    if computes:
+        figures["prefill_peak"] = Figure(prefill_peak_bytes(spec, run, with_head=True), "formula")
+        figures["dequant_buffer"] = Figure(dequantize_bytes(spec, run), "formula")
+    if device.startswith("cuda"):
+        figures["context"] = Figure(CUDA_CONTEXT_BYTES, "formula")
+    elif device == "cpu":
+        figures["context"] = Figure(CPU_PROCESS_BYTES, "formula")
+    return Budget.of(figures)
