@@ -14,6 +14,7 @@ import torch
 from modules.engine.base import Engine
 from modules.engine.batched import BatchedEngine
 from modules.engine.loaded import LoadedModel
+from modules.engine.norms import speed_up_norms
 from modules.engine.paged import PagedModel
 from modules.engine.serial import SerialEngine, release_memory
 
@@ -30,6 +31,7 @@ LARGEST_DEVIATION = 0.25
 def choose_loop(loaded: LoadedModel) -> Engine:
     """The engine for `loaded`, running; its info says which loop it is and why."""
     reason = why_not_batched(loaded)
+    speed_up_norms(loaded)
     loop = "serial" if reason else "batched"
     log.info("loop: %s %s", loop, reason)
     if reason:
