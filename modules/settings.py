@@ -20,16 +20,18 @@ from pydantic.fields import FieldInfo
 
 from modules.errors import BadFlag, NotAvailableHere
 from modules.hardware import Inventory
+from modules.memory.known_gpus import find_gpu
 from modules.units import format_size, parse_size
 from modules.yaml_files import parse_yaml
 
-Group = Literal["model", "quantization", "placement", "deepspeed", "page", "check"]
+Group = Literal["model", "quantization", "placement", "deepspeed", "page", "plan", "check"]
 GROUP_TITLES: dict[Group, str] = {
     "model": "Model",
     "quantization": "Quantization",
     "placement": "Placement on GPU, CPU and disk",
     "deepspeed": "DeepSpeed ZeRO-3",
     "page": "Page and server",
+    "plan": "What fits, before anything is loaded",
     "check": "Machine test",
 }
 ENV_PREFIX = "SNUG_"
@@ -56,6 +58,14 @@ def _sizes(value: object) -> object:
 def _size(value: object) -> object:
     """`10` or `150MiB` → bytes."""
     return value if value is None else parse_size(str(value))
+
+
+def _gpus(value: object) -> object:
+    """Cards as they were given, each a size or a known name; a single one may stand alone."""
+    cards = value if isinstance(value, (list, tuple)) else [value]
+    for card in cards:
+        find_gpu(str(card))
+    return tuple(str(card) for card in cards)
 
 
 Sizes = Annotated[tuple[int, ...], BeforeValidator(_sizes)]
@@ -159,11 +169,29 @@ class Settings(LoadOptions):
         (), description="Extensions to start, by folder name."
     )
     verbose: Annotated[bool, Flag("page")] = Field(False, description="Log more. Prompts are never logged.")
+    plan: Annotated[bool, Flag("plan")] = Field(
+        False,
+        description="Show every way to run --model (or each of your models), what it takes and what to type; load "
+        "nothing. --model may be a folder, a config.json, a .gguf file or a name on the hub. Exits with 0 if one fits.",
+    )
+    gpu: Annotated[tuple[str, ...], BeforeValidator(_gpus), Flag("plan", "GPU")] = Field(
+        (),
+        description="With --plan: as if the machine had this GPU: a size (24GiB) or a name (3060). Repeat it for more.",
+    )
+    ram: Annotated[Size | None, Flag("plan", "SIZE")] = Field(
+        None, description="With --plan: as if the machine had this much memory. Default: as here."
+    )
+    mode: Annotated[Literal["infer", "lora", "qlora", "full"], Flag("plan")] = Field(
+        "infer", description="With --plan: what is to be done: talk to the model, or train it in one of three ways."
+    )
+    report: Annotated[bool, Flag("plan")] = Field(
+        False, description="With --plan: how far earlier forecasts were from what was measured, to share."
+    )
     check: Annotated[bool, Flag("check")] = Field(
         False, description="Test this machine: what it has and what each way of loading does. Then exit."
     )
     json_output: Annotated[bool, Flag("check", aliases=("--json",))] = Field(
-        False, description="With --check: print JSON instead of a table."
+        False, description="With --plan or --check: print JSON instead of a table."
     )
 
     @property
@@ -219,7 +247,7 @@ def _argparse_kind(field: FieldInfo, flag: Flag) -> dict[str, Any]:
     if choices:
         return {"metavar": "{" + ",".join(choices) + "}"}
     if takes_several(field):
-        return {"nargs": "+", "metavar": flag.metavar}
+        return {"nargs": "+", "action": "extend", "metavar": flag.metavar}
     return {"metavar": flag.metavar}
 
 
@@ -359,14 +387,19 @@ _EXCLUDES: tuple[tuple[str, str, str], ...] = (
     ("deepspeed", "disk", "With DeepSpeed, use --nvme-offload-dir FOLDER for the disk."),
     ("cpu", "gpu_memory", "Without the GPU there is nothing to limit; drop one of them."),
     ("chat", "notebook", "Only one tab can open first."),
+    ("plan", "check", "Choose one of them."),
+    ("cpu", "gpu", "Without the GPU there is nothing to plan on it; drop one of them."),
 )
-_NEEDS: tuple[tuple[str, str, str], ...] = (
+_NEEDS: tuple[tuple[str, str, str], ...] = (  # several needed ones, separated by |: any of them will do
     ("quant_type", "load_in_4bit", "It chooses the 4-bit format."),
     ("use_double_quant", "load_in_4bit", "It belongs to 4-bit loading."),
     ("compute_dtype", "load_in_4bit", "It belongs to 4-bit loading."),
     ("disk_cache_dir", "disk", "It says where --disk puts the layers."),
     ("nvme_offload_dir", "deepspeed", "It belongs to ZeRO-3; for the ordinary loader use --disk --disk-cache-dir."),
-    ("json_output", "check", "It is the output format of the machine test."),
+    ("json_output", "plan|check", "It is the output format of these."),
+    ("gpu", "plan", "It plans for a machine that is not here."),
+    ("ram", "plan", "It plans for a machine that is not here."),
+    ("report", "plan", "It shows how good earlier forecasts were."),
 )
 
 
@@ -376,8 +409,12 @@ def check_together(options: LoadOptions) -> None:
         if getattr(options, first, False) and getattr(options, second, False):
             raise BadFlag(f"{flag_name(first)} and {flag_name(second)} cannot go together.", remedy=why, param=second)
     for name, needed, why in _NEEDS:
-        if getattr(options, name, None) and not getattr(options, needed, False):
-            raise BadFlag(f"{flag_name(name)} needs {flag_name(needed)}.", remedy=why, param=name)
+        any_of = needed.split("|")
+        if getattr(options, name, None) and not any(getattr(options, other, False) for other in any_of):
+            named = " or ".join(map(flag_name, any_of))
+            raise BadFlag(f"{flag_name(name)} needs {named}.", remedy=why, param=name)
+    if getattr(options, "mode", "infer") != "infer" and not getattr(options, "plan", False):
+        raise BadFlag("--mode needs --plan.", remedy="Snug plans training but does not train.", param="mode")
     if options.bf16 and options.dtype not in ("auto", "bf16"):
         raise BadFlag(f"--bf16 and --dtype {options.dtype} cannot go together.", remedy="Drop one.", param="dtype")
 

@@ -56,6 +56,12 @@ def test_one_value_a_gpu_in_any_unit() -> None:
     assert given == (10 * GiB, 8722 * MiB, 10**10, GiB // 2)
 
 
+def test_a_machine_to_plan_for_is_named_card_by_card() -> None:
+    settings = read_settings(["--plan", "--gpu", "24GiB", "--gpu", "3060", "A100-80GB", "--ram", "64GiB"], {})
+    assert (settings.gpu, settings.ram) == (("24GiB", "3060", "A100-80GB"), 64 * GiB)
+    assert read_settings(["--plan"], {"SNUG_GPU": "24GiB,3060"}).gpu == ("24GiB", "3060")
+
+
 def test_command_line_wins_over_environment_wins_over_file(empty_folder: Path) -> None:
     (empty_folder / "user_data").mkdir()
     (empty_folder / "user_data" / "settings.yaml").write_text("listen-port: 1001\ndtype: fp32\ngpu_memory: [1, 2]\n")
@@ -124,7 +130,17 @@ BAD_COMMAND_LINES = [
     (["--compute-dtype", "fp32"], "--compute-dtype needs --load-in-4bit"),
     (["--disk-cache-dir", "x"], "--disk-cache-dir needs --disk"),
     (["--nvme-offload-dir", "x"], "--nvme-offload-dir needs --deepspeed"),
-    (["--json"], "--json needs --check"),
+    (["--json"], "--json needs --plan or --check"),
+    (["--gpu", "3060"], "--gpu needs --plan"),
+    (["--plan", "--gpu", "3061"], "RTX 3060"),
+    (["--plan", "--gpu", "24GiB", "--gpu", "0"], "--gpu"),
+    (["--plan", "--gpu", "24GiB", "--cpu"], "--cpu and --gpu cannot go together"),
+    (["--plan", "--ram", "much"], "--ram much"),
+    (["--ram", "64GiB"], "--ram needs --plan"),
+    (["--report"], "--report needs --plan"),
+    (["--mode", "qlora"], "--mode needs --plan"),
+    (["--plan", "--mode", "dream"], "--mode dream"),
+    (["--plan", "--check"], "--plan and --check cannot go together"),
     (["--bf16", "--dtype", "fp32"], "--bf16 and --dtype fp32"),
 ]
 

@@ -1,0 +1,80 @@
+"""Graphics cards by name or by size, for planning on a machine that is not here.
+
+Memory as the driver reports it, in MiB; bandwidth as the makers publish it, in GB/s. Laptop variants differ and are
+left out. A card given by its size alone has no bandwidth: its speed is unknown, and said to be.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from modules.units import MiB, format_size, parse_size
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A card: what its memory holds in bytes, what is left of it for programs, bytes a second (0: unknown)."""
+
+    name: str
+    total_bytes: int
+    read_Bps: float = 0.0
+
+    @property
+    def free_bytes(self) -> int:
+        """Without what the driver keeps: 1 to 2 % on published nvidia-smi and torch figures; the upper end here."""
+        return self.total_bytes - max(200 * MiB, self.total_bytes // 50)
+
+
+# name: (MiB, GB/s)
+_GEFORCE = {
+    "5090": (32607, 1792), "5080": (16303, 960), "5070 Ti": (16303, 896), "5070": (12227, 672),
+    "5060 Ti": (16311, 448), "5060": (8151, 448),
+    "4090": (24564, 1008), "4080 Super": (16376, 736), "4080": (16376, 717), "4070 Ti Super": (16376, 672),
+    "4070 Ti": (12282, 504), "4070 Super": (12282, 504), "4070": (12282, 504), "4060 Ti": (8188, 288),
+    "4060": (8188, 272),
+    "3090 Ti": (24564, 1008), "3090": (24576, 936), "3080 Ti": (12288, 912), "3080": (10240, 760),
+    "3070 Ti": (8192, 608), "3070": (8192, 448), "3060 Ti": (8192, 448), "3060": (12288, 360), "3050": (8192, 224),
+    "2080 Ti": (11264, 616), "2080 Super": (8192, 496), "2080": (8192, 448), "2070": (8192, 448), "2060": (6144, 336),
+    "1660 Ti": (6144, 288), "1660": (6144, 192), "1080 Ti": (11264, 484), "1080": (8192, 320), "1070": (8192, 256),
+    "1060": (6144, 192),
+}  # fmt: skip
+_OTHERS = {
+    "T4": (15360, 320), "P100": (16384, 732), "V100": (16384, 900), "V100 32GB": (32768, 900), "L4": (23034, 300),
+    "A2": (15356, 200), "A10": (23028, 600), "A10G": (23028, 600), "A30": (24576, 933), "A40": (46068, 696),
+    "L40": (46068, 864), "L40S": (46068, 864), "RTX A4000": (16376, 448), "RTX A5000": (24564, 768),
+    "RTX A6000": (49140, 768), "RTX 6000 Ada": (49140, 960), "Titan RTX": (24576, 672),
+    "A100": (40960, 1555), "A100 80GB": (81920, 1935), "H100": (81559, 3350), "H100 PCIe": (81559, 2000),
+    "H200": (143771, 4800),
+}  # fmt: skip
+_CARDS = {
+    **{f"{'RTX' if number >= '2' else 'GTX'} {number}": figures for number, figures in _GEFORCE.items()},
+    **_OTHERS,
+}
+
+
+def find_gpu(text: str) -> Gpu:
+    """The card that `3060`, `RTX 4090`, `a100-80gb` or a size like `24GiB` means. Raises ValueError with what is known.
+
+    A bare number up to 3 digits is a size in GiB, a longer one a card.
+    """
+    key = _key(text)
+    by_key = {_key(name): name for name in _CARDS} | {_key(name).removeprefix("rtx").removeprefix("gtx"): name
+                                                      for name in _CARDS}  # fmt: skip
+    name = by_key.get(key)
+    if name is not None:
+        mib, gigabytes = _CARDS[name]
+        return Gpu(name, mib * MiB, gigabytes * 1e9)
+    if re.fullmatch(r"\s*[\d.]+\s*([a-zA-Z]*)\s*", text) and not re.fullmatch(r"\d{4,}.*", key):
+        size = parse_size(text)
+        return Gpu(f"a card of {format_size(size)}", size)
+    near = difflib.get_close_matches(key, by_key, n=3, cutoff=0.6)
+    shown = ", ".join(dict.fromkeys(by_key[match] for match in near)) or "3060, RTX 4090, A100 80GB"
+    raise ValueError(f"{text[:40]!r} is neither a size like 24GiB nor a card that Snug knows ({shown}, …)")
+
+
+def _key(text: str) -> str:
+    """Letters and digits alone: makers and spaces are written in many ways."""
+    words = re.sub(r"\b(nvidia|geforce|tesla|quadro)\b", " ", text.lower())
+    return re.sub(r"[^a-z0-9.]", "", words)

@@ -1,0 +1,43 @@
+"""Cards of machines that are not here: by name however it is written, or by size."""
+
+from __future__ import annotations
+
+import pytest
+
+from modules.memory.known_gpus import find_gpu
+from modules.units import GiB, MiB
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("3060", "RTX 3060"), ("RTX 3060", "RTX 3060"), ("nvidia geforce rtx-3060", "RTX 3060"),
+        ("3060ti", "RTX 3060 Ti"), ("1080 Ti", "GTX 1080 Ti"), ("Tesla T4", "T4"), ("a100-80gb", "A100 80GB"),
+        ("A100", "A100"), ("h200", "H200"), ("4080 SUPER", "RTX 4080 Super"),
+    ],
+)  # fmt: skip
+def test_a_name_is_understood_however_it_is_written(written: str, name: str) -> None:
+    found = find_gpu(written)
+    assert found.name == name
+    assert found.read_Bps > 10**11
+
+
+@pytest.mark.parametrize(
+    ("written", "size"), [("24GiB", 24 * GiB), ("24", 24 * GiB), ("8722MiB", 8722 * MiB), ("12 GB", 12 * 10**9)]
+)
+def test_a_size_is_a_card_of_that_size_whose_speed_is_unknown(written: str, size: int) -> None:
+    found = find_gpu(written)
+    assert (found.total_bytes, found.read_Bps) == (size, 0.0)
+
+
+@pytest.mark.parametrize("written", ["3061", "24 bananas", "0", "-24", "", "9999999TiB", "banana", "1e9", "x" * 5000])
+def test_anything_else_is_refused_in_a_line(written: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        find_gpu(written)
+    assert len(str(caught.value)) < 200
+
+
+def test_the_driver_keeps_some_of_it() -> None:
+    """An RTX 3090 shows programs 23.69 of its 24 GiB, an RTX 3060 11.77 of 12: never more than that here."""
+    assert 23.4 * GiB < find_gpu("3090").free_bytes <= 23.69 * GiB
+    assert 11.6 * GiB < find_gpu("3060").free_bytes <= 11.77 * GiB
