@@ -53,6 +53,8 @@ _CARDS = {
     **_OTHERS,
 }
 
+_SIZE = re.compile(r"[\d.]{1,3}|[\d.]+[kmgt]i?b")
+
 
 def find_gpu(text: str) -> Gpu:
     """The card that `3060`, `RTX 4090`, `a100-80gb` or a size like `24GiB` means. Raises ValueError with what is known.
@@ -66,7 +68,7 @@ def find_gpu(text: str) -> Gpu:
     if name is not None:
         mib, gigabytes = _CARDS[name]
         return Gpu(name, mib * MiB, gigabytes * 1e9)
-    if re.fullmatch(r"\s*[\d.]+\s*([a-zA-Z]*)\s*", text) and not re.fullmatch(r"\d{4,}.*", key):
+    if _SIZE.fullmatch(key):
         size = parse_size(text)
         return Gpu(f"a card of {format_size(size)}", size)
     near = difflib.get_close_matches(key, by_key, n=3, cutoff=0.6)
