@@ -21,8 +21,9 @@ from modules.engine.worker import LoadByName
 from modules.errors import Busy, EngineDied, GenerationFailed, LoadFailed, ModelNotFound, NoModelLoaded, SnugError
 from modules.files import safe_path
 from modules.hardware import Device, Inventory, read_inventory
-from modules.memory.planner import Plan, make_plan
-from modules.memory.spec import ModelEntry, inspect, list_models
+from modules.memory.listing import ModelEntry, list_models
+from modules.memory.planner import Plan, PlanTable, list_plans, make_plan
+from modules.memory.spec import ModelSpec, inspect
 from modules.settings import LoadOptions, Settings, check_machine, check_together
 
 __all__ = ["LOADERS", "ModelEntry", "ModelManager", "ModelState", "Status", "load_engine_for"]
@@ -123,6 +124,18 @@ class ModelManager:
         """What loading with `options` would do now, if the loaded model gave way. Raises SnugError if nothing fits."""
         current = self._current
         return self._plan(options, _stats(current.host) if current else EngineStats())
+
+    def plans(self, options: LoadOptions) -> PlanTable:
+        """Every way to load under `options` now, if the loaded model gave way. SnugError for impossible flags."""
+        current = self._current
+        spec, inventory = self._look(options, _stats(current.host) if current else EngineStats())
+        return list_plans(
+            spec,
+            options,
+            inventory,
+            user_cache_dir=self._cache,
+            trust_remote_code=self._settings.trust_remote_code,
+        )
 
     def load(self, options: LoadOptions, on_progress: OnProgress | None = None) -> ModelInfo:
         """Load a model and make it the one that answers; blocks until it does.
@@ -232,20 +245,28 @@ class ModelManager:
 
     def _plan(self, options: LoadOptions, freed: EngineStats) -> Plan:
         """The plan for `options` on this machine as if what `freed` holds were free."""
-        check_together(options)
-        cache = self._settings.user_data_dir / "cache"
-        inventory = self._read_inventory(options.disk_cache_dir or options.nvme_offload_dir or cache)
-        check_machine(options, inventory)
-        spec = inspect(
-            find_model(self._settings.model_dir, options.model), trust_remote_code=self._settings.trust_remote_code
-        )
+        spec, inventory = self._look(options, freed)
         return make_plan(
             spec,
             options,
-            _with_freed(inventory, freed),
-            user_cache_dir=cache,
+            inventory,
+            user_cache_dir=self._cache,
             trust_remote_code=self._settings.trust_remote_code,
         )
+
+    @property
+    def _cache(self) -> Path:
+        """Where the disk cache goes if no flag says otherwise."""
+        return self._settings.user_data_dir / "cache"
+
+    def _look(self, options: LoadOptions, freed: EngineStats) -> tuple[ModelSpec, Inventory]:
+        """The model and the machine as they are now, with what `freed` holds given back. Raises SnugError."""
+        check_together(options)
+        inventory = self._read_inventory(options.disk_cache_dir or options.nvme_offload_dir or self._cache)
+        check_machine(options, inventory)
+        path = find_model(self._settings.model_dir, options.model)
+        spec = inspect(path, trust_remote_code=self._settings.trust_remote_code)
+        return spec, _with_freed(inventory, freed)
 
     def _start(self, plan: Plan, on_progress: OnProgress) -> EngineHost:
         """A loaded engine for `plan`; raises the load's SnugError."""

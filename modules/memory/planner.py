@@ -5,11 +5,12 @@ Pure: it reads values and returns values. A value that says what will happen bef
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-from modules.errors import BadFlag, BadValue, DiskFull, NotAvailableHere, OutOfMemory
+from modules.errors import BadFlag, BadValue, DiskFull, NotAvailableHere, OutOfMemory, SnugError
 from modules.hardware import Inventory
 from modules.memory.budget import Budget
 from modules.memory.figures import device_budget
@@ -23,11 +24,13 @@ from modules.memory.forecast import (
     quantized_share,
     weight_bytes,
 )
+from modules.memory.ledger import ObservedErrors
 from modules.memory.placement import (
     Layout,
     make_groups,
 )
 from modules.memory.spec import ModelSpec
+from modules.memory.speed import Speeds
 from modules.settings import LoadOptions
 from modules.units import GiB, format_size
 
@@ -43,7 +46,9 @@ class Plan:
 
     `placement` maps module names to "cuda:N", "cpu" or "disk", longest prefix wins ({"": "cpu"} is all on the CPU;
     {} leaves it to DeepSpeed). `limits` are the most weight bytes that each device may hold; `budgets` what each
-    device will hold, by purpose.
+    device will hold, by purpose. `flags` is what to type to get exactly this. `quality` is 1 for weights as stored,
+    else the expected ratio of perplexities, below 1; speeds are (low, high), (0, 0) if unknown; `short_bytes` is what
+    the worst device lacks, 0 if it fits.
     """
 
     spec: ModelSpec
@@ -57,12 +62,87 @@ class Plan:
     trust_remote_code: bool = False
     fits: bool = True
     reasons: tuple[str, ...] = ()
+    title: str = ""
+    flags: tuple[str, ...] = ()
+    quality: float = 1.0
+    tokens_per_s: tuple[float, float] = (0.0, 0.0)
+    prefill_tokens_per_s: tuple[float, float] = (0.0, 0.0)
+    short_bytes: int = 0
 
     @property
     def offloads_quantized(self) -> bool:
         """Whether a quantized model leaves the GPU in part: it needs transformers' llm_int8_enable_fp32_cpu_offload."""
         devices = set(self.placement.values())
         return self.run.quantization != "none" and len(devices) > 1 and bool(devices & {"cpu", "disk"})
+
+
+class RunPeaks(Protocol):
+    """Measured or dry-run bytes of one run: memory/dryruns.py's Peaks."""
+
+    @property
+    def prefill_peak(self) -> int:
+        """Most bytes beyond weights and cache while the prompt is read."""
+
+    @property
+    def decode_peak(self) -> int:
+        """The same while a token is written."""
+
+
+PeaksOf = Callable[[ModelSpec, RunSpec], RunPeaks | None]
+ErrorsOf = Callable[[str, str], ObservedErrors]
+"""(device name, quantization) → how far forecasts of such loads were off so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTable:
+    """Every way to run `spec` under `options` on this machine: the chosen one first, then what else is worth taking,
+    best first, then what does not fit (`short_bytes` above 0).
+
+    Where nothing fits `chosen` is None and `refusal` names the smallest change that would. `dropped` are ways with
+    the reason why they change nothing for this model or cannot run here.
+    """
+
+    spec: ModelSpec
+    inventory: Inventory
+    options: LoadOptions
+    plans: tuple[Plan, ...]
+    chosen: Plan | None
+    refusal: SnugError | None = None
+    dropped: tuple[tuple[str, str], ...] = ()
+
+
+def list_plans(
+    spec: ModelSpec,
+    options: LoadOptions,
+    inventory: Inventory,
+    *,
+    user_cache_dir: Path,
+    trust_remote_code: bool,
+    speeds: Speeds | None = None,  # noqa: ARG001
+    peaks: PeaksOf | None = None,  # noqa: ARG001
+    observed: ErrorsOf | None = None,  # noqa: ARG001
+) -> PlanTable:
+    """Every way to run `spec`, narrowed by the user's flags. Raises BadValue and BadFlag for impossible flags."""
+    try:
+        plan = make_plan(spec, options, inventory, user_cache_dir=user_cache_dir, trust_remote_code=trust_remote_code)
+    except (OutOfMemory, DiskFull) as error:
+        return PlanTable(spec, inventory, options, (), None, error)
+    return PlanTable(spec, inventory, options, (plan,), plan)
+
+
+def longest_context(table: PlanTable, plan: Plan) -> int:
+    """The most tokens of context with which `plan`'s way of running still fits this machine; 0 if none."""
+    for tokens in range(plan.spec.max_context // 256 * 256, 0, -256):
+        options = table.options.model_copy(update={"ctx_size": tokens})
+        try:
+            make_plan(
+                plan.spec, options, table.inventory,
+                user_cache_dir=plan.disk_cache_dir or Path(), trust_remote_code=plan.trust_remote_code,
+            )  # fmt: skip
+        except (OutOfMemory, DiskFull):
+            continue
+        return tokens
+    return 0
 
 
 def make_plan(
@@ -97,7 +177,14 @@ def make_plan(
         disk_cache_dir=(options.disk_cache_dir or user_cache_dir) if options.disk else None,
         trust_remote_code=trust_remote_code,
         reasons=(*reasons, *_explain(problem, solution)),
+        title=_title(solution),
     )
+
+
+def _title(solution: Solution) -> str:
+    """`4-bit (nf4) on cuda:0`."""
+    label = _LABELS[solution.run.quantization] or ("32-bit" if solution.run.dtype == "float32" else "16-bit")
+    return f"{label} on {' and '.join(solution.layout.weights)}"
 
 
 def _state(spec: ModelSpec, options: LoadOptions, inventory: Inventory) -> tuple[Problem, list[str]]:
