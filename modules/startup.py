@@ -24,7 +24,7 @@ from modules.chat.templates import TemplateWorker
 from modules.errors import BadFlag, SnugError
 from modules.extensions import Extensions
 from modules.hardware import read_inventory
-from modules.memory.spec import list_models
+from modules.memory.listing import list_models
 from modules.models import ModelManager, find_model
 from modules.services import Services
 from modules.settings import Settings, check_machine

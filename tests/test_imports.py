@@ -110,7 +110,7 @@ def test_nothing_in_modules_imports_the_tests_or_the_server() -> None:
     [
         ({"gradio", "gradio_client"}, ("modules/ui/",)),
         ({"fastapi"}, ("modules/api/", "server.py")),
-        (TORCH_KIN, ("modules/engine/", "modules/memory/dryrun.py", "modules/memory/ledger.py")),
+        (TORCH_KIN, ("modules/engine/", *(f"modules/memory/{name}.py" for name in ("meta", "dryrun", "dryrun_worker")))),
     ],
 )
 def test_heavy_libraries_stay_in_their_rooms(libraries: set[str], rooms: tuple[str, ...]) -> None:

@@ -26,7 +26,8 @@ from modules.errors import (
 )
 from modules.memory.config import read_shape
 from modules.memory.families import base_prefix, check_can_generate, gguf_architectures
-from modules.memory.spec import block_of, inspect, list_models
+from modules.memory.listing import list_models
+from modules.memory.spec import block_of, inspect
 from tests.test_formats import safetensors
 from tests.test_gguf import ARCH, STRING, U32, array, gguf, pair, tensor, text
 

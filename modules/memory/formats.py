@@ -34,6 +34,8 @@ DTYPE_BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+# Pickles that lie beside weights and are none: training settings, optimizer states.
+_SIDE_FILES = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "optimizer.bin"})
 _PICKLE_REMEDY = (
     "A pickle can run any program when it is opened. Get the model in safetensors or GGUF format; "
     "most publishers offer both."
@@ -216,6 +218,16 @@ def model_files(folder: Path) -> tuple[Path, ...]:
     raise ModelNotFound(
         f"{folder.name} holds no model.safetensors.",
         remedy="Put the model's safetensors files there, or choose a .gguf file.",
+    )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder holds weight files of any kind, pickles included, or an index of them."""
+    return any(
+        name.endswith((".safetensors", ".safetensors.index.json", ".bin.index.json"))
+        or Path(name).suffix.lower() in PICKLE_SUFFIXES
+        for name in (entry.name for entry in os.scandir(folder))
+        if not name.startswith("adapter_") and name not in _SIDE_FILES
     )
 
 

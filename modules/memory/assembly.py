@@ -1,0 +1,55 @@
+"""One ModelSpec from the parts that the readers of folders, GGUF files and the hub found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from modules.memory.config import Shape
+from modules.memory.model_spec import ModelSpec, Prequantized, Source, TensorInfo
+from modules.memory.naming import bare_modules, stored_dtype
+
+
+def assemble(
+    name: str, path: Path, source: Source, architecture: str, model_type: str, shape: Shape,
+    tensors: tuple[TensorInfo, ...], tied: bool, warnings: tuple[str, ...],
+    *, is_encoder_decoder: bool, prequantized: Prequantized, rotary: bool,
+) -> ModelSpec:  # fmt: skip
+    return ModelSpec(
+        name=name,
+        path=path,
+        source=source,
+        architecture=architecture,
+        model_type=model_type,
+        is_encoder_decoder=is_encoder_decoder,
+        tensors=tensors,
+        layers=shape.layers,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        attention_heads=shape.attention_heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab_size,
+        max_context=shape.max_context,
+        tied_embeddings=tied,
+        stored_dtype=stored_dtype(tensors, source),
+        warnings=warnings,
+        encoder_layers=shape.encoder_layers,
+        learned_positions=shape.learned_positions,
+        kv_elements=shape.kv_elements,
+        layer_kinds=shape.kinds,
+        sliding_window=shape.sliding_window,
+        experts=shape.experts,
+        experts_per_token=shape.experts_per_token,
+        state_elements=shape.state_elements,
+        state_fp32=shape.state_fp32,
+        bare_modules=bare_modules(tensors, tied=tied, is_encoder_decoder=is_encoder_decoder, rotary=rotary),
+        prequantized=prequantized,
+    )
+
+
+def context_warning(shape: Shape) -> list[str]:
+    return (
+        []
+        if shape.context_stated
+        else [f"The model does not state its context length; {shape.max_context} is assumed."]
+    )

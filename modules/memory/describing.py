@@ -1,0 +1,104 @@
+"""Asks a process of its own what a config's model consists of: meta.py needs torch, which the web process never loads.
+
+One process a question, killed after `timeout_s`; answers are kept on disk where a folder is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modules.errors import BadConfig, SnugError, TimedOut, UnsupportedModel
+from modules.files import atomic_write
+from modules.memory.config import read_json
+from modules.memory.model_spec import Description, TensorInfo, block_of
+
+TIMEOUT_S = 60.0
+MAX_ANSWER_BYTES = 64 * 2**20
+ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_FORMAT = 1
+_ERRORS = {kind.code: kind for kind in (BadConfig, UnsupportedModel, TimedOut)}
+
+
+def describe_in_process(config: Path, *, timeout_s: float = TIMEOUT_S, cache_folder: Path | None = None) -> Description:
+    """The Description of a config file (or of a folder's), from a fresh process or an earlier answer.
+
+    Raises BadConfig or UnsupportedModel where no model can be built of it, TimedOut where that takes too long.
+    """
+    file = config / "config.json" if config.is_dir() else config
+    kept = cache_folder / f"{cache_key(file)}.json" if cache_folder else None
+    if kept is not None and kept.exists():
+        try:
+            return decode(read_answer(kept.read_bytes()))
+        except (SnugError, OSError):
+            kept.unlink(missing_ok=True)
+    raw = _ask(file, timeout_s)
+    description = decode(read_answer(raw))
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(kept, raw)
+    return description
+
+
+def cache_key(file: Path) -> str:
+    """What an answer depends on: the config's content and the versions that build the model."""
+    content = json.dumps(read_json(file), sort_keys=True)
+    versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
+    return hashlib.sha256("\0".join([str(_FORMAT), *versions, content]).encode()).hexdigest()[:32]
+
+
+def _ask(file: Path, timeout_s: float) -> bytes:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "modules.memory.meta", str(file.resolve())]
+    root = Path(__file__).parent.parent.parent
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, timeout=timeout_s, check=False
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise TimedOut(
+            f"Building the model of {file.name} took longer than {timeout_s:.0f} s.",
+            remedy="Its config may be wrong: no known model takes that long.",
+        ) from error
+    if done.returncode or not done.stdout:
+        last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[-1]
+        raise BadConfig(f"No model could be built of {file.name}: {last[:200]}.", remedy="Fetch the model again.")
+    return done.stdout
+
+
+def read_answer(raw: bytes) -> Mapping[str, Any]:
+    """The JSON object in an answer; raises the SnugError that it tells."""
+    try:
+        answer = json.loads(raw)
+    except ValueError as error:
+        raise BadConfig("The description of the model was cut short.", remedy="Try again.") from error
+    if "error" in answer:
+        told = answer["error"]
+        raise _ERRORS.get(told["code"], BadConfig)(told["message"], remedy=told["remedy"])
+    return dict(answer)
+
+
+def decode(answer: Mapping[str, Any]) -> Description:
+    """The Description in an answer of meta.py."""
+    return Description(
+        architecture=str(answer["architecture"]),
+        tensors=tuple(_tensor(*item) for item in answer["tensors"]),
+        buffers=tuple(_tensor(*item) for item in answer["buffers"]),
+        bare_modules=tuple(map(str, answer["bare_modules"])),
+        replaceable=frozenset(map(str, answer["replaceable"])),
+        kept_fp32=frozenset(map(str, answer["kept_fp32"])),
+    )
+
+
+def _tensor(name: str, shape: list[int], dtype: str) -> TensorInfo:
+    count = ELEMENT_BYTES[dtype]
+    for size in shape:
+        count *= size
+    return TensorInfo(name, tuple(shape), dtype, count, block_of(name))
