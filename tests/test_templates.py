@@ -96,7 +96,7 @@ def test_hostile_templates_end_in_time_with_a_named_error(worker: TemplateWorker
 
 def test_a_template_cannot_write_files_or_see_the_environment(worker: TemplateWorker) -> None:
     worker.render("warm", VARIABLES)
-    process = psutil.Process(worker._running().pid)
+    process = psutil.Process(worker._worker._running().pid)
     assert "SNUG" not in " ".join(process.environ())
     assert set(process.environ()) <= {"TZ", "SYSTEMROOT", "LC_CTYPE"}
     if hasattr(process, "rlimit"):
@@ -129,12 +129,12 @@ def test_a_warm_worker_renders_in_about_a_millisecond(worker: TemplateWorker) ->
 def test_a_killed_worker_is_replaced_and_a_closed_one_leaves_no_process() -> None:
     worker = TemplateWorker()
     worker.render("x", {})
-    first = psutil.Process(worker._running().pid)
+    first = psutil.Process(worker._worker._running().pid)
     first.kill()
     assert first in psutil.wait_procs([first], timeout=5)[0]
     try:
         assert worker.render("{{ a }}", {"a": 1}) == "1"
-        second = psutil.Process(worker._running().pid)
+        second = psutil.Process(worker._worker._running().pid)
     finally:
         worker.close()
     assert not second.is_running()

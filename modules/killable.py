@@ -1,0 +1,123 @@
+"""A process that answers one question at a time and is killed when it takes too long: started when first asked, and
+again after it was killed.
+
+A message is four bytes of length (big endian) and that many bytes of ASCII JSON, both ways; the first one, from the
+process, says that it is ready. What the questions mean is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class WorkerEnded(Exception):
+    """The process ended before its answer was whole."""
+
+
+class WorkerLate(WorkerEnded):
+    """It took too long and was killed."""
+
+
+class WorkerDoesNotStart(WorkerEnded):
+    """It ended, or said nothing, before it was ready."""
+
+
+class KillableWorker:
+    """The process that `command` starts, with no more environment than `environment`. Safe from any thread."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, start_s: float) -> None:
+        self._command = list(command)
+        self._environment = dict(environment)
+        self._start_s = start_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def ask(self, payload: bytes, *, timeout_s: float) -> dict[str, Any]:
+        """The answer to `payload`, JSON. Raises WorkerLate, WorkerDoesNotStart or WorkerEnded; all of them end it."""
+        with self._lock:
+            process = self._running()
+            assert process.stdin is not None
+            expired = threading.Event()
+            clock = _kill_after(timeout_s, process, expired)
+            try:
+                process.stdin.write(len(payload).to_bytes(4, "big") + payload)
+                process.stdin.flush()
+                return _receive(process)
+            except (OSError, EOFError, ValueError) as error:
+                self._kill()
+                raise (WorkerLate if expired.is_set() else WorkerEnded)(str(error)) from error
+            finally:
+                clock.cancel()
+                if expired.is_set():  # it may have struck in the moment of the answer
+                    self._kill()
+
+    def close(self) -> None:
+        """End the process once it has answered. A later question starts it again."""
+        with self._lock:
+            self._kill()
+
+    def kill(self) -> None:
+        """End the process at once; who waits for its answer gets WorkerEnded."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self._kill()
+            self._process = self._start()
+        return self._process
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=self._environment,
+        )
+        clock = _kill_after(self._start_s, process, threading.Event())
+        try:
+            _receive(process)
+        except (EOFError, ValueError) as error:
+            process.kill()
+            process.communicate()
+            raise WorkerDoesNotStart(str(error)) from error
+        finally:
+            clock.cancel()
+        return process
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def _kill_after(seconds: float, process: subprocess.Popen[bytes], expired: threading.Event) -> threading.Timer:
+    """A running clock that kills `process` and sets `expired`."""
+
+    def strike() -> None:
+        expired.set()
+        process.kill()
+
+    clock = threading.Timer(seconds, strike)
+    clock.daemon = True
+    clock.start()
+    return clock
+
+
+def _receive(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """One message. Raises EOFError if the process ends before it is whole."""
+    assert process.stdout is not None
+    header = process.stdout.read(4)
+    length = int.from_bytes(header, "big")
+    payload = process.stdout.read(length)
+    if len(header) < 4 or len(payload) < length:
+        raise EOFError
+    message: dict[str, Any] = json.loads(payload)
+    return message

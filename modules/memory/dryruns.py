@@ -1,0 +1,257 @@
+"""What a run of a model really allocates, asked of a worker process that can be killed, and remembered on disk.
+
+The worker (dryrun_worker.py) builds the model of a checked config without weights and counts the bytes of each
+operation; it imports torch, this file does not. An answer holds for a config, a run and the libraries' versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from modules.errors import BadConfig, NotAvailableHere, OutOfMemory, SnugError, TimedOut, UnsupportedModel
+from modules.files import atomic_write
+from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
+from modules.memory.config import read_json
+from modules.memory.forecast import RunSpec
+from modules.memory.spec import ModelSpec
+from modules.memory.training import TrainingRun
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["cpu", "cuda"]
+ANSWER_S = 30.0
+IDLE_S = 120.0
+MOST_WAITING = 16
+_START_S = 90.0
+# Raised when dryrun.py comes to count otherwise: answers from before are then not believed any more.
+_METHOD = 1
+_LIBRARIES = ("torch", "transformers", "bitsandbytes")
+_ROOT = Path(__file__).parent.parent.parent
+_KEPT_VARIABLES = ("PATH", "HOME", "USERPROFILE", "SYSTEMROOT", "TMPDIR", "TEMP", "TZ", "LD_LIBRARY_PATH")
+_ERRORS = {kind.code: kind for kind in (BadConfig, UnsupportedModel, OutOfMemory, NotAvailableHere)}
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """Bytes of a whole model on one device at the end of a context of `RunSpec.context_tokens`.
+
+    `weights` holds parameters and buffers, quantization data included; `kv_cache` what is kept of the context;
+    `prefill_peak` and `decode_peak` the most beyond both while the last `prefill_chunk` tokens are read and while one
+    token is written.
+    """
+
+    weights: int
+    kv_cache: int
+    prefill_peak: int
+    decode_peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPeaks:
+    """Bytes of one training step on one device; `activations` is the most beyond weights, gradients and optimizer.
+
+    `peak` is the most alive at any moment of the second step, when the optimizer has its states.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+class DryRuns:
+    """Dry runs in one worker process, which starts when first needed and ends after two idle minutes. Thread-safe."""
+
+    def __init__(self, cache_folder: Path, *, answer_s: float = ANSWER_S) -> None:
+        """`cache_folder` is made when the first answer comes; one run may compute for `answer_s`."""
+        self._cache_folder = cache_folder
+        self._answer_s = answer_s
+        self._worker = KillableWorker(
+            [sys.executable, "-X", "utf8", "-m", "modules.memory.dryrun_worker"], _environment(), start_s=_START_S
+        )
+        self._lock = threading.Condition()
+        self._known: dict[str, Mapping[str, int] | SnugError] = {}
+        self._waiting: dict[str, dict[str, Any]] = {}
+        self._futures: dict[str, Future[Mapping[str, int]]] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def peaks(self, spec: ModelSpec, run: RunSpec, *, kind: Kind = "cpu") -> Peaks | None:
+        """The Peaks if they are known; else None, and they are being worked out. None for ever where that fails."""
+        try:
+            request = _request("peaks", spec, asdict(run), kind)
+        except SnugError:
+            return None
+        known = self._lookup(_key(request))
+        if known is None:
+            self._submit(request)
+        return Peaks(**known) if isinstance(known, Mapping) else None
+
+    def measure(
+        self, spec: ModelSpec, run: RunSpec, timeout_s: float = _START_S + ANSWER_S, *, kind: Kind = "cpu"
+    ) -> Peaks:
+        """The Peaks, waited for. Raises UnsupportedModel, BadConfig, OutOfMemory, NotAvailableHere or TimedOut."""
+        return Peaks(**self._wait(_request("peaks", spec, asdict(run), kind), timeout_s))
+
+    def training(self, spec: ModelSpec, run: TrainingRun, timeout_s: float = _START_S + ANSWER_S) -> TrainingPeaks:
+        """The TrainingPeaks, waited for. Raises as `measure` does."""
+        return TrainingPeaks(**self._wait(_request("training", spec, asdict(run), "cpu"), timeout_s))
+
+    def close(self) -> None:
+        """End the worker; who waits gets NotAvailableHere."""
+        with self._lock:
+            self._closed = True
+            self._waiting.clear()
+            waiters = list(self._futures.values())
+            self._futures.clear()
+            self._lock.notify_all()
+        for future in waiters:
+            future.set_exception(_not_here("Snug is ending."))
+        self._worker.kill()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+        self._worker.close()
+
+    def _wait(self, request: dict[str, Any], timeout_s: float) -> Mapping[str, int]:
+        known = self._lookup(_key(request))
+        if known is None:
+            try:
+                known = self._submit(request).result(timeout_s)
+            except TimeoutError as error:
+                raise TimedOut(
+                    f"The dry run of {request['name']} has no answer after {timeout_s:.0f} s.",
+                    remedy="Try again; Snug's formulas serve until then.",
+                ) from error
+        if isinstance(known, SnugError):
+            raise known
+        return known
+
+    def _lookup(self, key: str) -> Mapping[str, int] | SnugError | None:
+        """The answer, or error, that this process or an earlier one got."""
+        with self._lock:
+            known = self._known.get(key)
+        if known is not None:
+            return known
+        try:
+            content = json.loads((self._cache_folder / f"{key}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(content, dict) or not all(type(value) is int for value in content.values()):
+            return None
+        with self._lock:
+            self._known[key] = content
+        return content
+
+    def _submit(self, request: dict[str, Any]) -> Future[Mapping[str, int]]:
+        """Have `request` worked out, the latest first; the oldest of too many is given up."""
+        key = _key(request)
+        with self._lock:
+            if self._closed:
+                raise _not_here("Snug is ending.")
+            future = self._futures.get(key)
+            if future is not None and key not in self._waiting:
+                return future  # it is being worked out
+            future = self._futures.setdefault(key, Future())
+            self._waiting.pop(key, None)
+            self._waiting[key] = request
+            while len(self._waiting) > MOST_WAITING:
+                oldest = next(iter(self._waiting))
+                del self._waiting[oldest]
+                self._futures.pop(oldest).set_exception(_not_here("Too many dry runs wait."))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="dry runs", daemon=True)
+                self._thread.start()
+            self._lock.notify_all()
+        return future
+
+    def _work(self) -> None:
+        """Answer what waits, the latest first; after two idle minutes let the worker go."""
+        while True:
+            with self._lock:
+                if not self._lock.wait_for(lambda: self._closed or self._waiting, timeout=IDLE_S):
+                    self._thread = None
+                    break
+                if self._closed:
+                    return
+                key, request = self._waiting.popitem()
+            self._settle(key, self._ask(request))
+        self._worker.close()
+
+    def _settle(self, key: str, answer: Mapping[str, int] | SnugError) -> None:
+        if not isinstance(answer, SnugError):
+            try:
+                self._cache_folder.mkdir(parents=True, exist_ok=True)
+                atomic_write(self._cache_folder / f"{key}.json", json.dumps(answer))
+            except OSError as error:
+                log.warning("the answer of a dry run could not be kept: %s", error)
+        with self._lock:
+            self._known[key] = answer
+            future = self._futures.pop(key, None)
+        if future is None:
+            return
+        if isinstance(answer, SnugError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+    def _ask(self, request: dict[str, Any]) -> Mapping[str, int] | SnugError:
+        name = request["name"]
+        payload = json.dumps({**request, "answer_s": self._answer_s}).encode("ascii")
+        try:
+            answer = self._worker.ask(payload, timeout_s=self._answer_s)
+        except WorkerLate:
+            return TimedOut(
+                f"The dry run of {name} takes longer than {self._answer_s:.0f} s.",
+                remedy="Snug's formulas are used instead. Are the sizes in its config.json right?",
+            )
+        except WorkerDoesNotStart:
+            return _not_here("The process for dry runs does not start.")
+        except WorkerEnded:
+            return BadConfig(
+                f"The dry run of {name} ended its process.", remedy="Are the sizes in its config.json right?"
+            )
+        if "error" in answer:
+            error = answer["error"]
+            return _ERRORS.get(error["code"], BadConfig)(error["message"], remedy=error["remedy"])
+        return {str(field): int(value) for field, value in answer.items()}
+
+
+def _request(question: str, spec: ModelSpec, run: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """What the worker is asked. Raises UnsupportedModel for a model that it cannot build."""
+    file = spec.path / "config.json" if spec.path.is_dir() else spec.path
+    if spec.source != "safetensors" or file.suffix != ".json":
+        raise UnsupportedModel(f"{spec.name} has no config.json to dry-run.", remedy="Snug's formulas are used.")
+    config = read_json(file)
+    return {"question": question, "name": spec.name, "file": str(file.resolve()), "config": config, "run": run,
+            "kind": kind, "prequantized": spec.prequantized}  # fmt: skip
+
+
+def _key(request: Mapping[str, Any]) -> str:
+    """What an answer depends on."""
+    asked = {name: request[name] for name in ("question", "config", "run", "kind", "prequantized")}
+    versions = [metadata.version(name) for name in _LIBRARIES]
+    content = json.dumps([_METHOD, versions, asked], sort_keys=True)
+    return hashlib.sha256(content.encode("ascii")).hexdigest()[:32]
+
+
+def _environment() -> dict[str, str]:
+    """What the worker needs to find Python's packages, no GPU and no network; none of the user's secrets."""
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    return {**kept, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_VERBOSITY": "critical", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+
+
+def _not_here(message: str) -> NotAvailableHere:
+    return NotAvailableHere(message, remedy="Snug's formulas are used instead.")
