@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from modules.memory.known_gpus import find_gpu
+from modules.memory.known_gpus import find_gpu, imagine
 from modules.units import GiB, MiB
+from tests.fakes import fake_inventory
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,13 @@ def test_the_driver_keeps_some_of_it() -> None:
     """An RTX 3090 shows programs 23.69 of its 24 GiB, an RTX 3060 11.77 of 12: never more than that here."""
     assert 23.4 * GiB < find_gpu("3090").free_bytes <= 23.69 * GiB
     assert 11.6 * GiB < find_gpu("3060").free_bytes <= 11.77 * GiB
+
+
+def test_what_is_not_given_is_as_here() -> None:
+    here = fake_inventory((8,), ram_gib=16)
+    both = imagine(here, [find_gpu("3060"), find_gpu("24GiB")], 64 * GiB)
+    assert [(gpu.id, gpu.name) for gpu in both.gpus] == [("cuda:0", "RTX 3060"), ("cuda:1", "a card of 24.0 GiB")]
+    assert (both.cpu.total_bytes, both.cpu.free_bytes, both.disk) == (64 * GiB, 62 * GiB, here.disk)
+    assert imagine(here, [], 64 * GiB).gpus == here.gpus
+    assert imagine(here, [find_gpu("3060")], None).cpu == here.cpu
+    assert imagine(here, [], GiB).cpu.free_bytes == GiB * 3 // 4

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from modules.units import MiB, format_size, parse_size
+from modules.hardware import Device, Inventory
+from modules.units import GiB, MiB, format_size, parse_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,20 @@ def find_gpu(text: str) -> Gpu:
     near = difflib.get_close_matches(key, by_key, n=3, cutoff=0.6)
     shown = ", ".join(dict.fromkeys(by_key[match] for match in near)) or "3060, RTX 4090, A100 80GB"
     raise ValueError(f"{text[:40]!r} is neither a size like 24GiB nor a card that Snug knows ({shown}, …)")
+
+
+def imagine(here: Inventory, gpus: Sequence[Gpu], ram_bytes: int | None) -> Inventory:
+    """A machine with these cards and this much RAM, nothing else running on it; what is not given is as `here`.
+
+    Of the RAM a system keeps 2 GiB, or a quarter where it is small.
+    """
+    cards = tuple(
+        Device(f"cuda:{number}", "cuda", gpu.name, gpu.total_bytes, gpu.free_bytes) for number, gpu in enumerate(gpus)
+    )
+    cpu = here.cpu
+    if ram_bytes is not None:
+        cpu = replace(cpu, total_bytes=ram_bytes, free_bytes=ram_bytes - min(2 * GiB, ram_bytes // 4))
+    return replace(here, gpus=cards or here.gpus, cpu=cpu)
 
 
 def _key(text: str) -> str:
