@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modules.hardware import Device, Inventory
-from modules.memory.config import read_shape
+from modules.memory.shape import read_shape
 from modules.memory.spec import ModelSpec, TensorInfo, block_of
 from modules.units import GiB
 

@@ -24,9 +24,9 @@ from modules.errors import (
     SnugError,
     UnsupportedModel,
 )
-from modules.memory.config import read_shape
 from modules.memory.families import base_prefix, check_can_generate, gguf_architectures
 from modules.memory.listing import list_models
+from modules.memory.shape import read_shape
 from modules.memory.spec import block_of, inspect
 from tests.test_formats import safetensors
 from tests.test_gguf import ARCH, STRING, U32, array, gguf, pair, tensor, text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modules.memory.config import Shape
 from modules.memory.model_spec import ModelSpec, Prequantized, Source, TensorInfo
 from modules.memory.naming import bare_modules, stored_dtype
+from modules.memory.shape import Shape
 
 
 def assemble(

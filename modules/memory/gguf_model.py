@@ -9,12 +9,12 @@ from typing import Any
 
 from modules.errors import UnsupportedModel
 from modules.memory.assembly import assemble, context_warning
-from modules.memory.config import read_shape
 from modules.memory.families import check_can_generate, gguf_architectures
 from modules.memory.formats import StoredTensor
 from modules.memory.gguf import ArrayValue, GgufHeader, read_gguf
 from modules.memory.model_spec import ModelSpec, TensorInfo, block_of
 from modules.memory.naming import check_blocks
+from modules.memory.shape import read_shape
 
 # Tensor groups of a GGUF file in the terms of transformers' models: token table, block, final norm, head.
 _GGUF_MODULES = {

@@ -63,7 +63,7 @@ def build(file: Path) -> Any:
     values = {name: value for name, value in checked.whole.items() if name not in _DROPPED}
     auto: Any = AutoModelForSeq2SeqLM if checked.family.is_encoder_decoder else AutoModelForCausalLM
     try:
-        config = CONFIG_MAPPING[checked.model_type].from_dict(values)
+        config = _from_values(CONFIG_MAPPING[checked.model_type], values)
         with torch.device("meta"):
             model = auto.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
         model.tie_weights()
@@ -80,6 +80,11 @@ def build(file: Path) -> Any:
             remedy="Fetch the model's config again.",
         ) from error
     return model.eval()
+
+
+def _from_values(config_class: Any, values: dict[str, Any]) -> Any:
+    """A config of plain values, with the infinities that transformers writes as {"__float__": "Infinity"}."""
+    return config_class.from_dict(config_class._decode_special_floats(values))
 
 
 def _one_line(error: Exception) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from modules.errors import BadConfig, RemoteCodeDisabled, UnsupportedModel
-from modules.memory.config import Shape, read_json, read_shape, refuse_remote_code
+from modules.memory.config import read_json, refuse_remote_code
 from modules.memory.families import Family, check_can_generate
 from modules.memory.model_spec import Prequantized
+from modules.memory.shape import Shape, read_shape
 
 _ROTARY_KEYS = ("rotary_pct", "rotary_emb_base")
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "auto": ""}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from modules.memory.config import LayerKind
+from modules.memory.layers import LayerKind
 
 Source = Literal["safetensors", "gguf"]
 Prequantized = Literal["none", "int8", "nf4", "fp4"]
