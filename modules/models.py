@@ -137,6 +137,15 @@ class ModelManager:
             trust_remote_code=self._settings.trust_remote_code,
         )
 
+    def machine(self) -> Inventory:
+        """This machine as it is now."""
+        return self._read_inventory(self._cache)
+
+    def stats(self) -> EngineStats:
+        """What the engine that answers holds now; nothing where there is none or it does not say."""
+        current = self._current
+        return _stats(current.host) if current else EngineStats()
+
     def load(self, options: LoadOptions, on_progress: OnProgress | None = None) -> ModelInfo:
         """Load a model and make it the one that answers; blocks until it does.
 
