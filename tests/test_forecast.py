@@ -87,7 +87,7 @@ def test_a_sliding_layer_keeps_its_window_and_the_chunk_being_read() -> None:
     spec = replace(llama("7B"), layer_kinds=("sliding",) * 31 + ("full",), sliding_window=1024)
     run = RunSpec("float16", prefill_chunk=512)
     assert layer_cache_bytes(spec, run, 0, 100) == 100 * 16384
-    assert layer_cache_bytes(spec, run, 0, 9000) == (1024 + 512) * 16384
+    assert layer_cache_bytes(spec, run, 0, 9000) == (1023 + 512) * 16384
     assert layer_cache_bytes(spec, run, 31, 9000) == 9000 * 16384
 
 

@@ -25,6 +25,7 @@ def with_description(spec: ModelSpec, found: Description) -> ModelSpec:
         spec,
         buffers=found.buffers,
         kept_fp32=found.kept_fp32,
+        kept_fp32_in_fp16=found.kept_fp32_in_fp16,
         linear_weights=found.replaceable if known else None,
         bare_modules=tuple(name for name in found.bare_modules if name not in _owners(names)),
         warnings=(*spec.warnings, *([warning] if warning else [])),

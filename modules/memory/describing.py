@@ -23,7 +23,7 @@ from modules.memory.model_spec import Description, TensorInfo, block_of
 TIMEOUT_S = 60.0
 MAX_ANSWER_BYTES = 64 * 2**20
 ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_FORMAT = 1
+_FORMAT = 2
 _ERRORS = {kind.code: kind for kind in (BadConfig, UnsupportedModel, TimedOut)}
 
 
@@ -94,6 +94,7 @@ def decode(answer: Mapping[str, Any]) -> Description:
         bare_modules=tuple(map(str, answer["bare_modules"])),
         replaceable=frozenset(map(str, answer["replaceable"])),
         kept_fp32=frozenset(map(str, answer["kept_fp32"])),
+        kept_fp32_in_fp16=frozenset(map(str, answer["kept_fp32_in_fp16"])),
     )
 
 

@@ -27,6 +27,8 @@ _FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
 _EAGER_ONLY = frozenset({"gptj", "bloom", "gemma2", "codegen", "mpt", "t5", "mt5", "umt5", "longt5"})
 # Families whose T5-like `wo` bitsandbytes leaves alone (_keep_in_fp32_modules).
 _KEPT_WO = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pop2piano"})
+# The router's correction of DeepSeek-V3 and its kin (_keep_in_fp32_modules_strict).
+_KEPT_FP32 = ("e_score_correction_bias",)
 _TOKEN_TABLES = (
     "embed_tokens.weight", "wte.weight", "shared.weight", "word_embeddings.weight", "embed_in.weight",
     "embeddings.weight", "tokens_embed.weight",
@@ -64,7 +66,10 @@ def is_quantizable(spec: ModelSpec, tensor: TensorInfo) -> bool:
 
     Source: transformers 5.23, integrations/bitsandbytes.py: only `type(module) is nn.Linear` or Conv1D is replaced,
     so FalconLinear and experts fused into 3-D tensors stay as they are; heads, tied tables and `wo` of T5 are kept.
+    Known for certain where the model was built on the meta device, else by these rules.
     """
+    if spec.linear_weights is not None:
+        return tensor.name in spec.linear_weights
     matrix = len(tensor.shape) == 2 and tensor.name.endswith(".weight") and bool(tensor.block)
     if not matrix or _NOT_LINEAR.search(tensor.name) or spec.model_type == "falcon":
         return False
@@ -121,9 +126,12 @@ def tensor_meta_bytes(spec: ModelSpec, tensor: TensorInfo, run: RunSpec) -> int:
 
 
 def _kept_element_bytes(spec: ModelSpec, tensor: TensorInfo, run: RunSpec) -> int:
-    """fp16 is widened to fp32 for the `wo` of T5 (_keep_in_fp32_modules in transformers 5.23, fp16 only)."""
-    widened = run.dtype == "float16" and spec.model_type in _KEPT_WO and tensor.name.endswith(".wo.weight")
-    return 4 if widened else element_bytes(run.dtype)
+    """What transformers keeps in fp32 in a 16-bit model: `_keep_in_fp32_modules` for fp16, the strict ones always."""
+    kept = tensor.name in spec.kept_fp32 or tensor.name.endswith(_KEPT_FP32)
+    if run.dtype == "float16":
+        kept = kept or tensor.name in spec.kept_fp32_in_fp16
+        kept = kept or (spec.model_type in _KEPT_WO and tensor.name.endswith(".wo.weight"))
+    return 4 if kept else element_bytes(run.dtype)
 
 
 def tied_copies(spec: ModelSpec) -> frozenset[str]:
@@ -145,7 +153,13 @@ def is_token_table(name: str) -> bool:
 def weight_bytes(spec: ModelSpec, run: RunSpec) -> int:
     """Bytes of all weights once loaded, shared tables counted once."""
     copies = tied_copies(spec)
-    return sum(tensor_bytes(spec, tensor, run) for tensor in spec.tensors if tensor.name not in copies)
+    stored = sum(tensor_bytes(spec, tensor, run) for tensor in spec.tensors if tensor.name not in copies)
+    return stored + buffer_bytes(spec, run)
+
+
+def buffer_bytes(spec: ModelSpec, run: RunSpec) -> int:
+    """Bytes of the buffers that no file holds, as far as they are known: rotary tables stay fp32, masks are bytes."""
+    return sum(tensor_bytes(spec, buffer, run, quantize=False) for buffer in spec.buffers)
 
 
 def quantized_share(spec: ModelSpec) -> float:
@@ -158,17 +172,20 @@ def layer_cache_bytes(spec: ModelSpec, run: RunSpec, layer: int, tokens: int) ->
     """KV cache, or recurrent state, of decoder layer `layer` after `tokens` tokens of one conversation.
 
     Per attention layer 2 × kv_heads × head_dim elements a token (MLA: kv_lora_rank + qk_rope_head_dim); a sliding
-    layer keeps its window and the chunk being read; an encoder-decoder keeps as much again for cross-attention.
-    Checked against live bytes of transformers' caches for MHA, GQA, MQA, MLA, sliding, Mamba and BART.
+    layer keeps its window less one and the chunk being read, a hybrid one a state beside its attention; an
+    encoder-decoder keeps as much again for cross-attention. Byte for byte what transformers' caches hold in
+    tests/test_exact_bytes.py.
     """
     kind = spec.layer_kinds[layer] if layer < len(spec.layer_kinds) else "full"
     width = element_bytes(run.dtype)
     if kind == "shared":
         return 0
+    state = spec.state_elements * width + spec.state_fp32 * 4 if kind in ("recurrent", "hybrid") else 0
     if kind == "recurrent":
-        return spec.state_elements * width + spec.state_fp32 * 4
-    kept = min(tokens, spec.sliding_window + run.prefill_chunk) if kind == "sliding" else tokens
-    return kept * spec.kv_elements * width * (2 if spec.is_encoder_decoder else 1)
+        return state
+    kept = min(tokens, spec.sliding_window - 1 + run.prefill_chunk) if kind == "sliding" else tokens
+    each = spec.layer_kv_elements[layer] if spec.layer_kv_elements else spec.kv_elements
+    return state + kept * each * width * (2 if spec.is_encoder_decoder else 1)
 
 
 def kv_cache_bytes(spec: ModelSpec, run: RunSpec, tokens: int) -> int:

@@ -87,17 +87,19 @@ def _windowed(config: Mapping[str, Any], model_type: str, layers: int, window: i
     return ["full" if (pattern and (i + 1) % pattern == 0) or i < first else "sliding" for i in range(layers)]
 
 
-def recurrent_state(config: Mapping[str, Any], model_type: str, hidden: int) -> tuple[int, int]:
+def recurrent_state(config: Mapping[str, Any], model_type: str, hidden: int, head_state: int) -> tuple[int, int]:
     """(elements in the model's dtype, elements in fp32) of one recurrent layer's state.
 
-    Mamba 1, Mamba 2, gated delta net and short convolutions as transformers' caches hold them; zero for models without
-    such layers.
+    Mamba 1, Mamba 2, gated delta net, lightning attention (`head_state`: heads × head_dim²) and short convolutions as
+    transformers' caches hold them; zero for models without such layers.
     """
+    if model_type == "minimax":
+        return head_state, 0
     if "linear_num_value_heads" in config:
         return _delta_net_state(config)
     if model_type == "recurrent_gemma":
         width = number(config, ("lru_width",), 1, 2**24, default=hidden)
-        return width * (number(config, ("conv1d_width",), 1, 1024, default=4) - 1), width
+        return width * (number(config, ("conv1d_width",), 2, 1024, default=4) - 1), width
     if "conv_L_cache" in config:
         return hidden * number(config, ("conv_L_cache",), 1, 1024), 0
     kernel = number(config, ("conv_kernel", "mamba_d_conv", "d_conv"), 1, 1024, default=4)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.core_model_loading import build_glob_alternation
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -43,17 +44,18 @@ def describe_as_json(file: Path) -> dict[str, Any]:
     """`describe` as plain values: [name, shape, dtype] a tensor, in the dtypes of a model that runs in bf16."""
     model = build(file)
     stored = model.state_dict().keys()
-    kept = _kept_fp32(model)
-    parameters = list(model.named_parameters())
+    kept = _kept_fp32(model, torch.bfloat16)
     buffers = list(model.named_buffers())
-    owned = parameters + [(name, buffer) for name, buffer in buffers if name in stored]
+    owned = list(model.named_parameters()) + [(name, buffer) for name, buffer in buffers if name in stored]
+    others = [(name, buffer) for name, buffer in buffers if name not in stored]
     return {
         "architecture": type(model).__name__,
         "tensors": [_entry(name, tensor, name in kept) for name, tensor in owned],
-        "buffers": [_entry(name, buffer, False) for name, buffer in buffers if name not in stored],
+        "buffers": [_entry(name, buffer, False) for name, buffer in others],
         "bare_modules": list(_bare_modules(model, {name for name, _ in owned})),
-        "replaceable": sorted(_replaceable(model)),
-        "kept_fp32": sorted(name for name, tensor in owned if name in kept or tensor.dtype == torch.float32),
+        "replaceable": sorted(replaceable(model)),
+        "kept_fp32": sorted(kept | {name for name, tensor in owned + others if tensor.dtype == torch.float32}),
+        "kept_fp32_in_fp16": sorted(_kept_fp32(model, torch.float16)),
     }
 
 
@@ -96,15 +98,16 @@ def _entry(name: str, tensor: torch.Tensor, keep_fp32: bool) -> list[Any]:
     return [name, list(tensor.shape), _FORMATS.get(dtype, "U8")]
 
 
-def _kept_fp32(model: Any) -> frozenset[str]:
-    """Tensors that from_pretrained leaves in fp32 in a bf16 model (`_keep_in_fp32_modules_strict`)."""
-    plan = model._get_dtype_plan(torch.bfloat16)
-    return frozenset(
-        name for name in model.state_dict() if any(f".{part}." in f".{name}." or name.endswith(part) for part in plan)
-    )
+def _kept_fp32(model: Any, dtype: torch.dtype) -> frozenset[str]:
+    """Tensors that from_pretrained leaves in fp32 in a model of `dtype` (core_model_loading.py, dtype_plan)."""
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return frozenset()
+    pattern, _, _ = build_glob_alternation(list(plan))
+    return frozenset(name for name in model.state_dict() if pattern.search(name))
 
 
-def _replaceable(model: Any) -> Iterator[str]:
+def replaceable(model: Any) -> Iterator[str]:
     """Weights of the linear layers that transformers' bitsandbytes integration would replace, by its own rules."""
     skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     for name, module in model.named_modules():

@@ -49,7 +49,8 @@ class ModelSpec:
     known where the model was built on the meta device. `weights_here`: False where only config and headers are, so
     that the model can be planned and not loaded. `layer_kv_elements` is `kv_elements` layer by layer where layers
     differ, else empty. `latent_attention`: the cache holds MLA's compressed rows. `kept_fp32` are tensors that stay
-    fp32 in a 16-bit model, `linear_weights` the matrices that bitsandbytes would replace; None where not known.
+    fp32 in a 16-bit model, `kept_fp32_in_fp16` those that do where it is fp16, `linear_weights` the matrices that
+    bitsandbytes would replace; None where not known.
     """
 
     name: str
@@ -86,6 +87,7 @@ class ModelSpec:
     layer_kv_elements: tuple[int, ...] = ()
     latent_attention: bool = False
     kept_fp32: frozenset[str] = frozenset()
+    kept_fp32_in_fp16: frozenset[str] = frozenset()
     linear_weights: frozenset[str] | None = None
 
     @property
@@ -105,7 +107,8 @@ class Description:
 
     `tensors` are parameters and stored buffers, shared ones once; `buffers` what no file holds; `bare_modules` modules
     outside the blocks that own no stored tensor and yet must be placed. `replaceable` are the names of the matrices of
-    plain linear layers, which bitsandbytes could quantize; `kept_fp32` of tensors that stay fp32 in a 16-bit model.
+    plain linear layers, which bitsandbytes could quantize; `kept_fp32` of what stays fp32 in a
+    16-bit model, `kept_fp32_in_fp16` in an fp16 one.
     """
 
     architecture: str
@@ -114,6 +117,7 @@ class Description:
     bare_modules: tuple[str, ...]
     replaceable: frozenset[str]
     kept_fp32: frozenset[str]
+    kept_fp32_in_fp16: frozenset[str]
 
 
 Describe = Callable[[Path], Description]

@@ -18,6 +18,8 @@ MAX_CONTEXT = 2**31
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _DECODER_LAYERS = ("num_decoder_layers", "decoder_layers", *_LAYERS)
 _ENCODER_LAYERS = ("encoder_layers", "num_layers", "num_hidden_layers")
+# Nemotron-H states its layers by listing them.
+_LAYER_LISTS = ("layers_block_type", "hybrid_override_pattern")
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "num_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
@@ -61,29 +63,32 @@ def read_shape(config: Mapping[str, Any], model_type: str, *, encoder_decoder: b
     """The Shape that config.json describes. Raises BadConfig naming a field that is missing or impossible."""
     recurrent = model_type in RECURRENT_TYPES
     hidden = number(config, _HIDDEN, 1, 2**20)
-    layers = number(config, _DECODER_LAYERS if encoder_decoder else _LAYERS, 1, MAX_LAYERS)
+    listed = next((len(config[name]) for name in _LAYER_LISTS if isinstance(config.get(name), list | str)), None)
+    layers = number(config, _DECODER_LAYERS if encoder_decoder else _LAYERS, 1, MAX_LAYERS, default=listed or None)
     heads = number(config, _HEADS, 1, 2**16, default=1 if recurrent else None)
     kv_heads = _kv_heads(config, heads)
-    head_dim = number(config, ("head_dim", "d_kv", "attention_head_size", "kv_channels"), 1, 2**16, default=0)
+    # Falcon's newer decoder repeats its grouped heads before they are cached (modeling_falcon.py).
+    cached_heads = heads if config.get("new_decoder_architecture") is True else kv_heads
+    head_dim = number(config, ("head_dim", "d_kv", "attention_head_dim", "kv_channels"), 1, 2**16, default=0)
     head_dim = head_dim or max(1, hidden // heads)
     window = number(config, ("sliding_window", "attention_window_size", "attention_chunk_size"), 0, 2**31, default=0)
     lora_rank = number(config, ("kv_lora_rank",), 1, 2**20, default=0)
     rope_dim = number(config, ("qk_rope_head_dim",), 0, 2**20, default=0)
-    state, state_fp32 = recurrent_state(config, model_type, hidden)
+    state, state_fp32 = recurrent_state(config, model_type, hidden, heads * head_dim * head_dim)
     context = number(config, _CONTEXT, 1, MAX_CONTEXT, default=0)
     experts = number(config, ("num_local_experts", "num_experts", "n_routed_experts"), 0, 2**16, default=0)
     return Shape(
         layers=layers,
         encoder_layers=number(config, _ENCODER_LAYERS, 1, MAX_LAYERS) if encoder_decoder else 0,
         hidden_size=hidden,
-        intermediate_size=number(config, _INTERMEDIATE, 1, 2**24, default=4 * hidden),
+        intermediate_size=number(_widest(config), _INTERMEDIATE, 1, 2**24, default=4 * hidden),
         attention_heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=number(config, ("vocab_size",), 1, 2**25),
         max_context=context or 2048,
         learned_positions=model_type in _LEARNED_POSITIONS,
-        kv_elements=lora_rank + rope_dim if lora_rank else 2 * kv_heads * head_dim,
+        kv_elements=lora_rank + rope_dim if lora_rank else 2 * cached_heads * head_dim,
         kinds=layer_kinds(config, model_type, layers, window),
         sliding_window=window,
         experts=experts,
@@ -92,6 +97,14 @@ def read_shape(config: Mapping[str, Any], model_type: str, *, encoder_decoder: b
         state_fp32=state_fp32,
         context_stated=context > 0,
     )
+
+
+def _widest(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`config` with the largest of an intermediate_size that is listed layer by layer (Gemma 3n)."""
+    sizes = config.get("intermediate_size")
+    if isinstance(sizes, list) and sizes and all(type(size) is int for size in sizes):
+        return {**config, "intermediate_size": max(sizes)}
+    return config
 
 
 def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
