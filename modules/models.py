@@ -21,6 +21,8 @@ from modules.engine.worker import LoadByName
 from modules.errors import Busy, EngineDied, GenerationFailed, LoadFailed, ModelNotFound, NoModelLoaded, SnugError
 from modules.files import safe_path
 from modules.hardware import Device, Inventory, read_inventory
+from modules.measuring import entries_after_load, entries_after_use
+from modules.memory.ledger import LEDGER_NAME, Ledger
 from modules.memory.listing import ModelEntry, list_models
 from modules.memory.planner import Plan, PlanTable, list_plans, make_plan
 from modules.memory.spec import ModelSpec, inspect
@@ -86,6 +88,7 @@ class ModelManager:
         self._patience = patience
         self._drain_s = drain_s
         self._in_process = in_process
+        self._ledger = Ledger(settings.user_data_dir / LEDGER_NAME)
         self._changed = threading.Condition()
         self._state = ModelState()
         self._current: _Current | None = None
@@ -300,10 +303,11 @@ class ModelManager:
         try:
             if stop:
                 host.close()
-            host.wait_loaded()
+            info = host.wait_loaded()
         finally:
             with self._changed:
                 self._starting = None
+        self._ledger.record(entries_after_load(plan, info, self._read_inventory(self._cache)))
         return host
 
     def _install(self, new: _Current, *, error: SnugError | None = None) -> None:
@@ -322,6 +326,7 @@ class ModelManager:
                 self._current = None
                 self._announce(info=None, plan=None)
         old.host.wait_idle(self._drain_s)
+        self._note_use(old.host)
         old.host.close(
             GenerationFailed("The model was changed during this reply.", remedy="Continue or regenerate it.")
         )
@@ -363,12 +368,18 @@ class ModelManager:
                     raise Busy(f"{self._busy_with} is still being loaded.", remedy="Try again in a moment.")
                 current, self._current = self._current, None
             if current is not None:
+                self._note_use(current.host)
                 current.host.close(because)
             self._announce(status="empty", name="", progress=None, error=None, info=None, plan=None)
         finally:
             with self._changed:
                 self._stopping -= 1
                 self._changed.notify_all()
+
+    def _note_use(self, host: EngineHost) -> None:
+        """Keep what an engine took in all its life beside its forecast; of one that is idle, so that nobody waits."""
+        if host.alive and host.wait_idle(0):
+            self._ledger.record(entries_after_use(host.plan, _stats(host), self._read_inventory(self._cache)))
 
     def _note_death(self, error: SnugError) -> None:
         """The engine ended by itself: say so; the next `engine()` loads it anew."""

@@ -168,7 +168,10 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A glance at a running engine. Bytes of the engine's own process and, per GPU id, of its allocator."""
+    """A glance at a running engine. Bytes of the engine's own process and, per GPU id, of its allocator.
+
+    `peak_bytes` are their most since the load began ("cpu" is the process), `longest_tokens` the longest conversation.
+    """
 
     active: int = 0
     queued: int = 0
@@ -176,6 +179,8 @@ class EngineStats:
     gpu_bytes: dict[str, int] = field(default_factory=dict)
     kv_tokens_used: int = 0
     kv_tokens_total: int = 0
+    longest_tokens: int = 0
+    peak_bytes: dict[str, int] = field(default_factory=dict)
 
 
 OnProgress = Callable[[Progress], None]

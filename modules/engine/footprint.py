@@ -39,6 +39,12 @@ def peak_bytes(*, on_gpu: bool) -> int:
     return int(getattr(memory, "peak_wset", memory.rss))
 
 
+def peaks_by_device() -> dict[str, int]:
+    """The most bytes since `reset_peak`: "cpu" resident in RAM of this process, a GPU those that torch held on it."""
+    gpus = {f"cuda:{index}": torch.cuda.max_memory_reserved(index) for index in range(torch.cuda.device_count())}
+    return {"cpu": peak_bytes(on_gpu=False), **gpus}
+
+
 def module_devices(model: Any, default: str) -> dict[str, str]:
     """Module name → "cuda:N", "cpu" or "disk", as transformers placed them; {"": `default`} where nothing is split."""
     placed = getattr(model, "hf_device_map", None) or {"": default}

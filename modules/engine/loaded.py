@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from modules.engine.base import EngineStats, ModelInfo, TextPiece
+from modules.engine.footprint import peaks_by_device
 from modules.memory.planner import Plan
 
 # Private-use characters: what is between them is encoded as plain text. The same as transformers'
@@ -164,7 +165,7 @@ def _stretches(pieces: Sequence[TextPiece], control: re.Pattern[str]) -> list[tu
     return [(part, index % 2 == 1) for index, part in enumerate(parts) if part]
 
 
-def process_memory(active: int, queued: int, kv_used: int, kv_total: int) -> EngineStats:
+def process_memory(active: int, queued: int, kv_used: int, kv_total: int, longest: int) -> EngineStats:
     """EngineStats of this process now. Counts are rows and tokens."""
     gpu = {f"cuda:{index}": torch.cuda.memory_allocated(index) for index in range(torch.cuda.device_count())}
     return EngineStats(
@@ -174,4 +175,6 @@ def process_memory(active: int, queued: int, kv_used: int, kv_total: int) -> Eng
         gpu_bytes=gpu,
         kv_tokens_used=kv_used,
         kv_tokens_total=kv_total,
+        longest_tokens=longest,
+        peak_bytes=peaks_by_device(),
     )

@@ -32,6 +32,7 @@ class LoopEngine(TokenizerFace):
         self._changed = threading.Condition()
         self._news = False  # submitted or cancelled since the thread last looked
         self._closing = False
+        self._longest_seen = 0
         self._thread = threading.Thread(target=self._run, name=f"{loaded.info.loop} loop", daemon=True)
 
     def _start(self) -> None:
@@ -73,7 +74,7 @@ class LoopEngine(TokenizerFace):
 
     def stats(self) -> EngineStats:
         """How busy the engine is now."""
-        return process_memory(len(self._active), len(self._queue), *self._kv_tokens())
+        return process_memory(len(self._active), len(self._queue), *self._kv_tokens(), self._longest_seen)
 
     def close(self) -> None:
         """Cancel everything, wait for the thread, and let go of the caches."""
@@ -152,5 +153,6 @@ class LoopEngine(TokenizerFace):
 
     def _done(self, reply: Reply) -> None:
         """`reply` is active no more; its end is told after this."""
+        self._longest_seen = max(self._longest_seen, len(reply.ids))
         with self._changed:
             self._active.pop(reply.request.id, None)

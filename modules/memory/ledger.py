@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 Moment = Literal["weights", "load", "use"]
 
+LEDGER_NAME = "ledger.db"
 ROWS_KEPT = 10_000
 LEAST_RECORDS = 3
 _LOCK_WAIT_S = 1.0
@@ -142,6 +143,7 @@ class Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=_LOCK_WAIT_S)
         try:
+            connection.execute("PRAGMA synchronous = OFF")  # a record is not worth a wait for the disk
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("its pages are damaged")

@@ -1,0 +1,82 @@
+"""What a loaded model and its use really took, beside what its plan said: entries for the ledger. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import metadata
+
+from modules.engine.base import EngineStats, ModelInfo
+from modules.hardware import Inventory
+from modules.memory.budget import Budget
+from modules.memory.ledger import Entry, Moment
+from modules.memory.planner import Plan
+
+_LIBRARIES = ("torch", "transformers")
+
+
+def entries_after_load(plan: Plan, info: ModelInfo, machine: Inventory) -> list[Entry]:
+    """The bytes of weights on each device, which a forecast should meet to the byte."""
+    return _entries(
+        plan,
+        machine,
+        "weights",
+        (
+            (device, budget.weights + budget.quant_meta, info.placement.get(device, 0))
+            for device, budget in plan.budgets.items()
+        ),
+    )
+
+
+def entries_after_use(plan: Plan, stats: EngineStats, machine: Inventory) -> list[Entry]:
+    """The peak on each device over the engine's whole life, held against the forecast for as much context as it saw.
+
+    None for an engine that made nothing.
+    """
+    share = min(1.0, stats.longest_tokens / max(1, plan.run.context_tokens))
+    if not share:
+        return []
+    pairs = [
+        (device, _reached(budget, share, on_gpu=device.startswith("cuda")), stats.peak_bytes[device])
+        for device, budget in plan.budgets.items()
+        if device in stats.peak_bytes
+    ]
+    return _entries(plan, machine, "use", pairs, share)
+
+
+def _reached(budget: Budget, share: float, *, on_gpu: bool) -> int:
+    """The forecast peak when `share` of the context is used; without the CUDA context, which no allocator counts."""
+    unused = round(budget.kv_cache * (1 - share))
+    runtime = budget.context if on_gpu else 0
+    return max(budget.resident + budget.transient - unused, budget.load_peak) - runtime
+
+
+def _entries(
+    plan: Plan, machine: Inventory, moment: Moment, pairs: Iterable[tuple[str, int, int]], share: float = 0.0
+) -> list[Entry]:
+    """One entry for each (device, forecast, measured); none of a model shared among ranks, which one cannot measure."""
+    if plan.loader == "deepspeed":
+        return []
+    names = {device.id: device.name for device in (*machine.gpus, machine.cpu)}
+    return [
+        Entry(
+            model=plan.spec.name,
+            family=plan.spec.model_type,
+            loader=plan.loader,
+            quantization=plan.run.quantization,
+            way=plan.title or f"{plan.run.dtype} on {device}",
+            device=device,
+            device_name=names.get(device, device),
+            moment=moment,
+            forecast_bytes=forecast,
+            measured_bytes=measured,
+            context_used=share,
+            version=_version(),
+        )
+        for device, forecast, measured in pairs
+        if forecast and measured
+    ]
+
+
+def _version() -> str:
+    """`torch 2.13.0, transformers 5.23.0`: what the measured bytes depend on."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in _LIBRARIES)
