@@ -14,9 +14,6 @@ from hypothesis import strategies as st
 from modules.chat.running import ReplyView
 from modules.engine.base import ModelInfo, Progress
 from modules.errors import BadValue, NotFound, OutOfMemory
-from modules.memory.budget import Budget, Figure
-from modules.memory.forecast import RunSpec
-from modules.memory.planner import Plan
 from modules.messages import Conversation, Message, ReplyStats
 from modules.models import ModelState
 from modules.sampling import GenerationParams, controls
@@ -24,7 +21,7 @@ from modules.settings import LoadOptions
 from modules.ui import theme
 from modules.ui.markdown import StreamingMarkdown, render
 from modules.ui.parameters_tab import read
-from modules.ui.picture import info_html, layer_devices, plan_html
+from modules.ui.picture import info_html, layer_devices, layers_html
 from modules.ui.views import (
     live_view,
     message_view,
@@ -36,8 +33,7 @@ from modules.ui.views import (
     thread_view,
 )
 from modules.ui.widgets import Pick, door, label_of, option_control, parameter_control, read_options
-from modules.units import GiB, MiB
-from tests.fakes import fake_spec
+from modules.units import MiB
 
 STATS = ReplyStats(
     prompt_tokens=600, cached_tokens=512, completion_tokens=37, queue_s=0.0, prefill_s=0.1, first_token_s=0.12,
@@ -313,28 +309,14 @@ def test_a_door_answers_problems_instead_of_raising(caplog: pytest.LogCaptureFix
     assert "secret" not in str(answer({"id": "bug"}, request))
 
 
-def test_the_plan_is_pictured_per_device_and_purpose_with_its_reasons() -> None:
-    plan = Plan(
-        spec=fake_spec(), run=RunSpec(dtype="bfloat16", quantization="nf4", context_tokens=4096),
-        loader="transformers", placement={"model.layers.0": "cuda:0", "model.layers.1": "disk", "": "cpu"},
-        budgets={
-            "cuda:0": Budget.of({"weights": Figure(GiB, "exact"), "kv_cache": Figure(256 * MiB, "exact")}),
-            "disk": Budget.of({"weights": Figure(GiB, "exact")}),
-        },
-        reasons=("Because <b>.",),
-    )  # fmt: skip
-    page = plan_html(plan)
-    for part in ("GPU 0", "Disk", "KV cache", "1.25 GiB", "4-bit nf4", "4096 tokens", "Because &lt;b&gt;."):
-        assert part in page
-    assert page.count('class="cell ') == 2
-    assert "does not fit" in plan_html(replace(plan, fits=False))
-
-
 def test_layers_are_in_the_order_of_their_numbers_and_one_device_takes_all() -> None:
     placement = {f"model.layers.{number}": "cpu" if number < 10 else "disk" for number in (11, 2, 10, 1, 0)}
     assert layer_devices(placement, 5) == ["cpu", "cpu", "cpu", "disk", "disk"]
     assert layer_devices({"": "cuda:0"}, 3) == ["cuda:0"] * 3
     assert layer_devices({}, 3) == []
+    page = layers_html(placement, 5)
+    assert page.count('class="cell ') == 5
+    assert "CPU memory: 3 layers" in page and "Disk: 2 layers" in page
 
 
 def test_a_loaded_model_is_pictured_with_its_facts() -> None:
@@ -344,8 +326,8 @@ def test_a_loaded_model_is_pictured_with_its_facts() -> None:
         chat_template="", special_tokens={}, end_texts=(), placement={"cpu": 3 * MiB}, modules={"": "cpu"},
         load_s=1.5, peak_bytes=8 * MiB, warnings=("Slow.",),
     )  # fmt: skip
-    page = info_html(info, 2)
-    for part in ("LlamaForCausalLM", "one row &lt;at&gt; a time", "3.00 MiB", "Slow.", "CPU: 2 layers"):
+    page = info_html(info)
+    for part in ("LlamaForCausalLM", "one row &lt;at&gt; a time", "3.00 MiB in CPU memory", "Slow.", "2,048 tokens"):
         assert part in page
 
 

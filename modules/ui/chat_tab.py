@@ -18,6 +18,7 @@ from modules.messages import Conversation
 from modules.sampling import GenerationParams
 from modules.services import Services
 from modules.ui.markdown import StreamingMarkdown
+from modules.ui.strip import Strip
 from modules.ui.views import (
     MAX_HZ,
     Json,
@@ -78,6 +79,7 @@ class ChatDoors:
 
     def __init__(self, services: Services) -> None:
         self.store, self.chat, self.models = services.store, services.chat, services.models
+        self.strip = Strip(services.models.machine)
         self.streams = not services.settings.no_stream
 
     def thread(self, owner: str, conversation_id: str) -> Json:
@@ -164,8 +166,12 @@ class ChatDoors:
         return {}
 
     def pulse(self, owner: str, body: Pulse) -> Json:
-        """The state of the model, and whether the list or the conversation on show has changed elsewhere."""
-        answer: Json = {"model": model_view(self.models.state), "conversations": revision(*self._chats(owner))}
+        """The state of model and memory, and whether the list or the conversation on show has changed elsewhere."""
+        answer: Json = {
+            "model": model_view(self.models.state),
+            "machine": self.strip.view(),
+            "conversations": revision(*self._chats(owner)),
+        }
         if body.id:
             running, conversation = self.chat.running(owner, body.id), self.store.get(owner, body.id)
             answer |= {"head": conversation.head_id, "revision": revision(conversation)}

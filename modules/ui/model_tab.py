@@ -8,13 +8,17 @@ from typing import Any
 import gradio as gr
 
 from modules.errors import BadValue, SnugError
+from modules.memory.planner import Plan, longest_context
 from modules.services import Services
 from modules.settings import GROUP_TITLES, LoadOptions, flag_of
-from modules.ui.picture import info_html, plan_html
+from modules.ui.picture import info_html
+from modules.ui.plan_picture import Measured, measured_by_device, plan_html
+from modules.ui.ways import options_of, reasons_html, same_load, ways_html
 from modules.ui.widgets import DIRECT, note, notes, option_control, read_options, shown_option
 from modules.units import format_size
 
 Controls = dict[str, gr.components.Component]
+Data = dict[gr.components.Component, Any]
 
 
 class ModelTab:
@@ -24,7 +28,7 @@ class ModelTab:
         self.models = services.models
         self.controls: Controls = {}
 
-    def options(self, data: dict[gr.components.Component, Any]) -> LoadOptions:
+    def options(self, data: Data) -> LoadOptions:
         """What the controls ask for."""
         return read_options({name: data[control] for name, control in self.controls.items()})
 
@@ -38,7 +42,7 @@ class ModelTab:
         usable = [entry.name for entry in self.models.list() if not entry.problem]
         return {self.controls["model"]: usable[0]} if not name and len(usable) == 1 else {}
 
-    def load(self, data: dict[gr.components.Component, Any]) -> None:
+    def load(self, data: Data) -> None:
         """Start the load that the controls ask for."""
         options = self.options(data)
         if options.model is None:
@@ -62,13 +66,45 @@ class ModelTab:
             f"{problem}</button>"
         )
 
-    def plan_html(self, data: dict[gr.components.Component, Any]) -> str:
-        """What loading would do with the options on show, or why it cannot be done."""
+    def plan_html(self, data: Data) -> dict[str, str]:
+        """The picture of what loading would do with the options on show and the ways to run, or why it cannot be."""
         try:
             options = self.options(data)
-            return plan_html(self.models.plan(options)) if options.model else '<p class="nothing">Choose a model.</p>'
+            if not options.model:
+                return {"plan": '<p class="nothing">Choose a model.</p>', "ways": ""}
+            return self._pictured(options)
         except SnugError as error:
-            return problem_html(error)
+            return {"plan": problem_html(error), "ways": ""}
+
+    def _pictured(self, options: LoadOptions) -> dict[str, str]:
+        table = self.models.plans(options)
+        plan = table.chosen or next(iter(table.plans), None)
+        free = options_of((), options)
+        others = table if options == free else self.models.plans(free)
+        if plan is None:
+            problem = problem_html(table.refusal) if table.refusal else ""
+            return {"plan": problem, "ways": ways_html(others, None, narrowed=options != free)}
+        picture = plan_html(
+            plan,
+            table.inventory,
+            fits_tokens=longest_context(table, plan),
+            context_chosen=options.ctx_size is None,
+            measured=self._measured(plan),
+            refusal=table.refusal,
+        )
+        return {"plan": picture, "ways": ways_html(others, plan, narrowed=options != free) + reasons_html(plan)}
+
+    def _measured(self, plan: Plan) -> dict[str, Measured]:
+        """What the loaded model takes, if it was loaded as `plan` says."""
+        state = self.models.state
+        if state.info is None or state.plan is None or state.status == "died" or not same_load(plan, state.plan):
+            return {}
+        return measured_by_device(state.info, self.models.stats())
+
+    def take(self, data: Data, flags: list[str]) -> dict[gr.components.Component, Any]:
+        """Updates that make the controls ask for what `flags` say."""
+        options = options_of(flags, self.options(data))
+        return {control: shown_option(name, getattr(options, name)) for name, control in self.controls.items()}
 
     def state_html(self) -> str:
         """What is loaded now, how far a load is, or what went wrong."""
@@ -84,11 +120,13 @@ class ModelTab:
         problem = problem_html(state.error) if state.error else ""
         if state.info is None:
             title = f"{name} could not be loaded" if state.error else "No model is loaded"
-            text = problem or "<p>Choose one; what it needs is shown below.</p>"
+            text = problem or "<p>Choose one; the picture shows what it needs before anything is loaded.</p>"
             return f'<div class="state"><h2>{title}</h2>{text}</div>'
-        title = html.escape(state.info.name) + (" stopped" if state.status == "died" else "")
-        layers = state.plan.spec.layers if state.plan else 0
-        return f'<div class="state"><h2>{title}</h2>{problem}{info_html(state.info, layers)}</div>'
+        title = html.escape(state.info.name) + (" stopped" if state.status == "died" else " is loaded")
+        return (
+            f'<div class="state {state.status}"><h2><span class="dot"></span>{title}</h2>{problem}'
+            f"<details><summary>How it runs</summary>{info_html(state.info)}</details></div>"
+        )
 
 
 def problem_html(error: SnugError) -> str:
@@ -121,11 +159,25 @@ def build(services: Services) -> None:
                     js_on_load="snug.mountModelCard(element, trigger); // 'refresh'",
                     elem_id="snug-model-card",
                 )
+                plan = gr.HTML(
+                    '<p class="nothing">Choose a model.</p>',
+                    js_on_load="snug.mountPlan(element, watch)",
+                    apply_default_css=False,
+                    elem_id="snug-plan",
+                )
+                context = gr.HTML(
+                    js_on_load="snug.mountContext(element, trigger); // 'set'",
+                    apply_default_css=False,
+                    elem_id="snug-context",
+                )
                 with gr.Row(elem_classes=["load-buttons"]):
                     load = gr.Button("Load", variant="primary", elem_id="snug-load")
                     unload = gr.Button("Unload", elem_id="snug-unload")
-                gr.HTML("<h2>What loading would do</h2>")
-                plan = gr.HTML('<p class="nothing">Choose a model.</p>', elem_id="snug-plan")
+                ways = gr.HTML(
+                    js_on_load="snug.mountWays(element, trigger); // 'take'",
+                    apply_default_css=False,
+                    elem_id="snug-ways",
+                )
             with gr.Column(elem_classes=["options"]):
                 _option_groups(tab, defaults)
     everything = set(tab.controls.values())
@@ -135,12 +187,26 @@ def build(services: Services) -> None:
         chosen = str(event._data["name"])
         return {name: chosen, models: tab.list_html(chosen)}
 
-    def look(data: dict[gr.components.Component, Any], event: gr.EventData) -> Any:
+    def draw(data: Data) -> Any:
+        seen = tab.plan_html(data)
+        return {plan: seen["plan"], ways: seen["ways"]}
+
+    def look(data: Data, event: gr.EventData) -> Any:
         updates = tab.mirrored(data[name]) if event._data.get("mirror") else {}
         seen = {**updates, card: tab.state_html(), models: tab.list_html(updates.get(name, data[name]))}
-        return seen | {plan: tab.plan_html(data | updates)}
+        return seen | draw(data | updates)
 
-    def start(data: dict[gr.components.Component, Any]) -> Any:
+    def take(data: Data, event: gr.EventData) -> Any:
+        try:
+            return tab.take(data, [str(flag) for flag in event._data["flags"]])
+        except SnugError as error:
+            return {told: note(error)}
+
+    def set_context(event: gr.EventData) -> str:
+        tokens = event._data.get("tokens")
+        return "" if tokens is None else str(int(tokens))
+
+    def start(data: Data) -> Any:
         try:
             tab.load(data)
         except SnugError as error:
@@ -158,13 +224,15 @@ def build(services: Services) -> None:
     refresh.click(tab.list_html, inputs=name, outputs=models, **DIRECT)
     gr.on(
         [control.change for control in everything],
-        tab.plan_html,
+        draw,
         inputs=everything,
-        outputs=plan,
+        outputs={plan, ways},
         trigger_mode="always_last",
         **DIRECT,
     )
-    card.refresh(look, inputs=everything, outputs={*everything, card, models, plan}, **DIRECT)
+    card.refresh(look, inputs=everything, outputs={*everything, card, models, plan, ways}, **DIRECT)
+    ways.take(take, inputs=everything, outputs={*everything, told}, **DIRECT)
+    context.set(set_context, outputs=tab.controls["ctx_size"], trigger_mode="always_last", **DIRECT)
     pulse = "() => snug.pulse()"
     load.click(start, inputs=everything, outputs={card, told}, **DIRECT).then(fn=None, js=pulse)
     unload.click(stop, outputs={card, told}, **DIRECT).then(fn=None, js=pulse)

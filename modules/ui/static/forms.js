@@ -33,7 +33,7 @@
   snug.mountModelCard = (element, trigger) => {
     let touched = false;  // until then the options are those of the loaded model
     for (const kind of ["input", "click"]) {
-      document.addEventListener(kind, (event) => { touched ||= Boolean(event.target.closest?.(".options .option, #snug-models [data-model]")); }, true);
+      document.addEventListener(kind, (event) => { touched ||= Boolean(event.target.closest?.(".options .option, #snug-models [data-model], #snug-context, [data-take]")); }, true);
     }
     snug.refreshModelTab = () => trigger("refresh", { mirror: !touched });
     snug.refreshModelTab();

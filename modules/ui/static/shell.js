@@ -50,7 +50,7 @@
     drawModel();
     return el("header.topbar", {},
       iconButton("panel", "Show the sidebar", () => setOpen(true), ".open-sidebar"),
-      el("span.topbar-space", {}), pill,
+      el("span.topbar-space", {}), snug.buildStrip(), pill,
       el("div.scrim", { onclick: () => setOpen(false) }));
   }
 
@@ -181,6 +181,7 @@
       const before = state.model;
       state.model = answer.model;
       drawModel();
+      snug.drawStrip(answer.machine);
       if (stateKey(before) !== stateKey(answer.model)) snug.modelChanged?.(answer.model, before);
       snug.drawLoading(answer.model);
       snug.noticeElsewhere?.(answer);

@@ -1,0 +1,96 @@
+/* The picture of a plan: what a part of a bar says when it is pointed at, the context slider, taking a way to run. */
+"use strict";
+(() => {
+  const { el } = snug;
+  const SHOWS = "[data-tip]", LEAST = 256;
+  let tip = null, about = null, context = null;
+
+  /* One note for all parts: shown by mouse, keyboard and finger alike. */
+  function showTip(part) {
+    if (part === about) return;
+    hideTip();
+    about = part;
+    const { tip: title, size, method, formula } = part.dataset;
+    tip = el("div.plan-tip", { role: "tooltip" },
+      el("strong", {}, title), el("p", {}, size),
+      formula ? el("code", {}, formula) : null, method ? el("p", {}, method) : null);
+    document.body.append(tip);
+    const box = part.getBoundingClientRect(), own = tip.getBoundingClientRect();
+    const left = Math.min(Math.max(12, box.left + Math.min(box.width, 120) / 2 - 60), window.innerWidth - own.width - 12);
+    const below = box.bottom + 10;
+    tip.style.left = `${left}px`;
+    tip.style.top = `${below + own.height < window.innerHeight - 8 ? below : box.top - own.height - 10}px`;
+  }
+  function hideTip() { tip?.remove(); tip = about = null; }
+
+  snug.mountPlan = (element, watch) => {
+    const part = (event) => event.target.closest?.(SHOWS);
+    element.addEventListener("pointerover", (event) => { const at = part(event); if (at) showTip(at); else hideTip(); });
+    element.addEventListener("pointerleave", hideTip);
+    element.addEventListener("focusin", (event) => { const at = part(event); if (at) showTip(at); });
+    element.addEventListener("focusout", hideTip);
+    element.addEventListener("click", (event) => { const at = part(event); if (at) showTip(at); });
+    window.addEventListener("scroll", hideTip, { capture: true, passive: true });
+    window.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
+    watch("value", () => { hideTip(); context?.(element.querySelector("[data-context]")?.dataset.context); });
+  };
+
+  /* Lengths lie on a logarithmic scale: every doubling takes the same room. */
+  const place = (tokens, most) => tokens <= LEAST ? 0 : Math.log2(Math.min(tokens, most) / LEAST) / Math.log2(most / LEAST);
+  function tokensAt(share, most) {
+    const raw = LEAST * 2 ** (share * Math.log2(most / LEAST));
+    const step = raw < 2048 ? 64 : raw < 16384 ? 256 : 1024;
+    return Math.min(most, Math.max(LEAST, Math.round(raw / step) * step));
+  }
+  const said = (tokens) => `${tokens.toLocaleString("en")} tokens`;
+
+  snug.mountContext = (element, trigger) => {
+    let known = null, held = false;
+    const range = el("input", { type: "range", min: 0, max: 1000, step: 1, id: "snug-context-range", "aria-label": "Context length" });
+    const length = el("output", { htmlFor: "snug-context-range" });
+    const free = el("button.text-button", { onclick: () => trigger("set", { tokens: null }) }, "Let Snug choose");
+    const fits = el("div.context-fits"), limit = el("span.context-limit"), marks = el("div.context-marks", {}, limit);
+    const box = el("div.context", { hidden: true },
+      el("div.context-head", {}, el("label", { htmlFor: "snug-context-range" }, "Context"), length, free),
+      el("div.context-rail", {}, el("div.context-track", {}, fits), range), marks);
+    element.replaceChildren(box);
+    const name = (tokens, chosen) => {
+      length.textContent = said(tokens) + (chosen ? ", chosen by Snug" : "");
+      range.setAttribute("aria-valuetext", said(tokens));
+    };
+    range.addEventListener("input", () => {
+      held = true;
+      const tokens = tokensAt(range.value / 1000, known.most);
+      name(tokens, false);
+      trigger("set", { tokens });
+    });
+    for (const kind of ["change", "blur"]) range.addEventListener(kind, () => { held = false; });
+    context = (text) => {
+      known = text ? JSON.parse(text) : null;
+      box.hidden = !known || known.most <= LEAST;
+      if (box.hidden) return;
+      free.hidden = known.chosen;
+      if (!held) { range.value = Math.round(1000 * place(known.tokens, known.most)); name(known.tokens, known.chosen); }
+      const share = place(known.fits, known.most);
+      fits.style.width = `${100 * share}%`;
+      const whole = known.fits >= known.most;
+      limit.textContent = whole ? `fits to its full ${said(known.most)}` : known.fits ? `fits to ${said(known.fits)}` : "fits at no length";
+      putLimit(whole ? 1 : share);
+    };
+    /* The text stays inside the slider; its tick stands where it stops fitting. */
+    function putLimit(share) {
+      const room = marks.clientWidth, width = limit.offsetWidth, at = share * room;
+      const left = Math.min(Math.max(0, at - width / 2), Math.max(0, room - width));
+      limit.style.left = `${left}px`;
+      limit.style.setProperty("--at", `${at - left}px`);
+    }
+    new ResizeObserver(() => { if (known) putLimit(known.fits >= known.most ? 1 : place(known.fits, known.most)); }).observe(marks);
+  };
+
+  snug.mountWays = (element, trigger) => {
+    element.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-take]");
+      if (button) trigger("take", { flags: JSON.parse(button.dataset.take) });
+    });
+  };
+})();

@@ -1,0 +1,125 @@
+"""The ways to run a model, as a table under the picture: does it fit, how fast, at what cost; one click takes one."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+
+from modules.errors import BadValue
+from modules.hardware import Inventory
+from modules.memory.planner import Plan, PlanTable
+from modules.settings import LoadOptions, build_parser
+from modules.ui.plan_picture import speed_text
+from modules.units import format_size
+
+SHOWN = 8  # rows before the rest is folded away
+
+
+def ways_html(table: PlanTable, shown: Plan | None, *, narrowed: bool) -> str:
+    """One row a way of `table`, the one on show marked; then what was left out, with the reason.
+
+    `narrowed`: the user's options have ruled ways out, so there is something to take back.
+    """
+    plans = list(table.plans)
+    if shown is not None and not any(same_load(plan, shown) for plan in plans):
+        plans.insert(0, shown)
+    rows = [_row_html(plan, table, taken=shown is not None and same_load(plan, shown)) for plan in plans]
+    rest = (
+        f'<details class="ways-more"><summary>{len(rows) - SHOWN} more</summary>{"".join(rows[SHOWN:])}</details>'
+        if len(rows) > SHOWN
+        else ""
+    )
+    dropped = "".join(f"<li><b>{html.escape(way)}</b> {html.escape(why)}</li>" for way, why in table.dropped)
+    left_out = f'<ul class="ways-dropped" aria-label="Left out">{dropped}</ul>' if dropped else ""
+    head = (
+        '<div class="way way-head" role="row"><span role="columnheader">Way to run it</span>'
+        '<span role="columnheader">Fits by</span><span role="columnheader">Tokens/s</span>'
+        '<span role="columnheader">What it costs</span><span role="columnheader"></span></div>'
+    )
+    back = '<button type="button" class="text-button" data-take="[]">Let Snug choose</button>' if narrowed else ""
+    body = f"{head}{''.join(rows[:SHOWN])}{rest}" if rows else ""
+    return (
+        f'<div class="ways-box"><div class="ways-head"><h2>Ways to run it</h2>{back}</div>'
+        f'<div class="ways" role="table" aria-label="Ways to run it">{body}</div>{left_out}</div>'
+    )
+
+
+def _row_html(plan: Plan, table: PlanTable, *, taken: bool) -> str:
+    flags = html.escape(json.dumps(list(plan.flags)))
+    room = (
+        f'<span class="way-room" role="cell">{format_size(spare_bytes(plan, table.inventory))}</span>'
+        if plan.fits
+        else f'<span class="way-room lacks" role="cell">lacks {format_size(plan.short_bytes)}</span>'
+    )
+    speed = speed_text(plan.tokens_per_s).replace(" tokens/s", "").replace(" a token", "/token")
+    unit = "" if speed[-1:].isdigit() else " worded"
+    verb = "Take" if plan.fits else "Show"
+    take = (
+        '<span class="way-taken">shown</span>'
+        if taken
+        else f'<button type="button" class="way-take" data-take="{flags}" '
+        f'aria-label="{verb}: {html.escape(plan.title)}">{verb}</button>'
+    )
+    kind = "way taken" if taken else "way" if plan.fits else "way unfit"
+    return (
+        f'<div class="{kind}" role="row"><span class="way-title" role="cell">{html.escape(plan.title)}</span>{room}'
+        f'<span class="way-speed{unit}" role="cell">{speed}</span>'
+        f'<span class="way-cost" role="cell">{html.escape(cost_text(plan, table))}</span>'
+        f'<span class="way-act" role="cell">{take}</span></div>'
+    )
+
+
+def reasons_html(plan: Plan) -> str:
+    """Why the plan is as it is, one sentence a decision."""
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in plan.reasons)
+    return f'<div class="why"><h2>Why</h2><ul class="reasons">{reasons}</ul></div>' if reasons else ""
+
+
+def same_load(one: Plan, other: Plan) -> bool:
+    """Whether two plans load the same thing in the same places."""
+    return (one.spec.name, one.loader, one.run, one.placement) == (
+        other.spec.name,
+        other.loader,
+        other.run,
+        other.placement,
+    )
+
+
+def spare_bytes(plan: Plan, inventory: Inventory) -> int:
+    """What stays free on the fullest device, in bytes; the disk counts too where the plan writes to it."""
+    free = {device.id: device.free_bytes for device in (*inventory.gpus, inventory.cpu, inventory.disk)}
+    return min((free[name] - budget.total for name, budget in plan.budgets.items() if name in free), default=0)
+
+
+def cost_text(plan: Plan, table: PlanTable) -> str:
+    """What is given up against weights as stored, all of them in fast memory, with the longest context."""
+    if not plan.fits:
+        return "–"
+    costs = []
+    if plan.quality < 0.9995:
+        costs.append(f"quality −{1 - plan.quality:.1%}".replace("%", " %"))
+    longest = max((other.run.context_tokens for other in table.plans), default=0)
+    if plan.run.context_tokens < longest:
+        costs.append(f"only {plan.run.context_tokens:,} tokens")
+    disk = plan.budgets.get("disk")
+    if disk is not None and disk.weights:
+        costs.append(f"reads {format_size(disk.weights)} from disk for each token")
+    return ", ".join(costs) or "nothing"
+
+
+def options_of(flags: Sequence[str], base: LoadOptions) -> LoadOptions:
+    """What `flags` ask for, of the model that `base` names; raises BadFlag or BadValue.
+
+    Context length and folders are kept from `base` unless the flags name them.
+    """
+    given = {
+        name: value
+        for name, value in vars(build_parser().parse_known_args(list(flags))[0]).items()
+        if name in LoadOptions.model_fields
+    }
+    kept = {name: getattr(base, name) for name in ("ctx_size", "disk_cache_dir", "attn_implementation")}
+    try:
+        return LoadOptions.model_validate(kept | given | {"model": base.model})
+    except ValueError as error:
+        raise BadValue(f"{' '.join(flags)[:100]}: not a way to load.", remedy="Reload the page.") from error
