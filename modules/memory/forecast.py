@@ -27,15 +27,15 @@ _FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
 _EAGER_ONLY = frozenset({"gptj", "bloom", "gemma2", "codegen", "mpt", "t5", "mt5", "umt5", "longt5"})
 # Families whose T5-like `wo` bitsandbytes leaves alone (_keep_in_fp32_modules).
 _KEPT_WO = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pop2piano"})
+# Families whose linear layers are transformers' Conv1D.
+_CONV1D = frozenset({"gpt2", "openai-gpt"})
 # The router's correction of DeepSeek-V3 and its kin (_keep_in_fp32_modules_strict).
 _KEPT_FP32 = ("e_score_correction_bias",)
 _TOKEN_TABLES = (
     "embed_tokens.weight", "wte.weight", "shared.weight", "word_embeddings.weight", "embed_in.weight",
     "embeddings.weight", "tokens_embed.weight",
 )  # fmt: skip
-_NOT_LINEAR = re.compile(
-    r"norm|embed|relative_attention_bias|\bw[tp]e\b|ln_|conv1d|rotary|position|\.A_log|\.router\.|\.x_proj"
-)
+_NOT_LINEAR = re.compile(r"norm|embed|relative_attention_bias|\bw[tp]e\b|ln_|conv1d|rotary|position|\.A_log|\.router\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,12 @@ def is_quantizable(spec: ModelSpec, tensor: TensorInfo) -> bool:
     return not (spec.model_type in _KEPT_WO and tensor.name.endswith(".wo.weight"))
 
 
+def _rows_and_columns(spec: ModelSpec, tensor: TensorInfo) -> tuple[int, int]:
+    """(outputs, inputs) of a linear layer's matrix; transformers' Conv1D stores it the other way round."""
+    rows, columns = tensor.shape
+    return (columns, rows) if spec.model_type in _CONV1D else (rows, columns)
+
+
 def int8_bytes(out_features: int, in_features: int) -> int:
     """A bitsandbytes int8 matrix: one byte a weight and one fp32 scale a row (byte-exact, bitsandbytes 0.50)."""
     return out_features * in_features + 4 * out_features
@@ -108,7 +114,7 @@ def tensor_bytes(spec: ModelSpec, tensor: TensorInfo, run: RunSpec, *, quantize:
         return tensor.size_bytes
     if quantize and run.quantization != "none" and spec.prequantized == "none" and is_quantizable(spec, tensor):
         if run.quantization == "int8":
-            return int8_bytes(tensor.shape[0], tensor.shape[1])
+            return int8_bytes(*_rows_and_columns(spec, tensor))
         return four_bit_bytes(elements(tensor), double_quant=run.double_quant)
     return elements(tensor) * _kept_element_bytes(spec, tensor, run)
 
@@ -121,7 +127,7 @@ def tensor_meta_bytes(spec: ModelSpec, tensor: TensorInfo, run: RunSpec) -> int:
     if run.quantization == "none" or not is_quantizable(spec, tensor):
         return 0
     if run.quantization == "int8":
-        return 4 * tensor.shape[0]
+        return 4 * _rows_and_columns(spec, tensor)[0]
     return four_bit_meta_bytes(elements(tensor), double_quant=run.double_quant)
 
 

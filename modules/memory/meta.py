@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.core_model_loading import build_glob_alternation
+from transformers.initialization import no_tie_weights
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -43,6 +44,8 @@ def describe(file: Path) -> Description:
 def describe_as_json(file: Path) -> dict[str, Any]:
     """`describe` as plain values: [name, shape, dtype] a tensor, in the dtypes of a model that runs in bf16."""
     model = build(file)
+    matrices = sorted(replaceable(model))  # as from_pretrained does: before tables are tied
+    model.tie_weights()
     stored = model.state_dict().keys()
     kept = _kept_fp32(model, torch.bfloat16)
     buffers = list(model.named_buffers())
@@ -53,22 +56,24 @@ def describe_as_json(file: Path) -> dict[str, Any]:
         "tensors": [_entry(name, tensor, name in kept) for name, tensor in owned],
         "buffers": [_entry(name, buffer, False) for name, buffer in others],
         "bare_modules": list(_bare_modules(model, {name for name, _ in owned})),
-        "replaceable": sorted(replaceable(model)),
+        "replaceable": matrices,
         "kept_fp32": sorted(kept | {name for name, tensor in owned + others if tensor.dtype == torch.float32}),
         "kept_fp32_in_fp16": sorted(_kept_fp32(model, torch.float16)),
     }
 
 
 def build(file: Path) -> Any:
-    """The model of a config file on the meta device, in bf16, for evaluation. Raises BadConfig, UnsupportedModel."""
+    """The model of a config file on the meta device, in bf16, for evaluation; nothing is tied yet.
+
+    Raises BadConfig or UnsupportedModel.
+    """
     checked = check_config(file, file.parent.name, trust_remote_code=False)
     values = {name: value for name, value in checked.whole.items() if name not in _DROPPED}
     auto: Any = AutoModelForSeq2SeqLM if checked.family.is_encoder_decoder else AutoModelForCausalLM
     try:
         config = _from_values(CONFIG_MAPPING[checked.model_type], values)
-        with torch.device("meta"):
+        with torch.device("meta"), no_tie_weights():
             model = auto.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
-        model.tie_weights()
     except ImportError as error:
         raise UnsupportedModel(
             f"{checked.family.architecture} needs a package that is not installed: {str(error)[:160]}.",
