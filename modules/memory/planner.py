@@ -1,4 +1,4 @@
-"""From a model, a machine and the user's flags to one Plan: what goes where, in which precision, and why.
+"""From a model, a machine and the user's flags to every way of running it, the best first, and to one Plan.
 
 Pure: it reads values and returns values. A value that says what will happen before a byte is loaded.
 """
@@ -6,38 +6,30 @@ Pure: it reads values and returns values. A value that says what will happen bef
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-from modules.errors import BadFlag, BadValue, DiskFull, NotAvailableHere, OutOfMemory, SnugError
+from modules.errors import SnugError
 from modules.hardware import Inventory
 from modules.memory.budget import Budget
-from modules.memory.figures import device_budget
-from modules.memory.fitting import LEAST_CONTEXT, Problem, Solution, asks_to_split, margin, peak_bytes, solve
-from modules.memory.forecast import (
-    DType,
-    Quantization,
-    RunSpec,
-    dequantize_bytes,
-    kv_cache_bytes,
-    quantized_share,
-    weight_bytes,
-)
+from modules.memory.candidates import DEFAULT_CONTEXT, Place, Way, Wishes, list_ways, wished_context
+from modules.memory.choosing import Ranked, choose, front, lacks, nearest_misses
+from modules.memory.explaining import notes, speed_note, title, why_chosen
+from modules.memory.fitting import CONTEXT_STEP, Problem, Solution, longest, solve, solve_at
+from modules.memory.forecast import RunSpec, kv_cache_bytes
 from modules.memory.ledger import ObservedErrors
-from modules.memory.placement import (
-    Layout,
-    make_groups,
-)
+from modules.memory.placement import make_groups
+from modules.memory.plan_flags import options_for, words
+from modules.memory.refusing import refusal
 from modules.memory.spec import ModelSpec
-from modules.memory.speed import Speeds
+from modules.memory.speed import TURN_CONTEXT_TOKENS, Speeds, Work, defaults, estimate
 from modules.settings import LoadOptions
-from modules.units import GiB, format_size
+
+__all__ = ["DEFAULT_CONTEXT", "Loader", "Plan", "PlanTable", "list_plans", "longest_context", "make_plan"]
 
 Loader = Literal["transformers", "deepspeed"]
-DEFAULT_CONTEXT = 8192
-_DTYPES: dict[str, DType] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-_LABELS = {"none": "", "int8": "8-bit", "nf4": "4-bit (nf4)", "fp4": "4-bit (fp4)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +69,7 @@ class Plan:
 
 
 class RunPeaks(Protocol):
-    """Measured or dry-run bytes of one run: memory/dryruns.py's Peaks."""
+    """Bytes of one run as a dry run counted them: memory/dryruns.py's Peaks."""
 
     @property
     def prefill_peak(self) -> int:
@@ -96,10 +88,10 @@ ErrorsOf = Callable[[str, str], ObservedErrors]
 @dataclass(frozen=True, slots=True)
 class PlanTable:
     """Every way to run `spec` under `options` on this machine: the chosen one first, then what else is worth taking,
-    best first, then what does not fit (`short_bytes` above 0).
+    the fastest first, then what does not fit (`short_bytes` above 0).
 
     Where nothing fits `chosen` is None and `refusal` names the smallest change that would. `dropped` are ways with
-    the reason why they change nothing for this model or cannot run here.
+    the reason why they change nothing for this model or cannot run here. `observed` and `peaks` as they were asked.
     """
 
     spec: ModelSpec
@@ -109,6 +101,8 @@ class PlanTable:
     chosen: Plan | None
     refusal: SnugError | None = None
     dropped: tuple[tuple[str, str], ...] = ()
+    peaks: PeaksOf | None = field(default=None, compare=False, repr=False)
+    observed: ErrorsOf | None = field(default=None, compare=False, repr=False)
 
 
 def list_plans(
@@ -118,303 +112,182 @@ def list_plans(
     *,
     user_cache_dir: Path,
     trust_remote_code: bool,
-    speeds: Speeds | None = None,  # noqa: ARG001
-    peaks: PeaksOf | None = None,  # noqa: ARG001
-    observed: ErrorsOf | None = None,  # noqa: ARG001
+    speeds: Speeds | None = None,
+    peaks: PeaksOf | None = None,
+    observed: ErrorsOf | None = None,
 ) -> PlanTable:
-    """Every way to run `spec`, narrowed by the user's flags. Raises BadValue and BadFlag for impossible flags."""
-    try:
-        plan = make_plan(spec, options, inventory, user_cache_dir=user_cache_dir, trust_remote_code=trust_remote_code)
-    except (OutOfMemory, DiskFull) as error:
-        return PlanTable(spec, inventory, options, (), None, error)
-    return PlanTable(spec, inventory, options, (plan,), plan)
+    """Every way to run `spec` on this machine, narrowed by the user's flags.
 
-
-def longest_context(table: PlanTable, plan: Plan) -> int:
-    """The most tokens of context with which `plan`'s way of running still fits this machine; 0 if none."""
-    for tokens in range(plan.spec.max_context // 256 * 256, 0, -256):
-        options = table.options.model_copy(update={"ctx_size": tokens})
-        try:
-            make_plan(
-                plan.spec, options, table.inventory,
-                user_cache_dir=plan.disk_cache_dir or Path(), trust_remote_code=plan.trust_remote_code,
-            )  # fmt: skip
-        except (OutOfMemory, DiskFull):
-            continue
-        return tokens
-    return 0
+    `peaks` tells what a dry run counted, or None while it is not known; it must not block. Raises BadValue for an
+    impossible context, BadFlag for quantizing what is quantized already, NotAvailableHere for what cannot be here.
+    """
+    speeds = speeds or defaults(inventory)
+    problem = _problem(spec, options, inventory)
+    ways, dropped = list_ways(spec, options, len(problem.gpus))
+    found = [one for way in ways if (one := _ranked(problem, way, speeds, peaks, observed)) is not None]
+    wishes, wished = Wishes(options, len(problem.gpus)), wished_context(spec, options)
+    chosen = choose(found, wishes, wished)
+    others = [one for one in front(found) if one is not chosen]
+    misses = nearest_misses(found)
+    to_plan = partial(
+        _plan, problem, speeds=speeds, wished=wished, cache=user_cache_dir, trust_remote_code=trust_remote_code
+    )
+    best = [] if chosen is None else [to_plan(chosen, why=tuple(why_chosen(chosen, others, misses)))]
+    plans = (*best, *map(to_plan, others), *map(to_plan, misses))
+    refused = None
+    if chosen is None:
+        refused = refusal(problem, found, lambda other: _fits(spec, other, inventory))
+    return PlanTable(spec, inventory, options, plans, best[0] if best else None, refused, dropped, peaks, observed)
 
 
 def make_plan(
-    spec: ModelSpec, options: LoadOptions, inventory: Inventory, *, user_cache_dir: Path, trust_remote_code: bool
+    spec: ModelSpec,
+    options: LoadOptions,
+    inventory: Inventory,
+    *,
+    user_cache_dir: Path,
+    trust_remote_code: bool,
+    speeds: Speeds | None = None,
+    peaks: PeaksOf | None = None,
+    observed: ErrorsOf | None = None,
 ) -> Plan:
-    """The Plan for `spec` under the user's flags on this machine.
+    """The chosen Plan of `list_plans`. Raises what that does, and its refusal where nothing fits."""
+    table = list_plans(
+        spec, options, inventory, user_cache_dir=user_cache_dir, trust_remote_code=trust_remote_code,
+        speeds=speeds, peaks=peaks, observed=observed,
+    )  # fmt: skip
+    if table.refusal is not None:
+        raise table.refusal
+    return table.plans[0]
 
-    Raises OutOfMemory or DiskFull with the smallest change that would help, BadValue for an impossible context,
-    BadFlag for quantizing what is quantized already, NotAvailableHere for what this machine cannot do.
-    """
-    problem, reasons = _state(spec, options, inventory)
-    if options.deepspeed:
-        return _plan_deepspeed(problem, reasons, trust_remote_code=trust_remote_code)
-    solution = solve(problem)
-    if solution is None:
-        raise _out_of_memory(problem, inventory)
-    disk_needed = solution.layout.rewritten
-    if disk_needed and disk_needed > problem.disk.free_bytes - margin(problem.disk.free_bytes):
-        raise DiskFull(
-            f"{spec.name}: {format_size(disk_needed)} must go to {problem.disk.name}, "
-            f"which has {format_size(problem.disk.free_bytes)} free.",
-            remedy="Choose another disk with --disk-cache-dir, or free some space.",
-            param="disk_cache_dir",
-        )
+
+def longest_context(table: PlanTable, plan: Plan) -> int:
+    """The most tokens of context with which `plan`'s way of running still fits this machine; 0 if none do."""
+    options = table.options.model_copy(update={"ctx_size": None})
+    problem = _problem(plan.spec, options, table.inventory)
+    way = Way(plan.run, _place(plan), _uses_disk(plan), plan.quality)
+    problem = replace(problem, widened=_widened(problem, way, table.observed))
+    most = plan.spec.max_context
+    if solve_at(problem, way, most) is not None:
+        return most
+    found = longest(problem, way, most, least=CONTEXT_STEP)
+    return found.run.context_tokens if found else 0
+
+
+def _problem(spec: ModelSpec, options: LoadOptions, inventory: Inventory) -> Problem:
+    """The model and the part of the machine that the flags leave."""
+    gpus = () if options.cpu else inventory.gpus
+    there = len(gpus)
+    if options.gpu_memory:
+        gpus = gpus[: len(options.gpu_memory)]
+    return Problem(spec, options, gpus, inventory.cpu, inventory.disk, there)
+
+
+def _ranked(
+    problem: Problem, way: Way, speeds: Speeds, peaks: PeaksOf | None, observed: ErrorsOf | None
+) -> Ranked | None:
+    """`way` solved and timed; solved anew with what a dry run of the found run counted, where that is known."""
+    problem = replace(problem, widened=_widened(problem, way, observed))
+    solution = solve(problem, way)
+    known = peaks(problem.spec, solution.run) if solution is not None and peaks is not None else None
+    if solution is not None and known is not None:
+        counted = {solution.run: (known.prefill_peak, known.decode_peak)}
+        solution = solve(replace(problem, peaks=counted), way)
+    return None if solution is None else Ranked(solution, estimate(_work(problem.spec, solution), speeds))
+
+
+def _widened(problem: Problem, way: Way, observed: ErrorsOf | None) -> dict[str, float]:
+    """By how much forecasts for each device are raised: what 95 % of those before stayed within."""
+    if observed is None:
+        return {}
+    return {
+        device.id: observed(device.name, way.run.quantization).p95 for device in (*problem.gpus, problem.cpu)
+    }  # fmt: skip
+
+
+def _work(spec: ModelSpec, solution: Solution) -> Work:
+    """What `solution` does for each token. ZeRO-3 moves everything for each."""
+    run, layout = solution.run, solution.layout
+    groups = make_groups(spec, run)
+    plain = make_groups(spec, RunSpec(run.dtype)) if spec.prequantized == "none" else groups
+    width = 4 if run.dtype == "float32" else 2
+    read = sum(group.read for group in groups)
+    computing = max(solution.budgets, key=lambda name: solution.budgets[name].kv_cache)
+    from_cpu = read if computing.startswith("cuda") else 0
+    return Work(
+        reads=layout.reads if layout else {computing: read},
+        streamed=layout.streamed if layout else from_cpu,
+        from_disk=layout.from_disk if layout else read if solution.way.disk else 0,
+        active=sum(group.read for group in plain) // width,
+        cache=kv_cache_bytes(spec, run, min(run.context_tokens, TURN_CONTEXT_TOKENS)),
+        full_cache=kv_cache_bytes(spec, run, run.context_tokens),
+        layers=spec.layers,
+        chunk=min(run.prefill_chunk, run.context_tokens),
+        quantization=run.quantization,
+        double_quant=run.double_quant,
+        gathered=layout is None,
+    )
+
+
+def _plan(
+    problem: Problem,
+    one: Ranked,
+    *,
+    speeds: Speeds,
+    wished: int,
+    cache: Path,
+    trust_remote_code: bool,
+    why: tuple[str, ...] = (),
+) -> Plan:
+    """The Plan of a solved way."""
+    solution, options = one.solution, problem.options
+    way, layout = solution.way, solution.layout
+    nvme = cache / "nvme"
+    flags = words(options_for(problem, solution, wished_context=wished, nvme_folder=nvme))
+    told = (*notes(problem, solution, wished), *why, speed_note(one, speeds))
     return Plan(
-        spec=spec,
+        spec=problem.spec,
         run=solution.run,
-        loader="transformers",
-        placement=solution.layout.device_map(),
+        loader="deepspeed" if layout is None else "transformers",
+        placement=layout.device_map() if layout else {},
         limits=solution.limits,
         budgets=solution.budgets,
-        disk_cache_dir=(options.disk_cache_dir or user_cache_dir) if options.disk else None,
+        disk_cache_dir=(options.disk_cache_dir or cache) if layout and (way.disk or options.disk) else None,
+        nvme_offload_dir=(options.nvme_offload_dir or nvme) if layout is None and way.disk else None,
         trust_remote_code=trust_remote_code,
-        reasons=(*reasons, *_explain(problem, solution)),
-        title=_title(solution),
+        fits=solution.fits,
+        reasons=told,
+        title=title(problem, solution),
+        flags=flags,
+        quality=way.quality,
+        tokens_per_s=one.estimate.tokens_per_s,
+        prefill_tokens_per_s=one.estimate.prefill_tokens_per_s,
+        short_bytes=lacks(one),
     )
 
 
-def _title(solution: Solution) -> str:
-    """`4-bit (nf4) on cuda:0`."""
-    label = _LABELS[solution.run.quantization] or ("32-bit" if solution.run.dtype == "float32" else "16-bit")
-    return f"{label} on {' and '.join(solution.layout.weights)}"
+def _fits(spec: ModelSpec, options: LoadOptions, inventory: Inventory) -> bool:
+    """Whether anything that may be chosen under `options` fits."""
+    problem = _problem(spec, options, inventory)
+    wishes = Wishes(options, len(problem.gpus))
+    speeds = defaults(inventory)
+    for way in list_ways(spec, options, len(problem.gpus))[0]:
+        one = _ranked(problem, way, speeds, None, None)
+        if one is not None and choose([one], wishes, wished_context(spec, options)) is not None:
+            return True
+    return False
 
 
-def _state(spec: ModelSpec, options: LoadOptions, inventory: Inventory) -> tuple[Problem, list[str]]:
-    """Settle precision, context and devices; the reasons say what was chosen for the user."""
-    reasons: list[str] = []
-    gpus = () if options.cpu else inventory.gpus
-    if options.gpu_memory and len(options.gpu_memory) < len(gpus):
-        reasons.append(f"--gpu-memory names {len(options.gpu_memory)} of {len(gpus)} GPUs; the others are left alone.")
-        gpus = gpus[: len(options.gpu_memory)]
-    dtype = _choose_dtype(spec, options, reasons, on_cpu=not gpus)
-    quantization = _choose_quantization(spec, options, reasons)
-    run = RunSpec(
-        dtype=dtype,
-        quantization=quantization,
-        double_quant=options.use_double_quant,
-        compute_dtype=_DTYPES[options.compute_dtype] if options.compute_dtype else dtype,
-        context_tokens=_choose_context(spec, options),
-        attention="sdpa" if options.attn_implementation == "auto" else options.attn_implementation,
-    )
-    problem = Problem(
-        spec, options, gpus, inventory.cpu, inventory.disk, run, make_groups(spec, run), dequantize_bytes(spec, run)
-    )
-    return problem, reasons
+def _place(plan: Plan) -> Place:
+    """The place of a Plan's way, read off its devices."""
+    devices = set(plan.placement.values())
+    gpus = {device for device in devices if device.startswith("cuda")}
+    if plan.loader == "deepspeed":
+        return "zero3"
+    if gpus:
+        return "split" if devices - gpus else "gpus" if len(gpus) > 1 else "gpu"
+    return "cpu"
 
 
-def _choose_dtype(spec: ModelSpec, options: LoadOptions, reasons: list[str], *, on_cpu: bool) -> DType:
-    wanted = "bf16" if options.bf16 else options.dtype
-    if wanted != "auto":
-        return _DTYPES[wanted]
-    stored: DType = next((dtype for dtype in _DTYPES.values() if dtype == spec.stored_dtype), "bfloat16")
-    if stored == "float16" and on_cpu:
-        reasons.append("The file is fp16; bf16 is used instead: CPUs are slow with fp16.")
-        return "bfloat16"
-    return stored
-
-
-def _choose_quantization(spec: ModelSpec, options: LoadOptions, reasons: list[str]) -> Quantization:
-    wanted: Quantization = "none"
-    if options.load_in_8bit:
-        wanted = "int8"
-    elif options.load_in_4bit:
-        wanted = options.quant_type or "nf4"
-    if spec.prequantized != "none":
-        if wanted not in ("none", spec.prequantized):
-            flag = "--load-in-8bit" if wanted == "int8" else "--load-in-4bit"
-            raise BadFlag(f"{flag}: {spec.name} is stored as {spec.prequantized} already.", remedy="Drop the flag.")
-        reasons.append(f"The file is quantized already: {_LABELS[spec.prequantized]}.")
-        return spec.prequantized
-    if wanted != "none":
-        share = quantized_share(spec)
-        reasons.append(f"{_LABELS[wanted]} reaches {share:.1%} of the weights.")
-        if share < 0.3:
-            reasons[-1] += " It hardly helps this model: its experts or layers are of a kind that bitsandbytes skips."
-    return wanted
-
-
-def _choose_context(spec: ModelSpec, options: LoadOptions) -> int:
-    if options.ctx_size is None:
-        return min(spec.max_context, DEFAULT_CONTEXT)
-    if options.ctx_size > spec.max_context:
-        raise BadValue(
-            f"--ctx-size {options.ctx_size}: {spec.name} was made for at most {spec.max_context} tokens.",
-            remedy=f"Use --ctx-size {spec.max_context} or less.",
-            param="ctx_size",
-        )
-    return options.ctx_size
-
-
-def _explain(problem: Problem, solution: Solution) -> list[str]:
-    """One sentence a decision and one a device, with the numbers."""
-    run, layout = solution.run, solution.layout
-    reasons = []
-    if run.context_tokens < problem.base.context_tokens:
-        reasons.append(f"The context is {run.context_tokens} tokens: {problem.base.context_tokens} do not fit.")
-    elif problem.options.ctx_size is None and run.context_tokens < problem.spec.max_context:
-        reasons.append(f"The context is {run.context_tokens} tokens; the model can take {problem.spec.max_context}.")
-    reasons.append(_explain_split(problem, layout))
-    free = {device.id: device.free_bytes for device in (*problem.gpus, problem.cpu, problem.disk)}
-    label = _LABELS[run.quantization] or {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[run.dtype]
-    for device, budget in solution.budgets.items():
-        reasons.append(_explain_budget(label, device, budget, free[device]))
-    if layout.weights.get("disk"):
-        kept = layout.weights["disk"] - layout.rewritten
-        written = (
-            f"{format_size(layout.rewritten)} are written to the disk cache"
-            if layout.rewritten
-            else "nothing is written"
-        )
-        reasons.append(f"{format_size(kept)} are read from the model's own files at every use; {written}.")
-    return reasons
-
-
-def _explain_budget(label: str, device: str, budget: Budget, free_bytes: int) -> str:
-    """`8-bit: 6.5 GiB weights + 1.0 GiB KV cache + 0.6 GiB buffers = 8.1 of 9.6 GiB free on cuda:0`."""
-    if device == "disk":
-        return f"{label}: {format_size(budget.weights)} weights stay on disk."
-    parts = [
-        (budget.weights + budget.quant_meta, "weights"),
-        (budget.kv_cache, "KV cache"),
-        (budget.transient + budget.offload_buffer, "buffers"),
-        (budget.context, "CUDA context" if device.startswith("cuda") else "engine process"),
-    ]
-    shown = " + ".join(f"{format_size(size)} {what}" for size, what in parts if size)
-    return f"{label}: {shown} = {format_size(budget.total)} of {format_size(free_bytes)} free on {device}."
-
-
-def _explain_split(problem: Problem, layout: Layout) -> str:
-    devices = set(layout.weights)
-    if len(devices) == 1:
-        device = devices.pop()
-        why = "" if problem.gpus else " No GPU is used." if problem.options.cpu else " There is no GPU."
-        return f"The whole model fits on {device}.{why}"
-    blocks = [f"{layout.count_blocks(device)} on {device}" for device in sorted(devices)]
-    chosen = "" if asks_to_split(problem.options) else " No device holds all of it, so Snug splits it by itself."
-    return f"Layers: {', '.join(blocks)}.{chosen}"
-
-
-def _out_of_memory(problem: Problem, inventory: Inventory) -> OutOfMemory:
-    """What is needed against what is free, and the smallest change of flags that would fit."""
-    run, spec = problem.base, problem.spec
-    parts = [
-        (weight_bytes(spec, run), "weights"),
-        (kv_cache_bytes(spec, run, run.context_tokens), f"KV cache for {run.context_tokens} tokens"),
-        (peak_bytes(problem, run), "buffers"),
-    ]
-    shown = " + ".join(f"{format_size(size)} {what}" for size, what in parts)
-    places = [*problem.gpus, problem.cpu] if problem.gpus else [problem.cpu]
-    free = " and ".join(f"{format_size(device.free_bytes)} on {device.id}" for device in places)
-    return OutOfMemory(
-        f"{spec.name} does not fit: it needs {shown} = {format_size(sum(size for size, _ in parts))}; "
-        f"free are {free}{_limits(problem)}.",
-        remedy=_smallest_changes(problem, inventory),
-    )
-
-
-def _limits(problem: Problem) -> str:
-    """The user's limits, as they were given."""
-    gpu, cpu = problem.options.gpu_memory, problem.options.cpu_memory
-    limits = [f"--gpu-memory {' '.join(map(format_size, gpu))}"] if gpu else []
-    limits += [f"--cpu-memory {format_size(cpu)}"] if cpu is not None else []
-    return f", within {' and '.join(limits)}" if limits else ""
-
-
-def _smallest_changes(problem: Problem, inventory: Inventory) -> str:
-    """Up to three changes under each of which the model fits, the cheapest first."""
-    found: list[str] = []
-    for flag, changes in _changes(problem):
-        options = problem.options.model_copy(update=changes)
-        repeated = any(other.split()[0] == flag.split()[0] for other in found)
-        if not repeated and len(found) < 3 and solve(_state(problem.spec, options, inventory)[0]) is not None:
-            found.append(flag)
-    if not found:
-        return "No flag makes it fit here; choose a smaller model."
-    return f"It would fit with {', or with '.join(found)}."
-
-
-def _changes(problem: Problem) -> list[tuple[str, dict[str, object]]]:
-    """Changes of flags that can save memory, the cheapest first, each with how to say it."""
-    options, spec = problem.options, problem.spec
-    quantized = problem.base.quantization != "none"
-    changes: list[tuple[str, dict[str, object]]] = []
-    if options.gpu_memory:
-        most = max(gpu.free_bytes for gpu in problem.gpus) // GiB
-        for size in range(max(options.gpu_memory) // GiB + 1, most + 1):
-            changes.append((f"--gpu-memory {size}", {"gpu_memory": (size * GiB,) * len(options.gpu_memory)}))
-    if options.cpu_memory is not None:
-        changes.append(("no --cpu-memory", {"cpu_memory": None}))
-    if options.ctx_size is not None:
-        shorter = (tokens for tokens in (8192, 4096, 2048, LEAST_CONTEXT) if tokens < options.ctx_size)
-        changes += [(f"--ctx-size {tokens}", {"ctx_size": tokens}) for tokens in shorter]
-    if problem.base.dtype == "float32" and not quantized:
-        changes.append(("--dtype bf16", {"dtype": "bf16"}))
-    if spec.prequantized == "none" and not quantized:
-        changes.append(("--load-in-8bit", {"load_in_8bit": True}))
-    if spec.prequantized == "none" and not options.load_in_4bit:
-        changes.append(("--load-in-4bit", {"load_in_8bit": False, "load_in_4bit": True}))
-    if quantized and problem.gpus and not asks_to_split(options):
-        changes.append(("--auto-devices (part of it then stays on the CPU)", {"auto_devices": True}))
-    if not options.disk and (not quantized or problem.gpus):
-        changes.append(("--disk (slow: the rest is read from disk for every token)", {"disk": True}))
-    if quantized and spec.prequantized == "none" and not problem.gpus:
-        unquantized: dict[str, object] = {"disk": True, "load_in_8bit": False, "load_in_4bit": False}
-        changes.append(("--disk instead of quantization", unquantized))
-    return changes
-
-
-def _plan_deepspeed(problem: Problem, reasons: list[str], *, trust_remote_code: bool) -> Plan:
-    """ZeRO-3 places the weights itself: in CPU memory, or on disk with --nvme-offload-dir. Only room is checked."""
-    spec, run, options = problem.spec, problem.base, problem.options
-    if spec.prequantized != "none":
-        raise NotAvailableHere(f"--deepspeed: {spec.name} is quantized.", remedy="ZeRO-3 needs 16-bit weights.")
-    weights, kv = weight_bytes(spec, run), kv_cache_bytes(spec, run, run.context_tokens)
-    computing = problem.gpus[0].id if problem.gpus else "cpu"
-    stored = "disk" if options.nvme_offload_dir else "cpu"
-    live = max(group.loaded for group in problem.groups)
-    budgets = {
-        device: device_budget(
-            spec,
-            run,
-            device,
-            weights=weights if device == stored else 0,
-            kv_cache=kv if device == computing else 0,
-            offload_buffer=live if device == computing else 0,
-            computes=device == computing,
-        )
-        for device in dict.fromkeys(("cpu", computing, stored))
-    }
-    free = {device.id: device.free_bytes for device in (*problem.gpus, problem.cpu, problem.disk)}
-    for device, budget in budgets.items():
-        if budget.total > free[device] - margin(free[device]):
-            raise _zero3_lacks(problem, device, budget.total, free[device])
-    label = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[run.dtype]
-    told = [_explain_budget(label, device, budget, free[device]) for device, budget in sorted(budgets.items())]
-    return Plan(
-        spec=spec,
-        run=run,
-        loader="deepspeed",
-        placement={},
-        budgets=budgets,
-        nvme_offload_dir=options.nvme_offload_dir,
-        trust_remote_code=trust_remote_code,
-        reasons=(*reasons, "DeepSpeed ZeRO-3 shares the weights among its processes.", *told),
-    )
-
-
-def _zero3_lacks(problem: Problem, device: str, needed: int, free: int) -> OutOfMemory | DiskFull:
-    """The error for a device that is too small for its part of ZeRO-3."""
-    kind = DiskFull if device == "disk" else OutOfMemory
-    nvme_helps = device == "cpu" and problem.options.nvme_offload_dir is None
-    return kind(
-        f"{problem.spec.name} with ZeRO-3 needs {format_size(needed)} on {device}; {format_size(free)} are free.",
-        remedy="Use --nvme-offload-dir FOLDER." if nvme_helps else "Free some, or choose a smaller model.",
-    )
+def _uses_disk(plan: Plan) -> bool:
+    return "disk" in plan.placement.values() or plan.nvme_offload_dir is not None

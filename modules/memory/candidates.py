@@ -1,0 +1,217 @@
+"""Every way to run a model on a machine: in which precision, on which devices, and what is not worth a try, with why.
+
+Pure. It does not know whether a way fits; that is fitting.py's. A further kind of KV cache would be a field of Way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from modules.errors import BadFlag, BadValue, NotAvailableHere
+from modules.memory.forecast import DType, Quantization, RunSpec, quantized_share, weight_bytes
+from modules.memory.spec import ModelSpec
+from modules.settings import LoadOptions
+
+Place = Literal["gpu", "gpus", "split", "cpu", "zero3"]
+DEFAULT_CONTEXT = 8192
+DTYPES: dict[str, DType] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+LABELS: dict[Quantization, str] = {"none": "", "int8": "8-bit", "nf4": "4-bit (nf4)", "fp4": "4-bit (fp4)"}
+
+# Expected perplexity as stored over perplexity so run. From the tables of LLM.int8() (no loss within 0.5 %) and QLoRA,
+# and what is commonly seen at 7B (5.47 as stored, 5.67 nf4); small models lose more. Not measured here.
+_QUALITY: dict[Quantization, float] = {"none": 1.0, "int8": 0.995, "nf4": 0.965, "fp4": 0.94}
+_DOUBLE_QUANT_QUALITY = 0.999
+_NARROWED_QUALITY = 0.9995
+# A way that saves less of the weights than this changes nothing worth its loss.
+_LEAST_SAVING = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to run a model. `disk`: what fits nowhere else stays on disk. `quality` as in Plan."""
+
+    run: RunSpec
+    place: Place
+    disk: bool = False
+    quality: float = 1.0
+
+    @property
+    def rung(self) -> tuple[int, int]:
+        """Where it stands on the ladder: 16-bit, 8-bit, 4-bit; split over GPU and CPU; disk; DeepSpeed."""
+        place = 3 if self.place == "zero3" else 2 if self.disk else 1 if self.place in ("split", "cpu") else 0
+        precision = {"none": 0, "int8": 1, "nf4": 2, "fp4": 3}[self.run.quantization]
+        return place, 2 * precision + self.run.double_quant
+
+    @property
+    def label(self) -> str:
+        """`16-bit`, `8-bit`, `4-bit (nf4, double)`."""
+        if self.run.quantization == "none":
+            return "32-bit" if self.run.dtype == "float32" else "16-bit"
+        label = LABELS[self.run.quantization]
+        return label.replace(")", ", double)") if self.run.double_quant else label
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the flags leave open. `precision` and `placement` say whether a flag names one."""
+
+    options: LoadOptions
+    gpus: int
+
+    @property
+    def precision(self) -> bool:
+        """Whether a flag names a precision."""
+        options = self.options
+        return options.bf16 or options.dtype != "auto" or options.load_in_8bit or options.load_in_4bit
+
+    @property
+    def placement(self) -> bool:
+        """Whether a flag names a way to split the model: then its precision is not Snug's to lower."""
+        return asks_to_split(self.options) or self.options.deepspeed
+
+
+def asks_to_split(options: LoadOptions) -> bool:
+    """Whether the user named a way to split the model."""
+    return options.auto_devices or options.disk or bool(options.gpu_memory) or options.cpu_memory is not None
+
+
+def list_ways(spec: ModelSpec, options: LoadOptions, gpus: int) -> tuple[tuple[Way, ...], tuple[tuple[str, str], ...]]:
+    """The ways that `options` leave open with so many GPUs, and what was dropped: (what, why).
+
+    Raises BadValue for an impossible context, BadFlag for quantizing what is quantized already, NotAvailableHere.
+    """
+    wishes = Wishes(options, gpus)
+    _check(spec, options)
+    runs, dropped = _precisions(spec, wishes)
+    ways: list[Way] = []
+    for run in runs:
+        quality = _quality(spec, run)
+        for place, disk in _places(spec, wishes, run):
+            placed = _on_cpu(spec, options, run) if place == "cpu" else run
+            ways.append(Way(placed, place, disk, quality))
+    return tuple(ways), tuple(dropped)
+
+
+def wished_context(spec: ModelSpec, options: LoadOptions) -> int:
+    """The context to aim at: the user's, else the model's own, at most DEFAULT_CONTEXT. Raises BadValue."""
+    if options.ctx_size is None:
+        return min(spec.max_context, DEFAULT_CONTEXT)
+    if options.ctx_size > spec.max_context:
+        raise BadValue(
+            f"--ctx-size {options.ctx_size}: {spec.name} was made for at most {spec.max_context} tokens.",
+            remedy=f"Use --ctx-size {spec.max_context} or less.",
+            param="ctx_size",
+        )
+    return options.ctx_size
+
+
+def _check(spec: ModelSpec, options: LoadOptions) -> None:
+    """Refuse what cannot be for this model under any circumstances."""
+    wanted = _flagged(options)
+    flag = "--load-in-8bit" if wanted == "int8" else "--load-in-4bit"
+    if options.deepspeed and spec.prequantized != "none":
+        raise NotAvailableHere(f"--deepspeed: {spec.name} is quantized.", remedy="ZeRO-3 needs 16-bit weights.")
+    if wanted == "none":
+        return
+    if spec.prequantized not in ("none", wanted):
+        raise BadFlag(f"{flag}: {spec.name} is stored as {spec.prequantized} already.", remedy="Drop the flag.")
+    if spec.source == "gguf":
+        raise NotAvailableHere(
+            f"{spec.name} is a GGUF file; bitsandbytes cannot quantize it a second time.",
+            remedy=f"Drop {flag}.",
+            param="load_in_8bit" if wanted == "int8" else "load_in_4bit",
+        )
+
+
+def _flagged(options: LoadOptions) -> Quantization:
+    """The quantization that a flag names."""
+    return "int8" if options.load_in_8bit else (options.quant_type or "nf4") if options.load_in_4bit else "none"
+
+
+def _stored(spec: ModelSpec, options: LoadOptions) -> DType:
+    """The precision of weights that are not quantized, on a GPU."""
+    wanted = "bf16" if options.bf16 else options.dtype
+    if wanted != "auto":
+        return DTYPES[wanted]
+    return next((dtype for dtype in DTYPES.values() if dtype == spec.stored_dtype), "bfloat16")
+
+
+def _on_cpu(spec: ModelSpec, options: LoadOptions, run: RunSpec) -> RunSpec:
+    """`run` as a CPU does it: bf16 for files in fp16, with which CPUs are slow, unless a flag says otherwise."""
+    if run.dtype != "float16" or options.bf16 or options.dtype != "auto" or spec.stored_dtype != "float16":
+        return run
+    compute = run.compute_dtype if options.compute_dtype else "bfloat16"
+    return replace(run, dtype="bfloat16", compute_dtype=compute)
+
+
+def _precisions(spec: ModelSpec, wishes: Wishes) -> tuple[list[RunSpec], list[tuple[str, str]]]:
+    """The precisions to try, as runs of the wished context, and what was dropped."""
+    options, wanted = wishes.options, _flagged(wishes.options)
+    dtype = _stored(spec, options)
+    base = RunSpec(
+        dtype=dtype,
+        quantization=wanted if spec.prequantized == "none" else spec.prequantized,
+        double_quant=options.use_double_quant,
+        compute_dtype=DTYPES[options.compute_dtype] if options.compute_dtype else dtype,
+        context_tokens=wished_context(spec, options),
+        attention="sdpa" if options.attn_implementation == "auto" else options.attn_implementation,
+    )
+    if spec.prequantized != "none":
+        return [base], [("other precisions", f"the file is stored as {spec.prequantized}")]
+    if spec.source == "gguf":
+        return [base], [("8-bit, 4-bit", "bitsandbytes cannot quantize a GGUF file a second time")]
+    if wishes.precision or wishes.placement:
+        return [base], []
+    half: DType = "bfloat16" if dtype == "float32" else dtype
+    lower = replace(base, dtype=half, compute_dtype=half)
+    runs = [base] if half == dtype else [base, lower]
+    kept, dropped = _that_change_something(spec, lower)
+    return runs + kept, dropped
+
+
+def _that_change_something(spec: ModelSpec, base: RunSpec) -> tuple[list[RunSpec], list[tuple[str, str]]]:
+    """The quantized runs that make the model clearly smaller than `base`; the others with why not."""
+    whole = weight_bytes(spec, base)
+    tried: tuple[tuple[Quantization, bool], ...] = (("int8", False), ("nf4", False), ("nf4", True))
+    kept, dropped = [], []
+    for quantization, double in tried:
+        run = replace(base, quantization=quantization, double_quant=double)
+        saved = 1 - weight_bytes(spec, run) / max(1, whole)
+        if saved >= _LEAST_SAVING:
+            kept.append(run)
+        else:
+            dropped.append((Way(run, "cpu").label, f"quantizes {quantized_share(spec):.1%} of this model"))
+    return kept, dropped
+
+
+def _places(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> Iterator[tuple[Place, bool]]:
+    """(place, with disk) for one precision, the nearest to the arithmetic first."""
+    options = wishes.options
+    if options.deepspeed:
+        yield "zero3", options.nvme_offload_dir is not None
+        return
+    if wishes.gpus:
+        yield "gpu", False
+        if wishes.gpus > 1:
+            yield "gpus", False
+        yield "split", False
+    yield "cpu", False
+    plain = run.quantization == "none"
+    if wishes.gpus and (plain or options.disk):
+        yield "split", True
+    if plain:
+        yield "cpu", True
+    if plain and spec.source == "safetensors" and not (wishes.placement or options.cpu):
+        yield "zero3", False
+        yield "zero3", True
+
+
+def _quality(spec: ModelSpec, run: RunSpec) -> float:
+    """The expected ratio of perplexities: as stored is 1."""
+    if spec.prequantized != "none":
+        return 1.0
+    narrowed = spec.stored_dtype == "float32" and run.dtype != "float32"
+    quality = _QUALITY[run.quantization] * (_NARROWED_QUALITY if narrowed else 1.0)
+    return quality * (_DOUBLE_QUANT_QUALITY if run.double_quant else 1.0)

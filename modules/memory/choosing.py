@@ -1,0 +1,125 @@
+"""Which of the ways that fit is taken, and which others are worth showing.
+
+Pure. A way that reads weights as they are stored, where the fastest way runs too, is taken over any that loses
+quality; else the fastest above the floor. Near ties follow the seeds' ladder: 16-bit, 8-bit, 4-bit, split, disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modules.memory.candidates import Wishes
+from modules.memory.fitting import LEAST_CONTEXT, Solution
+from modules.memory.speed import Estimate
+
+QUALITY_FLOOR = 0.9
+# Forecasts of speed are no better than this: what is closer counts as the same.
+_TIE = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A way with its solution and its speed."""
+
+    solution: Solution
+    estimate: Estimate
+
+    @property
+    def context(self) -> int:
+        """Tokens of context."""
+        return self.solution.run.context_tokens
+
+    @property
+    def quality(self) -> float:
+        """As in Plan."""
+        return self.solution.way.quality
+
+    @property
+    def kept_bytes(self) -> int:
+        """Weights and caches on all devices."""
+        budgets = self.solution.budgets.values()
+        return sum(budget.weights + budget.quant_meta + budget.kv_cache for budget in budgets)
+
+    @property
+    def runs_on(self) -> frozenset[str]:
+        """The kinds of memory that it needs: {"cuda"}, {"cpu"}, …"""
+        layout = self.solution.layout
+        return frozenset(device.partition(":")[0] for device in (layout.weights if layout else self.solution.budgets))
+
+
+def choose(found: Sequence[Ranked], wishes: Wishes, wished_context: int) -> Ranked | None:
+    """The way to take, of those that fit and that may be taken unasked; None if there is none."""
+    allowed = [one for one in found if one.solution.fits and _allowed(one, wishes)]
+    if wishes.gpus and (wishes.options.gpu_memory or wishes.options.auto_devices):
+        allowed = [one for one in allowed if one.solution.way.place != "cpu"] or allowed
+    # Whoever asks for a split wants its context; otherwise a quarter is better than a way that is far slower.
+    enough = wished_context // 2 if wishes.placement else max(min(wished_context, LEAST_CONTEXT), wished_context // 4)
+    usable = [one for one in allowed if one.context >= enough] or allowed
+    if not usable:
+        return None
+    fastest = min(usable, key=lambda one: one.estimate.turn_s)
+    stored = [
+        one for one in usable
+        if one.quality == 1 and one.runs_on == fastest.runs_on and len(one.runs_on) == 1
+        and 2 * one.context >= wished_context
+    ]  # fmt: skip
+    pool = stored or usable
+    limit = _TIE * min(one.estimate.turn_s for one in pool)
+    return min(
+        (one for one in pool if one.estimate.turn_s <= limit),
+        key=lambda one: (
+            2 * one.context < wished_context,
+            one.solution.way.rung,
+            -one.context,
+            len(one.solution.budgets),
+            one.estimate.turn_s,
+        ),
+    )
+
+
+def _allowed(one: Ranked, wishes: Wishes) -> bool:
+    """Disk is slow and DeepSpeed has its own start: only where a flag asks. Quality above the floor, or asked for."""
+    way = one.solution.way
+    if way.place == "zero3":
+        return wishes.options.deepspeed
+    if way.disk and not wishes.options.disk:
+        return False
+    return wishes.precision or one.quality >= QUALITY_FLOOR
+
+
+def front(found: Sequence[Ranked]) -> list[Ranked]:
+    """Those that fit and that no other beats in quality, speed, context and bytes at once; the fastest first."""
+    fitting = sorted((one for one in found if one.solution.fits), key=lambda one: one.estimate.turn_s)
+    kept: list[Ranked] = []
+    for one in fitting:
+        if not any(_beats(other, one) for other in fitting if other is not one):
+            kept.append(one)
+    return kept
+
+
+def _beats(one: Ranked, other: Ranked) -> bool:
+    """Whether `one` is nowhere worse than `other` and somewhere better; of two alike the lower rung."""
+    mine = (one.quality, -one.estimate.turn_s, one.context, -one.kept_bytes)
+    theirs = (other.quality, -other.estimate.turn_s, other.context, -other.kept_bytes)
+    if mine == theirs:
+        return one.solution.way.rung < other.solution.way.rung
+    return all(a >= b for a, b in zip(mine, theirs, strict=True))
+
+
+def nearest_misses(found: Sequence[Ranked]) -> list[Ranked]:
+    """Of each precision without disk that fits nowhere, the way that lacks least; the highest quality first."""
+    best: dict[tuple[float, str], Ranked] = {}
+    fits = {(one.quality, one.solution.way.label) for one in found if one.solution.fits}
+    for one in found:
+        key = (one.quality, one.solution.way.label)
+        if key in fits or one.solution.way.disk or one.solution.way.place == "zero3":
+            continue
+        if key not in best or lacks(one) < lacks(best[key]):
+            best[key] = one
+    return sorted(best.values(), key=lambda one: -one.quality)
+
+
+def lacks(one: Ranked) -> int:
+    """Bytes that the worst device lacks; 0 if it fits."""
+    return max(one.solution.short.values(), default=0)
