@@ -20,7 +20,10 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class ReplyStats:
-    """How one reply went. Times in seconds; `dropped_messages` lay outside the model's context."""
+    """How one reply went. Times in seconds; `dropped_messages` lay outside the model's context.
+
+    `told` are sentences about what the engine had to give up for it.
+    """
 
     prompt_tokens: int
     cached_tokens: int
@@ -32,6 +35,7 @@ class ReplyStats:
     finish_reason: str
     model: str
     dropped_messages: int = 0
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,9 @@
 One model answers at a time. The next one is loaded beside it where memory allows that without changing the plan;
 else the old one goes first and comes back if the new one fails. Replies that run at the moment of a change get
 DRAIN_S seconds to end, then they end with an error that says so.
+
+Where memory runs out, in a load or in the midst of replies, the model is loaded in a way that needs less
+(memory/smaller.py), and the replies go on from their tokens.
 """
 
 from __future__ import annotations
@@ -10,21 +13,32 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from modules.engine.base import EngineStats, LoadEngine, ModelInfo, OnProgress, Progress
-from modules.engine.host import PATIENCE, EngineHost, Patience, ignore
+from modules.engine.base import Degraded, EngineStats, LoadEngine, ModelInfo, OnProgress, Progress
+from modules.engine.host import PATIENCE, EngineHost, Generation, Patience, ignore
 from modules.engine.worker import LoadByName
-from modules.errors import Busy, EngineDied, GenerationFailed, LoadFailed, ModelNotFound, NoModelLoaded, SnugError
+from modules.errors import (
+    Busy,
+    EngineDied,
+    GenerationFailed,
+    LoadFailed,
+    ModelNotFound,
+    NoModelLoaded,
+    OutOfMemory,
+    SnugError,
+)
 from modules.files import safe_path
 from modules.hardware import Device, Inventory, read_inventory
 from modules.measuring import entries_after_load, entries_after_use
 from modules.memory.ledger import LEDGER_NAME, Ledger
 from modules.memory.listing import ModelEntry, list_models
 from modules.memory.planner import Plan, PlanTable, list_plans, make_plan
+from modules.memory.smaller import Failure, difference, smaller_plans
 from modules.memory.spec import ModelSpec, inspect
 from modules.settings import LoadOptions, Settings, check_machine, check_together
 
@@ -38,8 +52,12 @@ LOADERS: Mapping[str, LoadEngine] = {
 }
 DRAIN_S = 5.0
 WAIT_FOR_LOAD_S = 600.0
+MOST_RELOADS = 2  # in other ways, for one reply or one load that memory ran out for
+ROOM_TOKENS = 64  # that a reply which goes on shall have at least
 
 Result = TypeVar("Result")
+Replies = list[Generation]
+Plans = list[Plan]
 Status = Literal["empty", "loading", "ready", "failed", "died"]
 
 
@@ -49,7 +67,7 @@ class ModelState:
 
     `name` is the model that `status` speaks of; `info` and `plan` belong to the model that answers now (while another
     one loads beside it too) or, after "died", will answer again. `error` is what went wrong last, also while "ready":
-    then another model failed to load and this one answers on.
+    then another model failed to load and this one answers on, or memory ran out and it is loaded in another way.
     """
 
     status: Status = "empty"
@@ -63,10 +81,13 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class _Current:
-    """The engine that answers, or did until it died, and the options that made it."""
+    """The engine that answers, or did until it died, and the options that made it; `reduced` where memory ran out
+    for what they say, and its plan is another one.
+    """
 
     host: EngineHost
     options: LoadOptions
+    reduced: bool = False
 
 
 class ModelManager:
@@ -131,7 +152,10 @@ class ModelManager:
     def plans(self, options: LoadOptions) -> PlanTable:
         """Every way to load under `options` now, if the loaded model gave way. SnugError for impossible flags."""
         current = self._current
-        spec, inventory = self._look(options, _stats(current.host) if current else EngineStats())
+        return self._table(options, _stats(current.host) if current else EngineStats())
+
+    def _table(self, options: LoadOptions, freed: EngineStats) -> PlanTable:
+        spec, inventory = self._look(options, freed)
         return list_plans(
             spec,
             options,
@@ -190,7 +214,7 @@ class ModelManager:
             if current is None or self._closed:
                 raise NoModelLoaded("No model is loaded.", remedy="Load one on the Model tab.")
             self._busy_with = current.host.plan.spec.name
-        return self._load(current.options, ignore)
+        return self._load_anew(current)
 
     def with_engine(self, use: Callable[[EngineHost], Result]) -> Result:
         """`use` of the engine that answers; done once more, with the engine loaded anew, if it dies meanwhile."""
@@ -230,8 +254,15 @@ class ModelManager:
             if old is not None and old.host.alive and not beside:
                 self._retire(old)
                 plan = self._plan(options, EngineStats())
-            new = _Current(self._start(plan, on_progress), options)
-            self._install(new)
+            try:
+                new = _Current(self._start(plan, on_progress), options)
+            except OutOfMemory as error:
+                if old is not None and beside:
+                    self._retire(old)
+                failure = Failure(plan, options, flags_bind=True)
+                plans = [*([plan] if beside else []), *self._smaller(failure, EngineStats())]
+                new, beside = self._start_smaller(failure, plans, error, on_progress), False
+            self._install(new, error=_told(new, plan))
             if old is not None and beside:
                 self._retire(old)
             return new.host
@@ -239,6 +270,115 @@ class ModelManager:
             raise self._roll_back(options, old, _as_snug(error)) from error
         finally:
             self._end_turn()
+
+    def _load_anew(self, dead: _Current) -> EngineHost:
+        """Load the model of an engine that died, its turn taken: as it was, or smaller if memory was the cause."""
+        if not dead.reduced and not dead.host.starved:
+            return self._load(dead.options, ignore)
+        try:
+            if dead.host.starved:
+                return self._shrink(dead, dead.host.death or OutOfMemory("Memory ran out."), [])
+            new = replace(dead, host=self._start(dead.host.plan, ignore))
+            self._install(new)
+            return new.host
+        except SnugError as failure:
+            raise self._roll_back(dead.options, dead, failure) from failure
+        finally:
+            self._end_turn()
+
+    def _rescue_soon(self, host: EngineHost, error: SnugError, replies: Replies) -> None:
+        """The host's thread may not wait for a load."""
+        threading.Thread(target=self._rescue, args=(host, error, replies), name="rescue", daemon=True).start()
+
+    def _rescue(self, host: EngineHost, error: SnugError, replies: Replies) -> None:
+        """Let replies that memory ran out for go on in an engine that needs less, or end with what they have."""
+        going_on = [reply for reply in replies if reply.reloads < MOST_RELOADS]
+        for reply in replies:
+            if reply.reloads >= MOST_RELOADS:
+                reply.finish("error", error)
+        if not going_on:
+            return
+        try:
+            engine = self._smaller_engine(host, error, going_on)
+        except Exception as failure:
+            for reply in going_on:
+                reply.finish("error", _as_snug(failure))
+        else:
+            for reply in going_on:
+                engine.adopt(reply)
+
+    def _smaller_engine(self, host: EngineHost, error: SnugError, replies: Replies) -> EngineHost:
+        """An engine for `replies`, which grow by those that the old one had under way. Raises SnugError."""
+        deadline = time.monotonic() + WAIT_FOR_LOAD_S
+        with self._changed:
+            while self._busy_with or self._stopping:
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise error
+            current = self._current
+            if self._closed or current is None or current.host.plan.spec.path != host.plan.spec.path:
+                raise error
+            if current.host is host or not current.host.alive:
+                self._busy_with = host.plan.spec.name
+        for reply in replies:
+            reply.reloads += 1
+        if current.host is not host and current.host.alive:
+            _tell(replies, host.plan, current.host.plan, error)
+            return current.host
+        try:
+            return self._shrink(current, error, replies)
+        finally:
+            self._end_turn()
+
+    def _shrink(self, old: _Current, error: SnugError, replies: Replies) -> EngineHost:
+        """Load the model in a way that needs less, its turn taken. Replies under way join `replies`.
+
+        Raises OutOfMemory where there is no such way; an engine that is alive then stays, one that is not and has no
+        replies to go on with comes back as it was.
+        """
+        name = old.host.plan.spec.name
+        try:
+            least = max((reply.tokens + ROOM_TOKENS for reply in replies), default=0)
+            failure = Failure(old.host.plan, old.options, least)
+            plans = self._smaller(failure, _stats(old.host))
+            if not plans and replies:
+                raise _end_of_ladder(name, error)
+            self._announce(status="loading", name=name, progress=Progress("Planning", 0.0), error=None)
+            replies += old.host.hand_over()
+            new = self._start_smaller(failure, plans or [old.host.plan], error, ignore, replies)
+            self._install(new, error=_told(new, old.host.plan))
+            return new.host
+        except Exception as caught:
+            if not old.host.alive:
+                self._announce(status="died", progress=None, error=_as_snug(caught))
+            raise
+
+    def _smaller(self, failure: Failure, freed: EngineStats) -> Plans:
+        """What to try instead of a plan that memory ran out for; nothing where that cannot be told."""
+        try:
+            table = self._table(failure.options, freed)
+            replan = partial(self._plan_for, table.spec, table.inventory)
+            return smaller_plans(failure, table, replan)[:MOST_RELOADS]
+        except SnugError as error:
+            log.warning("no smaller plan: %s", error)
+            return []
+
+    def _start_smaller(
+        self,
+        failure: Failure,
+        plans: Plans,
+        error: SnugError,
+        on_progress: OnProgress,
+        replies: Sequence[Generation] = (),
+    ) -> _Current:
+        """The first of `plans` that loads; `replies` are told of each. Raises OutOfMemory where none does."""
+        for plan in plans:
+            log.warning("%s: %s It is loaded with %s", plan.spec.name, error, difference(failure.plan, plan))
+            _tell(replies, failure.plan, plan, error)
+            try:
+                return _Current(self._start(plan, on_progress), failure.options, reduced=plan is not failure.plan)
+            except OutOfMemory as again:
+                error = again
+        raise _end_of_ladder(failure.plan.spec.name, error) if replies else error
 
     def _choose(self, options: LoadOptions, old: _Current | None) -> tuple[Plan, bool]:
         """The plan for `options`, and whether the old engine can stay until the new one answers."""
@@ -257,7 +397,9 @@ class ModelManager:
 
     def _plan(self, options: LoadOptions, freed: EngineStats) -> Plan:
         """The plan for `options` on this machine as if what `freed` holds were free."""
-        spec, inventory = self._look(options, freed)
+        return self._plan_for(*self._look(options, freed), options)
+
+    def _plan_for(self, spec: ModelSpec, inventory: Inventory, options: LoadOptions) -> Plan:
         return make_plan(
             spec,
             options,
@@ -296,6 +438,7 @@ class ModelManager:
             in_process=self._in_process,
             patience=self._patience,
             on_death=self._note_death,
+            on_starved=self._rescue_soon,
         )
         with self._changed:
             self._starting = host
@@ -431,6 +574,32 @@ def _with_freed(inventory: Inventory, freed: EngineStats) -> Inventory:
         inventory,
         cpu=roomier(inventory.cpu, freed.rss_bytes),
         gpus=tuple(roomier(gpu, freed.gpu_bytes.get(gpu.id, 0)) for gpu in inventory.gpus),
+    )
+
+
+def _tell(replies: Sequence[Generation], before: Plan, after: Plan, error: SnugError) -> None:
+    """Say in the midst of `replies` that the model is loaded in another way, and why."""
+    why = error.message if isinstance(error, EngineDied) else "Memory ran out."
+    for reply in replies:
+        reply.push(Degraded(f"{after.spec.name} is loaded again, with {difference(before, after)}.", why))
+
+
+def _told(current: _Current, before: Plan) -> SnugError | None:
+    """What people should know of a model that is loaded in another way than was planned."""
+    if not current.reduced:
+        return None
+    plan = current.host.plan
+    return OutOfMemory(
+        f"Memory ran out: {plan.spec.name} is loaded with {difference(before, plan)}.",
+        remedy="Close other programs and load it anew to have it as it was.",
+    )
+
+
+def _end_of_ladder(name: str, error: SnugError) -> OutOfMemory:
+    """The error of replies that nothing more can be given up for."""
+    return OutOfMemory(
+        f"Memory ran out, and no other way of loading {name} takes less and holds this text; what was written is kept.",
+        remedy=error.remedy if isinstance(error, OutOfMemory) else "Close other programs, or choose a smaller model.",
     )
 
 

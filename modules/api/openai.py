@@ -18,9 +18,9 @@ from fastapi.responses import JSONResponse, Response
 from modules.api import sse
 from modules.api.replies import Job, collect, relay, running, seeded, total_usage
 from modules.api.schemas import ChatRequest, CompletionRequest, Prompt, TextRequest
-from modules.api.shapes import ChatShape, CompletionShape, Envelope, Json
+from modules.api.shapes import ChatShape, CompletionShape, Envelope, Json, degraded_json
 from modules.chat.prompts import BuiltPrompt, free_tokens
-from modules.engine.base import Delta, Event, Finished, ModelInfo, Usage
+from modules.engine.base import Degraded, Delta, Event, Finished, ModelInfo, Usage
 from modules.engine.host import EngineHost
 from modules.errors import BadValue, ContextLengthExceeded, MethodNotAllowed, ModelNotFound, NotFound
 from modules.messages import ChatMessage, Role
@@ -117,6 +117,8 @@ async def _stream(prepare: Callable[[], Order], include_usage: bool, write: sse.
         if isinstance(event, Delta):
             await send(shape.part(index, event, lengths[index]))
             lengths[index] += len(event.text)
+        elif isinstance(event, Degraded):
+            await send(shape.part(index, Delta(""), lengths[index]) | degraded_json([event]))
         elif isinstance(event, Finished):
             usages[index] = event.usage
             await send(shape.closing(index, event))

@@ -14,7 +14,7 @@ import anyio
 from anyio import to_thread
 
 from modules.chat.prompts import BuiltPrompt
-from modules.engine.base import Delta, Event, Finished, GenerationRequest, TokenLogprob, Usage
+from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, TokenLogprob, Usage
 from modules.engine.host import EngineHost, Generation
 from modules.errors import EngineDied
 from modules.sampling import GenerationParams
@@ -102,6 +102,7 @@ class Collected:
 
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
+    degraded: tuple[Degraded, ...] = ()
     finished: Finished | None = None
 
     def add(self, event: Event) -> None:
@@ -109,6 +110,8 @@ class Collected:
         if isinstance(event, Delta):
             self.text += event.text
             self.logprobs += event.logprobs
+        elif isinstance(event, Degraded):
+            self.degraded += (event,)
         elif isinstance(event, Finished):
             self.finished = event
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from modules.api.replies import Collected
-from modules.engine.base import Delta, Finished, FinishReason, Timings, TokenLogprob, Usage
+from modules.engine.base import Degraded, Delta, Finished, FinishReason, Timings, TokenLogprob, Usage
 
 Json = dict[str, Any]
 
@@ -58,7 +58,9 @@ class Envelope:
 
     def whole(self, replies: Sequence[Collected], usage: Usage) -> Json:
         """An answer in one piece."""
-        choices = [self.shape.whole(index, reply) for index, reply in enumerate(replies)]
+        choices = [
+            self.shape.whole(index, reply) | degraded_json(reply.degraded) for index, reply in enumerate(replies)
+        ]
         return self._around(self.shape.object, choices) | {"usage": usage_json(usage)}
 
     def chunk(self, choice: Json) -> Json:
@@ -167,6 +169,11 @@ def usage_json(usage: Usage) -> Json:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+
+
+def degraded_json(events: Sequence[Degraded]) -> Json:
+    """Snug's own addition: what the engine had to give up for a reply, and why; nothing where it did not."""
+    return {"degraded": [{"what": event.what, "why": event.why} for event in events]} if events else {}
 
 
 def _choice(index: int, finished: Finished | None = None, *, logprobs: Json | None = None, **content: object) -> Json:

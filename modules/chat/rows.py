@@ -117,10 +117,15 @@ def to_conversation(row: tuple[Any, ...]) -> Conversation:
 def to_message(row: tuple[Any, ...]) -> Message:
     """From a row of the columns MESSAGE."""
     ident, conversation_id, parent_id, sequence, role, content, created_at, status, packed_stats, error = row
-    stats = ReplyStats(**json.loads(packed_stats)) if packed_stats else None
+    stats = to_stats(json.loads(packed_stats)) if packed_stats else None
     return Message(
         ident, conversation_id, parent_id, sequence, role, unpack(content), created_at, status, stats, unpack(error)
     )
+
+
+def to_stats(values: dict[str, Any]) -> ReplyStats:
+    """From what was JSON."""
+    return ReplyStats(**values | {"told": tuple(values.get("told", ()))})
 
 
 def pack(text: str) -> str | bytes:

@@ -21,7 +21,8 @@ class ReplyView:
     """One look at a reply. `version` grows with every change.
 
     `text` is the whole message (of a notebook completion: what was added). `position` in the queue and `prefill`
-    (tokens read, of how many) are None when they do not apply; `notice` is "" or a sentence for people.
+    (tokens read, of how many) are None when they do not apply; `notice` is "" or a sentence for people. `told` are
+    sentences about what the engine had to give up in the midst of it.
     """
 
     message_id: str
@@ -31,6 +32,7 @@ class ReplyView:
     position: int | None = None
     prefill: tuple[int, int] | None = None
     notice: str = ""
+    told: tuple[str, ...] = ()
     error: SnugError | None = None
     version: int = 0
 
@@ -55,7 +57,8 @@ class RunningReply:
         """A reply that ended before, as the store has it."""
         reply = cls(message.id, message.content)
         status: MessageStatus = "interrupted" if message.status == "streaming" else message.status
-        reply.change(status=status, stats=message.stats, notice=message.error)
+        told = message.stats.told if message.stats else ()
+        reply.change(status=status, stats=message.stats, notice=message.error, told=told)
         return reply
 
     @property

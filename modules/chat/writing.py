@@ -85,6 +85,7 @@ class Writer:
         self._trim = task.trim_start
         self._model = ""
         self._dropped = 0
+        self._told: tuple[str, ...] = ()
         self._thread = threading.Thread(target=self._run, name=f"reply {message_id}", daemon=True)
 
     def start(self) -> None:
@@ -160,7 +161,8 @@ class Writer:
             case Delta():
                 self._add(event.text)
             case Degraded(what, why):
-                self.reply.change(notice=f"{what}: {why}")
+                self._told += (f"{why} {what}",)
+                self.reply.change(told=self._told)
             case Finished():
                 self._finish(event)
 
@@ -193,6 +195,7 @@ class Writer:
             finish_reason=event.reason,
             model=self._model,
             dropped_messages=self._dropped,
+            told=self._told,
         )
         if event.reason == "error":
             self._end("interrupted" if isinstance(event.error, EngineDied) else "error", event.error, stats)

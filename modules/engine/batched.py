@@ -15,12 +15,14 @@ from modules.engine.base import FinishReason
 from modules.engine.loaded import LoadedModel
 from modules.engine.loop import QUEUE_LIMIT, LoopEngine
 from modules.engine.paged import PagedModel, Stretch
-from modules.engine.reply import Reply, is_out_of_memory
-from modules.engine.serial import SMALLEST_CHUNK_TOKENS, release_memory
+from modules.engine.reply import SMALLEST_CHUNK_TOKENS, Reply, is_out_of_memory, smaller_chunk
+from modules.engine.serial import release_memory
 
 log = logging.getLogger(__name__)
 
 MOST_RETRIES = 3
+OUT = "Memory ran out."
+WORTH_SHRINKING = 0.75  # a pool that would keep more than this share of its size stays as it is
 
 
 class BatchedEngine(LoopEngine):
@@ -52,8 +54,9 @@ class BatchedEngine(LoopEngine):
         except Exception as error:
             self._recover(error)
             return True
-        for stretch in stretches:
-            self._advance(stretch)
+        starved = [self._advance(stretch) for stretch in stretches]
+        if failure := next(filter(None, starved), None):
+            self._recover(failure)
         return bool(stretches)
 
     def _longest_sequence(self) -> int:
@@ -63,7 +66,7 @@ class BatchedEngine(LoopEngine):
         """Make rows of those who are next while they fit; after an error, the suspects first, one by one."""
         if self._suspects:
             if not self._unproven:
-                self._add_row(self._suspects.popleft())
+                self._make_row(self._suspects.popleft())
             return
         while (waiting := self._queue.peek()) is not None and self._has_room(waiting):
             reply = self._next()
@@ -71,21 +74,34 @@ class BatchedEngine(LoopEngine):
                 return
             try:
                 reply.start()
-                if reply.cancelled:
-                    self._end(reply, "cancelled")
-                else:
-                    self._add_row(reply)
             except Exception as error:
                 self._fail(reply, error)
+                continue
+            if reply.cancelled:
+                self._end(reply, "cancelled")
+            else:
+                self._make_row(reply)
 
     def _has_room(self, reply: Reply) -> bool:
-        units = self._paged.units(len(reply.request.prompt_ids) + len(reply.request.reply_ids) + reply.limit)
+        if not self._rows:
+            return True
+        units = self._paged.units(_most_tokens(reply))
         fits = sum(self._reserved.values()) + units <= self._paged.capacity
-        return not self._rows or (fits and len(self._rows) < self._paged.most_rows)
+        return fits and len(self._rows) < self._paged.most_rows
+
+    def _make_row(self, reply: Reply) -> None:
+        """Add its row, to a pool brought back to its planned size if it was made smaller and would not hold it."""
+        try:
+            alone = not self._rows and not self._paged.closed
+            if self._paged.closed or (alone and self._paged.units(_most_tokens(reply)) > self._paged.capacity):
+                self._paged.resize()
+            self._add_row(reply)
+        except Exception as error:
+            self._fail(reply, error)
 
     def _add_row(self, reply: Reply) -> None:
         row_id = reply.request.id
-        self._reserved[row_id] = self._paged.units(len(reply.ids) + reply.limit - reply.new_tokens)
+        self._reserved[row_id] = self._paged.units(_most_tokens(reply))
         self._paged.add(row_id, reply.ids, reserved_units=sum(self._reserved.values()))
         self._rows[row_id] = reply
         self._unproven.add(row_id)
@@ -100,8 +116,8 @@ class BatchedEngine(LoopEngine):
                 self._chosen[row_id] = error
         return [token if isinstance(token, int) else 0 for token in self._chosen.values()]
 
-    def _advance(self, stretch: Stretch) -> None:
-        """Tell `stretch`'s row what was read, and its token, if one was chosen."""
+    def _advance(self, stretch: Stretch) -> Exception | None:
+        """Tell `stretch`'s row what was read, and its token, if one was chosen. The error, if memory ran out for it."""
         reply = self._rows[stretch.row_id]
         total = len(reply.ids)
         if stretch.row_id in self._unproven:
@@ -112,12 +128,15 @@ class BatchedEngine(LoopEngine):
         if not reply.new_tokens:
             reply.prefilled(stretch.end, total)
         if not stretch.chose:
-            return
+            return None
         token = self._chosen[stretch.row_id]
         if isinstance(token, Exception):
+            if is_out_of_memory(token):
+                return token
             self._fail(reply, token)
         elif reason := reply.take(token):
             self._end(reply, reason)
+        return None
 
     def _end(self, reply: Reply, reason: FinishReason) -> None:
         self._forget(reply)
@@ -144,6 +163,8 @@ class BatchedEngine(LoopEngine):
         log.warning("a step with %d rows failed: %s", len(self._rows), type(error).__name__)
         rows, unproven = list(self._rows.values()), set(self._unproven)
         out_of_memory = is_out_of_memory(error)
+        if out_of_memory:
+            error.__traceback__ = error.__context__ = None  # its frames hold what the step had computed
         self._paged.reset(forget_prefixes=out_of_memory)
         for mapping in (self._rows, self._reserved):
             mapping.clear()
@@ -151,8 +172,9 @@ class BatchedEngine(LoopEngine):
         guilty: list[Reply] = []
         suspects: list[Reply] = []
         if out_of_memory:
-            if not self._shrink(rows):
-                guilty = [max(rows, key=lambda reply: len(reply.ids))]
+            release_memory()
+            if not self._give_something_up(rows):
+                guilty = rows if self._paged.closed else [max(rows, key=lambda reply: len(reply.ids))]
         else:
             suspects = [reply for reply in rows if reply.request.id in unproven] or rows
             guilty = suspects if len(suspects) == 1 else [reply for reply in suspects if self._retried_enough(reply)]
@@ -165,13 +187,34 @@ class BatchedEngine(LoopEngine):
                 self._add_row(reply)
         release_memory()
 
-    def _shrink(self, rows: list[Reply]) -> bool:
-        """Read fewer tokens in a step from now on. False at the smallest."""
+    def _give_something_up(self, rows: list[Reply]) -> bool:
+        """Give up the next thing that frees memory, each once a row. False where nothing is left."""
+        if any("caches" not in reply.given_up for reply in rows) and self._drop_idle_pages(rows):
+            return True
+        if self._paged.closed or all("chunk" in reply.given_up for reply in rows):
+            return False
         if self._paged.batch_tokens <= SMALLEST_CHUNK_TOKENS:
             return False
-        self._paged.limit_batch(max(SMALLEST_CHUNK_TOKENS, self._paged.batch_tokens // 2))
+        self._paged.limit_batch(smaller_chunk(self._paged.batch_tokens))
         for reply in rows:
-            reply.degraded(f"At most {self._paged.batch_tokens} tokens are read at a time now.", "Memory ran out.")
+            reply.given_up.add("chunk")
+            reply.degraded(f"The conversation is read again, {self._paged.batch_tokens} tokens at a time.", OUT)
+        return True
+
+    def _drop_idle_pages(self, rows: list[Reply]) -> bool:
+        """Keep only the pages that `rows` may come to need. False where that frees too little."""
+        for reply in rows:
+            reply.given_up.add("caches")
+        tokens = self._paged.pool_tokens([_most_tokens(reply) for reply in rows])
+        if not tokens or tokens > self._paged.capacity_tokens * WORTH_SHRINKING:
+            return False
+        try:
+            self._paged.resize(tokens)
+        except (RuntimeError, MemoryError) as error:
+            log.warning("no memory for a smaller pool either: %s", error)
+            return False
+        for reply in rows:
+            reply.degraded("The memory kept for other conversations was given up.", OUT)
         return True
 
     def _retried_enough(self, reply: Reply) -> bool:
@@ -186,3 +229,8 @@ class BatchedEngine(LoopEngine):
 
     def _kv_tokens(self) -> tuple[int, int]:
         return sum(len(reply.ids) for reply in list(self._rows.values())), self._paged.capacity_tokens
+
+
+def _most_tokens(reply: Reply) -> int:
+    """Tokens that a reply's row may come to hold."""
+    return len(reply.ids) + reply.limit - reply.new_tokens

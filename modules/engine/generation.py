@@ -8,6 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 
 from modules.engine.base import Delta, Event, Finished, FinishReason, GenerationRequest, Prefill, Timings, Usage
@@ -38,6 +40,9 @@ class Generation:
         self._claimed = False
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
         self._clock = _Clock(time.monotonic())
+        self._made: list[int] = []
+        self._made_before = 0  # by engines that ran out of memory or died
+        self.reloads = 0  # how often the model was loaded in another way for this reply
         self.cancelled_at: float | None = None
 
     @property
@@ -91,11 +96,46 @@ class Generation:
     ) -> None:
         self.close()
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens prompt and reply have so far."""
+        return len(self._request.prompt_ids) + len(self._request.reply_ids) + len(self._made)
+
+    def park(self) -> None:
+        """No engine has it now: a cancel ends it at once."""
+        with self._changed:
+            self._tell_engine = partial(self.finish, "cancelled")
+
+    def move(self, cancel: Callable[[], None], waited_for: set[Generation]) -> GenerationRequest | None:
+        """Let another engine go on: the request for the rest, None if there is none or nobody wants it.
+
+        `cancel` and `waited_for` are the new host's. What came so far is part of the new request's `reply_ids`.
+        """
+        with self._changed:
+            left = self._request.params.max_new_tokens - len(self._made)
+            if self._ended or self.cancelled_at is not None or left <= 0:
+                return None
+            if self in self._waited_for:
+                waited_for.add(self)
+            self._tell_engine, self._waited_for = cancel, waited_for
+            self._made_before = len(self._made)
+            return replace(
+                self._request,
+                reply_ids=(*self._request.reply_ids, *self._made),
+                params=self._request.params.model_copy(update={"max_new_tokens": left}),
+            )
+
     def push(self, event: Event) -> None:
         """Take one event from the engine; ignored after Finished."""
         with self._changed:
             if self._ended:
                 return
+            if isinstance(event, Delta):
+                self._made += event.token_ids
+            if isinstance(event, Finished) and self._made_before:
+                made = self._made_before + event.usage.completion_tokens
+                usage = replace(event.usage, completion_tokens=made)
+                event = replace(event, usage=usage, timings=self._clock.timings())
             self._clock.count(event)
             self._events.append(event)
             self._ended = isinstance(event, Finished)

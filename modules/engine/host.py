@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 
@@ -33,6 +33,7 @@ from modules.engine.base import (
     TextPiece,
 )
 from modules.engine.child import Child, ProcessChild, ThreadChild
+from modules.engine.deaths import MemoryWatch
 from modules.engine.generation import Generation
 from modules.engine.wire import (
     Answer,
@@ -58,7 +59,6 @@ __all__ = ["PATIENCE", "EngineHost", "Generation", "Patience", "ignore"]
 log = logging.getLogger(__name__)
 TICK_S = 0.2
 TRY_AGAIN = "Try again: the model is loaded anew."
-TIGHT = 1.5  # with this many times its need free, an engine was hardly killed for want of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ class Patience:
 
 
 PATIENCE = Patience()
+OnStarved: TypeAlias = "Callable[[EngineHost, SnugError, list[Generation]], None]"
 
 
 @dataclass(slots=True)
@@ -104,15 +105,19 @@ class EngineHost:
         in_process: bool = False,
         patience: Patience = PATIENCE,
         on_death: Callable[[SnugError], None] | None = None,
+        on_starved: OnStarved | None = None,
     ) -> None:
         """Begin to load and return at once; `wait_loaded` tells the rest.
 
-        `on_progress` and `on_death` (the engine ended without `close`) are called from the host's own thread.
+        `on_progress`, `on_death` (the engine ended without `close`) and `on_starved` are called from the host's own
+        thread. The last one gets the replies that memory ran out for, which are then its to end: `adopt` in another
+        host lets them go on. Without it they end with that error.
         """
         self.plan = plan
         self._patience = patience
         self._on_progress = on_progress
         self._on_death = on_death
+        self._on_starved = on_starved
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._closing = threading.Event()
@@ -124,8 +129,10 @@ class EngineHost:
         self._numbers = itertools.count()
         self._dead: SnugError | None = None
         self._verdict: SnugError | None = None
+        self._starved = False
         self._heard = self._checked = time.monotonic()
         self._child: Child | None = None
+        self._watch = MemoryWatch(None)
         self._writer: Writer | None = None
         self._begun = threading.Event()
         self._thread = threading.Thread(
@@ -173,6 +180,11 @@ class EngineHost:
         return self._dead
 
     @property
+    def starved(self) -> bool:
+        """Whether want of memory is the likely cause of its death."""
+        return self._starved
+
+    @property
     def pid(self) -> int | None:
         """The engine's process; None for one in a thread."""
         return self._child.pid if self._child else None
@@ -189,6 +201,26 @@ class EngineHost:
         Raises ValueError if a request of this id is running.
         """
         generation = Generation(request, partial(self._post, Cancel(request.id)), self._waited_for)
+        self._take_on(generation, request)
+        return generation
+
+    def adopt(self, generation: Generation) -> None:
+        """Let `generation`, which another host gave up, go on here."""
+        request = generation.move(partial(self._post, Cancel(generation.id)), self._waited_for)
+        if request is None:
+            generation.finish("cancelled" if generation.cancelled_at is not None else "length")
+        else:
+            self._take_on(generation, request)
+
+    def hand_over(self) -> list[Generation]:
+        """End the engine as `close` does; the open generations do not end, they are the caller's."""
+        generations = self._leave_open()
+        for generation in generations:
+            generation.park()
+        self.close()
+        return [generation for generation in generations if not generation.ended]
+
+    def _take_on(self, generation: Generation, request: GenerationRequest) -> None:
         with self._lock:
             if request.id in self._owed:
                 raise ValueError(f"request {request.id} is running already")
@@ -202,7 +234,6 @@ class EngineHost:
                 self._post(Submit(request))
         if dead is not None:
             generation.finish("error", dead)
-        return generation
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
         """Token ids of `pieces`. Raises EngineDied or TimedOut."""
@@ -264,6 +295,7 @@ class EngineHost:
         """The host's thread. It makes the process, and so must live as long as that (see ProcessChild)."""
         try:
             self._child = ThreadChild() if in_process else ProcessChild(os.environ)
+            self._watch = MemoryWatch(self._child.pid)
             self._child.pipe.send(start)
             self._writer = Writer(self._child.pipe, f"{self._thread.name} outbox")
         except Exception as error:
@@ -294,10 +326,14 @@ class EngineHost:
             self._heard = time.monotonic()
         if isinstance(message, Emitted):
             generation = self._open.get(message.request_id)
-            if generation is not None:
+            error = message.event.error if isinstance(message.event, Finished) else None
+            starved = isinstance(error, OutOfMemory) and self._on_starved is not None
+            if generation is not None and not starved:
                 generation.push(message.event)
             if isinstance(message.event, Finished):
                 self._settle(message.request_id)
+            if generation is not None and starved and error is not None:
+                self._give_up([generation], error)
         elif isinstance(message, Answer):
             self._resolve(message)
         elif isinstance(message, Loading):
@@ -339,6 +375,8 @@ class EngineHost:
         if now - self._checked < TICK_S:
             return
         self._checked = now
+        if self._owed or not self._loaded.done():
+            self._watch.look()
         with self._lock:
             generations = list(self._open.values())
             oldest = min((owed.since for owed in self._owed.values()), default=now)
@@ -368,11 +406,13 @@ class EngineHost:
             self._dead = error
             calls = list(self._calls.values())
             self._calls.clear()
-        for generation in self._leave_open():
-            generation.finish("error", error)
+        died = self._loaded.done() and not self._closing.is_set()
+        generations = self._leave_open()
+        if not (died and self._starved):
+            for generation in generations:
+                generation.finish("error", error)
         for call in calls:
             call.set_exception(error)
-        died = self._loaded.done() and not self._closing.is_set()
         if not self._loaded.done():
             self._loaded.set_exception(error)
         if child is not None:
@@ -383,6 +423,18 @@ class EngineHost:
             log.error("%s", error)
             if self._on_death is not None:
                 self._on_death(error)
+            if self._starved and generations:
+                self._give_up(generations, error)
+
+    def _give_up(self, generations: list[Generation], error: SnugError) -> None:
+        """Memory ran out for these replies: somebody else may let them go on."""
+        if self._on_starved is None:
+            for generation in generations:
+                generation.finish("error", error)
+            return
+        for generation in generations:
+            generation.park()
+        self._on_starved(self, error, generations)
 
     def _leave_open(self) -> list[Generation]:
         """The open generations, which this host then forgets."""
@@ -411,10 +463,10 @@ class EngineHost:
         again = "Try again; the log says more." if loading else TRY_AGAIN
         when = " while it was loading" if loading else ""
         if killed:
-            return EngineDied(
-                f"The engine process was killed (SIGKILL){_guess(self.plan)}.",
-                remedy=again,
-            )
+            self._starved = self._watch.was_memory()
+            seen = f" ({seen})" if (seen := self._watch.evidence()) else ""
+            why = f"because memory ran out{seen}" if self._starved else "by another program or a person"
+            return EngineDied(f"The engine process was killed (SIGKILL), most likely {why}.", remedy=again)
         return EngineDied(f"The engine process ended{when} ({_exit_words(code)}).", remedy=again)
 
 
@@ -430,10 +482,8 @@ def _exit_words(code: int | None) -> str:
 
 
 def _guess(plan: Plan) -> str:
-    """Memory as the likely cause, with the plan's need and what is free now, unless plenty is free."""
+    """Memory as the likely cause, with the plan's need and what is free now."""
     needed = plan.budgets["cpu"].total if "cpu" in plan.budgets else 0
-    free = psutil.virtual_memory().available
-    if needed and free > needed * TIGHT:
-        return ", by the system or by another program"
     need = f"the plan needs {format_size(needed)}, " if needed else ""
-    return f", most likely because memory ran out ({need}{format_size(free)} are free now)"
+    free = format_size(int(psutil.virtual_memory().available))
+    return f", most likely because memory ran out ({need}{free} are free now)"

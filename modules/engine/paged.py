@@ -24,6 +24,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from modules.engine.attention import prefer_cpu_attention
 from modules.engine.loaded import LoadedModel
 from modules.engine.pages import lay_out_by_layer, take_lowest_first
+from modules.engine.serial import release_memory
 
 Choose = Callable[[list[str], torch.Tensor], list[int]]
 
@@ -54,27 +55,33 @@ class PagedModel:
 
         Raises ValueError, AttributeError and the like for models that continuous batching does not carry.
         """
+        self._loaded = loaded
         self._model = loaded.model
         self._choose = choose
         if page_tokens is None:
             page_tokens = FLASH_PAGE_TOKENS if is_flash_attention_requested(self._model.config) else PAGE_TOKENS
         self._page_tokens = page_tokens
-        chunk = max(1, loaded.plan.run.prefill_chunk)
+        self._budget = self.most_batch_tokens = max(1, loaded.plan.run.prefill_chunk)
+        self._attention = self._model.config._attn_implementation
+        self.closed = True
+        self._build(pool_tokens)
+
+    def _build(self, pool_tokens: int) -> None:
         settings = ContinuousBatchingConfig(
-            page_size=page_tokens,
-            num_blocks=ceil(pool_tokens / page_tokens) or self._count_blocks(loaded),
-            max_batch_tokens=chunk,
-            max_requests_per_batch=min(MOST_ROWS, chunk),
+            page_size=self._page_tokens,
+            num_blocks=ceil(pool_tokens / self._page_tokens) or self._count_blocks(self._loaded),
+            max_batch_tokens=self.most_batch_tokens,
+            max_requests_per_batch=min(MOST_ROWS, self.most_batch_tokens),
             use_cuda_graph=False,
             use_async_batching=False,
             auto_switch_to_flash=False,
             safety_margin=0.0,  # rows are admitted by what they may need; below a margin it would drop every prefix
         )
         greedy: Any = GenerationConfig(do_sample=False, eos_token_id=-1)
-        self._attention = self._model.config._attn_implementation
         try:
             self._manager = self._model.init_continuous_batching(greedy, settings)
-            ours = prefer_cpu_attention(loaded, many_rows=True)  # after the library's check of names that it knows
+            # After the library's check of names that it knows.
+            ours = prefer_cpu_attention(self._loaded, many_rows=True)
             self._processor = self._manager._create_batch_processor()
         except Exception:
             self._restore_attention()
@@ -84,7 +91,8 @@ class PagedModel:
             lay_out_by_layer(self._cache)
         self._allocators: list[Any] = list(self._cache.cache_allocators.values())
         self._processor.model_runner._sample = self._sample
-        self._budget = self.most_batch_tokens = chunk
+        self.closed = False
+        self.limit_batch(self._budget)
 
     @property
     def capacity(self) -> int:
@@ -94,7 +102,7 @@ class PagedModel:
     @property
     def capacity_tokens(self) -> int:
         """About how many tokens the pool holds."""
-        return int(self._cache.num_blocks) * self._page_tokens
+        return 0 if self.closed else int(self._cache.num_blocks) * self._page_tokens
 
     @property
     def most_rows(self) -> int:
@@ -113,6 +121,13 @@ class PagedModel:
     def units(self, tokens: int) -> int:
         """Units of KV memory that a row of `tokens` tokens takes, none of them shared."""
         return sum(ceil(ca.needs_new_blocks("", 0, tokens) / ca.blocks_per_sector) for ca in self._allocators)
+
+    def pool_tokens(self, tokens: Sequence[int]) -> int:
+        """The size of a pool in which rows of so many `tokens` fit, none of them shared; 0 where only the planned one
+        will do (layers with a window beside others share their memory in a way of their own)."""
+        if len(self._allocators) != 1:
+            return 0
+        return sum((ceil(length / self._page_tokens) + 1) * self._page_tokens for length in tokens)
 
     def longest_row(self) -> int:
         """The most tokens that a row can hold in an empty pool."""
@@ -143,6 +158,12 @@ class PagedModel:
         if forget_prefixes:
             self._cache.evict_cached_blocks()
 
+    def resize(self, pool_tokens: int = 0) -> None:
+        """Another pool, with no row in it; 0: as planned. After an error there is none, until this succeeds."""
+        self.close()
+        release_memory()
+        self._build(pool_tokens)
+
     @torch.inference_mode()
     def step(self) -> list[Stretch]:
         """One forward step for as many rows as fit; what each did. After an error, `reset` and add the rows again."""
@@ -159,7 +180,10 @@ class PagedModel:
         return batch
 
     def close(self) -> None:
-        """Give the pool back and the model its own attention."""
+        """Give the pool back and the model its own attention. Closing it again does nothing."""
+        if self.closed:
+            return
+        self.closed = True
         self._restore_attention()
         self._manager.destroy()
         del self._processor, self._cache, self._allocators, self._manager

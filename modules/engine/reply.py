@@ -6,8 +6,10 @@ Both loops drive it. It knows nothing of models, caches or threads; only `cancel
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -32,6 +34,16 @@ from modules.errors import GenerationFailed, OutOfMemory, SnugError
 
 log = logging.getLogger(__name__)
 
+# What an engine can give up where memory runs out: KV caches of idle conversations, then the size of what is read at
+# a time. Beyond that the model has to be loaded in another way, which is not the engine's to do.
+Rung = Literal["caches", "chunk"]
+SMALLEST_CHUNK_TOKENS = 32
+# What torch's allocators, oneDNN and the system say where RAM runs out; CUDA and Python have types of their own.
+_NO_MEMORY = re.compile(
+    r"(?i)out of memory|(can't|cannot|could not|unable to) (allocate|mmap)|not enough memory|bad_alloc|ENOMEM"
+    r"|could not create a memory"
+)
+
 
 class Reply:
     """The state of one request from `submit` to its Finished."""
@@ -43,6 +55,7 @@ class Reply:
         self.request = request
         self.tokens: list[int] = list(request.reply_ids)
         self.cancelled = False
+        self.given_up: set[Rung] = set()
         self.cached_tokens = 0
         held = len(request.reply_ids) + (0 if loaded.is_encoder_decoder else len(request.prompt_ids))
         self.limit = min(request.params.max_new_tokens, longest - held)
@@ -181,8 +194,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or in RAM (where torch raises a plain RuntimeError)."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+def smaller_chunk(tokens: int) -> int:
+    """How much to read at a time where `tokens` were too many: an eighth, which takes about an eighth of the memory."""
+    return max(SMALLEST_CHUNK_TOKENS, tokens // 8)
 
 
 def as_snug_error(error: BaseException) -> SnugError:

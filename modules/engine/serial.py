@@ -17,12 +17,11 @@ from modules.engine.attention import prefer_cpu_attention
 from modules.engine.base import FinishReason, Prefill
 from modules.engine.loaded import LoadedModel
 from modules.engine.loop import QUEUE_LIMIT, LoopEngine
-from modules.engine.reply import Reply, is_out_of_memory
+from modules.engine.reply import SMALLEST_CHUNK_TOKENS, Reply, Rung, is_out_of_memory, smaller_chunk
 from modules.engine.rows import CausalRow, EncoderDecoderRow, Row, Shelf
 
 log = logging.getLogger(__name__)
 
-SMALLEST_CHUNK_TOKENS = 32
 DEFAULT_SHELF_BYTES = 256 * 1024**2  # where the plan names no KV budget
 
 Choose = Callable[[torch.Tensor], int | None]
@@ -87,16 +86,27 @@ class SerialEngine(LoopEngine):
             try:
                 return self._generate(reply, chunk)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or (chunk <= SMALLEST_CHUNK_TOKENS and not len(self._shelf)):
+                rung = self._next_rung(reply, chunk) if is_out_of_memory(error) else None
+                if rung is None:
                     raise
                 log.warning("out of memory in request %s after %d tokens", reply.request.id, reply.new_tokens)
+            # Only here, where the error is gone, is nothing held by the frames that it went through.
             self._row = None
-            if self._shelf.shrink(0):
-                reply.degraded("Caches of earlier conversations were dropped.", "Memory ran out.")
+            reply.given_up.add(rung)
+            if rung == "caches":
+                self._shelf.shrink(0)
+                reply.degraded("The caches of earlier conversations were dropped.", "Memory ran out.")
             else:
-                chunk = max(SMALLEST_CHUNK_TOKENS, chunk // 2)
-                reply.degraded(f"The prompt is read again, {chunk} tokens at a time.", "Memory ran out.")
+                chunk = smaller_chunk(chunk)
+                reply.degraded(f"The conversation is read again, {chunk} tokens at a time.", "Memory ran out.")
             release_memory()
+
+    def _next_rung(self, reply: Reply, chunk: int) -> Rung | None:
+        """What to give up next, each thing once a reply; None where nothing is left."""
+        if len(self._shelf) and "caches" not in reply.given_up:
+            return "caches"
+        shrinks = chunk > SMALLEST_CHUNK_TOKENS and not self.loaded.is_encoder_decoder  # an encoder reads all at once
+        return "chunk" if shrinks and "chunk" not in reply.given_up else None
 
     def _generate(self, reply: Reply, chunk: int) -> FinishReason:
         """Run `reply` from the tokens that it holds to its end."""

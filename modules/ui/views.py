@@ -51,6 +51,7 @@ def message_view(message: Message) -> Json:
         "status": message.status,
         "stats": stats_line(message.stats),
         "error": message.error,
+        "told": list(message.stats.told) if message.stats else [],
         "versions": list(message.siblings),
     }
 
@@ -82,6 +83,7 @@ def live_view(reply: ReplyView, markdown: StreamingMarkdown, *, show_text: bool 
         "waiting": waiting_line(reply),
         "stats": stats_line(reply.stats),
         "notice": reply.notice,
+        "told": list(reply.told),
         "problem": problem_view(reply.error) if reply.error else None,
     }
 
@@ -95,6 +97,7 @@ def notebook_view(before: str, reply: ReplyView, *, show_text: bool = True) -> J
         "done": done,
         "stats": stats_line(reply.stats),
         "waiting": waiting_line(reply),
+        "told": list(reply.told),
         "problem": problem_view(reply.error) if reply.error else None,
     }
 

@@ -154,10 +154,15 @@
     const body = el("div.body");
     if (message.role === "user") body.textContent = message.text;
     else { body.classList.add("markdown"); body.innerHTML = message.html; }
-    node.append(body);
+    node.append(body, told(message.told));
     if (message.status === "streaming") node.append(el("div.waiting", {}, el("span.dots", {}, el("i"), el("i"), el("i")), el("span.waiting-text")));
     else node.append(problemCard(message, isLast), footer(message, isLast));
     return node;
+  }
+
+  /* What the engine had to give up for this reply. */
+  function told(sentences) {
+    return el("div.told", { role: "status" }, ...(sentences ?? []).map((sentence) => el("p", {}, icon("alert"), el("span", {}, sentence))));
   }
 
   function broken(message) { return message.status === "error" || message.status === "interrupted"; }
@@ -428,6 +433,8 @@
       body.insertBefore(block, body.tail);
     }
     if (body.shown !== view.tail) { body.tail.innerHTML = view.tail; body.shown = view.tail; }
+    const line = node.querySelector(".told");
+    if (line.childElementCount !== view.told.length) line.replaceWith(told(view.told));
     const started = view.tail || view.blocks.length;
     node.classList.toggle("started", Boolean(started));
     node.querySelector(".waiting-text").textContent = started ? "" : view.waiting;
@@ -435,7 +442,7 @@
 
   function finish(message, view) {
     state.running = state.revision = null;
-    Object.assign(message, { status: view.status, stats: view.stats, text: view.text, html: view.html, error: view.problem ? `${view.problem.message} ${view.problem.remedy}`.trim() : "" });
+    Object.assign(message, { status: view.status, stats: view.stats, text: view.text, html: view.html, told: view.told, error: view.problem ? `${view.problem.message} ${view.problem.remedy}`.trim() : "" });
     live.textContent = view.status === "complete" ? "Reply complete." : "Reply ended.";
     drawMessages();
     drawComposer();

@@ -138,7 +138,7 @@
     if (!view || !state.running || (view.id && view.id !== state.running)) return;
     const stick = area.scrollHeight - area.scrollTop - area.clientHeight < 80;
     if (typeof view.text === "string") area.value = view.text;
-    note.textContent = view.done ? view.stats : view.waiting ?? "";
+    note.textContent = [...(view.told ?? []), view.done ? view.stats : view.waiting].filter(Boolean).join(" · ");
     if (view.gone) view.done = true;
     if (view.done) {
       state.running = null;
