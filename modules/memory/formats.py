@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
@@ -93,11 +94,16 @@ def read_safetensors(path: Path) -> tuple[StoredTensor, ...]:
         if length > MAX_HEADER_BYTES:
             raise _bad(path, f"its header of {format_size(length)} is larger than {format_size(MAX_HEADER_BYTES)}")
         raw = file.read(length)
+    return parse_header(path, raw, size - 8 - length)
+
+
+def parse_header(path: Path, raw: bytes, data_bytes: int) -> tuple[StoredTensor, ...]:
+    """The tensors that the header `raw` of a file with `data_bytes` of data lists. Raises BadSafetensors."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _bad(path, "its header is not UTF-8") from error
-    return _read_entries(path, text, size - 8 - length)
+    return _read_entries(path, text, data_bytes)
 
 
 def _read_entries(path: Path, text: str, data_bytes: int) -> tuple[StoredTensor, ...]:
@@ -206,7 +212,7 @@ def model_files(folder: Path) -> tuple[Path, ...]:
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        return tuple(folder / name for name in sorted(set(_read_index(index).values())))
+        return tuple(folder / name for name in sorted(set(read_index(index).values())))
     if (folder / "model.safetensors").exists():
         return (folder / "model.safetensors",)
     names = sorted(entry.name for entry in os.scandir(folder))
@@ -231,8 +237,12 @@ def has_weights(folder: Path) -> bool:
     )
 
 
-def _read_index(index: Path) -> dict[str, str]:
-    """Tensor name → file name, from model.safetensors.index.json; every file exists directly in the folder."""
+def read_index(index: Path, exists: Callable[[str], bool] | None = None) -> dict[str, str]:
+    """Tensor name → file name, from model.safetensors.index.json; every file is beside it, as `exists` says.
+
+    Raises BadSafetensors, or PickleRefused for a file that is one.
+    """
+    exists = exists or (lambda name: (index.parent / name).exists())
     with open_regular(index) as file:
         raw = file.read(MAX_INDEX_BYTES + 1)
     if len(raw) > MAX_INDEX_BYTES:
@@ -246,7 +256,7 @@ def _read_index(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise _bad(index, "it has no weight_map")
     for name in set(map(str, weight_map.values())):
-        _check_shard(index, name)
+        _check_shard(index, name, exists)
     return {str(tensor): str(name) for tensor, name in weight_map.items()}
 
 
@@ -256,7 +266,7 @@ def _refuse_nesting(index: Path, raw: bytes) -> None:
         raise _bad(index, "it is nested where it should be flat")
 
 
-def _check_shard(index: Path, name: str) -> None:
+def _check_shard(index: Path, name: str, exists: Callable[[str], bool]) -> None:
     try:
         check_name(name)
     except SnugError as error:
@@ -264,21 +274,28 @@ def _check_shard(index: Path, name: str) -> None:
     refuse_pickle(index.parent / name, b"")
     if not name.endswith(".safetensors"):
         raise _bad(index, f"it names {name[:80]!r}, which is not a safetensors file")
-    if not (index.parent / name).exists():
+    if not exists(name):
         raise _bad(index, f"it names {name[:80]!r}, which is missing")
 
 
 def read_model_tensors(folder: Path) -> tuple[StoredTensor, ...]:
     """All tensors of a model folder. Raises BadSafetensors where two files list one tensor or the index disagrees."""
+    tensors = merge_tensors({path: read_safetensors(path) for path in model_files(folder)})
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = {tensor.name for tensor in tensors}
+        for name, file_name in read_index(index).items():
+            if name not in names:
+                raise _bad(folder / file_name, f"it lacks {name[:80]!r}, which the index says it holds")
+    return tensors
+
+
+def merge_tensors(files: Mapping[Path, Sequence[StoredTensor]]) -> tuple[StoredTensor, ...]:
+    """The tensors of several files together. Raises BadSafetensors where two of them list one tensor."""
     tensors: dict[str, StoredTensor] = {}
-    for path in model_files(folder):
-        for tensor in read_safetensors(path):
+    for path, found in files.items():
+        for tensor in found:
             if tensor.name in tensors:
                 raise _bad(path, f"tensor {tensor.name[:80]!r} is in another file too")
             tensors[tensor.name] = tensor
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        for name, file_name in _read_index(index).items():
-            if name not in tensors:
-                raise _bad(folder / file_name, f"it lacks {name[:80]!r}, which the index says it holds")
     return tuple(tensors.values())

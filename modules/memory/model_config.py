@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ def stated_dtype(checked: CheckedConfig) -> str:
                     )
                 return _DTYPES[dtype]
     return ""
+
+
+def is_code_file(name: str) -> bool:
+    """Whether a file of a repository is Python code that transformers would run if it were trusted."""
+    return any(fnmatch(name, pattern) for pattern in _CODE_FILES)
 
 
 def refuse_code_files(folder: Path) -> None:

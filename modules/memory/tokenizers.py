@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from modules.errors import SnugError
 from modules.memory.config import read_json
 
 TOKENIZER_REMEDY = "Put tokenizer.json (or tokenizer.model) of the same model beside its weights."
-_FILES = (
+_FILES = frozenset({
     "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "sentencepiece.bpe.model",
     "tekken.json", "source.spm",
-)  # fmt: skip
+})  # fmt: skip
 # Their tokens are the bytes or characters of the text: there is nothing to store.
 _WITHOUT_FILES = frozenset({"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"})
 
@@ -25,3 +26,8 @@ def lacks_tokenizer(folder: Path) -> bool:
     except SnugError:
         return True
     return settings.get("tokenizer_class") not in _WITHOUT_FILES
+
+
+def has_tokenizer_file(names: Iterable[str]) -> bool:
+    """Whether one of the file names is a tokenizer's."""
+    return not _FILES.isdisjoint(names)
