@@ -14,8 +14,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TORCH_KIN = {"torch", "transformers", "accelerate", "bitsandbytes", "deepspeed", "tokenizers"}
+TORCH_ROOMS = (
+    "meta", "live_bytes", "fake_linears", "shortening", "dryrun", "training_dryrun", "dryrun_worker",
+)  # fmt: skip
+"""Files of modules/memory/ that run in processes of their own."""
 WEB_MODULES = (
-    "server", "modules.models", "modules.startup", "modules.check", "modules.services", "modules.chat.service",
+    "server", "modules.models", "modules.startup", "modules.check", "modules.plan_report", "modules.services", "modules.chat.service",
     "modules.chat.prompts", "modules.api.app", "modules.ui.app",
 )  # fmt: skip
 """What the web process imports, or the terminal's check."""
@@ -110,7 +114,7 @@ def test_nothing_in_modules_imports_the_tests_or_the_server() -> None:
     [
         ({"gradio", "gradio_client"}, ("modules/ui/",)),
         ({"fastapi"}, ("modules/api/", "server.py")),
-        (TORCH_KIN, ("modules/engine/", *(f"modules/memory/{name}.py" for name in ("meta", "dryrun", "dryrun_worker")))),
+        (TORCH_KIN, ("modules/engine/", *(f"modules/memory/{name}.py" for name in TORCH_ROOMS))),
     ],
 )
 def test_heavy_libraries_stay_in_their_rooms(libraries: set[str], rooms: tuple[str, ...]) -> None:

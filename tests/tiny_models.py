@@ -93,6 +93,50 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 
+# Further families, for what is worked out from a config alone: they have no tokenizer and no trained-looking weights.
+_FURTHER_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2Config", _LLAMA_LIKE),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {**_LLAMA_LIKE, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {**_LLAMA_LIKE, "head_dim": 16, "num_hidden_layers": 4, "num_experts": 8, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "linear_num_value_heads": 4,
+         "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {**_LLAMA_LIKE, "num_key_value_heads": 4, "num_hidden_layers": 3, "moe_intermediate_size": 32,
+         "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "n_shared_experts": 1,
+         "first_k_dense_replace": 1, "kv_lora_rank": 32, "q_lora_rank": 48, "qk_rope_head_dim": 8, "v_head_dim": 16,
+         "qk_nope_head_dim": 16},
+    ),
+    "gemma2": (
+        "Gemma2Config",
+        {**_LLAMA_LIKE, "head_dim": 16, "sliding_window": 32, "query_pre_attn_scalar": 16,
+         "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        {**_LLAMA_LIKE, "head_dim": 16, "sliding_window": 32, "num_local_experts": 4, "num_experts_per_tok": 2,
+         "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "olmo2": ("Olmo2Config", _LLAMA_LIKE),
+    "cohere": ("CohereConfig", _LLAMA_LIKE),
+    "starcoder2": ("Starcoder2Config", {**_LLAMA_LIKE, "sliding_window": None}),
+    "stablelm": ("StableLmConfig", _LLAMA_LIKE),
+    "phi": ("PhiConfig", _LLAMA_LIKE),
+    "granite": ("GraniteConfig", _LLAMA_LIKE),
+    "smollm3": ("SmolLM3Config", _LLAMA_LIKE),
+    "gpt_bigcode": ("GPTBigCodeConfig", {**_GPT_LIKE, "multi_query": True}),
+    "codegen": ("CodeGenConfig", {**_GPT_LIKE, "rotary_dim": 8}),
+    "mpt": ("MptConfig", {"d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 1024}),
+    "mamba": ("MambaConfig", {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 16}),
+}  # fmt: skip
+
+FURTHER = tuple(_FURTHER_CONFIGS)
 CAUSAL = tuple(name for name in _CONFIGS if name not in ("t5", "bart"))
 ENCODER_DECODER = ("t5", "bart")
 SENTENCEPIECE = ("sentencepiece", "sentencepiece_slow")
@@ -127,6 +171,13 @@ def tiny_model(family: str, folder: Path) -> Path:
     except OSError:  # another worker was first
         shutil.rmtree(building)
     return target
+
+
+def tiny_config(family: str, **changes: Any) -> Any:
+    """The config of a tiny model of `family`, one of CAUSAL, ENCODER_DECODER or FURTHER, with `changes` made to it."""
+    config_name, options = {**_CONFIGS, **_FURTHER_CONFIGS}[family]
+    ids = {"bos_token_id": 256, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
+    return getattr(transformers, config_name)(**{"vocab_size": BYTE_VOCAB, **ids, **options, **changes})
 
 
 def tiny_gguf(folder: Path) -> Path:

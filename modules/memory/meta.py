@@ -62,8 +62,10 @@ def describe_as_json(file: Path) -> dict[str, Any]:
     }
 
 
-def build(file: Path) -> Any:
+def build(file: Path, *, attention: str | None = None) -> Any:
     """The model of a config file on the meta device, in bf16, for evaluation; nothing is tied yet.
+
+    `attention` None: the family's own choice.
 
     Raises BadConfig or UnsupportedModel.
     """
@@ -73,7 +75,9 @@ def build(file: Path) -> Any:
     try:
         config = _from_values(CONFIG_MAPPING[checked.model_type], values)
         with torch.device("meta"), no_tie_weights():
-            model = auto.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+            model = auto.from_config(
+                config, dtype=torch.bfloat16, attn_implementation=attention, trust_remote_code=False
+            )
     except ImportError as error:
         raise UnsupportedModel(
             f"{checked.family.architecture} needs a package that is not installed: {str(error)[:160]}.",

@@ -1,0 +1,43 @@
+"""What real runs allocate on the CPU, byte by byte, from torch.profiler's allocator events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+@dataclass(frozen=True, slots=True)
+class Allocated:
+    """Bytes beyond what was there before: the most at once, and what is still there."""
+
+    peak: int
+    kept: int
+
+
+def measure(run: Callable[[], Any]) -> tuple[Any, Allocated]:
+    """What `run` gives, and what it allocated until it returned."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = run()
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return result, Allocated(peak, live)
+
+
+def real_model(config: Any, dtype: torch.dtype, attention: str) -> Any:
+    """A model of `config` with random weights; eager where the family has no `attention`."""
+    import transformers
+
+    auto: Any = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    torch.manual_seed(0)
+    try:
+        return auto.from_config(config, dtype=dtype, attn_implementation=attention).eval()
+    except ValueError:
+        return auto.from_config(config, dtype=dtype, attn_implementation="eager").eval()

@@ -1,0 +1,96 @@
+"""The process of dry runs: questions from stdin, bytes to stdout, one at a time. dryruns.py starts and watches it.
+
+It builds models of configs that strangers wrote, so it may be killed at any moment, writes no files, and ends itself
+where a config wants more memory or time than any model needs. Messages are as in killable.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psutil
+import torch
+
+from modules.errors import BadConfig, SnugError, UnsupportedModel
+from modules.memory.dryrun import count_peaks
+from modules.memory.forecast import RunSpec
+from modules.memory.training import TrainingRun
+from modules.memory.training_dryrun import count_training
+from modules.units import GiB
+
+MOST_BYTES = 4 * GiB
+_SPARE_S = 5
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The bytes that `request` asks for, or the error in words under "error"."""
+    name = request["name"]
+    try:
+        return _count(request)
+    except SnugError as error:
+        return _told(error)
+    except MemoryError:
+        return _told(BadConfig(f"The dry run of {name} needs too much memory.", remedy="Check its config.json."))
+    except Exception as error:  # a family's code may do anything with numbers that it was not made for
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:240]
+        return _told(UnsupportedModel(f"{name} cannot be dry-run ({why}).", remedy="Snug's formulas are used."))
+
+
+def _count(request: Mapping[str, Any]) -> dict[str, Any]:
+    file, asked = Path(request["file"]), request["run"]
+    if request["question"] == "training":
+        return dataclasses.asdict(count_training(file, _known(TrainingRun, asked)))
+    return dataclasses.asdict(count_peaks(file, _known(RunSpec, asked), request["kind"]))
+
+
+def _known(kind: Any, values: Mapping[str, Any]) -> Any:
+    """A dataclass of `kind` from those of `values` that are its fields."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in names})
+
+
+def _told(error: SnugError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "message": error.message, "remedy": error.remedy}}
+
+
+def close_doors() -> None:
+    """No files written, no core dumps, and no more memory than a dry run can need."""
+    if sys.platform != "win32":
+        import resource
+
+        for limit, value in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_DATA, MOST_BYTES)):
+            resource.setrlimit(limit, (value, value))
+
+
+def limit_time(seconds: float) -> None:
+    """End the process after `seconds` and some, should nobody watch the clock any more."""
+    if sys.platform != "win32":
+        signal.alarm(int(seconds) + _SPARE_S if seconds else 0)
+
+
+def serve(source: BinaryIO, sink: BinaryIO) -> None:
+    """Answer requests until `source` ends. The first message sent says that the worker is ready."""
+    _send(sink, {"ready": True})
+    while header := source.read(4):
+        request = json.loads(source.read(int.from_bytes(header, "big")))
+        limit_time(request["answer_s"])
+        _send(sink, answer(request))
+        limit_time(0)
+
+
+def _send(sink: BinaryIO, message: dict[str, Any]) -> None:
+    payload = json.dumps(message).encode("ascii")
+    sink.write(len(payload).to_bytes(4, "big") + payload)
+    sink.flush()
+
+
+if __name__ == "__main__":
+    close_doors()
+    torch.set_num_threads(psutil.cpu_count(logical=False) or 1)  # as the engine: kernels have buffers for each thread
+    serve(sys.stdin.buffer, sys.stdout.buffer)
