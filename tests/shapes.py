@@ -51,6 +51,46 @@ def llama(size: Literal["7B", "13B", "33B", "65B", "70B"], *, context: int = 409
     return make_spec(f"Llama-{size}", "llama", config, shapes, dtype=dtype, bare=("model.rotary_emb",))
 
 
+def small_llama() -> ModelSpec:
+    """TinyLlama 1.1B."""
+    hidden, inner = 2048, 5632
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (32000, hidden)}
+    for layer in range(22):
+        base = f"model.layers.{layer}"
+        shapes |= {f"{base}.self_attn.{name}_proj": (hidden, hidden) for name in "qo"}
+        shapes |= {f"{base}.self_attn.{name}_proj": (256, hidden) for name in "kv"}
+        shapes |= {f"{base}.mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")}
+        shapes |= {f"{base}.mlp.down_proj": (hidden, inner), f"{base}.input_layernorm": (hidden,)}
+    shapes |= {"model.norm": (hidden,), "lm_head": (32000, hidden)}
+    config = {
+        "hidden_size": hidden, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "intermediate_size": inner, "vocab_size": 32000, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    return make_spec("TinyLlama-1.1B", "llama", config, shapes, dtype="BF16", bare=("model.rotary_emb",))
+
+
+def mixtral() -> ModelSpec:
+    """Mixtral 8x7B."""
+    hidden, inner, experts = 4096, 14336, 8
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (32000, hidden)}
+    for layer in range(32):
+        base = f"model.layers.{layer}"
+        shapes |= {f"{base}.self_attn.{name}_proj": (hidden, hidden) for name in "qo"}
+        shapes |= {f"{base}.self_attn.{name}_proj": (1024, hidden) for name in "kv"}
+        shapes[f"{base}.mlp.gate"] = (experts, hidden)
+        for expert in range(experts):
+            at = f"{base}.mlp.experts.{expert}"
+            shapes |= {f"{at}.w1": (inner, hidden), f"{at}.w2": (hidden, inner), f"{at}.w3": (inner, hidden)}
+    shapes |= {"model.norm": (hidden,), "lm_head": (32000, hidden)}
+    config = {
+        "hidden_size": hidden, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "intermediate_size": inner, "vocab_size": 32000, "max_position_embeddings": 32768,
+        "num_local_experts": experts, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    spec = make_spec("Mixtral-8x7B", "mixtral", config, shapes, dtype="BF16", bare=("model.rotary_emb",))
+    return replace(spec, experts=experts, experts_per_token=2)
+
+
 def gptj() -> ModelSpec:
     """GPT-J 6B."""
     hidden, inner = 4096, 16384

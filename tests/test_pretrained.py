@@ -21,31 +21,32 @@ MACHINES = {"none": (0, 0), "1x8": (1, 8), "1x24": (1, 24), "2x24": (2, 24), "4x
 ENOUGH, LITTLE = 256, 8
 INT8, NF4 = {"load_in_8bit": True}, {"load_in_4bit": True}
 SPILL = {"auto_devices": True, "disk": True}
+SPLIT = {"auto_devices": True}
 NF4_SPLIT = {"load_in_4bit": True, "auto_devices": True}
 
 # Model, GPUs, GiB of RAM, flags → the devices in use; "-" where it does not fit.
 TABLE: list[tuple[Size, str, int, dict[str, bool], str]] = [
     ("7B", "none", ENOUGH, {}, "cpu"),
-    ("7B", "none", LITTLE, {}, "-"),
+    ("7B", "none", LITTLE, {"bf16": True}, "-"),
     ("7B", "none", LITTLE, INT8, "cpu"),
     ("7B", "none", LITTLE, NF4, "cpu"),
     ("7B", "none", LITTLE, SPILL, "cpu disk"),
     ("70B", "none", ENOUGH, {}, "cpu"),
     ("70B", "none", LITTLE, SPILL, "cpu disk"),
-    ("7B", "1x8", ENOUGH, {}, "cuda:0 cpu"),
+    ("7B", "1x8", ENOUGH, SPLIT, "cuda:0 cpu"),
     ("7B", "1x8", LITTLE, INT8, "cuda:0"),
     ("7B", "1x8", LITTLE, NF4, "cuda:0"),
-    ("13B", "1x8", LITTLE, {}, "-"),
+    ("13B", "1x8", LITTLE, SPLIT, "-"),
     ("13B", "1x8", ENOUGH, NF4_SPLIT, "cuda:0 cpu"),
     ("13B", "1x8", LITTLE, SPILL, "cuda:0 cpu disk"),
     ("7B", "1x24", LITTLE, {}, "cuda:0"),
-    ("13B", "1x24", ENOUGH, {}, "cuda:0 cpu"),
+    ("13B", "1x24", ENOUGH, SPLIT, "cuda:0 cpu"),
     ("13B", "1x24", LITTLE, INT8, "cuda:0"),
     ("70B", "1x24", ENOUGH, NF4_SPLIT, "cuda:0 cpu"),
     ("70B", "1x24", LITTLE, NF4_SPLIT, "-"),
     ("7B", "2x24", LITTLE, {}, "cuda:0"),
     ("13B", "2x24", LITTLE, {}, "cuda:0 cuda:1"),
-    ("70B", "2x24", ENOUGH, {}, "cuda:0 cuda:1 cpu"),
+    ("70B", "2x24", ENOUGH, SPLIT, "cuda:0 cuda:1 cpu"),
     ("70B", "2x24", LITTLE, SPILL, "cuda:0 cuda:1 cpu disk"),
     ("70B", "2x24", LITTLE, NF4, "cuda:0 cuda:1"),
     ("70B", "4x80", LITTLE, {}, "cuda:0 cuda:1"),
@@ -101,7 +102,7 @@ def test_every_tensor_of_a_split_model_has_a_named_place(size: Size, gpus: str, 
 
 
 def test_gpus_go_by_number_so_that_the_first_runs_what_is_offloaded() -> None:
-    devices = set(from_pretrained_kwargs(plan_for("70B", "2x24", ENOUGH))["device_map"].values())
+    devices = set(from_pretrained_kwargs(plan_for("70B", "2x24", ENOUGH, **SPLIT))["device_map"].values())
     assert devices == {0, 1, "cpu"}
     assert next(iter(devices - {"cpu", "disk"})) == 0  # as accelerate's dispatch_model takes it
 

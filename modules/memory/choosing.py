@@ -14,6 +14,8 @@ from modules.memory.fitting import LEAST_CONTEXT, Solution
 from modules.memory.speed import Estimate
 
 QUALITY_FLOOR = 0.9
+# As stored; or in 16 bits what is stored in 32.
+_NO_LOSS = (1.0, 0.999)
 # Forecasts of speed are no better than this: what is closer counts as the same.
 _TIE = 1.1
 
@@ -59,12 +61,11 @@ def choose(found: Sequence[Ranked], wishes: Wishes, wished_context: int) -> Rank
     if not usable:
         return None
     fastest = min(usable, key=lambda one: one.estimate.turn_s)
-    stored = [
+    beside = [
         one for one in usable
-        if one.quality == 1 and one.runs_on == fastest.runs_on and len(one.runs_on) == 1
-        and 2 * one.context >= wished_context
+        if one.runs_on == fastest.runs_on and len(one.runs_on) == 1 and 2 * one.context >= wished_context
     ]  # fmt: skip
-    pool = stored or usable
+    pool = next((kept for loss in _NO_LOSS if (kept := [one for one in beside if one.quality >= loss])), usable)
     limit = _TIE * min(one.estimate.turn_s for one in pool)
     return min(
         (one for one in pool if one.estimate.turn_s <= limit),

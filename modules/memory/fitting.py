@@ -39,9 +39,17 @@ _TRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """Bytes that a dry run of `run` counted, by purpose."""
+
+    run: RunSpec
+    figures: tuple[tuple[Purpose, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """A model, the wishes and the machine. `widened`: by how much forecasts for a device are raised, from 1 on, since
-    they were too low before. `peaks`: (prefill, decode) bytes that a dry run counted for a run, where it is known.
+    they were too low before. `counted`: what a dry run counted, where one is known.
     `gpus` are those that may be used, of `gpus_there`.
     """
 
@@ -52,7 +60,7 @@ class Problem:
     disk: Device
     gpus_there: int = 0
     widened: Mapping[str, float] = field(default_factory=dict)
-    peaks: Mapping[RunSpec, tuple[int, int]] = field(default_factory=dict)
+    counted: Counted | None = None
 
     def device(self, name: str) -> Device:
         """The device of that id."""
@@ -241,13 +249,26 @@ def _encoder_output(spec: ModelSpec, run: RunSpec) -> int:
 
 
 def _with_peaks(problem: Problem, run: RunSpec, budget: Budget, *, computes: bool) -> Budget:
-    """`budget` with what a dry run counted instead of what the formulas say."""
-    known = problem.peaks.get(run)
-    if known is None or not computes:
+    """`budget` with what a dry run counted instead of what the formulas say.
+
+    Runs of another context or chunk than the counted one keep their formula, raised as far as it was too low there.
+    """
+    counted = problem.counted
+    if (
+        counted is None
+        or not computes
+        or (run.dtype, run.quantization) != (counted.run.dtype, counted.run.quantization)
+    ):
         return budget
     figures: dict[Purpose, Figure] = dict(budget.figures)
-    figures["prefill_peak"] = Figure(known[0], "dry-run", "counted on a model without weights")
-    figures["decode_peak"] = Figure(known[1], "dry-run", "counted on a model without weights")
+    if run == counted.run:
+        for purpose, size in counted.figures:
+            figures[purpose] = Figure(size, "dry-run", "counted on the model without its weights")
+    else:
+        there = _computing(problem.spec, (counted.run, "cpu", True))
+        for purpose, size in counted.figures:
+            ratio = max(1.0, size / max(1, there[purpose]))
+            figures[purpose] = Figure(int(budget[purpose] * ratio), "formula")
     return Budget.of(figures, load_peak=budget.load_peak, margin=budget.margin)
 
 

@@ -13,11 +13,11 @@ from typing import Literal, Protocol
 
 from modules.errors import SnugError
 from modules.hardware import Inventory
-from modules.memory.budget import Budget
+from modules.memory.budget import Budget, Purpose
 from modules.memory.candidates import DEFAULT_CONTEXT, Place, Way, Wishes, list_ways, wished_context
 from modules.memory.choosing import Ranked, choose, front, lacks, nearest_misses
 from modules.memory.explaining import notes, speed_note, title, why_chosen
-from modules.memory.fitting import CONTEXT_STEP, Problem, Solution, longest, solve, solve_at
+from modules.memory.fitting import CONTEXT_STEP, Counted, Problem, Solution, longest, solve, solve_at
 from modules.memory.forecast import RunSpec, kv_cache_bytes
 from modules.memory.ledger import ObservedErrors
 from modules.memory.placement import make_groups
@@ -191,8 +191,10 @@ def _ranked(
     solution = solve(problem, way)
     known = peaks(problem.spec, solution.run) if solution is not None and peaks is not None else None
     if solution is not None and known is not None:
-        counted = {solution.run: (known.prefill_peak, known.decode_peak)}
-        solution = solve(replace(problem, peaks=counted), way)
+        figures: tuple[tuple[Purpose, int], ...] = (
+            ("prefill_peak", known.prefill_peak), ("decode_peak", known.decode_peak),
+        )  # fmt: skip
+        solution = solve(replace(problem, counted=Counted(solution.run, figures)), way)
     return None if solution is None else Ranked(solution, estimate(_work(problem.spec, solution), speeds))
 
 
