@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.engine.base import EngineStats
-from modules.memory.budget import PURPOSE_TITLES, Purpose
+from modules.memory.budget import PURPOSE_TITLES, Budget, Figure, Purpose
 from modules.memory.planner import Plan
 from modules.ui.plan_picture import Bar, Measured, bars_html, bars_of, measured_by_device, plan_html, ratio, speed_text
 from modules.units import GiB, MiB
@@ -97,6 +97,19 @@ def test_every_stretch_tells_its_formula_with_the_numbers_and_its_method() -> No
     assert f'data-size="1.00 GiB = {GiB:,} bytes"' in page
     assert page.count("data-tip=") == page.count('tabindex="0" role="img" aria-label=')
     assert f'<td class="plan-bytes">{GiB:,}</td>' in page
+
+
+def test_figures_without_a_formula_of_their_own_get_the_models() -> None:
+    spec = replace(SMALL.spec, kv_elements=384, kv_heads=3, head_dim=64)
+    plan = replace(SMALL, spec=spec, budgets={"cpu": Budget.of({"kv_cache": Figure(188743680, "exact")})})
+    page = plan_html(plan, NO_GPU, fits_tokens=1, context_chosen=True)
+    assert 'data-formula="30 layers · 2 · 3 heads · 64 · 8,192 tokens · 2 B"' in page
+
+
+def test_a_disk_is_read_from_and_never_too_full() -> None:
+    bar = Bar(device("disk", 100, 10), budget({"weights": 60}))
+    assert bar.over == 0
+    assert "60.0 GiB</strong> there, 10.0 GiB free" in bars_html([bar])
 
 
 def test_hostile_names_are_text() -> None:

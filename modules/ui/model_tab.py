@@ -78,7 +78,8 @@ class ModelTab:
 
     def _pictured(self, options: LoadOptions) -> dict[str, str]:
         table = self.models.plans(options)
-        plan = table.chosen or next(iter(table.plans), None)
+        misses = (plan for plan in table.plans if not plan.fits)
+        plan = table.chosen or next(misses, None) or next(iter(table.plans), None)
         free = options_of((), options)
         others = table if options == free else self.models.plans(free)
         if plan is None:

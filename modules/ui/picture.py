@@ -44,7 +44,8 @@ def layers_html(placement: Mapping[str, str], layers: int) -> str:
         for device, count in counts.items()
     )
     return (
-        f'<div><div class="layers" role="img" aria-label="Where each layer is">{strip}</div>'
+        '<div class="where"><h3>Layers</h3>'
+        f'<div class="layers" role="img" aria-label="Where each layer is">{strip}</div>'
         f'<div class="legend">{legend}</div></div>'
     )
 

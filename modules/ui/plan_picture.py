@@ -10,12 +10,13 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modules.engine.base import EngineStats, ModelInfo
 from modules.errors import SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.budget import PURPOSE_TITLES, Budget, Figure, Method
+from modules.memory.formulas import formula_text
 from modules.memory.planner import Plan
 from modules.ui.picture import device_title, layers_html
 from modules.units import format_size
@@ -63,8 +64,8 @@ class Bar:
 
     @property
     def over(self) -> int:
-        """Bytes beyond what is free."""
-        return max(0, self.budget.total - self.device.free_bytes)
+        """Bytes beyond what is free. A disk's are the model's own files, most of which lie there already."""
+        return 0 if self.device.kind == "disk" else max(0, self.budget.total - self.device.free_bytes)
 
     @property
     def lens_span(self) -> int:
@@ -91,10 +92,19 @@ def bars_of(plan: Plan, inventory: Inventory, measured: Mapping[str, Measured] |
     devices = (*inventory.gpus, inventory.cpu, inventory.disk)
     found = measured or {}
     return [
-        Bar(device, plan.budgets[device.id], found.get(device.id))
+        Bar(device, _explained(plan, plan.budgets[device.id]), found.get(device.id))
         for device in devices
         if device.id in plan.budgets and plan.budgets[device.id].total
     ]
+
+
+def _explained(plan: Plan, budget: Budget) -> Budget:
+    """The budget with formulas for figures that bring none of their own."""
+    figures = {
+        purpose: replace(figure, formula=figure.formula or formula_text(purpose, plan.spec, plan.run, figure.bytes))
+        for purpose, figure in budget.figures.items()
+    }
+    return replace(budget, figures=figures)
 
 
 def measured_by_device(info: ModelInfo, stats: EngineStats) -> dict[str, Measured]:
@@ -185,8 +195,10 @@ def _bar_html(bar: Bar) -> str:
 
 
 def _sum_html(bar: Bar) -> str:
-    """`7.9 GiB of 8.7 GiB free`, or what lacks."""
+    """`7.9 GiB of 8.7 GiB free`, with what lacks; a disk is read from, not filled."""
     size, free = format_size(bar.budget.total), format_size(bar.device.free_bytes)
+    if bar.device.kind == "disk":
+        return f'<span class="plan-sum"><strong>{size}</strong> there, {free} free</span>'
     lacks = f' <em class="plan-lacks">{format_size(bar.over)} too much</em>' if bar.over else ""
     return f'<span class="plan-sum"><strong>{size}</strong> of {free} free{lacks}</span>'
 
@@ -203,7 +215,9 @@ def _scaled_html(bar: Bar, span: int, *, places: bool, small: bool) -> str:
                 f'<div class="plan-others" style="left:{_share(device.free_bytes, span)};width:{_share(used, span)}"'
                 f"{_tip(others_title(device), used, '', '')}></div>"
             )
-    inner += [_part_html(part, span, tip=not small) for part in bar.parts()]
+    for part in bar.parts():
+        cut = bar.over and part.start + part.bytes > device.free_bytes
+        inner.append(_part_html(part, span, tip=not small, label=not cut))
     if places and bar.over:
         left, width = _share(device.free_bytes, span), _share(bar.over, span)
         inner.append(f'<div class="plan-over" style="left:{left};width:{width}"></div>')
@@ -217,15 +231,15 @@ def _scaled_html(bar: Bar, span: int, *, places: bool, small: bool) -> str:
     return f'<div class="{kind}">{"".join(inner)}</div>'
 
 
-def _part_html(part: Part, span: int, *, tip: bool) -> str:
+def _part_html(part: Part, span: int, *, tip: bool, label: bool) -> str:
     """One stretch; its label shows where there is room for it (plan.css)."""
     style = f'style="left:{_share(part.start, span)};width:{_share(part.bytes, span)}"'
     if not tip:
         return f'<div class="plan-part {part.kind}" {style}></div>'
     figure = part.figure
-    label = f'<span class="plan-label"><b>{html.escape(part.title)}</b> {format_size(part.bytes)}</span>'
+    text = f'<span class="plan-label"><b>{html.escape(part.title)}</b> {format_size(part.bytes)}</span>'
     told = _tip(part.title, part.bytes, _METHODS[figure.method], figure.formula)
-    return f'<div class="plan-part {part.kind}" {style}{told}>{label}</div>'
+    return f'<div class="plan-part {part.kind}" {style}{told}>{text if label else ""}</div>'
 
 
 def _tip(title: str, size: int, method: str, formula: str) -> str:

@@ -87,15 +87,19 @@ def same_load(one: Plan, other: Plan) -> bool:
 
 
 def spare_bytes(plan: Plan, inventory: Inventory) -> int:
-    """What stays free on the fullest device, in bytes; the disk counts too where the plan writes to it."""
-    free = {device.id: device.free_bytes for device in (*inventory.gpus, inventory.cpu, inventory.disk)}
-    return min((free[name] - budget.total for name, budget in plan.budgets.items() if name in free), default=0)
+    """What stays free on the fullest device that holds more than the engine itself; a disk is only read from."""
+    rooms = [
+        device.free_bytes - plan.budgets[device.id].total
+        for device in (*inventory.gpus, inventory.cpu)
+        if device.id in plan.budgets and plan.budgets[device.id].total > plan.budgets[device.id].context
+    ]
+    return max(0, min(rooms, default=0))
 
 
 def cost_text(plan: Plan, table: PlanTable) -> str:
     """What is given up against weights as stored, all of them in fast memory, with the longest context."""
     if not plan.fits:
-        return "–"
+        return ""
     costs = []
     if plan.quality < 0.9995:
         costs.append(f"quality −{1 - plan.quality:.1%}".replace("%", " %"))

@@ -66,6 +66,7 @@
     });
     for (const kind of ["change", "blur"]) range.addEventListener(kind, () => { held = false; });
     context = (text) => {
+      if (!text && held) return;  // an impossible length on the way; the slider stays in the hand
       known = text ? JSON.parse(text) : null;
       box.hidden = !known || known.most <= LEAST;
       if (box.hidden) return;
