@@ -22,6 +22,10 @@ def main(argv: Sequence[str]) -> int:
             from modules.check import run_check
 
             return run_check(settings)
+        if settings.plan:
+            from modules.plan_report import run_plan
+
+            return run_plan(settings)
         if settings.deepspeed and int(os.environ.get("RANK", "0")) > 0:
             from modules.engine.zero3 import follow
 

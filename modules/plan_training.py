@@ -1,0 +1,108 @@
+"""The ways to train a model on one device, with what each needs: for people who plan to; Snug trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from modules.errors import OutOfMemory, SnugError
+from modules.hardware import Device, Inventory
+from modules.memory.budget import Budget
+from modules.memory.fitting import margin
+from modules.memory.model_spec import ModelSpec
+from modules.memory.training import Optimizer, TrainingMode, TrainingRun, training_budget
+from modules.units import format_size
+
+DEFAULT_TOKENS = 2048
+_TITLES: dict[TrainingMode, str] = {"full": "all weights", "lora": "LoRA", "qlora": "QLoRA (4-bit base)"}
+_OPTIMIZERS: dict[Optimizer, str] = {"adamw": "AdamW", "adam8bit": "8-bit Adam", "sgd": "SGD"}
+_CHECKPOINTING = "about a third slower: layers are computed twice"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingWay:
+    """One way to train: what it holds on `device`, what lacks there (0 if it fits), what it costs in words."""
+
+    title: str
+    run: TrainingRun
+    device: Device
+    budget: Budget
+    short_bytes: int
+    cost: str
+
+    @property
+    def spare_bytes(self) -> int:
+        """What stays free on the device."""
+        return max(0, self.device.free_bytes - self.budget.total)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingTable:
+    """The ways in the order of preference; `chosen` is the first that fits, `refusal` what would if none does."""
+
+    spec: ModelSpec
+    inventory: Inventory
+    ways: tuple[TrainingWay, ...]
+    chosen: TrainingWay | None
+    refusal: SnugError | None
+
+
+def list_ways(
+    spec: ModelSpec, mode: TrainingMode, inventory: Inventory, *, tokens: int | None, cpu: bool
+) -> TrainingTable:
+    """Every way to train in `mode` on the roomiest GPU, or on the CPU; one sequence of `tokens` a step."""
+    length = min(tokens or DEFAULT_TOKENS, spec.max_context)
+    gpus = () if cpu else inventory.gpus
+    device = max(gpus, key=lambda gpu: gpu.free_bytes) if gpus else inventory.cpu
+    ways = tuple(_way(spec, run, device) for run in _runs(mode, length))
+    chosen = next((way for way in ways if not way.short_bytes), None)
+    return TrainingTable(spec, inventory, ways, chosen, None if chosen else _refusal(spec, mode, ways, device, length))
+
+
+def _runs(mode: TrainingMode, tokens: int) -> Iterator[TrainingRun]:
+    """The settings worth naming, the fastest and most usual first."""
+    optimizers: tuple[Optimizer, ...] = ("adamw", "adam8bit", "sgd") if mode == "full" else ("adamw",)
+    for optimizer in optimizers:
+        for checkpointing in (False, True):
+            yield TrainingRun(mode=mode, tokens=tokens, optimizer=optimizer, checkpointing=checkpointing)
+
+
+def _way(spec: ModelSpec, run: TrainingRun, device: Device) -> TrainingWay:
+    budget = training_budget(spec, run)
+    costs = [_CHECKPOINTING] if run.checkpointing else []
+    if run.optimizer == "sgd":
+        costs.append("learns more slowly than Adam")
+    title = f"{_TITLES[run.mode]}, {_OPTIMIZERS[run.optimizer]}, {run.tokens:,} tokens"
+    return TrainingWay(
+        title=title + (", checkpointing" if run.checkpointing else ""),
+        run=run,
+        device=device,
+        budget=budget,
+        short_bytes=max(0, budget.total - device.free_bytes + margin(device.free_bytes)),
+        cost="; ".join(costs) or "nothing",
+    )
+
+
+def _refusal(
+    spec: ModelSpec, mode: TrainingMode, ways: tuple[TrainingWay, ...], device: Device, tokens: int
+) -> OutOfMemory:
+    """What the smallest way needs, and the smallest change that would fit."""
+    least = min(ways, key=lambda way: way.budget.total)
+    return OutOfMemory(
+        f"{spec.name} cannot be trained here in this mode: {least.title} needs {format_size(least.budget.total)} on "
+        f"{device.id}, and {format_size(device.free_bytes)} are free.",
+        remedy=_smaller(spec, mode, device, tokens),
+    )
+
+
+def _smaller(spec: ModelSpec, mode: TrainingMode, device: Device, tokens: int) -> str:
+    """The first change under which training fits: shorter texts, then adapters, then adapters on a 4-bit base."""
+    shorter = [(mode, tokens >> step) for step in (1, 2, 3) if tokens >> step >= 256]
+    lighter: dict[TrainingMode, tuple[TrainingMode, ...]] = {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}
+    for other, length in [*shorter, *((other, tokens) for other in lighter[mode])]:
+        for run in _runs(other, length):
+            if not _way(spec, run, device).short_bytes:
+                change = f"--ctx-size {length}" if other == mode else f"--mode {other}"
+                checkpointing = " and gradient checkpointing" if run.checkpointing else ""
+                return f"It would fit with {change}{checkpointing}."
+    return "No mode fits this device; choose a smaller model."

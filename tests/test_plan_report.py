@@ -1,0 +1,310 @@
+"""`--plan`: the right answer for the person who asks, in a terminal of any kind and as JSON, and nothing loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from modules.errors import BadConfig, ModelNotFound, OutOfMemory
+from modules.hardware import Inventory
+from modules.memory.budget import Budget, Figure, Purpose
+from modules.memory.ledger import LEDGER_NAME, Entry, Ledger
+from modules.memory.planner import Plan, PlanTable, list_plans
+from modules.plan_bars import Signs, draw
+from modules.plan_json import SCHEMA_VERSION, entries_json, report_json, table_json, training_json
+from modules.plan_report import STARTER_CONFIG, find_sources, run_plan
+from modules.plan_text import Notes, machine_table, plan_parts, print_parts, report_table, training_parts
+from modules.plan_training import list_ways
+from modules.settings import LoadOptions, Settings
+from modules.starter import STARTER_NAME
+from modules.ui.plan_picture import Bar
+from modules.units import GiB, MiB
+from tests.conftest import STARTER_MODEL
+from tests.fakes import make_model_folder
+from tests.shapes import llama, machine
+
+ROOT = Path(__file__).parent.parent
+UNITS = ("_bytes", "_tokens", "_tokens_per_s", "_count", "_ratio", "schema_version")
+ENTRY = Entry(
+    model="Tiny", family="llama", loader="transformers", quantization="none", way="16-bit on the CPU", device="cpu",
+    device_name="x86_64", moment="use", forecast_bytes=GiB, measured_bytes=GiB + 10 * MiB, context_used=0.5,
+    version="torch 2",
+)  # fmt: skip
+
+
+def table_of(inventory: Inventory, size: Any = "7B", **options: object) -> PlanTable:
+    given = LoadOptions.model_validate({"model": f"Llama-{size}", **options})
+    return list_plans(llama(size), given, inventory, user_cache_dir=Path("cache"), trust_remote_code=False)
+
+
+def shown(parts: Sequence[Any], width: int = 80) -> str:
+    """What a pipe of `width` columns gets."""
+    out = StringIO()
+    print_parts(Console(file=out, width=width), parts)
+    return out.getvalue()
+
+
+def text_of(table: PlanTable, notes: Notes | None = None, *, signs: Signs | None = None, width: int = 80) -> str:
+    return shown([*plan_parts(table, notes or Notes(), width, signs or Signs())], width)
+
+
+def flat(text: str) -> str:
+    """In one line, as a reader takes it in."""
+    return " ".join(text.split())
+
+
+CARD = machine(1, 24, ram_gib=64)
+TABLES = {"fits": table_of(CARD), "split": table_of(machine(1, 8), dtype="fp16", gpu_memory="7GiB"),
+          "no gpu": table_of(machine(ram_gib=64)),
+          "nothing": table_of(machine(1, 8, ram_gib=16), "70B", cpu_memory="4GiB")}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_nothing_is_wider_than_the_terminal_and_no_colour_is_needed(name: str, width: int) -> None:
+    text = text_of(TABLES[name], width=width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text
+
+
+def test_the_answer_and_what_to_type_come_first() -> None:
+    lines = [line for line in text_of(TABLES["fits"]).splitlines() if line.strip()]
+    assert lines[0].startswith("Llama-7B")
+    yes = next(number for number, line in enumerate(lines) if line.startswith("Yes."))
+    typed = next(
+        number for number, line in enumerate(lines) if line.startswith("Type: python server.py --model Llama-7B")
+    )
+    assert yes < typed < 8
+
+
+def test_where_nothing_fits_it_says_so_and_what_would() -> None:
+    table = TABLES["nothing"]
+    assert isinstance(table.refusal, OutOfMemory)
+    text = flat(text_of(table))
+    assert "No. " in text and flat(table.refusal.message) in text and flat(table.refusal.remedy) in text
+    assert "Type:" not in text
+
+
+def test_reasons_warnings_and_what_was_left_out_are_told() -> None:
+    table = replace(TABLES["fits"], dropped=(("8-bit", "quantizes 2.9 % of this model"),))
+    notes = Notes(imagined=True, to_get="First put the model into models/.", longest_context=4096 * 2)
+    text = flat(text_of(table, notes))
+    assert table.chosen is not None
+    for reason in (
+        *table.chosen.reasons,
+        "8-bit: quantizes 2.9 %",
+        "imagined",
+        "First put the model",
+        "up to 8,192 tokens",
+    ):
+        assert flat(reason) in text
+
+
+def test_the_parts_of_each_bar_are_named_with_their_bytes() -> None:
+    text = text_of(TABLES["split"])
+    assert "GPU 0, card:" in text and "CPU memory:" in text
+    for title in ("Weights", "KV\N{NO-BREAK SPACE}cache", "Runtime"):
+        assert title in text
+    assert "exact" in text
+
+
+def budget(**sizes: int) -> Budget:
+    figures: dict[Purpose, Figure] = {name: Figure(size, "exact") for name, size in sizes.items()}  # type: ignore[misc]
+    return Budget.of(figures)
+
+
+def bar_line(*, free_gib: float = 10, signs: Signs | None = None, **sizes: int) -> str:
+    """The bar of a device of 10 GiB, 50 cells wide."""
+    device = replace(machine(1, 10).gpus[0], free_bytes=int(free_gib * GiB))
+    return draw([Bar(device, budget(**sizes))], 50, signs or Signs())[1].plain
+
+
+def test_a_bar_is_on_the_devices_total_with_a_mark_at_what_is_free() -> None:
+    line = bar_line(free_gib=8, weights=4 * GiB, kv_cache=2 * GiB)
+    assert len(line) == 50
+    assert (line.count("█"), line.count("▓")) == (20, 10)
+    assert line.index("┃") == 40 and line[41:] == "╌" * 9
+
+
+def test_what_overruns_goes_past_the_mark() -> None:
+    line = bar_line(free_gib=4, weights=6 * GiB)
+    assert line.index("┃") == 20 and line[21:30] == "█" * 9
+    assert len(bar_line(weights=20 * GiB)) == 50
+
+
+def test_small_parts_are_seen_and_small_models_enlarged() -> None:
+    line = bar_line(weights=8 * GiB, kv_cache=MiB, context=GiB // 2)
+    assert line.count("▓") == 1 and len(line) == 50
+    small = bar_line(weights=100 * MiB, context=300 * MiB)
+    assert small.endswith("10.0 GiB") and small.count("█") >= 5 and len(small) == 50
+
+
+def test_a_terminal_with_nothing_but_ascii_gets_letters() -> None:
+    text = text_of(TABLES["split"], signs=Signs(ascii_only=True))
+    bars = "".join(line for line in text.splitlines() if "####" in line)
+    assert bars.isascii() and "k" in bars and "|" in bars
+
+
+def figures(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number of a JSON answer, with the name that it stands under."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from figures(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from figures(inner, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, value
+
+
+def answers() -> list[dict[str, Any]]:
+    tables = [table_json(table, longest_context=4096) for table in TABLES.values()]
+    ways = [
+        training_json(list_ways(llama("7B"), mode, CARD, tokens=None, cpu=False), mode) for mode in ("lora", "full")
+    ]
+    return [report_json(CARD, [*tables, *ways], imagined=True), entries_json([ENTRY])]
+
+
+def test_every_number_of_the_json_says_its_unit_and_bytes_are_integers() -> None:
+    for answer in answers():
+        answer = json.loads(json.dumps(answer))
+        assert answer["schema_version"] == SCHEMA_VERSION
+        found = list(figures(answer))
+        assert len(found) >= 5
+        assert [name for name, _ in found if not name.endswith(UNITS)] == []
+        assert [name for name, value in found if name.endswith("_bytes") and type(value) is not int] == []
+
+
+def test_the_json_tells_what_the_terminal_tells() -> None:
+    table = TABLES["split"]
+    assert table.chosen is not None
+    model = table_json(table, longest_context=0)
+    assert (model["fits"], model["longest_context_tokens"]) == (True, None)
+    (chosen,) = [plan for plan in model["plans"] if plan["chosen"]]
+    for device, found in chosen["devices"].items():
+        expected = table.chosen.budgets[device]
+        assert found["total_bytes"] == expected.total
+        assert {part["purpose"]: part["size_bytes"] for part in found["parts"]} == {
+            purpose: figure.bytes for purpose, figure in expected.figures.items()
+        }
+    refused = table_json(TABLES["nothing"], longest_context=0)
+    assert not refused["fits"] and refused["refusal"]["code"] == "out_of_memory" and refused["refusal"]["remedy"]
+
+
+def test_training_prefers_the_fastest_that_fits_and_names_the_smallest_change() -> None:
+    ways = list_ways(llama("7B"), "lora", machine(1, 80), tokens=None, cpu=False)
+    assert ways.chosen is ways.ways[0] and not ways.chosen.run.checkpointing
+    refused = list_ways(llama("7B"), "full", machine(1, 8), tokens=None, cpu=False)
+    assert refused.chosen is None and refused.refusal is not None
+    text = flat(shown([*training_parts(refused, Notes(), 80, Signs())]))
+    assert flat(refused.refusal.message) in text and "lacks" in text and "too much" in text
+
+
+def test_the_report_shows_each_record_and_nothing_of_the_user() -> None:
+    text = shown([report_table([ENTRY])], 120)
+    assert "Tiny" in text and "1.010" in text and "16-bit on the CPU" in text
+    assert str(Path.home()) not in text
+
+
+def test_the_models_folder_comes_before_paths_and_the_starter_before_nothing(
+    settings: Settings, tmp_path: Path
+) -> None:
+    assert [source.name for source in find_sources(settings)] == [STARTER_NAME]
+    make_model_folder(settings.model_dir, "a")
+    make_model_folder(settings.model_dir, "b")
+    assert [source.name for source in find_sources(settings)] == ["a", "b"]
+    outside = make_model_folder(tmp_path / "elsewhere", "c")
+    for name in (str(outside), str(outside / "config.json")):
+        (source,) = find_sources(settings.model_copy(update={"model": name}))
+        assert source.to_get
+    assert source.read().name == "c"
+    with pytest.raises(ModelNotFound, match="absent"):
+        find_sources(settings.model_copy(update={"model": "absent"}))
+
+
+@pytest.mark.model
+def test_the_config_that_ships_is_the_starters_own(starter_model: Path) -> None:
+    shipped, own = (json.loads((folder / "config.json").read_text()) for folder in (STARTER_CONFIG, STARTER_MODEL))
+    assert shipped == own
+
+
+def test_of_several_models_one_that_is_broken_has_its_line(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_model_folder(settings.model_dir, "sound")
+    make_model_folder(settings.model_dir, "broken").joinpath("config.json").write_text("{")
+    assert run_plan(settings.model_copy(update={"plan": True})) == 0
+    out = flat(capsys.readouterr().out)
+    assert "sound" in out and "broken" in out and "config.json" in out
+    with pytest.raises(BadConfig):
+        run_plan(settings.model_copy(update={"plan": True, "model": "broken"}))
+
+
+def test_the_ledgers_report_is_printed_or_that_there_is_none(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = settings.model_copy(update={"plan": True, "report": True})
+    assert run_plan(asked) == 0
+    assert "Nothing is recorded" in capsys.readouterr().out
+    Ledger(settings.user_data_dir / LEDGER_NAME).record([ENTRY])
+    assert run_plan(asked) == 0
+    assert "Tiny" in capsys.readouterr().out
+    assert run_plan(asked.model_copy(update={"json_output": True})) == 0
+    assert json.loads(capsys.readouterr().out)["records"][0]["measured_to_forecast_ratio"] == ENTRY.ratio
+
+
+def program(*argv: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """server.py with these flags, its models and user data in `folder`."""
+    places = ("--model-dir", str(folder / "models"), "--user-data-dir", str(folder / "user_data"))
+    return subprocess.run(
+        [sys.executable, str(ROOT / "server.py"), "--plan", *places, *argv], cwd=folder, capture_output=True, text=True,
+        encoding="utf-8", errors="replace", timeout=240, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    make_model_folder(tmp_path / "models", "a")
+    return tmp_path
+
+
+def test_the_program_answers_with_0_1_or_2_and_serves_nothing(home: Path) -> None:
+    fits = program(folder=home)
+    assert fits.returncode == 0 and "Yes." in fits.stdout and "Snug is at" not in fits.stdout
+    assert "\x1b" not in fits.stdout and not fits.stderr
+    lacking = program("--model", "a", "--gpu", "1MiB", "--ram", "1MiB", "--json", folder=home)
+    assert lacking.returncode == 1
+    assert json.loads(lacking.stdout)["models"][0]["fits"] is False
+    wrong = program("--gpu", "3061", folder=home)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("snug: --gpu") and not wrong.stdout
+
+
+def test_a_terminal_that_knows_only_ascii_or_cp1252_is_no_obstacle(home: Path) -> None:
+    for encoding in ("ascii", "cp1252"):
+        done = program(folder=home, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+        assert done.returncode == 0, done.stderr
+        assert "Yes." in done.stdout
+
+
+def test_the_machine_is_listed_device_by_device() -> None:
+    text = shown([machine_table(machine(2, 24), imagined=True)])
+    assert "GPU 0" in text and "GPU 1" in text and "CPU memory" in text and "As if" in text
+    assert "no GPU" in shown([machine_table(machine(), imagined=False)])
+
+
+def test_only_the_first_of_many_ways_are_shown() -> None:
+    table = TABLES["fits"]
+    assert table.chosen is not None
+    more: list[Plan] = [replace(table.chosen, title=f"way {number}") for number in range(30)]
+    text = text_of(replace(table, plans=(table.chosen, *more)))
+    assert "way 5" in text and "way 20" not in text and "--json" in text
