@@ -35,8 +35,9 @@ from modules.errors import (
 from modules.files import safe_path
 from modules.hardware import Device, Inventory, read_inventory
 from modules.measuring import entries_after_load, entries_after_use
+from modules.memory.describing import describer_for
 from modules.memory.ledger import LEDGER_NAME, Ledger
-from modules.memory.listing import ModelEntry, list_models
+from modules.memory.listing import ModelEntry, check_loadable, list_models
 from modules.memory.planner import Plan, PlanTable, list_plans, make_plan
 from modules.memory.smaller import Failure, difference, smaller_plans
 from modules.memory.spec import ModelSpec, inspect
@@ -251,6 +252,7 @@ class ModelManager:
         try:
             self._announce(status="loading", name=options.model or "", progress=Progress("Planning", 0.0), error=None)
             plan, beside = self._choose(options, old)
+            check_loadable(plan.spec)
             if old is not None and old.host.alive and not beside:
                 self._retire(old)
                 plan = self._plan(options, EngineStats())
@@ -419,7 +421,8 @@ class ModelManager:
         inventory = self._read_inventory(options.disk_cache_dir or options.nvme_offload_dir or self._cache)
         check_machine(options, inventory)
         path = find_model(self._settings.model_dir, options.model)
-        spec = inspect(path, trust_remote_code=self._settings.trust_remote_code)
+        describe = describer_for(path, self._cache / "described")
+        spec = inspect(path, trust_remote_code=self._settings.trust_remote_code, describe=describe)
         return spec, _with_freed(inventory, freed)
 
     def _start(self, plan: Plan, on_progress: OnProgress) -> EngineHost:

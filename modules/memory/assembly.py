@@ -36,6 +36,7 @@ def assemble(
         encoder_layers=shape.encoder_layers,
         learned_positions=shape.learned_positions,
         kv_elements=shape.kv_elements,
+        latent_attention=shape.latent_attention,
         layer_kinds=shape.kinds,
         sliding_window=shape.sliding_window,
         experts=shape.experts,

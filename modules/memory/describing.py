@@ -12,16 +12,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modules.errors import BadConfig, SnugError, TimedOut, UnsupportedModel
 from modules.files import atomic_write
 from modules.memory.config import read_json
-from modules.memory.model_spec import Description, TensorInfo, block_of
+from modules.memory.formats import has_weights
+from modules.memory.model_spec import Describe, Description, TensorInfo, block_of
 
 TIMEOUT_S = 60.0
-MAX_ANSWER_BYTES = 64 * 2**20
 ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FORMAT = 2
 _ERRORS = {kind.code: kind for kind in (BadConfig, UnsupportedModel, TimedOut)}
@@ -32,19 +33,39 @@ def describe_in_process(config: Path, *, timeout_s: float = TIMEOUT_S, cache_fol
 
     Raises BadConfig or UnsupportedModel where no model can be built of it, TimedOut where that takes too long.
     """
-    file = config / "config.json" if config.is_dir() else config
-    kept = cache_folder / f"{cache_key(file)}.json" if cache_folder else None
-    if kept is not None and kept.exists():
-        try:
-            return decode(read_answer(kept.read_bytes()))
-        except (SnugError, OSError):
-            kept.unlink(missing_ok=True)
+    known = known_description(config, cache_folder) if cache_folder else None
+    if known is not None:
+        return known
+    file = _file(config)
     raw = _ask(file, timeout_s)
     description = decode(read_answer(raw))
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(kept, raw)
+    if cache_folder is not None:
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(_kept(file, cache_folder), raw)
     return description
+
+
+def known_description(config: Path, cache_folder: Path) -> Description | None:
+    """The answer that an earlier question left in `cache_folder`; None if there is none, or a damaged one."""
+    try:
+        return decode(read_answer(_kept(_file(config), cache_folder).read_bytes()))
+    except (SnugError, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def describer_for(model: Path, cache_folder: Path) -> Describe | None:
+    """Who describes `model` without a wait: an earlier answer. Where there are no weights, a process, if need be."""
+    if not model.is_dir() or (has_weights(model) and known_description(model, cache_folder) is None):
+        return None
+    return partial(describe_in_process, cache_folder=cache_folder)
+
+
+def _file(config: Path) -> Path:
+    return config / "config.json" if config.is_dir() else config
+
+
+def _kept(file: Path, cache_folder: Path) -> Path:
+    return cache_folder / f"{cache_key(file)}.json"
 
 
 def cache_key(file: Path) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from modules.errors import BadName, SnugError
+from modules.errors import BadName, BadTokenizer, ModelNotFound, SnugError
 from modules.files import safe_path
 from modules.memory.formats import PICKLE_SUFFIXES, has_weights
 from modules.memory.model_config import check_config, refuse_code_files
-from modules.memory.spec import inspect
+from modules.memory.spec import ModelSpec, inspect
 from modules.memory.tokenizers import TOKENIZER_REMEDY, lacks_tokenizer
 
 
@@ -42,6 +42,17 @@ def list_models(model_dir: Path, *, trust_remote_code: bool = False) -> list[Mod
         elif not is_folder and path.suffix.lower() == ".gguf":
             entries.append(_entry(path, "gguf", trust_remote_code=trust_remote_code))
     return entries
+
+
+def check_loadable(spec: ModelSpec) -> None:
+    """Raise ModelNotFound for a model without weights here, BadTokenizer for one without a tokenizer."""
+    if not spec.weights_here:
+        raise ModelNotFound(
+            f"{spec.name} has no weights here: it can be planned and not loaded.",
+            remedy="Put its safetensors files beside config.json.",
+        )
+    if spec.source == "safetensors" and spec.path.is_dir() and lacks_tokenizer(spec.path):
+        raise BadTokenizer(f"{spec.name} has no tokenizer.", remedy=TOKENIZER_REMEDY)
 
 
 def _looks_like_model(folder: Path) -> bool:

@@ -57,6 +57,7 @@ class Shape:
     state_elements: int
     state_fp32: int
     context_stated: bool
+    latent_attention: bool
 
 
 def read_shape(config: Mapping[str, Any], model_type: str, *, encoder_decoder: bool) -> Shape:
@@ -96,6 +97,7 @@ def read_shape(config: Mapping[str, Any], model_type: str, *, encoder_decoder: b
         state_elements=state,
         state_fp32=state_fp32,
         context_stated=context > 0,
+        latent_attention=lora_rank > 0,
     )
 
 
