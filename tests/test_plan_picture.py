@@ -79,7 +79,7 @@ def test_the_whisker_reaches_from_the_low_to_the_high_forecast() -> None:
 def test_a_model_that_is_small_beside_its_device_is_shown_larger_below() -> None:
     small = Bar(device("cpu", 100, 90), budget({"weights": 1, "context": 1}))
     assert small.lens_span == round(2 * GiB * 1.04)
-    assert bars_html([small]).count('class="plan-part weights"') == 3  # bar, lens and legend
+    assert bars_html([small]).count('class="plan-part weights') == 3  # bar, lens and legend
     assert Bar(device("cpu", 100, 90), budget({"weights": 50, "context": 1})).lens_span == 0
     assert Bar(device("disk", 100, 90), budget({"weights": 1})).lens_span == 0
 

@@ -23,6 +23,7 @@ from modules.units import format_size
 
 LENS_BELOW = 0.25  # of the bar: models smaller than that are shown larger below it
 LENS_ROOM = 1.04  # what the lens shows, over the largest forecast
+_KINDS = (*PURPOSE_TITLES, "loading")
 _METHODS: dict[Method, str] = {
     "exact": "exact: counted byte by byte",
     "dry-run": "dry run: the model's own steps, played without weights",
@@ -215,9 +216,12 @@ def _scaled_html(bar: Bar, span: int, *, places: bool, small: bool) -> str:
                 f'<div class="plan-others" style="left:{_share(device.free_bytes, span)};width:{_share(used, span)}"'
                 f"{_tip(others_title(device), used, '', '')}></div>"
             )
-    for part in bar.parts():
-        cut = bar.over and part.start + part.bytes > device.free_bytes
-        inner.append(_part_html(part, span, tip=not small, label=not cut))
+    # What is not there keeps its place: the page glides stretches of the same purpose from one plan to the next.
+    parts = {part.kind: part for part in bar.parts()}
+    for kind in _KINDS:
+        part = parts.get(kind)
+        cut = part is not None and bar.over and part.start + part.bytes > device.free_bytes
+        inner.append(_part_html(part, span, tip=not small, label=not cut) if part else "<i></i>")
     if places and bar.over:
         left, width = _share(device.free_bytes, span), _share(bar.over, span)
         inner.append(f'<div class="plan-over" style="left:{left};width:{width}"></div>')
@@ -233,13 +237,14 @@ def _scaled_html(bar: Bar, span: int, *, places: bool, small: bool) -> str:
 
 def _part_html(part: Part, span: int, *, tip: bool, label: bool) -> str:
     """One stretch; its label shows where there is room for it (plan.css)."""
+    first = "" if part.start else " first"
     style = f'style="left:{_share(part.start, span)};width:{_share(part.bytes, span)}"'
     if not tip:
-        return f'<div class="plan-part {part.kind}" {style}></div>'
+        return f'<div class="plan-part {part.kind}{first}" {style}></div>'
     figure = part.figure
     text = f'<span class="plan-label"><b>{html.escape(part.title)}</b> {format_size(part.bytes)}</span>'
     told = _tip(part.title, part.bytes, _METHODS[figure.method], figure.formula)
-    return f'<div class="plan-part {part.kind}" {style}{told}>{text if label else ""}</div>'
+    return f'<div class="plan-part {part.kind}{first}" {style}{told}>{text if label else ""}</div>'
 
 
 def _tip(title: str, size: int, method: str, formula: str) -> str:
@@ -279,8 +284,7 @@ def _legend_html(bars: list[Bar]) -> str:
     for bar in bars:
         for part in bar.parts():
             sizes[part.kind, part.title] = sizes.get((part.kind, part.title), 0) + part.bytes
-    order = [*PURPOSE_TITLES, "loading"]
-    shown = sorted(sizes.items(), key=lambda item: order.index(item[0][0]))
+    shown = sorted(sizes.items(), key=lambda item: _KINDS.index(item[0][0]))
     items = [
         f'<li><i class="plan-part {kind}"></i>{html.escape(title)} <b>{format_size(size)}</b></li>'
         for (kind, title), size in shown
