@@ -12,8 +12,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +30,7 @@ from modules.engine.base import GenerationRequest, TextPiece
 from modules.engine.host import EngineHost
 from modules.errors import SnugError
 from modules.hardware import Inventory, read_inventory
+from modules.machine_speeds import Bandwidths, measure
 from modules.memory.planner import make_plan
 from modules.memory.spec import inspect
 from modules.models import load_engine_for
@@ -104,7 +103,7 @@ def run_check(settings: Settings) -> int:
     console = Console(stderr=settings.json_output)
     inventory = read_inventory(Path.cwd())
     libraries = {name: _version(name) for name in _LIBRARIES}
-    bandwidth = _bandwidth()
+    bandwidth = measure()
     if not settings.json_output:
         _print_machine(console, inventory, libraries, bandwidth)
     model = settings.model or STARTER_NAME
@@ -133,18 +132,6 @@ def _version(name: str) -> str:
 
 def _has_libaio() -> bool:
     return Path("/usr/include/libaio.h").exists()
-
-
-def _bandwidth() -> dict[str, dict[str, float]]:
-    """Bytes a second, measured in a process of its own; {} if that process fails."""
-    command = [sys.executable, "-m", "modules.engine.bandwidth"]
-    root = Path(__file__).resolve().parent.parent
-    try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
-        result: dict[str, dict[str, float]] = json.loads(done.stdout.strip().splitlines()[-1])
-    except (subprocess.TimeoutExpired, IndexError, ValueError):
-        return {}
-    return result
 
 
 def _try_mode(mode: Mode, path: Path, inventory: Inventory, before: Sequence[Outcome]) -> Outcome:
@@ -216,9 +203,7 @@ def _single_rank(mode: Mode) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _print_machine(
-    console: Console, inventory: Inventory, libraries: dict[str, str], bandwidth: dict[str, dict[str, float]]
-) -> None:
+def _print_machine(console: Console, inventory: Inventory, libraries: dict[str, str], bandwidth: Bandwidths) -> None:
     console.print(f"[bold]This machine[/bold]   {platform.platform()}, Python {platform.python_version()}")
     table = Table("device", "name", "total", "free", "speed", "used by", box=None, header_style="dim", pad_edge=False)
     for device in (*inventory.gpus, inventory.cpu, inventory.disk):
@@ -226,6 +211,7 @@ def _print_machine(
         speeds = ", ".join(
             f"{name.removesuffix('_Bps').replace('_', ' ')} {speed / 1e9:.1f} GB/s"
             for name, speed in bandwidth.get(device.id, {}).items()
+            if name.endswith("_Bps")
         )
         table.add_row(
             device.id, device.name, format_size(device.total_bytes), format_size(device.free_bytes), speeds, users
@@ -265,7 +251,7 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
 def _as_json(
     inventory: Inventory,
     libraries: dict[str, str],
-    bandwidth: dict[str, dict[str, float]],
+    bandwidth: Bandwidths,
     model: str,
     outcomes: Sequence[Outcome],
 ) -> dict[str, Any]:

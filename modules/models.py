@@ -36,11 +36,12 @@ from modules.files import safe_path
 from modules.hardware import Device, Inventory, read_inventory
 from modules.measuring import entries_after_load, entries_after_use
 from modules.memory.describing import describer_for
-from modules.memory.ledger import LEDGER_NAME, Ledger
+from modules.memory.ledger import LEDGER_NAME, Ledger, ObservedErrors
 from modules.memory.listing import ModelEntry, check_loadable, list_models
 from modules.memory.planner import Plan, PlanTable, list_plans, make_plan
 from modules.memory.smaller import Failure, difference, smaller_plans
 from modules.memory.spec import ModelSpec, inspect
+from modules.memory.speed import Speeds, defaults
 from modules.settings import LoadOptions, Settings, check_machine, check_together
 
 __all__ = ["LOADERS", "ModelEntry", "ModelManager", "ModelState", "Status", "load_engine_for"]
@@ -100,6 +101,7 @@ class ModelManager:
         *,
         loaders: Mapping[str, LoadEngine] = LOADERS,
         read_inventory: Callable[[Path], Inventory] = read_inventory,
+        speeds: Callable[[Inventory], Speeds] = defaults,
         patience: Patience = PATIENCE,
         drain_s: float = DRAIN_S,
         in_process: bool = False,
@@ -107,6 +109,7 @@ class ModelManager:
         self._settings = settings
         self._loaders = loaders
         self._read_inventory = read_inventory
+        self._speeds = speeds
         self._patience = patience
         self._drain_s = drain_s
         self._in_process = in_process
@@ -163,7 +166,15 @@ class ModelManager:
             inventory,
             user_cache_dir=self._cache,
             trust_remote_code=self._settings.trust_remote_code,
+            speeds=self._speeds(inventory),
+            observed=partial(self._observed, spec.model_type),
         )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being loaded and no reply is under way."""
+        stats = self.stats()
+        return not self._busy_with and stats.active == 0 and stats.queued == 0
 
     def machine(self) -> Inventory:
         """This machine as it is now."""
@@ -408,7 +419,13 @@ class ModelManager:
             inventory,
             user_cache_dir=self._cache,
             trust_remote_code=self._settings.trust_remote_code,
+            speeds=self._speeds(inventory),
+            observed=partial(self._observed, spec.model_type),
         )
+
+    def _observed(self, family: str, device_name: str, quantization: str) -> ObservedErrors:
+        """How far forecasts for such models on such a device were off so far."""
+        return self._ledger.observed_error(family=family, device_name=device_name, quantization=quantization)
 
     @property
     def _cache(self) -> Path:

@@ -24,6 +24,7 @@ from modules.chat.templates import TemplateWorker
 from modules.errors import BadFlag, SnugError
 from modules.extensions import Extensions
 from modules.hardware import read_inventory
+from modules.machine_speeds import MACHINE_FILE, MachineSpeeds
 from modules.memory.listing import list_models
 from modules.models import ModelManager, find_model
 from modules.services import Services
@@ -124,8 +125,11 @@ def services(settings: Settings, folder: Path) -> Iterator[Services]:
         store.backup_if_due()
         worker = TemplateWorker()
         parts.callback(worker.close)
-        models = ModelManager(settings)
+        speeds = MachineSpeeds(folder / MACHINE_FILE)
+        parts.callback(speeds.close)
+        models = ModelManager(settings, speeds=speeds.speeds)
         parts.callback(models.close)
+        speeds.measure_soon(models.machine, lambda: models.idle)
         prompts = Prompts(worker)
         chat = ChatService(models, store, prompts, extensions)
         parts.callback(chat.shutdown)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from modules.errors import NotAvailableHere, OutOfMemory
 from modules.hardware import Inventory
 from modules.memory.budget import Budget
-from modules.memory.fitting import margin
+from modules.memory.candidates import Place, Way
+from modules.memory.fitting import CONTEXT_STEP, Problem, margin, solve_at
 from modules.memory.ledger import ObservedErrors
 from modules.memory.plan_flags import read_words
 from modules.memory.planner import Plan, PlanTable, list_plans, longest_context
@@ -185,6 +186,14 @@ def test_a_gguf_file_is_not_quantized_a_second_time() -> None:
         table(spec, MACHINES["1x24, 24 GiB RAM"], load_in_4bit=True)
 
 
+def test_a_file_that_is_quantized_already_never_leaves_the_gpu_in_part() -> None:
+    """transformers would refuse it: some modules are dispatched on the CPU or the disk."""
+    spec = replace(MODELS["13B"], prequantized="nf4")
+    for flags in ({}, {"auto_devices": True}, {"disk": True}, {"gpu_memory": "4"}):
+        for plan in table(spec, MACHINES["1x8, 24 GiB RAM"], **flags).plans:
+            assert len(set(plan.placement.values())) == 1, (plan.title, flags)
+
+
 def test_forecasts_that_were_too_low_before_widen_the_margin() -> None:
     spec, inventory = MODELS["7B"], machine(1, 16.5, ram_gib=64)
     options = LoadOptions.model_validate({"dtype": "bf16", "ctx_size": 4096})
@@ -227,24 +236,17 @@ def test_a_dry_runs_count_replaces_the_formula_and_may_change_the_plan(gpu_gib: 
 def test_the_longest_context_fits_and_a_step_more_does_not(where: str) -> None:
     spec, inventory = MODELS["7B, 32k"], MACHINES[where]
     found = table(spec, inventory)
+    problem = Problem(spec, LoadOptions.model_validate({}), inventory.gpus, inventory.cpu, inventory.disk)
     for plan in found.plans:
+        devices = {device.partition(":")[0] for device in plan.placement.values()}
+        place: Place = "zero3" if not devices else "split" if len(devices - {"disk"}) > 1 else "gpu"
+        way = Way(plan.run, "cpu" if devices <= {"cpu", "disk"} and devices else place, "disk" in devices)
+        if place == "gpu" and len(set(plan.placement.values())) > 1:
+            way = replace(way, place="gpus")
         tokens = longest_context(found, plan)
-        flags = read_words(plan.flags).model_copy(update={"gpu_memory": None})
-        if not tokens:
-            assert not plan.fits
-            continue
-        assert plan.run.context_tokens <= tokens <= spec.max_context
-        same = [
-            other for other in _at(spec, inventory, flags, tokens).plans
-            if other.title.split(",")[0] == plan.title.split(",")[0] and other.fits
-        ]  # fmt: skip
-        assert same or "on disk" in plan.title or "ZeRO" in plan.title, (plan.title, tokens)
-
-
-def _at(spec: ModelSpec, inventory: Inventory, options: LoadOptions, tokens: int) -> PlanTable:
-    """The table with another context."""
-    longer = options.model_copy(update={"ctx_size": tokens})
-    return list_plans(spec, longer, inventory, user_cache_dir=Path("cache"), trust_remote_code=False)
+        assert (tokens >= plan.run.context_tokens) == plan.fits
+        assert not tokens or solve_at(problem, way, tokens) is not None
+        assert tokens == spec.max_context or solve_at(problem, way, tokens + CONTEXT_STEP) is None
 
 
 SIZES = st.floats(2, 100)

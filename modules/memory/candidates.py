@@ -196,10 +196,13 @@ def _places(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> Iterator[tuple[Pla
         yield "gpu", False
         if wishes.gpus > 1:
             yield "gpus", False
+    # What leaves the GPU is kept unquantized, and a file that is quantized already holds nothing to keep so.
+    may_leave = wishes.gpus > 0 and spec.prequantized == "none"
+    if may_leave:
         yield "split", False
     yield "cpu", False
     plain = run.quantization == "none"
-    if wishes.gpus and (plain or options.disk):
+    if may_leave and (plain or options.disk):
         yield "split", True
     if plain:
         yield "cpu", True

@@ -5,26 +5,24 @@ Pure: it reads values and returns values. A value that says what will happen bef
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from modules.errors import SnugError
 from modules.hardware import Inventory
-from modules.memory.budget import Budget, Purpose
+from modules.memory.budget import Budget
 from modules.memory.candidates import DEFAULT_CONTEXT, Place, Way, Wishes, list_ways, wished_context
 from modules.memory.choosing import Ranked, choose, front, lacks, nearest_misses
 from modules.memory.explaining import notes, speed_note, title, why_chosen
-from modules.memory.fitting import CONTEXT_STEP, Counted, Problem, Solution, longest, solve, solve_at
-from modules.memory.forecast import RunSpec, kv_cache_bytes
-from modules.memory.ledger import ObservedErrors
-from modules.memory.placement import make_groups
+from modules.memory.fitting import CONTEXT_STEP, Problem, longest, solve_at
+from modules.memory.forecast import RunSpec
 from modules.memory.plan_flags import options_for, words
+from modules.memory.ranking import ErrorsOf, PeaksOf, rank_way, widened, with_dry_runs
 from modules.memory.refusing import refusal
 from modules.memory.spec import ModelSpec
-from modules.memory.speed import TURN_CONTEXT_TOKENS, Speeds, Work, defaults, estimate
+from modules.memory.speed import Speeds, defaults
 from modules.settings import LoadOptions
 
 __all__ = ["DEFAULT_CONTEXT", "Loader", "Plan", "PlanTable", "list_plans", "longest_context", "make_plan"]
@@ -68,23 +66,6 @@ class Plan:
         return self.run.quantization != "none" and len(devices) > 1 and bool(devices & {"cpu", "disk"})
 
 
-class RunPeaks(Protocol):
-    """Bytes of one run as a dry run counted them: memory/dryruns.py's Peaks."""
-
-    @property
-    def prefill_peak(self) -> int:
-        """Most bytes beyond weights and cache while the prompt is read."""
-
-    @property
-    def decode_peak(self) -> int:
-        """The same while a token is written."""
-
-
-PeaksOf = Callable[[ModelSpec, RunSpec], RunPeaks | None]
-ErrorsOf = Callable[[str, str], ObservedErrors]
-"""(device name, quantization) → how far forecasts of such loads were off so far."""
-
-
 @dataclass(frozen=True, slots=True)
 class PlanTable:
     """Every way to run `spec` under `options` on this machine: the chosen one first, then what else is worth taking,
@@ -118,19 +99,25 @@ def list_plans(
 ) -> PlanTable:
     """Every way to run `spec` on this machine, narrowed by the user's flags.
 
-    `peaks` tells what a dry run counted, or None while it is not known; it must not block. Raises BadValue for an
+    `peaks` tells what a dry run counted, or None while it is not known; it must not block, and is asked for chosen
+    ways only. Raises BadValue for an
     impossible context, BadFlag for quantizing what is quantized already, NotAvailableHere for what cannot be here.
     """
     speeds = speeds or defaults(inventory)
     problem = _problem(spec, options, inventory)
     ways, dropped = list_ways(spec, options, len(problem.gpus))
-    found = [one for way in ways if (one := _ranked(problem, way, speeds, peaks, observed)) is not None]
     wishes, wished = Wishes(options, len(problem.gpus)), wished_context(spec, options)
+    rank = partial(rank_way, problem, speeds=speeds, observed=None if observed is None else cache(observed))
+    found = [one for way in ways if (one := rank(way)) is not None]
     chosen = choose(found, wishes, wished)
+    if chosen is not None and peaks is not None:
+        found, chosen = with_dry_runs(
+            spec, found, chosen, peaks, rank, lambda all_ways: choose(all_ways, wishes, wished)
+        )
     others = [one for one in front(found) if one is not chosen]
     misses = nearest_misses(found)
     to_plan = partial(
-        _plan, problem, speeds=speeds, wished=wished, cache=user_cache_dir, trust_remote_code=trust_remote_code
+        _plan, problem, speeds=speeds, wished=wished, folder=user_cache_dir, trust_remote_code=trust_remote_code
     )
     best = [] if chosen is None else [to_plan(chosen, why=tuple(why_chosen(chosen, others, misses)))]
     plans = (*best, *map(to_plan, others), *map(to_plan, misses))
@@ -166,7 +153,7 @@ def longest_context(table: PlanTable, plan: Plan) -> int:
     options = table.options.model_copy(update={"ctx_size": None})
     problem = _problem(plan.spec, options, table.inventory)
     way = Way(plan.run, _place(plan), _uses_disk(plan), plan.quality)
-    problem = replace(problem, widened=_widened(problem, way, table.observed))
+    problem = replace(problem, widened=widened(problem, way, table.observed))
     most = plan.spec.max_context
     if solve_at(problem, way, most) is not None:
         return most
@@ -183,68 +170,20 @@ def _problem(spec: ModelSpec, options: LoadOptions, inventory: Inventory) -> Pro
     return Problem(spec, options, gpus, inventory.cpu, inventory.disk, there)
 
 
-def _ranked(
-    problem: Problem, way: Way, speeds: Speeds, peaks: PeaksOf | None, observed: ErrorsOf | None
-) -> Ranked | None:
-    """`way` solved and timed; solved anew with what a dry run of the found run counted, where that is known."""
-    problem = replace(problem, widened=_widened(problem, way, observed))
-    solution = solve(problem, way)
-    known = peaks(problem.spec, solution.run) if solution is not None and peaks is not None else None
-    if solution is not None and known is not None:
-        figures: tuple[tuple[Purpose, int], ...] = (
-            ("prefill_peak", known.prefill_peak), ("decode_peak", known.decode_peak),
-        )  # fmt: skip
-        solution = solve(replace(problem, counted=Counted(solution.run, figures)), way)
-    return None if solution is None else Ranked(solution, estimate(_work(problem.spec, solution), speeds))
-
-
-def _widened(problem: Problem, way: Way, observed: ErrorsOf | None) -> dict[str, float]:
-    """By how much forecasts for each device are raised: what 95 % of those before stayed within."""
-    if observed is None:
-        return {}
-    return {
-        device.id: observed(device.name, way.run.quantization).p95 for device in (*problem.gpus, problem.cpu)
-    }  # fmt: skip
-
-
-def _work(spec: ModelSpec, solution: Solution) -> Work:
-    """What `solution` does for each token. ZeRO-3 moves everything for each."""
-    run, layout = solution.run, solution.layout
-    groups = make_groups(spec, run)
-    plain = make_groups(spec, RunSpec(run.dtype)) if spec.prequantized == "none" else groups
-    width = 4 if run.dtype == "float32" else 2
-    read = sum(group.read for group in groups)
-    computing = max(solution.budgets, key=lambda name: solution.budgets[name].kv_cache)
-    from_cpu = read if computing.startswith("cuda") else 0
-    return Work(
-        reads=layout.reads if layout else {computing: read},
-        streamed=layout.streamed if layout else from_cpu,
-        from_disk=layout.from_disk if layout else read if solution.way.disk else 0,
-        active=sum(group.read for group in plain) // width,
-        cache=kv_cache_bytes(spec, run, min(run.context_tokens, TURN_CONTEXT_TOKENS)),
-        full_cache=kv_cache_bytes(spec, run, run.context_tokens),
-        layers=spec.layers,
-        chunk=min(run.prefill_chunk, run.context_tokens),
-        quantization=run.quantization,
-        double_quant=run.double_quant,
-        gathered=layout is None,
-    )
-
-
 def _plan(
     problem: Problem,
     one: Ranked,
     *,
     speeds: Speeds,
     wished: int,
-    cache: Path,
+    folder: Path,
     trust_remote_code: bool,
     why: tuple[str, ...] = (),
 ) -> Plan:
     """The Plan of a solved way."""
     solution, options = one.solution, problem.options
     way, layout = solution.way, solution.layout
-    nvme = cache / "nvme"
+    nvme = folder / "nvme"
     flags = words(options_for(problem, solution, wished_context=wished, nvme_folder=nvme))
     told = (*notes(problem, solution, wished), *why, speed_note(one, speeds))
     return Plan(
@@ -254,7 +193,7 @@ def _plan(
         placement=layout.device_map() if layout else {},
         limits=solution.limits,
         budgets=solution.budgets,
-        disk_cache_dir=(options.disk_cache_dir or cache) if layout and (way.disk or options.disk) else None,
+        disk_cache_dir=(options.disk_cache_dir or folder) if layout and (way.disk or options.disk) else None,
         nvme_offload_dir=(options.nvme_offload_dir or nvme) if layout is None and way.disk else None,
         trust_remote_code=trust_remote_code,
         fits=solution.fits,
@@ -274,7 +213,7 @@ def _fits(spec: ModelSpec, options: LoadOptions, inventory: Inventory) -> bool:
     wishes = Wishes(options, len(problem.gpus))
     speeds = defaults(inventory)
     for way in list_ways(spec, options, len(problem.gpus))[0]:
-        one = _ranked(problem, way, speeds, None, None)
+        one = rank_way(problem, way, speeds=speeds, observed=None)
         if one is not None and choose([one], wishes, wished_context(spec, options)) is not None:
             return True
     return False

@@ -95,10 +95,12 @@ class Estimate:
     turn_s: float
 
 
+# CPU: the starter model at 100 tokens, 2 cores of 17.4 GB/s (docs/log.md): fp32 55 ms a token, bf16 37, nf4 28.5; one
+# model of one size, so how the time divides is an assumption. The rest are guesses.
 _LOSSES: dict[tuple[Processor, Quantization], Losses] = {
-    ("cpu", "none"): Losses(0.8, 0.5, 0.6e-3),
+    ("cpu", "none"): Losses(0.72, 0.5, 0.5e-3, measured=True),
     ("cpu", "int8"): Losses(0.5, 0.3, 1.0e-3),
-    ("cpu", "nf4"): Losses(0.5, 0.3, 0.8e-3),
+    ("cpu", "nf4"): Losses(0.5, 0.3, 0.5e-3, measured=True),
     ("cuda", "none"): Losses(0.8, 0.5, 0.5e-3),
     ("cuda", "int8"): Losses(0.5, 0.3, 3.0e-3),
     ("cuda", "nf4"): Losses(0.5, 0.3, 0.7e-3),

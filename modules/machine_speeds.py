@@ -1,0 +1,119 @@
+"""How fast this machine moves bytes: measured once, while nothing else is asked of it, and kept in machine.json.
+
+The measuring program needs torch and so is a process of its own (engine/bandwidth.py). Until it has run, and wherever
+it cannot, guesses serve.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from modules.files import atomic_write
+from modules.hardware import Inventory
+from modules.memory.speed import Speeds, defaults, from_bandwidths
+from modules.units import GiB
+
+log = logging.getLogger(__name__)
+
+MACHINE_FILE = "machine.json"
+Bandwidths = Mapping[str, Mapping[str, float]]
+
+_ROOT = Path(__file__).resolve().parent.parent
+_COMMAND = (sys.executable, "-m", "modules.engine.bandwidth")
+_MEASURING_S = 120.0
+_LOOK_EVERY_S = 60.0
+# The buffer that is read, and torch.
+_LEAST_FREE_BYTES = 2 * GiB
+
+
+def measure(timeout_s: float = _MEASURING_S) -> Bandwidths:
+    """Bytes a second by device and direction, from a process of its own; {} if that fails."""
+    try:
+        done = subprocess.run(_COMMAND, cwd=_ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+        result: dict[str, dict[str, float]] = json.loads(done.stdout.strip().splitlines()[-1])
+    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError) as error:
+        log.info("This machine's speeds could not be measured: %s", error)
+        return {}
+    return result
+
+
+class MachineSpeeds:
+    """The machine's speeds as far as they are known. Every method may be called from any thread."""
+
+    def __init__(self, path: Path, *, measure: Callable[[], Bandwidths] = measure) -> None:
+        """`path` is read now, if it is there."""
+        self._path = path
+        self._measure = measure
+        self._known = _read(path)
+        self._closing = threading.Event()
+
+    def speeds(self, inventory: Inventory) -> Speeds:
+        """Measured speeds if they are of this machine's devices, else guesses."""
+        known = self._known
+        if known.get("devices") != _devices(inventory):
+            return defaults(inventory)
+        return from_bandwidths(known["bandwidths"], inventory)
+
+    def measure_soon(
+        self, read_inventory: Callable[[], Inventory], is_idle: Callable[[], bool], every_s: float = _LOOK_EVERY_S
+    ) -> threading.Thread:
+        """Measure once in a thread, as soon as the machine is found idle; nothing if that was done before."""
+        thread = threading.Thread(
+            target=self._wait_and_measure, args=(read_inventory, is_idle, every_s), name="speeds", daemon=True
+        )
+        thread.start()
+        return thread
+
+    def close(self) -> None:
+        """Do not begin to measure any more."""
+        self._closing.set()
+
+    def _wait_and_measure(
+        self, read_inventory: Callable[[], Inventory], is_idle: Callable[[], bool], every_s: float
+    ) -> None:
+        while not self._closing.wait(every_s):
+            inventory = read_inventory()
+            if self._known.get("devices") == _devices(inventory):
+                return
+            if is_idle() and inventory.cpu.free_bytes >= _LEAST_FREE_BYTES:
+                self._keep(inventory, self._measure())
+                return
+
+    def _keep(self, inventory: Inventory, found: Bandwidths) -> None:
+        """Remember `found`, here and on disk; a disk that refuses costs only the next start's."""
+        if not found:
+            return
+        self._known = {"devices": _devices(inventory), "bandwidths": found}
+        try:
+            atomic_write(self._path, json.dumps(self._known, indent=1))
+        except OSError as error:
+            log.warning("The machine's speeds were not kept: %s", error)
+
+
+def _devices(inventory: Inventory) -> dict[str, str]:
+    """What the speeds belong to: device id → name, and the number of cores."""
+    return {
+        "cores": str(inventory.physical_cores),
+        **{device.id: device.name for device in (inventory.cpu, *inventory.gpus)},
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's content; {} where it is absent or anything but what `_keep` writes."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    bandwidths = content.get("bandwidths") if isinstance(content, dict) else None
+    sound = isinstance(bandwidths, dict) and all(
+        isinstance(rates, dict) and all(isinstance(rate, (int, float)) and rate > 0 for rate in rates.values())
+        for rates in bandwidths.values()
+    )
+    return content if sound else {}

@@ -1,0 +1,67 @@
+"""Speeds are measured once, when nothing else runs, and kept for this machine only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modules.machine_speeds import MachineSpeeds
+from tests.shapes import machine
+
+FOUND = {"cpu": {"read_Bps": 5e9, "flops": 1e11}, "cuda:0": {"read_Bps": 3e11, "from_cpu_Bps": 1.2e10}}
+
+
+def measured(path: Path) -> MachineSpeeds:
+    """Speeds measured at once into `path`."""
+    speeds = MachineSpeeds(path, measure=lambda: FOUND)
+    speeds.measure_soon(lambda: machine(1, 24), lambda: True, every_s=0).join(10)
+    return speeds
+
+
+def test_what_was_measured_is_used_and_found_again_by_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    assert not MachineSpeeds(path).speeds(machine(1, 24)).measured
+    for speeds in (measured(path), MachineSpeeds(path)):
+        known = speeds.speeds(machine(1, 24))
+        assert known.measured
+        assert (known.cpu_read_Bps, known.gpus["cuda:0"].from_cpu_Bps) == (5e9, 1.2e10)
+
+
+def test_another_machine_gets_guesses(tmp_path: Path) -> None:
+    speeds = measured(tmp_path / "machine.json")
+    assert not speeds.speeds(machine(2, 24)).measured
+
+
+def test_a_busy_machine_is_not_measured(tmp_path: Path) -> None:
+    asked = []
+
+    def is_idle() -> bool:
+        asked.append(True)
+        if len(asked) == 3:
+            speeds.close()
+        return False
+
+    speeds = MachineSpeeds(tmp_path / "machine.json", measure=lambda: FOUND)
+    speeds.measure_soon(lambda: machine(1, 24), is_idle, every_s=0).join(10)
+    assert len(asked) == 3
+    assert not speeds.speeds(machine(1, 24)).measured
+
+
+def test_a_measurement_that_fails_leaves_the_guesses(tmp_path: Path) -> None:
+    speeds = MachineSpeeds(tmp_path / "machine.json", measure=dict)
+    speeds.measure_soon(lambda: machine(), lambda: True, every_s=0).join(10)
+    assert not speeds.speeds(machine()).measured
+    assert not (tmp_path / "machine.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"bandwidths": {"cpu": {"read_Bps": 0}}}', '{"bandwidths": {"cpu": 3}}', "\x00"]
+)
+def test_a_damaged_file_is_as_none(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "machine.json"
+    path.write_text(content, encoding="utf-8")
+    assert not MachineSpeeds(path).speeds(machine()).measured
+    measured(path)
+    assert json.loads(path.read_text(encoding="utf-8"))["bandwidths"] == FOUND
