@@ -21,9 +21,11 @@ from rich.text import Text
 from modules.errors import BadName, ModelNotFound, SnugError
 from modules.files import safe_path
 from modules.hardware import Inventory, read_inventory
-from modules.memory.describing import describe_in_process
-from modules.memory.dryruns import DryRuns
+from modules.memory.describing import describe_in_process, describer_for
+from modules.memory.dryruns import DryRuns, Kind, Peaks
 from modules.memory.forecast import RunSpec
+from modules.memory.hub import inspect_hub
+from modules.memory.hub_client import is_hub_name
 from modules.memory.known_gpus import find_gpu, imagine
 from modules.memory.ledger import LEDGER_NAME, Ledger
 from modules.memory.listing import list_models
@@ -48,7 +50,7 @@ from modules.settings import Settings, check_machine
 from modules.starter import STARTER_NAME, is_wanted
 
 STARTER_CONFIG = Path(__file__).parent / "starter_config" / STARTER_NAME
-_DRY_RUNS_S = 8.0
+_DRY_RUNS_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,27 +134,31 @@ def find_sources(settings: Settings) -> list[Source]:
         return [_named(settings.model, settings)]
     names = [entry.name for entry in list_models(settings.model_dir)]
     if names:
-        return [_named(name, settings) for name in names]
+        return [_named(name, settings, check=False) for name in names]
     return [_named(STARTER_NAME, settings)]
 
 
-def _named(name: str, settings: Settings) -> Source:
-    """A model in models/, a path, or a name on the hub, in this order."""
+def _named(name: str, settings: Settings, *, check: bool = True) -> Source:
+    """A model in models/, a path, or a name on the hub, in this order; `check` holds files against their config."""
     look = partial(inspect, trust_remote_code=settings.trust_remote_code)
-    describe = partial(describe_in_process, cache_folder=settings.user_data_dir / "cache" / "described")
+    described = settings.user_data_dir / "cache" / "described"
+    describe = partial(describe_in_process, cache_folder=described)
     with suppress(BadName):
         path = safe_path(settings.model_dir, name)
         if path.exists():
-            return Source(name, partial(look, path, describe=None))
+            return Source(name, partial(look, path, describe=describe if check else describer_for(path, described)))
     outside = Path(name).expanduser()
     if outside.exists():
         to_get = f"First put the model into {settings.model_dir}/."
         return Source(name, partial(look, outside, describe=describe), to_get)
     if is_wanted(settings.model_dir, name) or name == STARTER_NAME:
         return Source(name, partial(look, STARTER_CONFIG, describe=describe), "The first start fetches it (94 MiB).")
+    if is_hub_name(name):
+        there = partial(inspect_hub, name, cache_folder=settings.user_data_dir / "cache" / "hub", describe=describe)
+        return Source(name, there, f"First fetch the model into {settings.model_dir}/.")
     raise ModelNotFound(
         f"There is no model {name!r} in {settings.model_dir}, and no such file.",
-        remedy="Name one that is there, or a folder, a config.json or a .gguf file.",
+        remedy="Name one that is there, a folder, a config.json, a .gguf file, or organisation/model on the hub.",
         param="model",
     )
 
@@ -177,6 +183,7 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, *, patience_s: 
     """The table of plans, made once more with the dry run of the chosen one if that is there within `patience_s`."""
     cache = settings.user_data_dir / "cache"
     ledger = Ledger(settings.user_data_dir / LEDGER_NAME)
+    known: dict[RunSpec, Peaks] = {}
     with closing(DryRuns(cache / "dryruns")) as dry_runs:
         make = partial(
             list_plans,
@@ -186,16 +193,15 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, *, patience_s: 
             user_cache_dir=cache,
             trust_remote_code=settings.trust_remote_code,
             speeds=machine.speeds,
-            peaks=dry_runs.peaks,
+            peaks=lambda _, run: known.get(run),
             observed=lambda device, quantization: ledger.observed_error(device_name=device, quantization=quantization),
         )
         table = make()
         deadline = time.monotonic() + patience_s
-        seen: set[RunSpec] = set()
-        while table.chosen and table.chosen.run not in seen and time.monotonic() < deadline:
-            seen.add(table.chosen.run)
+        while (plan := table.chosen) and plan.run not in known and time.monotonic() < deadline:
+            kind: Kind = "cuda" if "cuda:0" in plan.budgets else "cpu"
             try:
-                dry_runs.measure(spec, table.chosen.run, deadline - time.monotonic())
+                known[plan.run] = dry_runs.measure(spec, plan.run, deadline - time.monotonic(), kind=kind)
             except SnugError:
                 break  # the formulas serve, and are named on every figure
             table = make()

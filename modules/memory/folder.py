@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from modules.errors import BadConfig, UnsupportedModel
+from modules.errors import BadConfig, TimedOut, UnsupportedModel
 from modules.memory.assembly import assemble, context_warning
 from modules.memory.crosscheck import with_description
 from modules.memory.describing import ELEMENT_BYTES, describe_in_process
@@ -34,7 +34,16 @@ def inspect_folder(folder: Path, *, trust_remote_code: bool, describe: Describe 
         check_blocks(tensors, checked.shape.layers, folder.name)
     warnings = [f"{folder.name} has no tokenizer. {TOKENIZER_REMEDY}"] if lacks_tokenizer(folder) else []
     spec = spec_from_headers(folder.name, folder, checked, tensors, warnings)
-    return with_description(spec, describe(folder / "config.json")) if describe and not checked.custom else spec
+    return checked_against_config(spec, describe, folder / "config.json") if describe and not checked.custom else spec
+
+
+def checked_against_config(spec: ModelSpec, describe: Describe, file: Path) -> ModelSpec:
+    """`spec` held against the model of its config; a config that builds none is told, for the headers serve alone."""
+    try:
+        return with_description(spec, describe(file))
+    except (BadConfig, UnsupportedModel, TimedOut) as error:
+        told = f"The files could not be held against their config: {error.message}"
+        return replace(spec, warnings=(*spec.warnings, told))
 
 
 def spec_from_headers(

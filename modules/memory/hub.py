@@ -25,8 +25,7 @@ from modules.errors import (
 )
 from modules.files import atomic_write
 from modules.memory.config import MAX_CONFIG_BYTES
-from modules.memory.crosscheck import with_description
-from modules.memory.folder import spec_from_headers
+from modules.memory.folder import checked_against_config, spec_from_headers
 from modules.memory.formats import (
     MAX_HEADER_BYTES,
     MAX_INDEX_BYTES,
@@ -74,7 +73,7 @@ def inspect_hub(
             raise
         warnings.append(f"{error.message} This is {name} as it was when it was last looked at.")
     spec = _spec(name, folder, warnings)
-    return with_description(spec, describe(folder / "config.json")) if describe else spec
+    return checked_against_config(spec, describe, folder / "config.json") if describe else spec
 
 
 def _kept(pointer: Path, cache_folder: Path) -> Path:

@@ -45,11 +45,16 @@ class Listing:
     files: dict[str, int]
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether `name` has the form of a repository's: organisation/model."""
+    return _NAME.fullmatch(name) is not None and ".." not in name and "--" not in name
+
+
 class HubClient:
     """One repository at one revision. `endpoint` None is the hub itself; `token` None is the one that is logged in."""
 
     def __init__(self, name: str, revision: str, *, endpoint: str | None = None, token: str | None = None) -> None:
-        if not _NAME.fullmatch(name) or ".." in name or "--" in name:
+        if not is_hub_name(name):
             raise BadName(f"{name[:80]!r} is not the name of a model on the hub.", remedy="Write organisation/model.")
         if not _REVISION.fullmatch(revision) or ".." in revision:
             raise BadName(f"{revision[:80]!r} is not a revision.", remedy="Give a branch, a tag or a commit.")
