@@ -69,11 +69,11 @@ class KillableWorker:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self._kill()
-            self._process = self._start()
+            return self._start()
         return self._process
 
     def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
+        process = self._process = subprocess.Popen(  # known at once, so that it can be killed while it starts
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
