@@ -28,6 +28,8 @@ from modules.errors import (
 )
 from modules.memory.hub import inspect_hub
 from modules.memory.spec import ModelSpec, inspect
+from modules.plan_report import find_sources
+from modules.settings import read_settings
 from modules.units import GiB, MiB
 from tests.fake_hub import FakeHub, repository, serve
 from tests.test_spec import AUTO_MAP, LLAMA, make_model
@@ -264,3 +266,16 @@ def test_a_damaged_cache_is_fetched_anew(hub: FakeHub, tmp_path: Path) -> None:
     first = look(hub, tmp_path)
     (first.path / "files.json").write_text("{")
     assert look(hub, tmp_path).tensors == first.tensors
+
+
+def test_plan_takes_a_name_on_the_hub(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    (tmp_path / "models").mkdir()
+    folders = ["--model-dir", str(tmp_path / "models"), "--user-data-dir", str(tmp_path / "user_data")]
+    (source,) = find_sources(read_settings(["--plan", "--model", "org/name", *folders]))
+    spec = source.read()
+    assert (spec.name, spec.layers, spec.weights_here) == ("org/name", 2, False)
+    assert any("One of the two is wrong" in warning for warning in spec.warnings)  # 2 × 2 matrices in the tests' files

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from modules.errors import (
     BadConfig,
     BadGguf,
     BadSafetensors,
+    BadTokenizer,
     ModelNotFound,
     PickleRefused,
     RemoteCodeDisabled,
@@ -25,7 +27,7 @@ from modules.errors import (
     UnsupportedModel,
 )
 from modules.memory.families import base_prefix, check_can_generate, gguf_architectures
-from modules.memory.listing import list_models
+from modules.memory.listing import check_loadable, list_models
 from modules.memory.shape import read_shape
 from modules.memory.spec import block_of, inspect
 from tests.test_formats import safetensors
@@ -346,6 +348,27 @@ def test_a_missing_tokenizer_is_a_warning(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "m")
     (folder / "tokenizer.json").unlink()
     assert "no tokenizer" in inspect(folder).warnings[0]
+
+
+def test_what_cannot_be_loaded_for_want_of_a_file_says_so_in_the_list_and_at_the_load(tmp_path: Path) -> None:
+    mute = make_model(tmp_path / "mute")
+    (mute / "tokenizer.json").unlink()
+    bytes_only = make_model(tmp_path / "bytes")
+    (bytes_only / "tokenizer.json").unlink()
+    (bytes_only / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+    bare = make_model(tmp_path / "bare")
+    (bare / "model.safetensors").unlink()
+    problems = {entry.name: entry.problem for entry in list_models(tmp_path)}
+    assert "no tokenizer" in problems["mute"]
+    assert "tokenizer.json" in problems["mute"]
+    assert problems["bytes"] == ""
+    assert "no weights" in problems["bare"]
+    with pytest.raises(BadTokenizer, match="no tokenizer") as caught:
+        check_loadable(inspect(mute))
+    assert "tokenizer.json" in caught.value.remedy
+    check_loadable(inspect(bytes_only))
+    with pytest.raises(ModelNotFound, match="no weights"):
+        check_loadable(replace(inspect(mute), weights_here=False))
 
 
 def test_a_missing_config_names_itself_and_pickles_are_named_first(tmp_path: Path) -> None:
