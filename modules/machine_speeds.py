@@ -11,6 +11,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,30 +30,41 @@ _ROOT = Path(__file__).resolve().parent.parent
 _COMMAND = (sys.executable, "-m", "modules.engine.bandwidth")
 _MEASURING_S = 120.0
 _LOOK_EVERY_S = 60.0
+_STOP_EVERY_S = 0.5
+_CLOSING_S = 5.0
 # The buffer that is read, and torch.
 _LEAST_FREE_BYTES = 2 * GiB
 
 
-def measure(timeout_s: float = _MEASURING_S) -> Bandwidths:
-    """Bytes a second by device and direction, from a process of its own; {} if that fails."""
-    try:
-        done = subprocess.run(_COMMAND, cwd=_ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
-        result: dict[str, dict[str, float]] = json.loads(done.stdout.strip().splitlines()[-1])
-    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError) as error:
-        log.info("This machine's speeds could not be measured: %s", error)
-        return {}
-    return result
+def measure(stop: threading.Event | None = None, *, timeout_s: float = _MEASURING_S) -> Bandwidths:
+    """Bytes a second by device and direction, from a process of its own; {} if that fails or `stop` is set."""
+    deadline = time.monotonic() + timeout_s
+    process = subprocess.Popen(_COMMAND, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with process:
+        while time.monotonic() < deadline and not (stop is not None and stop.is_set()):
+            try:
+                output, _ = process.communicate(timeout=_STOP_EVERY_S)
+                result: dict[str, dict[str, float]] = json.loads(output.strip().splitlines()[-1])
+            except subprocess.TimeoutExpired:
+                continue
+            except (IndexError, ValueError) as error:
+                log.info("This machine's speeds could not be measured: %s", error)
+                return {}
+            return result
+        process.kill()
+    return {}
 
 
 class MachineSpeeds:
     """The machine's speeds as far as they are known. Every method may be called from any thread."""
 
-    def __init__(self, path: Path, *, measure: Callable[[], Bandwidths] = measure) -> None:
+    def __init__(self, path: Path, *, measure: Callable[[threading.Event], Bandwidths] = measure) -> None:
         """`path` is read now, if it is there."""
         self._path = path
         self._measure = measure
         self._known = _read(path)
         self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def speeds(self, inventory: Inventory) -> Speeds:
         """Measured speeds if they are of this machine's devices, else guesses."""
@@ -65,15 +77,17 @@ class MachineSpeeds:
         self, read_inventory: Callable[[], Inventory], is_idle: Callable[[], bool], every_s: float = _LOOK_EVERY_S
     ) -> threading.Thread:
         """Measure once in a thread, as soon as the machine is found idle; nothing if that was done before."""
-        thread = threading.Thread(
+        self._thread = threading.Thread(
             target=self._wait_and_measure, args=(read_inventory, is_idle, every_s), name="speeds", daemon=True
         )
-        thread.start()
-        return thread
+        self._thread.start()
+        return self._thread
 
     def close(self) -> None:
-        """Do not begin to measure any more."""
+        """Measure no more; what measures now is ended."""
         self._closing.set()
+        if self._thread is not None:
+            self._thread.join(_CLOSING_S)
 
     def _wait_and_measure(
         self, read_inventory: Callable[[], Inventory], is_idle: Callable[[], bool], every_s: float
@@ -83,7 +97,7 @@ class MachineSpeeds:
             if self._known.get("devices") == _devices(inventory):
                 return
             if is_idle() and inventory.cpu.free_bytes >= _LEAST_FREE_BYTES:
-                self._keep(inventory, self._measure())
+                self._keep(inventory, self._measure(self._closing))
                 return
 
     def _keep(self, inventory: Inventory, found: Bandwidths) -> None:

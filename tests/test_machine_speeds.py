@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
-from modules.machine_speeds import MachineSpeeds
+from modules.machine_speeds import MachineSpeeds, measure
 from tests.shapes import machine
 
 FOUND = {"cpu": {"read_Bps": 5e9, "flops": 1e11}, "cuda:0": {"read_Bps": 3e11, "from_cpu_Bps": 1.2e10}}
@@ -15,7 +16,7 @@ FOUND = {"cpu": {"read_Bps": 5e9, "flops": 1e11}, "cuda:0": {"read_Bps": 3e11, "
 
 def measured(path: Path) -> MachineSpeeds:
     """Speeds measured at once into `path`."""
-    speeds = MachineSpeeds(path, measure=lambda: FOUND)
+    speeds = MachineSpeeds(path, measure=lambda _stop: FOUND)
     speeds.measure_soon(lambda: machine(1, 24), lambda: True, every_s=0).join(10)
     return speeds
 
@@ -34,23 +35,42 @@ def test_another_machine_gets_guesses(tmp_path: Path) -> None:
     assert not speeds.speeds(machine(2, 24)).measured
 
 
-def test_a_busy_machine_is_not_measured(tmp_path: Path) -> None:
+def test_a_busy_machine_is_measured_only_when_it_is_idle(tmp_path: Path) -> None:
     asked = []
 
     def is_idle() -> bool:
         asked.append(True)
-        if len(asked) == 3:
-            speeds.close()
-        return False
+        return len(asked) > 3
 
-    speeds = MachineSpeeds(tmp_path / "machine.json", measure=lambda: FOUND)
+    speeds = MachineSpeeds(tmp_path / "machine.json", measure=lambda _stop: FOUND)
     speeds.measure_soon(lambda: machine(1, 24), is_idle, every_s=0).join(10)
-    assert len(asked) == 3
-    assert not speeds.speeds(machine(1, 24)).measured
+    assert len(asked) == 4
+    assert speeds.speeds(machine(1, 24)).measured
+
+
+def test_closing_ends_what_measures(tmp_path: Path) -> None:
+    begun = threading.Event()
+
+    def measure(stop: threading.Event) -> dict[str, dict[str, float]]:
+        begun.set()
+        assert stop.wait(10)
+        return {}
+
+    speeds = MachineSpeeds(tmp_path / "machine.json", measure=measure)
+    thread = speeds.measure_soon(lambda: machine(), lambda: True, every_s=0)
+    assert begun.wait(10)
+    speeds.close()
+    assert not thread.is_alive()
+
+
+def test_the_measuring_program_is_killed_when_it_must_stop() -> None:
+    stop = threading.Event()
+    stop.set()
+    assert measure(stop) == {}
 
 
 def test_a_measurement_that_fails_leaves_the_guesses(tmp_path: Path) -> None:
-    speeds = MachineSpeeds(tmp_path / "machine.json", measure=dict)
+    speeds = MachineSpeeds(tmp_path / "machine.json", measure=lambda _stop: {})
     speeds.measure_soon(lambda: machine(), lambda: True, every_s=0).join(10)
     assert not speeds.speeds(machine()).measured
     assert not (tmp_path / "machine.json").exists()
