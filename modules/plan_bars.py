@@ -72,12 +72,19 @@ def _bar_lines(bar: Bar, width: int, signs: Signs) -> list[Text]:
     if bar.device.kind == "cuda":
         head.append(f", {bar.device.name}")
     head.append(f": {_sum(bar)}", style="red" if bar.over else "")
-    legend = Text()
+    return [head, _stack(bar, width, signs), *_legend(bar, width, signs)]
+
+
+def _legend(bar: Bar, width: int, signs: Signs) -> list[Text]:
+    """What the parts are, with their bytes, each kept in one line."""
+    lines = [Text()]
     for part in bar.parts():
         sign, colour = signs.part(part.kind)
-        legend.append(sign, style=colour)
-        legend.append(f" {part.title} {format_size(part.bytes)}".replace(" ", "\N{NO-BREAK SPACE}") + "   ")
-    return [head, _stack(bar, width, signs), legend]
+        item = Text.assemble((sign, colour), f" {part.title} {format_size(part.bytes)}   ")
+        if len(lines[-1]) + len(item.plain.rstrip()) > width:
+            lines.append(Text())
+        lines[-1].append_text(item)
+    return lines
 
 
 def _sum(bar: Bar) -> str:
@@ -85,7 +92,7 @@ def _sum(bar: Bar) -> str:
     budget = bar.budget
     told = f"{format_size(budget.total)} of {format_size(bar.device.free_bytes)} free"
     if budget.margin:
-        told += f" (between {format_size(budget.low)} and {format_size(budget.high)})"
+        told += f" ({format_size(budget.low)} to {format_size(budget.high)})"
     return f"{told}: {format_size(bar.over)} too much" if bar.over else told
 
 

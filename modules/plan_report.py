@@ -21,6 +21,7 @@ from rich.text import Text
 from modules.errors import BadName, ModelNotFound, SnugError
 from modules.files import safe_path
 from modules.hardware import Inventory, read_inventory
+from modules.machine_speeds import MACHINE_FILE, MachineSpeeds
 from modules.memory.describing import describe_in_process, describer_for
 from modules.memory.dryruns import DryRuns, Kind, Peaks
 from modules.memory.forecast import RunSpec
@@ -32,7 +33,7 @@ from modules.memory.listing import list_models
 from modules.memory.model_spec import ModelSpec
 from modules.memory.planner import PlanTable, list_plans, longest_context
 from modules.memory.spec import inspect
-from modules.memory.speed import Speeds, defaults
+from modules.memory.speed import Speeds
 from modules.plan_bars import Signs
 from modules.plan_json import entries_json, error_json, report_json, table_json, training_json
 from modules.plan_text import (
@@ -125,7 +126,8 @@ def _machine(settings: Settings) -> Machine:
     here = read_inventory(settings.disk_cache_dir or settings.nvme_offload_dir or settings.user_data_dir / "cache")
     imagined = bool(settings.gpu) or settings.ram is not None
     inventory = imagine(here, [find_gpu(card) for card in settings.gpu], settings.ram)
-    return Machine(inventory, defaults(inventory), imagined)
+    speeds = MachineSpeeds(settings.user_data_dir / MACHINE_FILE).speeds(inventory)
+    return Machine(inventory, speeds, imagined)
 
 
 def find_sources(settings: Settings) -> list[Source]:

@@ -21,6 +21,7 @@ from modules.memory.model_spec import ModelSpec
 from modules.memory.planner import Plan, PlanTable
 from modules.plan_bars import Signs, draw
 from modules.plan_training import TrainingTable, TrainingWay
+from modules.settings import LoadOptions
 from modules.ui.picture import device_title
 from modules.ui.plan_picture import Bar, bars_of, speed_text
 from modules.ui.ways import cost_text, spare_bytes
@@ -89,7 +90,7 @@ def plan_parts(table: PlanTable, notes: Notes, width: int, signs: Signs) -> Iter
     yield from _verdict(table, notes)
     if table.plans:
         yield Text()
-        yield rows_table([_row(plan, table) for plan in table.plans], "ways to run it")
+        yield from rows_parts([_row(plan, table) for plan in table.plans], "ways to run it")
     if table.chosen is not None:
         yield Text()
         yield Text(table.chosen.title, style="bold")
@@ -115,7 +116,9 @@ def _verdict(table: PlanTable, notes: Notes) -> Iterable[Text]:
     yield Text("Yes.", style="bold green").append(told, style="not bold default")
     if notes.to_get:
         yield Text(notes.to_get)
-    yield Text("Type: ").append(command(plan), style="bold")
+    yield Text("Type: ").append(command(table, plan), style="bold")
+    if not narrowed(table.options) and plan.flags:
+        yield Text(f"Snug chooses this by itself. To have exactly this: {shlex.join(plan.flags)}", style="dim")
 
 
 def refusal_text(refusal: SnugError | None) -> Iterable[Text]:
@@ -125,40 +128,50 @@ def refusal_text(refusal: SnugError | None) -> Iterable[Text]:
         yield Text(refusal.remedy)
 
 
-def command(plan: Plan) -> str:
-    """What to type to get this plan."""
-    return f"python server.py --model {shlex.join([plan.spec.name, *plan.flags])}"
+def command(table: PlanTable, plan: Plan) -> str:
+    """What to type to get this plan: its flags only where the user gave some, since Snug chooses the same without."""
+    flags = plan.flags if narrowed(table.options) else ()
+    return f"python server.py --model {shlex.join([plan.spec.name, *flags])}"
+
+
+def narrowed(options: LoadOptions) -> bool:
+    """Whether the user asked for anything but a model."""
+    return options.model_copy(update={"model": None}) != LoadOptions.model_validate({})
 
 
 def _row(plan: Plan, table: PlanTable) -> Row:
     return Row(
         title=plan.title,
-        speed=speed_text(plan.tokens_per_s),
+        speed=speed_text(plan.tokens_per_s).removesuffix(" tokens/s"),
         room=format_size(spare_bytes(plan, table.inventory)) if plan.fits else f"lacks {format_size(plan.short_bytes)}",
-        cost=cost_text(plan, table) if plan.fits else "",
+        cost=cost_text(plan, table),
         typed=shlex.join(plan.flags) if plan.fits else "",
         fits=plan.fits,
         chosen=plan is table.chosen,
     )
 
 
-def rows_table(rows: Sequence[Row], title: str) -> Table:
-    """The ways, best first; of those that fit and those that lack something only the first few."""
+def rows_parts(rows: Sequence[Row], title: str) -> Iterable[RenderableType]:
+    """The ways, best first; of those that fit and those that lack something only the first few; then what to type."""
     shown = [row for row in rows if row.fits][:FITTING_SHOWN] + [row for row in rows if not row.fits][:LACKING_SHOWN]
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
     table.add_column(title, ratio=1)
-    table.add_column("speed", justify="right", no_wrap=True)
+    table.add_column("tokens/s" if any(row.speed for row in shown) else "", justify="right", no_wrap=True)
     table.add_column("fits by", justify="right", no_wrap=True)
-    table.add_column("what it costs", max_width=26)
-    for row in shown:
-        mark, style = (">", "bold") if row.chosen else (" ", "" if row.fits else "dim")
-        typed = Text(f"\n    {row.typed}", style="not bold dim") if row.typed else Text()
-        table.add_row(
-            Text(f"{mark} {row.title}", style=style).append(typed), row.speed, row.room, row.cost, style=style
-        )
+    table.add_column("what it costs", max_width=20)
+    typed = Table.grid(padding=(0, 2, 0, 0))
+    for number, row in enumerate(shown, start=1):
+        style = "bold" if row.chosen else "" if row.fits else "dim"
+        table.add_row(str(number), row.title, row.speed, row.room, row.cost, style=style)
+        if row.typed and not row.chosen:
+            typed.add_row(str(number), Text(row.typed))
+    yield table
     if len(rows) > len(shown):
-        table.caption, table.caption_justify = f"and {len(rows) - len(shown)} more: see --json", "left"
-    return table
+        yield Text(f"and {len(rows) - len(shown)} more: see --json", style="dim")
+    if typed.row_count:
+        yield Text("\nTo have another one, add", style="dim")
+        yield typed
 
 
 def warnings_of(spec: ModelSpec, notes: Notes) -> list[str]:
@@ -186,7 +199,8 @@ def training_parts(table: TrainingTable, notes: Notes, width: int, signs: Signs)
         yield Text("Yes.", style="bold green").append(f" {table.chosen.title} fits.", style="not bold default")
         yield Text("Snug plans training and does not train: these are settings for the trainer of your choice.")
     yield Text()
-    yield rows_table([_training_row(way, chosen=way is table.chosen) for way in table.ways], "ways to train it")
+    rows = [_training_row(way, chosen=way is table.chosen) for way in table.ways]
+    yield from rows_parts(rows, "ways to train it")
     pictured = table.chosen or table.ways[0]
     yield Text()
     yield Text(pictured.title, style="bold")

@@ -113,7 +113,7 @@ def test_reasons_warnings_and_what_was_left_out_are_told() -> None:
 def test_the_parts_of_each_bar_are_named_with_their_bytes() -> None:
     text = text_of(TABLES["split"])
     assert "GPU 0, card:" in text and "CPU memory:" in text
-    for title in ("Weights", "KV\N{NO-BREAK SPACE}cache", "Runtime"):
+    for title in ("Weights", "KV cache", "Runtime"):
         assert title in text
     assert "exact" in text
 
@@ -152,7 +152,8 @@ def test_small_parts_are_seen_and_small_models_enlarged() -> None:
 def test_a_terminal_with_nothing_but_ascii_gets_letters() -> None:
     text = text_of(TABLES["split"], signs=Signs(ascii_only=True))
     bars = "".join(line for line in text.splitlines() if "####" in line)
-    assert bars.isascii() and "k" in bars and "|" in bars
+    assert bars.isascii() and "k" in bars
+    assert bar_line(free_gib=8, weights=4 * GiB, signs=Signs(ascii_only=True))[40] == "|"
 
 
 def figures(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
