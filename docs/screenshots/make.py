@@ -124,8 +124,15 @@ def main() -> None:
         page.wait_for_selector("#snug-undo:not([disabled])")
         shoot(page, "notebook")
         shoot(open_page(browser, conversation, dark=True), "chat-dark")
+        dark = open_page(browser, address, dark=True)
+        tab(dark, "Model")
+        dark.locator("#snug-strip").click()
+        shoot(dark, "model-dark")
         phone = open_page(browser, conversation, phone=True)
         shoot(phone, "phone")
+        tab(phone, "Model")
+        phone.locator("#snug-plan").scroll_into_view_if_needed()
+        shoot(phone, "model-phone")
         browser.close()
 
 
