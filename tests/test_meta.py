@@ -19,6 +19,7 @@ from modules.memory.describing import cache_key, describe_in_process, describer_
 from modules.memory.forecast import RunSpec, weight_bytes
 from modules.memory.kinds import count_layers, quantizable
 from modules.memory.meta import describe
+from modules.memory.placement import make_groups
 from modules.memory.spec import inspect
 from tests.test_spec import AUTO_MAP, LLAMA, make_model
 from tests.tiny_families import CONFIGS, tiny_config, tiny_folder
@@ -223,6 +224,17 @@ def test_what_bitsandbytes_skips_is_told_with_the_reason(tmp_path: Path) -> None
     llama = quantizable(inspect(write_config(tmp_path / "llama", LLAMA_70B), describe=describe))
     assert llama.share == pytest.approx(0.992, abs=0.001)
     assert {group.what for group in llama.skipped} == {"token tables", "the output head", "norms and biases"}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neo", "gptj", "gpt_bigcode", "gemma3_text", "falcon", "t5", "bart"])
+def test_a_placement_has_a_place_for_every_byte_buffers_too(family: str, tmp_path: Path) -> None:
+    tiny_config(family).save_pretrained(tmp_path)
+    spec = inspect(tmp_path, describe=describe)
+    for run in (RunSpec("bfloat16"), RunSpec("float32"), RunSpec("bfloat16", "nf4")):
+        groups = make_groups(spec, run)
+        assert sum(group.loaded for group in groups) == weight_bytes(spec, run)
+        names = [module for group in groups for module in group.modules]
+        assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -98,7 +98,7 @@ def make_groups(spec: ModelSpec, run: RunSpec) -> tuple[Group, ...]:
 def _make_groups(spec: ModelSpec, run: RunSpec) -> tuple[Group, ...]:
     copies = tied_copies(spec)
     members: dict[tuple[GroupKind, str], list[TensorInfo]] = {("embedding", ""): []}
-    for tensor in spec.tensors:
+    for tensor in (*spec.tensors, *spec.buffers):
         members.setdefault(_slot(spec, tensor), []).append(tensor)
     members.setdefault(("head", ""), [])
     groups = [_group(spec, run, kind, tensors, copies) for (kind, _), tensors in members.items()]
@@ -188,7 +188,8 @@ def _with_bare_modules(spec: ModelSpec, groups: list[Group]) -> list[Group]:
     table: GroupKind = "head" if spec.tied_embeddings else "embedding"
     extra: dict[GroupKind, tuple[str, ...]] = {"embedding": (), "head": rotary}
     extra[table] += shared
-    return [replace(group, modules=(*group.modules, *extra.get(group.kind, ()))) for group in groups]
+    wanted = [dict.fromkeys((*group.modules, *extra.get(group.kind, ()))) for group in groups]
+    return [replace(group, modules=tuple(names)) for group, names in zip(groups, wanted, strict=True)]
 
 
 def _number(group: Group) -> tuple[str, int]:
