@@ -116,11 +116,13 @@ class _Try:
         usable = self.problem.usable(name) - empty.context
         return min(usable, limit) - (empty.total - empty.context) - self.reserve.get(name, 0)
 
-    def cpu_room(self, *, computes: bool) -> Room:
-        """What the CPU has for weights, within --cpu-memory; caches and peaks come off what is free, not off that."""
+    def cpu_room(self, *, computes: bool, passing: int = 0) -> Room:
+        """What the CPU has for weights, within --cpu-memory. Caches, peaks and what is `passing` through come off
+        what is free, not off that.
+        """
         problem, run = self.problem, self.run
         empty = _empty(problem, run, "cpu", computes=computes)
-        room = problem.usable("cpu") - empty.total - self.reserve.get("cpu", 0)
+        room = problem.usable("cpu") - empty.total - self.reserve.get("cpu", 0) - passing
         if computes:
             room -= sum(group.cache for group in _cached_groups(problem.spec, run)) + _encoder_output(problem.spec, run)
         return Room("cpu", room if problem.options.cpu_memory is None else min(room, problem.options.cpu_memory))
@@ -218,9 +220,8 @@ def _over_gpus_and_cpu(attempt: _Try) -> Layout | None:
 def _on_cpu(attempt: _Try) -> Layout | None:
     """All in CPU memory, or there and on disk; what passes through from disk needs room too."""
     groups = _cached_groups(attempt.problem.spec, attempt.run)
-    room = attempt.cpu_room(computes=True)
-    if attempt.way.disk:
-        room = replace(room, free=room.free - max(group.largest for group in groups))
+    passing = max(group.largest for group in groups) if attempt.way.disk else 0
+    room = attempt.cpu_room(computes=True, passing=passing)
     if room.free < 0 and not attempt.overflow:
         return None
     return fill_memory_and_disk(groups, room, disk=attempt.way.disk, overflow=attempt.overflow)
