@@ -95,6 +95,12 @@ def test_where_nothing_fits_it_says_so_and_what_would() -> None:
     assert "Type:" not in text
 
 
+def test_a_model_that_fits_with_help_of_the_disk_alone_names_that_flag() -> None:
+    table = table_of(machine(ram_gib=24, disk_gib=70), "70B")
+    assert table.chosen is None and any(plan.fits for plan in table.plans)
+    assert "--disk (" in flat(text_of(table)) and "--nvme-offload-dir" not in text_of(table)
+
+
 def test_reasons_warnings_and_what_was_left_out_are_told() -> None:
     table = replace(TABLES["fits"], dropped=(("8-bit", "quantizes 2.9 % of this model"),))
     notes = Notes(imagined=True, to_get="First put the model into models/.", longest_context=4096 * 2)

@@ -20,7 +20,8 @@ _CHANGES_NAMED = 3
 
 def refusal(problem: Problem, found: Sequence[Ranked], fits: Fits) -> SnugError:
     """The error for a model of which no way in `found` fits; `fits` tries other options."""
-    full = next((one for one in found if set(one.solution.short) == {"disk"}), None)
+    asked = problem.options.disk or problem.options.deepspeed
+    full = next((one for one in found if asked and set(one.solution.short) == {"disk"}), None)
     if full is not None:
         return _disk_full(problem, full)
     name, places = problem.spec.name, [*problem.gpus, problem.cpu]
