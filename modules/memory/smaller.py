@@ -24,8 +24,8 @@ Replan = Callable[[LoadOptions], Plan]
 class Failure:
     """What ran out of memory: the plan, the options behind it, and what has to fit its successor.
 
-    `least_tokens` is the longest sequence that has to go on. `flags_bind`: options that the user set stay as they are;
-    in the midst of a reply a shorter context or fewer bits are better than no answer.
+    `least_tokens` is the longest sequence that has to go on. `flags_bind`: it was a load, and options that the user set
+    stay as they are; in the midst of a reply a shorter context or fewer bits are better than no answer.
     """
 
     plan: Plan
@@ -44,7 +44,7 @@ def smaller_plans(failure: Failure, table: PlanTable, replan: Replan) -> list[Pl
     for plan in _candidates(failure, table, replan):
         way = repr((plan.run, sorted(plan.placement.items()), plan.loader))
         enough = plan.run.context_tokens >= failure.least_tokens
-        if plan.fits and not plan.short_bytes and enough and way not in found and _saves(failure.plan, plan):
+        if plan.fits and not plan.short_bytes and enough and way not in found and _saves(failure, plan):
             found[way] = plan
     return list(found.values())
 
@@ -111,15 +111,18 @@ def _same_bits(plan: Plan) -> dict[str, Any]:
     return {"load_in_8bit": plan.run.quantization == "int8", "load_in_4bit": plan.run.quantization in ("nf4", "fp4")}
 
 
-def _saves(before: Plan, after: Plan) -> bool:
+def _saves(failure: Failure, after: Plan) -> bool:
     """Whether memory is saved where it ran out: on the GPUs if there are any in the plan, else in RAM."""
-    place = "cuda" if any(device.startswith("cuda") for device in before.budgets) else "cpu"
-    return _chosen_bytes(after, place) <= (1 - LEAST_SAVING) * _chosen_bytes(before, place)
+    place = "cuda" if any(device.startswith("cuda") for device in failure.plan.budgets) else "cpu"
+    loading = failure.flags_bind
+    before = _chosen_bytes(failure.plan, place, loading=loading)
+    return _chosen_bytes(after, place, loading=loading) <= (1 - LEAST_SAVING) * before
 
 
-def _chosen_bytes(plan: Plan, place: str) -> int:
-    """What a plan decides about: all but the process or CUDA context itself."""
-    return sum(budget.total - budget.context for device, budget in plan.budgets.items() if device.startswith(place))
+def _chosen_bytes(plan: Plan, place: str, *, loading: bool) -> int:
+    """What a plan decides about: all but the process or CUDA context itself, the load's own peak only in a load."""
+    budgets = [budget for device, budget in plan.budgets.items() if device.startswith(place)]
+    return sum((b.total if loading else b.resident + b.transient) - b.context for b in budgets)
 
 
 def _weights(plan: Plan, place: str) -> int:
