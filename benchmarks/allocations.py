@@ -41,3 +41,18 @@ def real_model(config: Any, dtype: torch.dtype, attention: str) -> Any:
         return auto.from_config(config, dtype=dtype, attn_implementation=attention).eval()
     except ValueError:
         return auto.from_config(config, dtype=dtype, attn_implementation="eager").eval()
+
+
+def tensors_bytes(model: Any) -> int:
+    """What a real model's parameters and buffers take, bitsandbytes' quantization data included, shared ones once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        state = getattr(weight, "quant_state", None)
+        nested = getattr(state, "state2", None)
+        tensors += [getattr(state, name, None) for name in ("absmax", "code", "offset")]
+        tensors += [getattr(nested, name, None) for name in ("absmax", "code")]
+        tensors += [getattr(getattr(module, "state", None), name, None) for name in ("CB", "SCB")]
+        tensors += [getattr(weight, name, None) for name in ("CB", "SCB")]
+    storages = [tensor.untyped_storage() for tensor in tensors if isinstance(tensor, torch.Tensor)]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

@@ -35,15 +35,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "14b": {
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+    },
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
-}
+}  # fmt: skip
 
 
 def make_model(folder: Path, shape: str) -> Path:
     """A LLaMA of that shape with random bf16 weights and a byte-level tokenizer, saved under `folder`."""
     vocab = 32000 if shape != "tiny" else 512
-    config = LlamaConfig(vocab_size=vocab, max_position_embeddings=4096, **SHAPES[shape])
+    config = LlamaConfig(vocab_size=vocab, max_position_embeddings=16384, **SHAPES[shape])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     with torch.device(device):

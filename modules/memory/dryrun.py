@@ -219,7 +219,8 @@ def _empty(old: torch.Tensor, tokens: int) -> torch.Tensor:
 
 def _cache_bytes(cache: Any, repeats: Mapping[int, int]) -> int:
     """What a cache's layers keep, each as often as it stands for a layer."""
-    return sum(repeats.get(index, 1) * tensor_bytes(_tensors(layer)) for index, layer in enumerate(cache.layers))
+    unnamed = 0 if repeats else 1  # layers of a shortened model that nothing runs through
+    return sum(repeats.get(index, unnamed) * tensor_bytes(_tensors(layer)) for index, layer in enumerate(cache.layers))
 
 
 def _without_spare(cache: Any, repeats: Mapping[int, int], kept: int, tokens: int) -> int:

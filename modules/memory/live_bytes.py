@@ -90,6 +90,13 @@ def _flash_cpu_bytes(query: torch.Tensor, key: torch.Tensor, *_: Any) -> int:
     return inner
 
 
+def _flash_cpu_backward_bytes(grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any) -> int:
+    """Two blocks of scores a thread, in fp32 and, for 16-bit inputs, in their own dtype (FlashAttentionKernel.cpp)."""
+    rows = min(query.shape[2], 256 if query.shape[2] >= 768 else 64 if query.shape[2] >= 192 else 32)
+    scores = torch.get_num_threads() * 2 * rows * min(512, key.shape[2])
+    return scores * (4 + (grad.itemsize if grad.itemsize < 4 else 0))
+
+
 def _mixed_bytes(*args: Any) -> int:
     """Pointwise kernels convert operands of another dtype than the result's beforehand (TensorIterator.cpp)."""
     tensors = [argument for argument in args if isinstance(argument, torch.Tensor)]
@@ -130,6 +137,7 @@ _STAND_INS: dict[Any, Callable[..., Any]] = {aten._grouped_mm.default: _grouped_
 _INNER_BYTES: dict[Any, Callable[..., int]] = {
     aten._safe_softmax.default: _safe_softmax_bytes,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _flash_cpu_bytes,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _flash_cpu_backward_bytes,
     aten.mm.default: _matmul_bytes,
     aten.bmm.default: _matmul_bytes,
     aten.addmm.default: _added_matmul_bytes,

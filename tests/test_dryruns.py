@@ -1,0 +1,112 @@
+"""The client of the dry-run worker: answers, memory, deadlines, damage."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modules.errors import BadConfig, NotAvailableHere, SnugError, TimedOut, UnsupportedModel
+from modules.memory.dryruns import DryRuns
+from modules.memory.forecast import RunSpec
+from modules.memory.spec import ModelSpec
+from modules.memory.training import TrainingRun
+from tests.shapes import llama
+
+LLAMA_70B: dict[str, Any] = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672,
+    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
+    "max_position_embeddings": 131072, "tie_word_embeddings": False,
+}  # fmt: skip
+RUN = RunSpec("bfloat16", context_tokens=8192)
+
+
+def model_of(folder: Path, **changes: Any) -> ModelSpec:
+    """A model of which only the config is here."""
+    path = folder / f"model-{len(list(folder.iterdir()))}"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({**LLAMA_70B, **changes}))
+    return replace(llama("70B"), path=path)  # of the rest only name and format matter here
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DryRuns]:
+    """One client for the tests that leave it alive."""
+    client = DryRuns(tmp_path_factory.mktemp("cache"))
+    yield client
+    client.close()
+
+
+def test_a_70b_model_is_known_from_its_config_alone(runs: DryRuns, tmp_path: Path) -> None:
+    peaks = runs.measure(model_of(tmp_path), RUN)
+    assert peaks.weights == pytest.approx(70_553_706_496 * 2, rel=1e-6)
+    assert peaks.kv_cache == 2 * 80 * 8 * 128 * 8192 * 2
+    assert 0 < peaks.decode_peak < peaks.prefill_peak < 1_000_000_000
+
+
+def test_what_is_not_known_comes_later_and_stays(runs: DryRuns, tmp_path: Path) -> None:
+    spec = model_of(tmp_path, num_hidden_layers=7)
+    assert runs.peaks(spec, RUN) is None
+    measured = runs.measure(spec, RUN)
+    assert runs.peaks(spec, RUN) == measured
+
+
+def test_answers_outlive_the_process_and_serve_without_a_worker(tmp_path: Path) -> None:
+    spec = model_of(tmp_path, num_hidden_layers=3)
+    first = DryRuns(tmp_path / "cache")
+    measured = first.measure(spec, RUN)
+    first.close()
+    second = DryRuns(tmp_path / "cache", answer_s=0.001)  # a question would fail
+    assert second.peaks(spec, RUN) == measured
+    second.close()
+
+
+def test_a_training_step_is_answered_too(runs: DryRuns, tmp_path: Path) -> None:
+    peaks = runs.training(model_of(tmp_path, num_hidden_layers=5), TrainingRun(tokens=64))
+    assert peaks.gradients == pytest.approx(peaks.weights, rel=1e-6)
+    assert peaks.peak > peaks.weights + peaks.gradients + peaks.optimizer
+
+
+def test_a_run_that_takes_too_long_is_killed_named_and_not_tried_again(tmp_path: Path) -> None:
+    client = DryRuns(tmp_path / "cache", answer_s=0.05)
+    spec = model_of(tmp_path)
+    with pytest.raises(TimedOut, match="longer than"):
+        client.measure(spec, RUN)
+    assert client.peaks(spec, RUN) is None
+    started = time.monotonic()
+    with pytest.raises(TimedOut):
+        client.measure(spec, RUN)
+    assert time.monotonic() - started < 1
+    client.close()
+
+
+def test_what_cannot_be_built_is_refused_and_the_worker_lives_on(runs: DryRuns, tmp_path: Path) -> None:
+    odd = model_of(tmp_path, hidden_size=8190)
+    with pytest.raises(SnugError) as caught:
+        runs.measure(odd, RUN)
+    assert isinstance(caught.value, BadConfig | UnsupportedModel)
+    assert runs.measure(model_of(tmp_path, num_hidden_layers=2), RUN).weights > 0
+
+
+def test_damaged_answers_are_asked_for_again(tmp_path: Path) -> None:
+    spec = model_of(tmp_path, num_hidden_layers=2)
+    client = DryRuns(tmp_path / "cache")
+    measured = client.measure(spec, RUN)
+    client.close()
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_text('{"weights": "many"}')
+    again = DryRuns(tmp_path / "cache")
+    assert again.measure(spec, RUN) == measured
+    again.close()
+
+
+def test_a_closed_client_says_so(tmp_path: Path) -> None:
+    client = DryRuns(tmp_path / "cache")
+    client.close()
+    with pytest.raises(NotAvailableHere):
+        client.measure(model_of(tmp_path), RUN)
