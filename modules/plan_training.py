@@ -9,6 +9,7 @@ from modules.errors import OutOfMemory, SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.budget import Budget
 from modules.memory.fitting import margin
+from modules.memory.forecast import CPU_PROCESS_BYTES, CUDA_CONTEXT_BYTES
 from modules.memory.model_spec import ModelSpec
 from modules.memory.training import Optimizer, TrainingMode, TrainingRun, training_budget
 from modules.units import format_size
@@ -68,7 +69,7 @@ def _runs(mode: TrainingMode, tokens: int) -> Iterator[TrainingRun]:
 
 
 def _way(spec: ModelSpec, run: TrainingRun, device: Device) -> TrainingWay:
-    budget = training_budget(spec, run)
+    budget = training_budget(spec, run, context=CUDA_CONTEXT_BYTES if device.kind == "cuda" else CPU_PROCESS_BYTES)
     costs = [_CHECKPOINTING] if run.checkpointing else []
     if run.optimizer == "sgd":
         costs.append("learns more slowly than Adam")
