@@ -3,13 +3,14 @@
 (() => {
   const { el } = snug;
   const SHOWS = "[data-tip]", LEAST = 256;
-  let tip = null, about = null, context = null;
+  let tip = null, about = null, aboutPlace = -1, context = null;
 
   /* One note for all parts: shown by mouse, keyboard and finger alike. */
   function showTip(part) {
     if (part === about) return;
     hideTip();
     about = part;
+    aboutPlace = [...document.querySelectorAll(SHOWS)].indexOf(part);
     const { tip: title, size, method, formula } = part.dataset;
     tip = el("div.plan-tip", { role: "tooltip" },
       el("strong", {}, title), el("p", {}, size),
@@ -22,6 +23,12 @@
     tip.style.top = `${below + own.height < window.innerHeight - 8 ? below : box.top - own.height - 10}px`;
   }
   function hideTip() { tip?.remove(); tip = about = null; }
+  /* The picture was drawn anew: what was pointed at goes on speaking, with the new numbers, if it is still there. */
+  function keepTip() {
+    const name = about?.dataset.tip, again = document.querySelectorAll(SHOWS)[aboutPlace];
+    hideTip();
+    if (name && again?.dataset.tip === name) showTip(again);
+  }
 
   snug.mountPlan = (element, watch) => {
     const part = (event) => event.target.closest?.(SHOWS);
@@ -32,7 +39,7 @@
     element.addEventListener("click", (event) => { const at = part(event); if (at) showTip(at); });
     window.addEventListener("scroll", hideTip, { capture: true, passive: true });
     window.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
-    watch("value", () => { hideTip(); context?.(element.querySelector("[data-context]")?.dataset.context); });
+    watch("value", () => { keepTip(); context?.(element.querySelector("[data-context]")?.dataset.context); });
   };
 
   /* Lengths lie on a logarithmic scale: every doubling takes the same room. */
