@@ -226,7 +226,7 @@ def test_a_call_that_is_under_way_when_the_engine_dies_raises(start: StartHost) 
 
     asking = threading.Thread(target=ask)
     asking.start()
-    until(lambda: bool(host._calls))
+    until(lambda: host._calls.waiting > 0)
     os.kill(host.pid, signal.SIGKILL)
     asking.join(20)
     assert len(caught) == 1

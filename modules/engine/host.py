@@ -6,21 +6,13 @@ long is killed. Nothing is restarted here: models.py decides that.
 
 from __future__ import annotations
 
-import copy
-import itertools
 import logging
 import os
-import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias
-
-import psutil
+from typing import TypeAlias
 
 from modules.engine.base import (
     EngineStats,
@@ -32,61 +24,22 @@ from modules.engine.base import (
     Progress,
     TextPiece,
 )
+from modules.engine.calls import Calls
 from modules.engine.child import Child, ProcessChild, ThreadChild
 from modules.engine.deaths import MemoryWatch
 from modules.engine.generation import Generation
-from modules.engine.wire import (
-    Answer,
-    Call,
-    Cancel,
-    Close,
-    Emitted,
-    LoadBroke,
-    Loaded,
-    Loading,
-    Message,
-    Method,
-    Start,
-    Submit,
-    Writer,
-)
-from modules.errors import EngineDied, LoadFailed, OutOfMemory, SnugError, TimedOut
+from modules.engine.open_requests import OpenRequests
+from modules.engine.patience import PATIENCE, Patience
+from modules.engine.verdicts import death_of, stopped
+from modules.engine.wire import Answer, Close, Emitted, LoadBroke, Loaded, Loading, Message, Start, Writer
+from modules.errors import LoadFailed, OutOfMemory, SnugError
 from modules.memory.planner import Plan
-from modules.units import format_duration, format_size
 
 __all__ = ["PATIENCE", "EngineHost", "Generation", "Patience", "ignore"]
 
 log = logging.getLogger(__name__)
 TICK_S = 0.2
-TRY_AGAIN = "Try again: the model is loaded anew."
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a host waits, in seconds.
-
-    `load_s` without a sign of progress, or `reply_s` without an event while a request runs, and the engine counts as
-    hung. One token of a model on a slow disk may take minutes. A cancelled reply ends for its reader after `cancel_s`
-    even if the engine is still busy with a step.
-    """
-
-    load_s: float = 1800.0
-    reply_s: float = 900.0
-    cancel_s: float = 0.8
-    call_s: float = 60.0
-    close_s: float = 3.0
-
-
-PATIENCE = Patience()
 OnStarved: TypeAlias = "Callable[[EngineHost, SnugError, list[Generation]], None]"
-
-
-@dataclass(slots=True)
-class _Owed:
-    """A request for which the engine has not sent Finished."""
-
-    since: float
-    on_abandon: weakref.finalize[..., Generation]
 
 
 def ignore(progress: Progress) -> None:
@@ -118,15 +71,10 @@ class EngineHost:
         self._on_progress = on_progress
         self._on_death = on_death
         self._on_starved = on_starved
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
         self._closing = threading.Event()
         self._loaded: Future[ModelInfo] = Future()
-        self._open: weakref.WeakValueDictionary[str, Generation] = weakref.WeakValueDictionary()
-        self._waited_for: set[Generation] = set()
-        self._owed: dict[str, _Owed] = {}
-        self._calls: dict[int, Future[Any]] = {}
-        self._numbers = itertools.count()
+        self._requests = OpenRequests(self._post)
+        self._calls = Calls(self._post)
         self._dead: SnugError | None = None
         self._verdict: SnugError | None = None
         self._starved = False
@@ -191,8 +139,7 @@ class EngineHost:
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Whether the engine is done with every request, waiting for that at most `timeout_s`."""
-        with self._idle:
-            return self._idle.wait_for(lambda: not self._owed, timeout_s)
+        return self._requests.wait_idle(timeout_s)
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Send a request; returns at once.
@@ -200,52 +147,31 @@ class EngineHost:
         Refusals (ContextLengthExceeded, QueueFull) and a dead engine arrive as the first event, Finished("error").
         Raises ValueError if a request of this id is running.
         """
-        generation = Generation(request, partial(self._post, Cancel(request.id)), self._waited_for)
-        self._take_on(generation, request)
-        return generation
+        return self._requests.submit(request)
 
     def adopt(self, generation: Generation) -> None:
         """Let `generation`, which another host gave up, go on here."""
-        request = generation.move(partial(self._post, Cancel(generation.id)), self._waited_for)
-        if request is None:
-            generation.finish("cancelled" if generation.cancelled_at is not None else "length")
-        else:
-            self._take_on(generation, request)
+        self._requests.adopt(generation)
 
     def hand_over(self) -> list[Generation]:
         """End the engine as `close` does; the open generations do not end, they are the caller's."""
-        generations = self._leave_open()
+        generations = self._requests.leave()
         for generation in generations:
             generation.park()
         self.close()
         return [generation for generation in generations if not generation.ended]
 
-    def _take_on(self, generation: Generation, request: GenerationRequest) -> None:
-        with self._lock:
-            if request.id in self._owed:
-                raise ValueError(f"request {request.id} is running already")
-            dead = self._dead
-            if dead is None:
-                # Cancelled when nobody holds it any more; posting is safe in a finalizer, taking locks would not be.
-                abandon = weakref.finalize(generation, self._post, Cancel(request.id))
-                abandon.atexit = False
-                self._open[request.id] = generation
-                self._owed[request.id] = _Owed(time.monotonic(), abandon)
-                self._post(Submit(request))
-        if dead is not None:
-            generation.finish("error", dead)
-
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
         """Token ids of `pieces`. Raises EngineDied or TimedOut."""
-        return list(self._call("encode", tuple(pieces)))
+        return list(self._calls.ask("encode", tuple(pieces), timeout_s=self._patience.call_s))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids`. Raises EngineDied or TimedOut."""
-        return str(self._call("decode", tuple(token_ids)))
+        return str(self._calls.ask("decode", tuple(token_ids), timeout_s=self._patience.call_s))
 
     def stats(self) -> EngineStats:
         """How busy the engine is now. Raises EngineDied or TimedOut."""
-        stats: EngineStats = self._call("stats")
+        stats: EngineStats = self._calls.ask("stats", timeout_s=self._patience.call_s)
         return stats
 
     def close(self, because: SnugError | None = None) -> None:
@@ -255,7 +181,7 @@ class EngineHost:
         """
         first = not self._closing.is_set()
         self._closing.set()
-        for generation in self._leave_open():
+        for generation in self._requests.leave():
             generation.finish("error" if because else "cancelled", because)
         if threading.current_thread() is self._thread:
             return
@@ -267,25 +193,6 @@ class EngineHost:
                 if self._thread.is_alive():
                     end()
                     self._thread.join(self._patience.close_s)
-
-    def _call(self, method: Method, *arguments: object) -> Any:
-        answer: Future[Any] = Future()
-        with self._lock:
-            if self._dead is not None:
-                raise copy.copy(self._dead)  # one instance raised again and again would grow its traceback
-            number = next(self._numbers)
-            self._calls[number] = answer
-        self._post(Call(number, method, arguments))
-        try:
-            return answer.result(self._patience.call_s)
-        except TimeoutError as error:
-            raise TimedOut(
-                f"The engine did not answer within {format_duration(self._patience.call_s)}.",
-                remedy="It may be busy; try again, or load the model anew.",
-            ) from error
-        finally:
-            with self._lock:
-                self._calls.pop(number, None)
 
     def _post(self, message: Message) -> None:
         if self._writer is not None:
@@ -325,43 +232,23 @@ class EngineHost:
         if not isinstance(message, Answer):  # answers come even while the engine's loop is stuck
             self._heard = time.monotonic()
         if isinstance(message, Emitted):
-            generation = self._open.get(message.request_id)
+            generation = self._requests.find(message.request_id)
             error = message.event.error if isinstance(message.event, Finished) else None
             starved = isinstance(error, OutOfMemory) and self._on_starved is not None
             if generation is not None and not starved:
                 generation.push(message.event)
             if isinstance(message.event, Finished):
-                self._settle(message.request_id)
+                self._requests.settle(message.request_id)
             if generation is not None and starved and error is not None:
                 self._give_up([generation], error)
         elif isinstance(message, Answer):
-            self._resolve(message)
+            self._calls.resolve(message)
         elif isinstance(message, Loading):
             self._tell_progress(message.progress)
         elif isinstance(message, Loaded):
             self._loaded.set_result(message.info)
         elif isinstance(message, LoadBroke):
             self._verdict = message.error
-
-    def _settle(self, request_id: str) -> None:
-        """The engine is done with a request."""
-        with self._lock:
-            owed = self._owed.pop(request_id, None)
-            self._open.pop(request_id, None)
-            if not self._owed:
-                self._idle.notify_all()
-        if owed is not None:
-            owed.on_abandon.detach()
-
-    def _resolve(self, answer: Answer) -> None:
-        with self._lock:
-            future = self._calls.pop(answer.number, None)
-        if future is None:
-            return  # its caller gave up
-        if answer.error is not None:
-            future.set_exception(answer.error)
-        else:
-            future.set_result(answer.value)
 
     def _tell_progress(self, progress: Progress) -> None:
         try:
@@ -375,23 +262,14 @@ class EngineHost:
         if now - self._checked < TICK_S:
             return
         self._checked = now
-        if self._owed or not self._loaded.done():
-            self._watch.look()
-        with self._lock:
-            generations = list(self._open.values())
-            oldest = min((owed.since for owed in self._owed.values()), default=now)
-        for generation in generations:
-            if generation.cancelled_at is not None and now - generation.cancelled_at > self._patience.cancel_s:
-                generation.finish("cancelled")
         loaded = self._loaded.done()
-        silent_s = now - (max(self._heard, oldest) if loaded else self._heard)
-        if silent_s > (self._patience.reply_s if loaded else self._patience.load_s) and self._verdict is None:
-            silence = f"no sign of life for {format_duration(silent_s)}, and was stopped"
-            self._verdict = (
-                EngineDied(f"The engine showed {silence}.", remedy=TRY_AGAIN)
-                if loaded
-                else TimedOut(f"The load showed {silence}.", remedy="Try again, or load a smaller model.")
-            )
+        if self._requests.owed or not loaded:
+            self._watch.look()
+        self._requests.end_cancelled(now, self._patience.cancel_s)
+        since = max(self._heard, self._requests.oldest_since(now)) if loaded else self._heard
+        verdict = self._patience.verdict(now - since, loaded=loaded)
+        if verdict is not None and self._verdict is None:
+            self._verdict = verdict
             child.kill()
 
     def _bury(self) -> None:
@@ -402,17 +280,13 @@ class EngineHost:
             child.kill()  # it, if it lingers, and in any case what it started
             child.wait(self._patience.close_s)
         error = self._verdict or self._cause_of_death()
-        with self._lock:
-            self._dead = error
-            calls = list(self._calls.values())
-            self._calls.clear()
+        self._dead = error
         died = self._loaded.done() and not self._closing.is_set()
-        generations = self._leave_open()
+        generations = self._requests.leave(error)
         if not (died and self._starved):
             for generation in generations:
                 generation.finish("error", error)
-        for call in calls:
-            call.set_exception(error)
+        self._calls.end(error)
         if not self._loaded.done():
             self._loaded.set_exception(error)
         if child is not None:
@@ -436,54 +310,10 @@ class EngineHost:
             generation.park()
         self._on_starved(self, error, generations)
 
-    def _leave_open(self) -> list[Generation]:
-        """The open generations, which this host then forgets."""
-        with self._lock:
-            generations = list(self._open.values())
-            self._open.clear()
-            for owed in self._owed.values():
-                owed.on_abandon.detach()
-            self._owed.clear()
-            self._idle.notify_all()
-        return generations
-
     def _cause_of_death(self) -> SnugError:
-        code = self._child.exit_code() if self._child is not None else None
         loading = not self._loaded.done()
         if self._closing.is_set():
-            if loading:
-                return LoadFailed("The load was stopped.")
-            return EngineDied("The model was unloaded.", remedy="Load a model on the Model tab.")
-        killed = code is not None and code == -getattr(signal, "SIGKILL", 9)
-        if loading and killed:
-            return OutOfMemory(
-                f"The engine process was killed while it was loading{_guess(self.plan)}.",
-                remedy="Close other programs, or load with fewer bits, a shorter context or --disk.",
-            )
-        again = "Try again; the log says more." if loading else TRY_AGAIN
-        when = " while it was loading" if loading else ""
-        if killed:
-            self._starved = self._watch.was_memory()
-            seen = f" ({seen})" if (seen := self._watch.evidence()) else ""
-            why = f"because memory ran out{seen}" if self._starved else "by another program or a person"
-            return EngineDied(f"The engine process was killed (SIGKILL), most likely {why}.", remedy=again)
-        return EngineDied(f"The engine process ended{when} ({_exit_words(code)}).", remedy=again)
-
-
-def _exit_words(code: int | None) -> str:
-    if code is None:
-        return "no exit code"
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
-def _guess(plan: Plan) -> str:
-    """Memory as the likely cause, with the plan's need and what is free now."""
-    needed = plan.budgets["cpu"].total if "cpu" in plan.budgets else 0
-    need = f"the plan needs {format_size(needed)}, " if needed else ""
-    free = format_size(int(psutil.virtual_memory().available))
-    return f", most likely because memory ran out ({need}{free} are free now)"
+            return stopped(loading=loading)
+        code = self._child.exit_code() if self._child is not None else None
+        error, self._starved = death_of(self.plan, code, self._watch, loading=loading)
+        return error
