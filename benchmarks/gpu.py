@@ -22,7 +22,7 @@ from benchmarks.generate_worker import answer, load
 from modules.engine.base import Delta, Finished, GenerationRequest
 from modules.engine.host import EngineHost
 from modules.hardware import read_inventory
-from modules.memory.planner import make_plan
+from modules.memory.planner import Question, make_plan
 from modules.memory.spec import inspect
 from modules.models import load_engine_for
 from modules.sampling import GenerationParams
@@ -69,7 +69,7 @@ def make_model(folder: Path, shape: str) -> Path:
 def start_engine(path: Path, kind: str, folder: Path) -> EngineHost:
     """Our engine on `path`."""
     options = LoadOptions(model=path.name, ctx_size=4096, **OPTIONS[kind])
-    plan = make_plan(inspect(path), options, read_inventory(folder), user_cache_dir=folder, trust_remote_code=False)
+    plan = make_plan(Question(inspect(path), options, read_inventory(folder), folder))
     return EngineHost.start(plan, load_engine_for(plan))
 
 

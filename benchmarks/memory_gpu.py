@@ -21,7 +21,7 @@ from benchmarks.common import ROOT, finish
 from benchmarks.gpu import make_model
 from modules.hardware import read_inventory
 from modules.memory.dryruns import DryRuns
-from modules.memory.planner import make_plan
+from modules.memory.planner import Question, make_plan
 from modules.memory.spec import inspect
 from modules.settings import LoadOptions
 
@@ -76,7 +76,7 @@ def _compare(path: Path, shape: str, kind: str, context: int, runs: DryRuns, fol
 def plan_case(path: Path, kind: str, context: int, folder: Path) -> Any:
     """The plan for one case on this machine."""
     options = LoadOptions(model=path.name, ctx_size=context, **KINDS[kind])
-    return make_plan(inspect(path), options, read_inventory(folder), user_cache_dir=folder, trust_remote_code=False)
+    return make_plan(Question(inspect(path), options, read_inventory(folder), folder))
 
 
 def run_case(path: Path, kind: str, context: int, folder: Path) -> dict[str, int]:

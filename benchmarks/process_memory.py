@@ -19,7 +19,7 @@ from modules.engine.base import GenerationRequest
 from modules.engine.host import EngineHost
 from modules.engine.worker import LoadByName
 from modules.hardware import read_inventory
-from modules.memory.planner import Plan, make_plan
+from modules.memory.planner import Plan, Question, make_plan
 from modules.memory.spec import inspect
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions
@@ -45,9 +45,7 @@ def status_bytes(pid: int, name: str) -> int:
 def make(kind: str, context: int, folder: Path) -> Plan:
     """The plan for one case on this machine's CPU."""
     options = LoadOptions.model_validate({"model": STARTER, "cpu": True, "ctx_size": context, **FLAGS[kind]})
-    return make_plan(
-        inspect(folder), options, read_inventory(folder), user_cache_dir=Path(gettempdir()), trust_remote_code=False
-    )
+    return make_plan(Question(inspect(folder), options, read_inventory(folder), Path(gettempdir())))
 
 
 def fill_context(host: EngineHost, context: int) -> None:

@@ -31,7 +31,7 @@ from modules.engine.host import EngineHost
 from modules.errors import SnugError
 from modules.hardware import Inventory, read_inventory
 from modules.machine_speeds import Bandwidths, measure
-from modules.memory.planner import make_plan
+from modules.memory.planner import Question, make_plan
 from modules.memory.spec import inspect
 from modules.models import load_engine_for
 from modules.sampling import GenerationParams
@@ -154,7 +154,7 @@ def _try_mode(mode: Mode, path: Path, inventory: Inventory, before: Sequence[Out
 def _load_and_reply(mode: Mode, path: Path, inventory: Inventory, scratch: Path) -> Outcome:
     given = {name: str(scratch) if value == "{scratch}" else value for name, value in mode.options.items()}
     options = LoadOptions.model_validate({"model": path.name, "ctx_size": 1024, **given})
-    plan = make_plan(inspect(path), options, inventory, user_cache_dir=scratch, trust_remote_code=False)
+    plan = make_plan(Question(inspect(path), options, inventory, scratch))
     start = time.perf_counter()
     host = EngineHost.start(plan, load_engine_for(plan))
     try:

@@ -38,9 +38,9 @@ from modules.measuring import entries_after_load, entries_after_use
 from modules.memory.describing import describer_for
 from modules.memory.ledger import LEDGER_NAME, Ledger, ObservedErrors
 from modules.memory.listing import ModelEntry, check_loadable, list_models
-from modules.memory.planner import Plan, PlanTable, list_plans, make_plan
+from modules.memory.planner import Plan, PlanTable, Question, list_plans, make_plan
 from modules.memory.smaller import Failure, difference, smaller_plans
-from modules.memory.spec import ModelSpec, inspect
+from modules.memory.spec import inspect
 from modules.memory.speed import Speeds, defaults
 from modules.settings import LoadOptions, Settings, check_machine, check_together
 
@@ -159,16 +159,7 @@ class ModelManager:
         return self._table(options, _stats(current.host) if current else EngineStats())
 
     def _table(self, options: LoadOptions, freed: EngineStats) -> PlanTable:
-        spec, inventory = self._look(options, freed)
-        return list_plans(
-            spec,
-            options,
-            inventory,
-            user_cache_dir=self._cache,
-            trust_remote_code=self._settings.trust_remote_code,
-            speeds=self._speeds(inventory),
-            observed=partial(self._observed, spec.model_type),
-        )
+        return list_plans(self._question(options, freed))
 
     @property
     def idle(self) -> bool:
@@ -369,7 +360,7 @@ class ModelManager:
         """What to try instead of a plan that memory ran out for; nothing where that cannot be told."""
         try:
             table = self._table(failure.options, freed)
-            replan = partial(self._plan_for, table.spec, table.inventory)
+            replan = lambda options: make_plan(table.question.asking(options))  # noqa: E731
             return smaller_plans(failure, table, replan)[:MOST_RELOADS]
         except SnugError as error:
             log.warning("no smaller plan: %s", error)
@@ -410,18 +401,7 @@ class ModelManager:
 
     def _plan(self, options: LoadOptions, freed: EngineStats) -> Plan:
         """The plan for `options` on this machine as if what `freed` holds were free."""
-        return self._plan_for(*self._look(options, freed), options)
-
-    def _plan_for(self, spec: ModelSpec, inventory: Inventory, options: LoadOptions) -> Plan:
-        return make_plan(
-            spec,
-            options,
-            inventory,
-            user_cache_dir=self._cache,
-            trust_remote_code=self._settings.trust_remote_code,
-            speeds=self._speeds(inventory),
-            observed=partial(self._observed, spec.model_type),
-        )
+        return make_plan(self._question(options, freed))
 
     def _observed(self, family: str, device_name: str, quantization: str) -> ObservedErrors:
         """How far forecasts for such models on such a device were off so far."""
@@ -432,15 +412,26 @@ class ModelManager:
         """Where the disk cache goes if no flag says otherwise."""
         return self._settings.user_data_dir / "cache"
 
-    def _look(self, options: LoadOptions, freed: EngineStats) -> tuple[ModelSpec, Inventory]:
-        """The model and the machine as they are now, with what `freed` holds given back. Raises SnugError."""
+    def _question(self, options: LoadOptions, freed: EngineStats) -> Question:
+        """What to ask the planner: the model and the machine as they are now, with what `freed` holds given back.
+
+        Raises SnugError.
+        """
         check_together(options)
         inventory = self._read_inventory(options.disk_cache_dir or options.nvme_offload_dir or self._cache)
         check_machine(options, inventory)
         path = find_model(self._settings.model_dir, options.model)
-        describe = describer_for(path, self._cache / "described")
-        spec = inspect(path, trust_remote_code=self._settings.trust_remote_code, describe=describe)
-        return spec, _with_freed(inventory, freed)
+        trusted = self._settings.trust_remote_code
+        spec = inspect(path, trust_remote_code=trusted, describe=describer_for(path, self._cache / "described"))
+        return Question(
+            spec,
+            options,
+            _with_freed(inventory, freed),
+            self._cache,
+            trust_remote_code=trusted,
+            speeds=self._speeds(inventory),
+            observed=partial(self._observed, spec.model_type),
+        )
 
     def _start(self, plan: Plan, on_progress: OnProgress) -> EngineHost:
         """A loaded engine for `plan`; raises the load's SnugError."""

@@ -31,7 +31,7 @@ from modules.memory.known_gpus import find_gpu, imagine
 from modules.memory.ledger import LEDGER_NAME, Ledger
 from modules.memory.listing import list_models
 from modules.memory.model_spec import ModelSpec
-from modules.memory.planner import PlanTable, list_plans, longest_context
+from modules.memory.planner import PlanTable, Question, list_plans, longest_context
 from modules.memory.spec import inspect
 from modules.memory.speed import Speeds
 from modules.plan_bars import Signs
@@ -187,18 +187,17 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, *, patience_s: 
     ledger = Ledger(settings.user_data_dir / LEDGER_NAME)
     known: dict[RunSpec, Peaks] = {}
     with closing(DryRuns(cache / "dryruns")) as dry_runs:
-        make = partial(
-            list_plans,
+        question = Question(
             spec,
             settings.load_options.model_copy(update={"model": spec.name}),
             machine.inventory,
-            user_cache_dir=cache,
+            cache,
             trust_remote_code=settings.trust_remote_code,
             speeds=machine.speeds,
             peaks=lambda _, run: known.get(run),
             observed=lambda device, quantization: ledger.observed_error(device_name=device, quantization=quantization),
         )
-        table = make()
+        table = list_plans(question)
         deadline = time.monotonic() + patience_s
         while (plan := table.chosen) and plan.run not in known and time.monotonic() < deadline:
             kind: Kind = "cuda" if "cuda:0" in plan.budgets else "cpu"
@@ -206,7 +205,7 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, *, patience_s: 
                 known[plan.run] = dry_runs.measure(spec, plan.run, deadline - time.monotonic(), kind=kind)
             except SnugError:
                 break  # the formulas serve, and are named on every figure
-            table = make()
+            table = list_plans(question)
         return table
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from modules.engine.base import Progress
 from modules.hardware import Inventory
 from modules.memory.placement import make_groups
-from modules.memory.planner import Plan, make_plan
+from modules.memory.planner import Plan, Question, make_plan
 from modules.memory.spec import inspect
 from modules.settings import LoadOptions
 from tests.fakes import fake_inventory
@@ -23,13 +23,8 @@ PROSE = Path(__file__).parent / "data" / "prose.txt"
 
 def plan_of(path: Path, *, inventory: Inventory | None = None, cache: Path | None = None, **flags: Any) -> Plan:
     """The plan for `path` under `flags`, on a machine without a GPU unless `inventory` says otherwise."""
-    return make_plan(
-        inspect(path),
-        LoadOptions.model_validate(flags),
-        inventory or fake_inventory(),
-        user_cache_dir=cache or path.parent / "cache",
-        trust_remote_code=False,
-    )
+    options = LoadOptions.model_validate(flags)
+    return make_plan(Question(inspect(path), options, inventory or fake_inventory(), cache or path.parent / "cache"))
 
 
 def spread(path: Path, *devices: str, cache: Path | None = None, **flags: Any) -> Plan:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from modules.errors import OutOfMemory
 from modules.hardware import Device, Inventory
 from modules.memory.budget import Budget, Figure, Method, Purpose
 from modules.memory.forecast import RunSpec
-from modules.memory.planner import Plan, PlanTable
+from modules.memory.planner import Plan, PlanTable, Question
 from modules.settings import LoadOptions
 from modules.units import GiB
 from tests.fakes import fake_spec
@@ -120,10 +121,9 @@ LOADING = replace(SMALL, budgets={"cpu": budget({"weights": 0.251, "context": 0.
 def table(*plans: Plan, inventory: Inventory = ONE_GPU, dropped: tuple[tuple[str, str], ...] = ()) -> PlanTable:
     """These ways, the first that fits chosen."""
     chosen = next((plan for plan in plans if plan.fits), None)
-    return PlanTable(
-        plans[0].spec, inventory, LoadOptions.model_validate({"model": plans[0].spec.name}), plans, chosen,
-        None if chosen else REFUSAL, dropped,
-    )  # fmt: skip
+    options = LoadOptions.model_validate({"model": plans[0].spec.name})
+    question = Question(plans[0].spec, options, inventory, Path("cache"))
+    return PlanTable(question, plans, chosen, None if chosen else REFUSAL, dropped)
 
 
 ALL_WAYS = table(

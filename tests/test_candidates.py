@@ -17,7 +17,7 @@ from modules.memory.candidates import Place, Way
 from modules.memory.fitting import CONTEXT_STEP, Problem, margin, solve_at
 from modules.memory.ledger import ObservedErrors
 from modules.memory.plan_flags import read_words
-from modules.memory.planner import Plan, PlanTable, list_plans, longest_context
+from modules.memory.planner import Plan, PlanTable, Question, list_plans, longest_context
 from modules.memory.spec import ModelSpec
 from modules.settings import LoadOptions, check_together
 from modules.units import GiB, MiB
@@ -38,7 +38,7 @@ MACHINES = {
 def table(spec: ModelSpec, inventory: Inventory, **flags: object) -> PlanTable:
     """list_plans with flags given as on the command line."""
     options = LoadOptions.model_validate(flags)
-    return list_plans(spec, options, inventory, user_cache_dir=Path("cache"), trust_remote_code=False)
+    return list_plans(Question(spec, options, inventory, Path("cache")))
 
 
 def ways(found: PlanTable) -> list[str]:
@@ -82,7 +82,7 @@ def test_every_plan_says_truly_whether_it_fits_and_its_flags_choose_it_again(mod
     assert found.plans[0] is found.chosen
     options = read_words(found.chosen.flags)
     check_together(options)
-    again = list_plans(spec, options, inventory, user_cache_dir=Path("cache"), trust_remote_code=False).chosen
+    again = list_plans(Question(spec, options, inventory, Path("cache"))).chosen
     assert again is not None
     assert (again.run, again.placement, again.budgets) == (
         found.chosen.run, found.chosen.placement, found.chosen.budgets,
@@ -171,10 +171,7 @@ def test_disk_and_deepspeed_are_listed_but_not_taken_unasked() -> None:
     assert isinstance(found.refusal, OutOfMemory)
     assert "--disk" in found.refusal.remedy
     disk = next(plan for plan in found.plans if "--disk" in plan.flags)
-    asked = list_plans(
-        MODELS["70B"], read_words(disk.flags), MACHINES["1x8, 8 GiB RAM"], user_cache_dir=Path("c"),
-        trust_remote_code=False,
-    )  # fmt: skip
+    asked = list_plans(Question(MODELS["70B"], read_words(disk.flags), MACHINES["1x8, 8 GiB RAM"], Path("c")))
     assert asked.chosen is not None
     assert asked.chosen.placement == disk.placement
 
@@ -203,8 +200,8 @@ def test_forecasts_that_were_too_low_before_widen_the_margin() -> None:
         asked.append((device_name, quantization))
         return ObservedErrors(p50=1.05, p95=1.2, count=10)
 
-    calm = list_plans(spec, options, inventory, user_cache_dir=Path("c"), trust_remote_code=False)
-    warned = list_plans(spec, options, inventory, user_cache_dir=Path("c"), trust_remote_code=False, observed=observed)
+    calm = list_plans(Question(spec, options, inventory, Path("c")))
+    warned = list_plans(Question(spec, options, inventory, Path("c"), observed=observed))
     assert calm.chosen is not None
     assert warned.chosen is not None
     assert calm.chosen.placement == {"": "cuda:0"}
@@ -221,9 +218,7 @@ def test_a_dry_runs_count_replaces_the_formula_and_may_change_the_plan(gpu_gib: 
     class Counted:
         prefill_peak, decode_peak = 3 * GiB, MiB
 
-    plan = list_plans(
-        spec, options, inventory, user_cache_dir=Path("c"), trust_remote_code=False, peaks=lambda _spec, _run: Counted()
-    ).chosen
+    plan = list_plans(Question(spec, options, inventory, Path("c"), peaks=lambda _spec, _run: Counted())).chosen
     assert plan is not None
     assert plan.placement == {"": "cuda:0"}
     assert plan.run.prefill_chunk == chunk

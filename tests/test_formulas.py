@@ -14,7 +14,7 @@ from modules.memory.budget import Purpose
 from modules.memory.forecast import RunSpec, prefill_peak_bytes
 from modules.memory.formulas import formula_text
 from modules.memory.model_spec import ModelSpec, TensorInfo
-from modules.memory.planner import make_plan
+from modules.memory.planner import Question, make_plan
 from modules.settings import LoadOptions
 from tests.fakes import fake_inventory, fake_spec
 
@@ -61,7 +61,7 @@ def value(node: ast.expr) -> float:
 def test_every_formula_gives_its_figure(flags: dict[str, object]) -> None:
     options = LoadOptions.model_validate(flags)
     inventory = fake_inventory((24,))
-    plan = make_plan(llama(), options, inventory, user_cache_dir=Path("cache"), trust_remote_code=False)
+    plan = make_plan(Question(llama(), options, inventory, Path("cache")))
     checked: set[Purpose] = set()
     for budget in plan.budgets.values():
         for purpose, figure in budget.figures.items():

@@ -24,7 +24,7 @@ from modules.engine.serial import SerialEngine
 from modules.errors import EngineDied, OutOfMemory
 from modules.hardware import Inventory
 from modules.memory.budget import Budget, Figure
-from modules.memory.planner import Plan, PlanTable
+from modules.memory.planner import Plan, PlanTable, Question
 from modules.memory.smaller import Failure, difference, smaller_plans
 from modules.models import ModelManager
 from modules.settings import LoadOptions, Settings
@@ -354,7 +354,7 @@ def plan_of(total: int, *, context: int = 4096, **changes: object) -> Plan:
 
 
 def table(*plans: Plan) -> PlanTable:
-    return PlanTable(fake_plan().spec, fake_inventory(), NO_FLAGS, plans, None)
+    return PlanTable(Question(fake_plan().spec, NO_FLAGS, fake_inventory(), Path("cache")), plans, None)
 
 
 def refuse(options: LoadOptions) -> Plan:

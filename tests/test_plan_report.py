@@ -19,7 +19,7 @@ from modules.errors import BadConfig, ModelNotFound, OutOfMemory
 from modules.hardware import Inventory
 from modules.memory.budget import Budget, Figure, Purpose
 from modules.memory.ledger import LEDGER_NAME, Entry, Ledger
-from modules.memory.planner import Plan, PlanTable, list_plans
+from modules.memory.planner import Plan, PlanTable, Question, list_plans
 from modules.plan_bars import Signs, draw
 from modules.plan_json import SCHEMA_VERSION, entries_json, report_json, table_json, training_json
 from modules.plan_report import STARTER_CONFIG, find_sources, run_plan
@@ -44,7 +44,7 @@ ENTRY = Entry(
 
 def table_of(inventory: Inventory, size: Any = "7B", **options: object) -> PlanTable:
     given = LoadOptions.model_validate({"model": f"Llama-{size}", **options})
-    return list_plans(llama(size), given, inventory, user_cache_dir=Path("cache"), trust_remote_code=False)
+    return list_plans(Question(llama(size), given, inventory, Path("cache")))
 
 
 def shown(parts: Sequence[Any], width: int = 80) -> str:

@@ -17,7 +17,7 @@ from modules.memory.budget import Budget, Figure
 from modules.memory.fitting import margin
 from modules.memory.forecast import CUDA_CONTEXT_BYTES, weight_bytes
 from modules.memory.placement import make_groups
-from modules.memory.planner import Plan, make_plan
+from modules.memory.planner import Plan, Question, make_plan
 from modules.memory.spec import ModelSpec, inspect
 from modules.settings import LoadOptions
 from modules.units import GiB, MiB
@@ -35,7 +35,7 @@ MACHINES = {
 def plan_for(spec: ModelSpec, inventory: Inventory, **options: object) -> Plan:
     """make_plan with flags given as on the command line."""
     given_options = LoadOptions.model_validate(options)
-    return make_plan(spec, given_options, inventory, user_cache_dir=Path("cache"), trust_remote_code=False)
+    return make_plan(Question(spec, given_options, inventory, Path("cache")))
 
 
 def devices(plan: Plan) -> str:

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, GgufConfig
 
 from modules.engine.pretrained import from_pretrained_kwargs, source_folder
 from modules.errors import NotAvailableHere, OutOfMemory
-from modules.memory.planner import Plan, make_plan
+from modules.memory.planner import Plan, Question, make_plan
 from modules.settings import LoadOptions
 from tests.shapes import llama, machine
 
@@ -57,13 +57,7 @@ TABLE: list[tuple[Size, str, int, dict[str, bool], str]] = [
 
 def plan_for(size: Size, gpus: str, ram_gib: float, **flags: Any) -> Plan:
     count, gib = MACHINES[gpus]
-    return make_plan(
-        llama(size),
-        LoadOptions(**flags),
-        machine(count, gib, ram_gib=ram_gib),
-        user_cache_dir=Path("cache"),
-        trust_remote_code=False,
-    )
+    return make_plan(Question(llama(size), LoadOptions(**flags), machine(count, gib, ram_gib=ram_gib), Path("cache")))
 
 
 def devices_of(kwargs: dict[str, Any]) -> set[str]:

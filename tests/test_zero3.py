@@ -23,7 +23,7 @@ from modules.engine.host import EngineHost, Generation
 from modules.engine.worker import LoadByName
 from modules.engine.zero3_load import Sizes, zero3_config
 from modules.errors import BadValue, EngineDied, NotAvailableHere, SnugError
-from modules.memory.planner import Plan, make_plan
+from modules.memory.planner import Plan, Question, make_plan
 from modules.memory.spec import inspect
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions
@@ -67,9 +67,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def plan_of(path: Path, **flags: Any) -> Plan:
     options = LoadOptions(deepspeed=True, **flags)
-    return make_plan(
-        inspect(path), options, fake_inventory(), user_cache_dir=path.parent / "cache", trust_remote_code=False
-    )
+    return make_plan(Question(inspect(path), options, fake_inventory(), path.parent / "cache"))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ Pure: it reads values and returns values. A value that says what will happen bef
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,7 @@ from modules.memory.spec import ModelSpec
 from modules.memory.speed import Speeds, defaults
 from modules.settings import LoadOptions
 
-__all__ = ["DEFAULT_CONTEXT", "Loader", "Plan", "PlanTable", "list_plans", "longest_context", "make_plan"]
+__all__ = ["DEFAULT_CONTEXT", "Loader", "Plan", "PlanTable", "Question", "list_plans", "longest_context", "make_plan"]
 
 Loader = Literal["transformers", "deepspeed"]
 
@@ -67,82 +67,93 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class PlanTable:
-    """Every way to run `spec` under `options` on this machine: the chosen one first, then what else is worth taking,
-    the fastest first, then what does not fit (`short_bytes` above 0).
+class Question:
+    """What is to be planned: a model, what the user asks for, a machine, and what is known of how it behaves there.
 
-    Where nothing fits `chosen` is None and `refusal` names the smallest change that would. `dropped` are ways with
-    the reason why they change nothing for this model or cannot run here. `observed` and `peaks` as they were asked.
+    `user_cache_dir` is where the disk cache goes if no flag says otherwise. `speeds` None: the published ones.
+    `peaks` tells what a dry run counted, or None while it is not known; it must not block, and is asked for chosen
+    ways only. `observed` tells how far such forecasts were off so far.
     """
 
     spec: ModelSpec
-    inventory: Inventory
     options: LoadOptions
+    inventory: Inventory
+    user_cache_dir: Path
+    _: KW_ONLY
+    trust_remote_code: bool = False
+    speeds: Speeds | None = None
+    peaks: PeaksOf | None = field(default=None, compare=False, repr=False)
+    observed: ErrorsOf | None = field(default=None, compare=False, repr=False)
+
+    def asking(self, options: LoadOptions) -> Question:
+        """The same of other options."""
+        return replace(self, options=options)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTable:
+    """Every way to run a model as was asked: the chosen one first, then what else is worth taking, the fastest first,
+    then what does not fit (`short_bytes` above 0).
+
+    Where nothing fits `chosen` is None and `refusal` names the smallest change that would. `dropped` are ways with
+    the reason why they change nothing for this model or cannot run here.
+    """
+
+    question: Question
     plans: tuple[Plan, ...]
     chosen: Plan | None
     refusal: SnugError | None = None
     dropped: tuple[tuple[str, str], ...] = ()
-    peaks: PeaksOf | None = field(default=None, compare=False, repr=False)
-    observed: ErrorsOf | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model."""
+        return self.question.spec
+
+    @property
+    def options(self) -> LoadOptions:
+        """The user's flags."""
+        return self.question.options
+
+    @property
+    def inventory(self) -> Inventory:
+        """The machine."""
+        return self.question.inventory
 
 
-def list_plans(
-    spec: ModelSpec,
-    options: LoadOptions,
-    inventory: Inventory,
-    *,
-    user_cache_dir: Path,
-    trust_remote_code: bool,
-    speeds: Speeds | None = None,
-    peaks: PeaksOf | None = None,
-    observed: ErrorsOf | None = None,
-) -> PlanTable:
-    """Every way to run `spec` on this machine, narrowed by the user's flags.
+def list_plans(question: Question) -> PlanTable:
+    """Every way to run a model on a machine, narrowed by the user's flags.
 
-    `peaks` tells what a dry run counted, or None while it is not known; it must not block, and is asked for chosen
-    ways only. Raises BadValue for an
-    impossible context, BadFlag for quantizing what is quantized already, NotAvailableHere for what cannot be here.
+    Raises BadValue for an impossible context, BadFlag for quantizing what is quantized already, NotAvailableHere for
+    what cannot be here.
     """
-    speeds = speeds or defaults(inventory)
-    problem = _problem(spec, options, inventory)
+    spec, options = question.spec, question.options
+    problem = _problem(question)
     ways, dropped = list_ways(spec, options, len(problem.gpus))
     wishes, wished = Wishes(options, len(problem.gpus)), wished_context(spec, options)
-    rank = partial(rank_way, problem, speeds=speeds, observed=None if observed is None else cache(observed))
+    speeds = question.speeds or defaults(question.inventory)
+    observed = None if question.observed is None else cache(question.observed)
+    rank = partial(rank_way, problem, speeds=speeds, observed=observed)
     found = [one for way in ways if (one := rank(way)) is not None]
     chosen = choose(found, wishes, wished)
-    if chosen is not None and peaks is not None:
+    if chosen is not None and question.peaks is not None:
         found, chosen = with_dry_runs(
-            spec, found, chosen, peaks, rank, lambda all_ways: choose(all_ways, wishes, wished)
+            spec, found, chosen, question.peaks, rank, lambda all_ways: choose(all_ways, wishes, wished)
         )
     others = [one for one in front(found) if one is not chosen]
     misses = nearest_misses(found)
-    to_plan = partial(
-        _plan, problem, speeds=speeds, wished=wished, folder=user_cache_dir, trust_remote_code=trust_remote_code
-    )
+    to_plan = partial(_plan, question, problem, speeds=speeds, wished=wished)
     best = [] if chosen is None else [to_plan(chosen, why=tuple(why_chosen(chosen, others, misses)))]
     plans = (*best, *map(to_plan, others), *map(to_plan, misses))
     refused = None
     if chosen is None:
-        refused = refusal(problem, found, lambda other: _fits(spec, other, inventory))
-    return PlanTable(spec, inventory, options, plans, best[0] if best else None, refused, dropped, peaks, observed)
+        refused = refusal(problem, found, lambda other: _fits(question.asking(other)))
+    return PlanTable(question, plans, best[0] if best else None, refused, dropped)
 
 
-def make_plan(
-    spec: ModelSpec,
-    options: LoadOptions,
-    inventory: Inventory,
-    *,
-    user_cache_dir: Path,
-    trust_remote_code: bool,
-    speeds: Speeds | None = None,
-    peaks: PeaksOf | None = None,
-    observed: ErrorsOf | None = None,
-) -> Plan:
+def make_plan(question: Question) -> Plan:
     """The chosen Plan of `list_plans`. Raises what that does, and its refusal where nothing fits."""
-    table = list_plans(
-        spec, options, inventory, user_cache_dir=user_cache_dir, trust_remote_code=trust_remote_code,
-        speeds=speeds, peaks=peaks, observed=observed,
-    )  # fmt: skip
+    table = list_plans(question)
     if table.refusal is not None:
         raise table.refusal
     return table.plans[0]
@@ -151,9 +162,9 @@ def make_plan(
 def longest_context(table: PlanTable, plan: Plan) -> int:
     """The most tokens of context with which `plan`'s way of running still fits this machine; 0 if none do."""
     options = table.options.model_copy(update={"ctx_size": None})
-    problem = _problem(plan.spec, options, table.inventory)
+    problem = _problem(table.question.asking(options))
     way = Way(plan.run, _place(plan), _uses_disk(plan), plan.quality)
-    problem = replace(problem, widened=widened(problem, way, table.observed))
+    problem = replace(problem, widened=widened(problem, way, table.question.observed))
     most = plan.spec.max_context
     if solve_at(problem, way, most) is not None:
         return most
@@ -161,27 +172,21 @@ def longest_context(table: PlanTable, plan: Plan) -> int:
     return found.run.context_tokens if found else 0
 
 
-def _problem(spec: ModelSpec, options: LoadOptions, inventory: Inventory) -> Problem:
+def _problem(question: Question) -> Problem:
     """The model and the part of the machine that the flags leave."""
+    options, inventory = question.options, question.inventory
     gpus = () if options.cpu else inventory.gpus
     there = len(gpus)
     if options.gpu_memory:
         gpus = gpus[: len(options.gpu_memory)]
-    return Problem(spec, options, gpus, inventory.cpu, inventory.disk, there)
+    return Problem(question.spec, options, gpus, inventory.cpu, inventory.disk, there)
 
 
 def _plan(
-    problem: Problem,
-    one: Ranked,
-    *,
-    speeds: Speeds,
-    wished: int,
-    folder: Path,
-    trust_remote_code: bool,
-    why: tuple[str, ...] = (),
+    question: Question, problem: Problem, one: Ranked, *, speeds: Speeds, wished: int, why: tuple[str, ...] = ()
 ) -> Plan:
     """The Plan of a solved way."""
-    solution, options = one.solution, problem.options
+    solution, options, folder = one.solution, question.options, question.user_cache_dir
     way, layout = solution.way, solution.layout
     nvme = folder / "nvme"
     flags = words(options_for(problem, solution, wished_context=wished, nvme_folder=nvme))
@@ -195,7 +200,7 @@ def _plan(
         budgets=solution.budgets,
         disk_cache_dir=(options.disk_cache_dir or folder) if layout and (way.disk or options.disk) else None,
         nvme_offload_dir=(options.nvme_offload_dir or nvme) if layout is None and way.disk else None,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=question.trust_remote_code,
         fits=solution.fits,
         reasons=told,
         title=title(problem, solution),
@@ -207,11 +212,12 @@ def _plan(
     )
 
 
-def _fits(spec: ModelSpec, options: LoadOptions, inventory: Inventory) -> bool:
-    """Whether anything that may be chosen under `options` fits."""
-    problem = _problem(spec, options, inventory)
+def _fits(question: Question) -> bool:
+    """Whether anything that may be chosen fits; by published speeds and without what was observed."""
+    spec, options = question.spec, question.options
+    problem = _problem(question)
     wishes = Wishes(options, len(problem.gpus))
-    speeds = defaults(inventory)
+    speeds = defaults(question.inventory)
     for way in list_ways(spec, options, len(problem.gpus))[0]:
         one = rank_way(problem, way, speeds=speeds, observed=None)
         if one is not None and choose([one], wishes, wished_context(spec, options)) is not None:
