@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_iter
 from modules.engine.attention import multiplies_bf16
 
 aten = torch.ops.aten
+# Products of fewer multiplications than these, or as many, torch computes without oneDNN (mkldnn_gemm_min_size).
+_SMALLEST_PRODUCT = 16**3
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # its __init_subclass__
@@ -108,21 +110,35 @@ def _mixed_bytes(*args: Any) -> int:
 
 def _matmul_bytes(left: torch.Tensor, right: torch.Tensor, *_: Any) -> int:
     """oneDNN's bf16 product: a thread's block of the right matrix, packed, and of the result in fp32; whole copies of
-    matrices that lie neither in rows nor in columns (ATen/native/mkldnn/Matmul.cpp).
+    matrices that lie neither in rows nor in columns; nothing for small ones (ATen/native/mkldnn/Matmul.cpp).
 
     Measured with torch 2.13 on a CPU with bf16 instructions, 1 and 2 threads: blocks of up to 512 × 64 and 256 × 64.
     """
-    if left.dtype != torch.bfloat16 or not multiplies_bf16():
+    products = left.numel() * right.shape[-1]
+    if left.dtype != torch.bfloat16 or products <= _SMALLEST_PRODUCT or not multiplies_bf16():
         return 0
-    rows, inner, columns = left.shape[-2], left.shape[-1], right.shape[-1]
+    copied = sum(matrix.nbytes for matrix in (left, right) if not _is_plain(matrix))
+    return _packed_bytes(left.shape[-2], left.shape[-1], right.shape[-1]) + copied
+
+
+def _packed_bytes(rows: int, inner: int, columns: int) -> int:
+    """What oneDNN's product of bf16 matrices `(rows, inner)` and `(inner, columns)` packs."""
     threads = torch.get_num_threads()
     parts = -(-rows // 256)
     if parts * -(-columns // 64) < threads:
         parts = threads
     packed = min(512, -(-inner // 32) * 32) * 64 * 2
     result = -(-rows // parts) * min(64, -(-columns // 16) * 16) * 4
-    copied = sum(matrix.nbytes for matrix in (left, right) if not _is_plain(matrix))
-    return threads * (packed + result + 1024) + copied
+    return threads * (packed + result + 1024)
+
+
+def _grouped_mm_bytes(inputs: torch.Tensor, weights: torch.Tensor, *_: Any, **__: Any) -> int:
+    """One product an expert (ATen/native/GroupedMMUtils.h), here with the rows that each has if all have as many."""
+    experts, inner, columns = weights.shape
+    rows = -(-inputs.shape[0] // experts)
+    if inputs.dtype != torch.bfloat16 or rows * inner * columns <= _SMALLEST_PRODUCT or not multiplies_bf16():
+        return 0
+    return _packed_bytes(rows, inner, columns)
 
 
 def _added_matmul_bytes(_: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *more: Any) -> int:
@@ -142,6 +158,7 @@ _INNER_BYTES: dict[Any, Callable[..., int]] = {
     aten.bmm.default: _matmul_bytes,
     aten.addmm.default: _added_matmul_bytes,
     aten.baddbmm.default: _added_matmul_bytes,
+    aten._grouped_mm.default: _grouped_mm_bytes,
     **dict.fromkeys(
         (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default),
         _mixed_bytes,
