@@ -24,7 +24,7 @@ from modules.engine.host import EngineHost
 from modules.hardware import read_inventory
 from modules.memory.planner import Question, make_plan
 from modules.memory.spec import inspect
-from modules.models import load_engine_for
+from modules.models.starting import load_engine_for
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions
 

@@ -83,7 +83,7 @@ def run_case(path: Path, kind: str, context: int, folder: Path) -> dict[str, int
     """One load and one reply in this process: bytes at most, allocated and reserved."""
     from modules.engine.base import Finished, GenerationRequest
     from modules.engine.host import EngineHost
-    from modules.models import load_engine_for
+    from modules.models.starting import load_engine_for
     from modules.sampling import GenerationParams
 
     plan = plan_case(path, kind, context, folder)

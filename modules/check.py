@@ -33,7 +33,7 @@ from modules.hardware import Inventory, read_inventory
 from modules.machine_speeds import Bandwidths, measure
 from modules.memory.planner import Question, make_plan
 from modules.memory.spec import inspect
-from modules.models import load_engine_for
+from modules.models.starting import load_engine_for
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions, Settings
 from modules.starter import STARTER_NAME, fetch_in_terminal

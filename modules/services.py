@@ -8,7 +8,7 @@ from modules.chat.presets import Presets
 from modules.chat.prompts import Prompts
 from modules.chat.service import ChatService
 from modules.chat.store import Store
-from modules.models import ModelManager
+from modules.models.manager import ModelManager
 from modules.settings import Settings
 
 

@@ -26,7 +26,8 @@ from modules.extensions import Extensions
 from modules.hardware import read_inventory
 from modules.machine_speeds import MACHINE_FILE, MachineSpeeds
 from modules.memory.listing import list_models
-from modules.models import ModelManager, find_model
+from modules.models.manager import ModelManager
+from modules.models.planning import find_model
 from modules.services import Services
 from modules.settings import Settings, check_machine
 from modules.starter import STARTER_NAME, fetch_in_terminal, is_wanted

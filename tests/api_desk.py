@@ -26,7 +26,7 @@ from modules.chat.templates import TemplateWorker
 from modules.engine.base import Emit, Engine, GenerationRequest, ModelInfo, OnProgress
 from modules.errors import SnugError
 from modules.memory.planner import Plan
-from modules.models import ModelManager
+from modules.models.manager import ModelManager
 from modules.services import Services
 from modules.settings import LoadOptions, Settings
 from tests.fakes import Script, ScriptedEngine, ScriptedLoad, fake_inventory, make_model_folder

@@ -19,7 +19,7 @@ TORCH_ROOMS = (
 )  # fmt: skip
 """Files of modules/memory/ that run in processes of their own."""
 WEB_MODULES = (
-    "server", "modules.models", "modules.startup", "modules.check", "modules.plan_report", "modules.services",
+    "server", "modules.models.manager", "modules.startup", "modules.check", "modules.plan_report", "modules.services",
     "modules.chat.service", "modules.chat.prompts", "modules.api.app", "modules.ui.app",
 )  # fmt: skip
 """What the web process imports, or the terminal's check."""

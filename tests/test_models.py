@@ -32,7 +32,7 @@ from modules.errors import (
     TimedOut,
 )
 from modules.hardware import Inventory
-from modules.models import ModelManager
+from modules.models.manager import ModelManager
 from modules.settings import LoadOptions, Settings
 from modules.units import GiB, MiB
 from tests.fakes import Script, ScriptedLoad, fake_inventory, fake_plan, fake_request, make_model_folder, write_script

@@ -26,7 +26,7 @@ from modules.hardware import Inventory
 from modules.memory.budget import Budget, Figure
 from modules.memory.planner import Plan, PlanTable, Question
 from modules.memory.smaller import Failure, difference, smaller_plans
-from modules.models import ModelManager
+from modules.models.manager import ModelManager
 from modules.settings import LoadOptions, Settings
 from modules.ui.views import message_view
 from modules.units import MiB

@@ -27,7 +27,7 @@ from modules.errors import BadValue, Busy, NotFound, SnugError, StaleView, Store
 from modules.extensions import Extensions
 from modules.hardware import Inventory
 from modules.messages import Conversation, Message
-from modules.models import ModelManager
+from modules.models.manager import ModelManager
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions, Settings
 from tests.fakes import Script, ScriptedLoad, fake_inventory, make_model_folder, write_script

@@ -15,7 +15,7 @@ from modules.chat.running import ReplyView
 from modules.engine.base import ModelInfo, Progress
 from modules.errors import BadValue, NotFound, OutOfMemory
 from modules.messages import Conversation, Message, ReplyStats
-from modules.models import ModelState
+from modules.models.state import ModelState
 from modules.sampling import GenerationParams, controls
 from modules.settings import LoadOptions
 from modules.ui import theme

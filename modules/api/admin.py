@@ -20,7 +20,7 @@ from modules.api.errors import error_object
 from modules.api.schemas import LoadRequest
 from modules.api.shapes import Json
 from modules.engine.base import ModelInfo, Progress
-from modules.models import ModelManager
+from modules.models.manager import ModelManager
 from modules.services import Services
 from modules.settings import LoadOptions
 

@@ -23,7 +23,7 @@ from modules.engine.host import EngineHost
 from modules.errors import BadValue, Busy, NotFound, StaleView
 from modules.extensions import Extensions
 from modules.messages import ChatMessage, Conversation, Message
-from modules.models import ModelManager
+from modules.models.manager import ModelManager
 from modules.sampling import GenerationParams
 
 __all__ = ["NOTEBOOK", "ChatService", "ReplyView", "RunningReply"]

@@ -20,7 +20,7 @@ from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequ
 from modules.engine.host import EngineHost, Generation
 from modules.errors import EngineDied, GenerationFailed, SnugError, StaleView, StoreFailed
 from modules.messages import MessageStatus, ReplyStats
-from modules.models import ModelManager
+from modules.models.manager import ModelManager
 from modules.sampling import MAX_STOP_STRINGS, GenerationParams
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Where memory ran out although a plan fitted: which ways of running the same model need less, and what they change.
 
-Pure, as planner.py is. Who loads them, and for which replies, is models.py's.
+Pure, as planner.py is. Who loads them, and for which replies, is models/rescue.py's.
 """
 
 from __future__ import annotations

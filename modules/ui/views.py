@@ -12,7 +12,7 @@ from typing import Any
 from modules.chat.service import ReplyView
 from modules.errors import SnugError
 from modules.messages import Conversation, Message, ReplyStats
-from modules.models import ModelState
+from modules.models.state import ModelState
 from modules.ui.markdown import StreamingMarkdown, render
 from modules.units import format_duration
 

@@ -23,7 +23,7 @@ from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
 from modules.engine.host import Patience
 from modules.hardware import Inventory
-from modules.models import ModelManager
+from modules.models.manager import ModelManager
 from modules.services import Services
 from modules.settings import LoadOptions, Settings
 from modules.ui.app import mount_ui

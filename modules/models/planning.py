@@ -1,0 +1,102 @@
+"""Plans for models in the models folder, on this machine as it is at that moment. The planner itself is pure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from modules.engine.base import EngineStats
+from modules.errors import ModelNotFound, SnugError
+from modules.files import safe_path
+from modules.hardware import Device, Inventory
+from modules.memory.describing import describer_for
+from modules.memory.planner import Plan, PlanTable, Question, list_plans, make_plan
+from modules.memory.smaller import Failure, smaller_plans
+from modules.memory.spec import inspect
+from modules.memory.speed import Speeds
+from modules.models.records import Records
+from modules.settings import LoadOptions, Settings, check_machine, check_together
+
+log = logging.getLogger(__name__)
+
+
+class Planning:
+    """Asks the planner about this machine; what an engine holds that would give way counts as free (`freed`)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        records: Records,
+        *,
+        read_inventory: Callable[[Path], Inventory],
+        speeds: Callable[[Inventory], Speeds],
+    ) -> None:
+        self._settings = settings
+        self._records = records
+        self._read_inventory = read_inventory
+        self._speeds = speeds
+        self._cache = settings.user_data_dir / "cache"
+
+    def plan(self, options: LoadOptions, freed: EngineStats) -> Plan:
+        """The plan to load by. Raises SnugError for impossible flags, and where nothing fits."""
+        return make_plan(self.question(options, freed))
+
+    def table(self, options: LoadOptions, freed: EngineStats) -> PlanTable:
+        """Every way to load. Raises SnugError for impossible flags."""
+        return list_plans(self.question(options, freed))
+
+    def smaller(self, failure: Failure, freed: EngineStats) -> list[Plan]:
+        """What to try instead of a plan that memory ran out for; nothing where that cannot be told."""
+        try:
+            table = self.table(failure.options, freed)
+            return smaller_plans(failure, table, lambda options: make_plan(table.question.asking(options)))
+        except SnugError as error:
+            log.warning("no smaller plan: %s", error)
+            return []
+
+    def question(self, options: LoadOptions, freed: EngineStats) -> Question:
+        """What to ask the planner, the model and the machine as they are now. Raises SnugError."""
+        check_together(options)
+        inventory = self._read_inventory(options.disk_cache_dir or options.nvme_offload_dir or self._cache)
+        check_machine(options, inventory)
+        path = find_model(self._settings.model_dir, options.model)
+        trusted = self._settings.trust_remote_code
+        spec = inspect(path, trust_remote_code=trusted, describe=describer_for(path, self._cache / "described"))
+        return Question(
+            spec,
+            options,
+            _with_freed(inventory, freed),
+            self._cache,
+            trust_remote_code=trusted,
+            speeds=self._speeds(inventory),
+            observed=self._records.errors_of(spec.model_type),
+        )
+
+
+def find_model(model_dir: Path, name: str | None) -> Path:
+    """Where the model `name` lies. Raises ModelNotFound, BadName."""
+    if not name:
+        raise ModelNotFound("No model is named.", remedy="Choose one from the list.", param="model")
+    path = safe_path(model_dir, name)
+    if not path.exists():
+        raise ModelNotFound(
+            f"There is no model {name!r} in {model_dir}.",
+            remedy="Choose one that is there, or put its folder there.",
+            param="model",
+        )
+    return path
+
+
+def _with_freed(inventory: Inventory, freed: EngineStats) -> Inventory:
+    """The machine as it will be when what `freed` holds is given back."""
+
+    def roomier(device: Device, more_bytes: int) -> Device:
+        return replace(device, free_bytes=min(device.free_bytes + more_bytes, device.total_bytes))
+
+    return replace(
+        inventory,
+        cpu=roomier(inventory.cpu, freed.rss_bytes),
+        gpus=tuple(roomier(gpu, freed.gpu_bytes.get(gpu.id, 0)) for gpu in inventory.gpus),
+    )
