@@ -1,12 +1,14 @@
 """One sequence in a model: its KV cache, what is in it, and `read(ids)`, which gives the logits after them.
 
 KV caches grow in place instead of by torch.cat, can be cut back to a prefix where the model's layers permit, and the
-last few wait on a shelf for a request that begins with the same tokens. Sampling and stopping are not done here.
+last few wait on a shelf for a request that begins with the same tokens. Caches of fewer bits are packed_cache.py's;
+sampling and stopping are not done here.
 """
 
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, Protocol
@@ -34,7 +36,24 @@ class Row(Protocol):
         """Read `ids` (at least one); the logits (vocab,) of what follows them. After an error the row is unusable."""
 
 
-class GrowingLayer(DynamicLayer):  # the library's __init_subclass__
+class RowLayer(DynamicLayer):
+    """A layer of one row that can be copied up to a prefix."""
+
+    @abstractmethod
+    def copy_prefix(self, length: int) -> RowLayer:
+        """A layer of its own that holds the first `length` tokens, of which all must be keepable."""
+
+    def keepable(self, length: int) -> int:
+        """The most of the first `length` tokens that can be kept without the others."""
+        return length
+
+    @property
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """What it keeps, room for tokens to come included."""
+
+
+class GrowingLayer(RowLayer):
     """A layer's keys and values `(1, heads, tokens, head_dim)` in a buffer with room at its end.
 
     DynamicLayer copies everything for each token (torch.cat): at 2,000 tokens that halves the decode speed.
@@ -64,7 +83,7 @@ class GrowingLayer(DynamicLayer):  # the library's __init_subclass__
         return self.keys, self.values
 
     def copy_prefix(self, length: int) -> GrowingLayer:
-        """A layer of its own that holds the first `length` tokens."""
+        """See RowLayer."""
         copy = GrowingLayer()  # type: ignore[no-untyped-call]
         if self.keys is not None and self.values is not None and length:
             copy.update(self.keys[:, :, :length], self.values[:, :, :length])
@@ -72,7 +91,7 @@ class GrowingLayer(DynamicLayer):  # the library's __init_subclass__
 
     @property
     def size_bytes(self) -> int:
-        """What the buffers take."""
+        """See RowLayer."""
         return sum(room.nbytes for room in (self._key_room, self._value_room) if room is not None)
 
     @staticmethod
@@ -114,10 +133,16 @@ class CausalRow:
         """What the cache takes."""
         return sum(_layer_bytes(layer) for layer in self.cache.layers)
 
+    def keepable(self, length: int) -> int:
+        """The most of the first `length` tokens that `keep_prefix` and `copy_prefix` can keep."""
+        return min(
+            (layer.keepable(length) for layer in self.cache.layers if isinstance(layer, RowLayer)), default=length
+        )
+
     def keep_prefix(self, length: int) -> bool:
         """Forget all but the first `length` tokens. False, and nothing changed, where the cache cannot."""
         surplus = len(self.tokens) - length
-        if surplus and not all(map(_can_crop, self.cache.layers)):
+        if surplus and not (self.keepable(length) == length and all(map(_can_crop, self.cache.layers))):
             return False
         if surplus:
             self.cache.crop(-surplus)
@@ -126,7 +151,7 @@ class CausalRow:
 
     def copy_prefix(self, length: int) -> CausalRow | None:
         """A row of its own with the first `length` tokens; None where the layers do not permit it."""
-        if not all(isinstance(layer, GrowingLayer) for layer in self.cache.layers):
+        if self.keepable(length) != length or not all(isinstance(layer, RowLayer) for layer in self.cache.layers):
             return None
         cache: Any = DynamicCache()
         cache.layers = [layer.copy_prefix(length) for layer in self.cache.layers]
@@ -206,7 +231,7 @@ class Shelf:
         return sum(len(row.tokens) for row in self._rows)
 
     def _by_common_prefix(self, ids: Sequence[int]) -> list[tuple[CausalRow, int]]:
-        common = [(row, common_prefix(row.tokens, ids)) for row in reversed(self._rows)]
+        common = [(row, row.keepable(common_prefix(row.tokens, ids))) for row in reversed(self._rows)]
         return sorted((pair for pair in common if pair[1]), key=lambda pair: -pair[1])
 
 
@@ -233,7 +258,7 @@ def _can_crop(layer: Any) -> bool:
 
 
 def _layer_bytes(layer: Any) -> int:
-    if isinstance(layer, GrowingLayer):
+    if isinstance(layer, RowLayer):
         return layer.size_bytes
     tensors = [getattr(layer, "keys", None), getattr(layer, "values", None)]
     tensors += [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]

@@ -17,6 +17,7 @@ from modules.engine.attention import prefer_cpu_attention
 from modules.engine.base import FinishReason, Prefill
 from modules.engine.loaded import LoadedModel
 from modules.engine.loop import QUEUE_LIMIT, LoopEngine
+from modules.engine.packed_cache import cache_maker
 from modules.engine.reply import SMALLEST_CHUNK_TOKENS, Reply, Rung, is_out_of_memory, smaller_chunk
 from modules.engine.rows import CausalRow, EncoderDecoderRow, Row, Shelf
 
@@ -53,6 +54,7 @@ class SerialEngine(LoopEngine):
         super().__init__(loaded, queue_limit=queue_limit)
         self._shelf_bytes = loaded.kv_budget_bytes or DEFAULT_SHELF_BYTES
         self._shelf = Shelf(self._shelf_bytes)
+        self._new_cache = cache_maker(loaded)
         self._bytes_per_token = 0
         self._row: Row | None = None
         self._attention: str = loaded.model.config._attn_implementation
@@ -148,7 +150,7 @@ class SerialEngine(LoopEngine):
         return row, ids
 
     def _new_causal_row(self) -> CausalRow:
-        return CausalRow(self.loaded.model, self.loaded.device)
+        return CausalRow(self.loaded.model, self.loaded.device, self._new_cache())
 
     def _new_encoder_decoder_row(self, prompt_ids: Sequence[int]) -> EncoderDecoderRow:
         return EncoderDecoderRow(self.loaded.model, self.loaded.device, prompt_ids)

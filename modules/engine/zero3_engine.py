@@ -17,6 +17,7 @@ import torch._C._distributed_c10d as stores
 from modules.engine.attention import prefer_cpu_attention
 from modules.engine.base import Engine, OnProgress, Progress
 from modules.engine.loaded import LoadedModel
+from modules.engine.packed_cache import NewCache, cache_maker
 from modules.engine.ranks import Copy, Drop, Encode, Follower, Keep, Leader, Leave, Meet, Order, Read, World
 from modules.engine.reply import as_snug_error
 from modules.engine.rows import CausalRow, EncoderDecoderRow, Row
@@ -56,16 +57,17 @@ def follow(world: World, plan: Plan, follower: Follower) -> None:
     share = load_share(plan, world, store, _ignore)
     prefer_cpu_attention(share.loaded, many_rows=False)  # as rank 0's engine does: the same numbers on every rank
     rows: dict[int, Row] = {}
+    new_cache = cache_maker(share.loaded)
     while not isinstance(order := follower.next(), Leave):
-        obey(order, rows, share.loaded)
+        obey(order, rows, share.loaded, new_cache)
     share.clean_up()
 
 
-def obey(order: Order, rows: dict[int, Row], loaded: LoadedModel) -> None:
+def obey(order: Order, rows: dict[int, Row], loaded: LoadedModel, new_cache: NewCache) -> None:
     """Do with this rank's rows what rank 0 does with its own."""
     if isinstance(order, Read):
         if order.row not in rows:
-            rows[order.row] = CausalRow(loaded.model, loaded.device)
+            rows[order.row] = CausalRow(loaded.model, loaded.device, new_cache())
         rows[order.row].read(order.ids)
     elif isinstance(order, Encode):
         rows[order.row] = EncoderDecoderRow(loaded.model, loaded.device, order.ids)
@@ -79,9 +81,9 @@ def obey(order: Order, rows: dict[int, Row], loaded: LoadedModel) -> None:
 class LeadingRow(CausalRow):
     """A row on rank 0: the same row of each follower does what this one does."""
 
-    def __init__(self, loaded: LoadedModel, leader: Leader, source: CausalRow | None = None) -> None:
-        super().__init__(loaded.model, loaded.device, None if source is None else source.cache)
-        self.tokens = [] if source is None else source.tokens
+    def __init__(self, loaded: LoadedModel, leader: Leader, cache: Any, tokens: Sequence[int] = ()) -> None:
+        super().__init__(loaded.model, loaded.device, cache)
+        self.tokens = list(tokens)
         self._loaded = loaded
         self._leader = leader
         self._number = _new_number(self, leader)
@@ -103,7 +105,7 @@ class LeadingRow(CausalRow):
         copy = super().copy_prefix(length)
         if copy is None:
             return None
-        leading = LeadingRow(self._loaded, self._leader, copy)
+        leading = LeadingRow(self._loaded, self._leader, copy.cache, copy.tokens)
         self._leader.send(Copy(self._number, leading._number, length))
         return leading
 
@@ -138,7 +140,7 @@ class Zero3Engine(SerialEngine):
         self._share.clean_up()
 
     def _new_causal_row(self) -> CausalRow:
-        return LeadingRow(self.loaded, self._leader)
+        return LeadingRow(self.loaded, self._leader, self._new_cache())
 
     def _new_encoder_decoder_row(self, prompt_ids: Sequence[int]) -> EncoderDecoderRow:
         return LeadingEncoderDecoderRow(self.loaded, self._leader, prompt_ids)

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from modules.memory.kv_cache import BITS, LAYERS_ON_GPU, KVCache, packed_bytes, work_bytes
+from modules.memory.layers import LayerKind
 from modules.memory.spec import ModelSpec, TensorInfo
 from modules.units import MiB
 
@@ -49,6 +51,7 @@ class RunSpec:
     context_tokens: int = 4096
     prefill_chunk: int = 512
     attention: str = "sdpa"
+    kv_cache: KVCache = "plain"
 
 
 def element_bytes(dtype: DType) -> int:
@@ -179,19 +182,45 @@ def layer_cache_bytes(spec: ModelSpec, run: RunSpec, layer: int, tokens: int) ->
 
     Per attention layer 2 × kv_heads × head_dim elements a token (MLA: kv_lora_rank + qk_rope_head_dim); a sliding
     layer keeps its window less one and the chunk being read, a hybrid one a state beside its attention; an
-    encoder-decoder keeps as much again for cross-attention. Byte for byte what transformers' caches hold in
-    tests/test_exact_bytes.py.
+    encoder-decoder keeps as much again for cross-attention; a layer of fewer bits see kv_cache.py. Byte for byte what
+    transformers' caches hold in tests/test_exact_bytes.py, packed ones in tests/test_packed_cache.py.
     """
-    kind = spec.layer_kinds[layer] if layer < len(spec.layer_kinds) else "full"
+    kind = _layer_kind(spec, layer)
     width = element_bytes(run.dtype)
     if kind == "shared":
         return 0
+    if kind == "full" and run.kv_cache in BITS:
+        return packed_bytes(spec.kv_heads, spec.head_dim, tokens, bits=BITS[run.kv_cache], width=width)
     state = spec.state_elements * width + spec.state_fp32 * 4 if kind in ("recurrent", "hybrid") else 0
     if kind == "recurrent":
         return state
     kept = min(tokens, spec.sliding_window - 1 + run.prefill_chunk) if kind == "sliding" else tokens
     each = spec.layer_kv_elements[layer] if spec.layer_kv_elements else spec.kv_elements
     return state + kept * each * width * (2 if spec.is_encoder_decoder else 1)
+
+
+def _layer_kind(spec: ModelSpec, layer: int) -> LayerKind:
+    return spec.layer_kinds[layer] if layer < len(spec.layer_kinds) else "full"
+
+
+def layer_cache_away(spec: ModelSpec, run: RunSpec, layer: int, tokens: int) -> int:
+    """Of `layer_cache_bytes`, what lies in CPU memory beside a GPU that computes."""
+    away = run.kv_cache == "offloaded" and _layer_kind(spec, layer) in ("full", "hybrid")
+    return layer_cache_bytes(spec, run, layer, tokens) if away else 0
+
+
+def kv_work_bytes(spec: ModelSpec, run: RunSpec) -> int:
+    """What computing with a cache that is not plain takes on each device that computes, beside the cache itself.
+
+    One layer unpacked; of an offloaded cache the layers that are on the GPU at once.
+    """
+    if run.kv_cache in BITS:
+        return work_bytes(
+            spec.kv_heads, spec.head_dim, run.context_tokens,
+            bits=BITS[run.kv_cache], width=element_bytes(run.dtype),
+        )  # fmt: skip
+    away = (layer_cache_away(spec, run, layer, run.context_tokens) for layer in range(spec.layers))
+    return LAYERS_ON_GPU * max(away, default=0)
 
 
 def kv_cache_bytes(spec: ModelSpec, run: RunSpec, tokens: int) -> int:
