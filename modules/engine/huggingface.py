@@ -25,6 +25,7 @@ from modules.engine.footprint import module_devices, peak_bytes, reset_peak, wei
 from modules.engine.library_messages import route_library_messages, weights_progress
 from modules.engine.loaded import LoadedModel
 from modules.engine.loading_errors import named_failures, named_tokenizer_failures
+from modules.engine.mappings import MappedFiles
 from modules.engine.pretrained import from_pretrained_kwargs, source_folder
 from modules.errors import BadSafetensors, BadTokenizer, BadValue, DiskFull, ModelNotFound
 from modules.memory.placement import make_groups
@@ -40,6 +41,7 @@ CHAT_END_TOKENS = (
 )  # fmt: skip
 _WEIGHTS_SHARE = (0.05, 0.9)
 _DISK_MARGIN_BYTES = 64 * MiB
+_SMALL_BYTES = MiB
 
 
 def load(plan: Plan, on_progress: OnProgress) -> Engine:
@@ -93,8 +95,9 @@ def _load_model(plan: Plan, on_progress: OnProgress) -> Any:
     sizes = {tensor.name: tensor.size_bytes for tensor in plan.spec.tensors}
     auto: Any = AutoModelForSeq2SeqLM if plan.spec.is_encoder_decoder else AutoModelForCausalLM
     on_progress(Progress("Building the model", _WEIGHTS_SHARE[0]))
+    files = MappedFiles() if _converts(plan) else None
     try:
-        with weights_progress(sizes, partial(_tell_weights, plan, on_progress)):
+        with weights_progress(sizes, partial(_tell_weights, plan, on_progress, files)):
             model, report = auto.from_pretrained(str(source_folder(plan)), output_loading_info=True, **kwargs)
     except BaseException:
         if offload_folder:
@@ -104,11 +107,32 @@ def _load_model(plan: Plan, on_progress: OnProgress) -> Any:
         weakref.finalize(model, shutil.rmtree, offload_folder, ignore_errors=True)
     check_complete(plan, report)
     model.eval().requires_grad_(False)
+    if files:
+        _leave_files(model)
+        files.let_go()
     return model
 
 
-def _tell_weights(plan: Plan, on_progress: OnProgress, title: str, fraction: float) -> None:
-    """Progress of the bar `title`; of a GGUF file there are two, unpacking and loading."""
+@torch.no_grad()
+def _leave_files(model: Any) -> None:
+    """Copy the small tensors that would each keep a stretch of a file in memory, when all else was converted."""
+    for parameter in model.parameters():
+        small = parameter.numel() * parameter.element_size() <= _SMALL_BYTES
+        if small and type(parameter) is torch.nn.Parameter and parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
+
+
+def _converts(plan: Plan) -> bool:
+    """Whether tensors are changed or moved on their way into the model, not used where they lie in their files."""
+    kept = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}[plan.run.dtype]
+    moved = any(device != "cpu" for device in plan.placement.values())
+    return moved or plan.run.quantization != "none" or any(tensor.dtype != kept for tensor in plan.spec.tensors)
+
+
+def _tell_weights(plan: Plan, on_progress: OnProgress, files: MappedFiles | None, title: str, fraction: float) -> None:
+    """Progress of the bar `title`; of a GGUF file there are two, unpacking and loading. What is read is let go."""
+    if files:
+        files.let_go_at(fraction)
     stage = "Loading weights" if plan.run.quantization == "none" else f"Quantizing weights to {plan.run.quantization}"
     if plan.spec.source == "gguf":
         unpacking = "GGUF" in title

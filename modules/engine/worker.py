@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from modules.engine.base import Engine, Finished, LoadEngine, OnProgress, Timings, Usage
+from modules.engine.heap import prepare_load, prepare_run
 from modules.engine.wire import (
     Answer,
     Call,
@@ -64,16 +65,18 @@ def main(argv: list[str]) -> None:
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes this process
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    serve(_open(number), on_host_gone=partial(os._exit, 0))
+    prepare_load()
+    serve(_open(number), on_host_gone=partial(os._exit, 0), on_loaded=prepare_run)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # the interpreter's own end would wait for the engine's threads
 
 
-def serve(pipe: Pipe, *, on_host_gone: Callable[[], None]) -> None:
+def serve(pipe: Pipe, *, on_host_gone: Callable[[], None], on_loaded: Callable[[], None] = lambda: None) -> None:
     """Load what the first message says, then serve until Close. Returns when the model is freed.
 
-    `on_host_gone` is called from another thread as soon as the pipe breaks, in the middle of a load too.
+    `on_host_gone` is called from another thread as soon as the pipe breaks, in the middle of a load too; `on_loaded`
+    once the model is there.
     """
     try:
         first = pipe.recv()
@@ -89,6 +92,7 @@ def serve(pipe: Pipe, *, on_host_gone: Callable[[], None]) -> None:
             engine = once.submit(_load, first, writer).result()
         gc.collect()
         gc.freeze()  # what the libraries and the load made stays: looking through it again would stop the model
+        on_loaded()
     except SnugError as error:
         writer.post(LoadBroke(error))
     else:

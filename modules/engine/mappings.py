@@ -1,0 +1,63 @@
+"""Pages of weight files that stay mapped although their tensors were converted: counted as memory, used by nobody.
+
+safetensors maps a file and makes tensors of its pages. What keeps its dtype is used where it lies; what is converted,
+quantized or sent to a GPU is read once, and its pages stay with the process as long as one tensor uses the file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+_SMAPS = Path("/proc/self/smaps")
+_MADV_DONTNEED = 4  # linux/mman-common.h
+_STEPS = 32
+
+
+class MappedFiles:
+    """The mapped pages of files named `…suffix` in this process. Linux only: elsewhere nothing happens."""
+
+    def __init__(self, suffix: str = ".safetensors") -> None:
+        self._suffix = suffix
+        self._next = 0.0
+
+    def let_go_at(self, fraction: float) -> None:
+        """`let_go`, at most once every 32nd of a load of which `fraction` is done."""
+        if fraction >= self._next:
+            self._next = fraction + 1 / _STEPS
+            self.let_go()
+
+    def let_go(self) -> int:
+        """Unmap the pages, and say how many bytes that was; what is used again comes back from the page cache.
+
+        Files of which a page was written to (a private copy that no file holds) are left alone.
+        """
+        if sys.platform != "linux":
+            return 0
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        let_go = 0
+        for start, end, resident, written in _mappings(_SMAPS.read_text(errors="replace"), self._suffix):
+            if resident and not written and madvise(start, end - start, _MADV_DONTNEED) == 0:
+                let_go += resident
+        return let_go
+
+
+def _mappings(smaps: str, suffix: str) -> list[tuple[int, int, int, int]]:
+    """(start, end, bytes resident, bytes written to) of each mapping of such a file (man proc_pid_smaps)."""
+    found: list[tuple[int, int, int, int]] = []
+    place: tuple[int, int] | None = None
+    resident = 0
+    for line in smaps.splitlines():
+        word, _, rest = line.partition(" ")
+        if not word.endswith(":"):
+            start, _, end = word.partition("-")
+            place = (int(start, 16), int(end, 16)) if rest.endswith(suffix) else None
+        elif place is None:
+            continue
+        elif word == "Rss:":
+            resident = int(rest.split()[0]) * 1024
+        elif word == "Anonymous:":
+            found.append((*place, resident, int(rest.split()[0]) * 1024))
+    return found

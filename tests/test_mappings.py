@@ -1,0 +1,60 @@
+"""modules/engine/mappings.py: pages of weight files are let go, and nothing is lost by it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from modules.engine.mappings import MappedFiles, _mappings
+from modules.units import MiB
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> torch.Tensor:
+    """A tensor of 32 MiB that lies in a mapped file, read once."""
+    save_file({"a": torch.arange(8 * MiB, dtype=torch.float32)}, tmp_path / "unlike.safetensors")
+    with safe_open(tmp_path / "unlike.safetensors", framework="pt") as file:
+        tensor: torch.Tensor = file.get_slice("a")[...]
+    assert float(tensor.sum()) > 0
+    return tensor
+
+
+def resident() -> int:
+    found = _mappings(Path("/proc/self/smaps").read_text(), "unlike.safetensors")
+    return sum(resident for _, _, resident, _ in found)
+
+
+def test_pages_that_were_read_are_let_go_and_come_back_unchanged(mapped: torch.Tensor) -> None:
+    assert resident() >= 32 * MiB
+    assert MappedFiles("unlike.safetensors").let_go() >= 32 * MiB
+    assert resident() == 0
+    assert torch.equal(mapped, torch.arange(8 * MiB, dtype=torch.float32))
+
+
+def test_a_file_that_was_written_to_in_memory_keeps_its_pages(mapped: torch.Tensor) -> None:
+    mapped[5] = -1.0
+    assert MappedFiles("unlike.safetensors").let_go() == 0
+    assert float(mapped[5]) == -1.0
+
+
+def test_files_of_other_names_are_not_touched(mapped: torch.Tensor) -> None:
+    assert MappedFiles("other.safetensors").let_go() == 0
+    assert resident() >= 32 * MiB
+
+
+def test_a_load_lets_go_at_most_once_every_32nd(mapped: torch.Tensor) -> None:
+    files = MappedFiles("unlike.safetensors")
+    files.let_go_at(0.0)
+    assert resident() == 0
+    mapped.sum()
+    files.let_go_at(0.02)
+    assert resident() >= 32 * MiB
+    files.let_go_at(0.04)
+    assert resident() == 0
