@@ -14,13 +14,21 @@ from tests.fakes import fake_inventory
     [
         ("3060", "RTX 3060"), ("RTX 3060", "RTX 3060"), ("nvidia geforce rtx-3060", "RTX 3060"),
         ("3060ti", "RTX 3060 Ti"), ("1080 Ti", "GTX 1080 Ti"), ("Tesla T4", "T4"), ("a100-80gb", "A100 80GB"),
-        ("A100", "A100"), ("h200", "H200"), ("4080 SUPER", "RTX 4080 Super"),
+        ("A100", "A100"), ("h200", "H200"), ("4080 SUPER", "RTX 4080 Super"), ("RTX PRO 6000", "RTX PRO 6000"),
+        ("4060 Ti 16GB", "RTX 4060 Ti 16GB"), ("NVIDIA GeForce RTX 4060 Ti", "RTX 4060 Ti"),
     ],
 )  # fmt: skip
 def test_a_name_is_understood_however_it_is_written(written: str, name: str) -> None:
     found = find_gpu(written)
     assert found.name == name
     assert found.read_Bps > 10**11
+
+
+@pytest.mark.parametrize("name", ["4060 Ti", "5060 Ti"])
+def test_a_name_sold_in_two_common_sizes_is_the_smaller_one(name: str) -> None:
+    """What fits the smaller card fits the larger one too; the other way round would be a false promise."""
+    assert 7.9 * GiB < find_gpu(name).total_bytes < 8.1 * GiB
+    assert 15.9 * GiB < find_gpu(f"{name} 16GB").total_bytes < 16 * GiB
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Graphics cards by name or by size, for planning on a machine that is not here.
 
-Memory as the driver reports it, in MiB; bandwidth as the makers publish it, in GB/s. Laptop variants differ and are
-left out. A card given by its size alone has no bandwidth: its speed is unknown, and said to be.
+Memory as the driver reports it, in MiB, ECC on where the factory turns it on (public nvidia-smi logs; docs/memory.md
+names the rows that were looked up); bandwidth as the makers publish it, in GB/s. Laptop variants differ and are left
+out. A name that was sold in two sizes is the smaller one where both are common, and the usual one where the other is
+rare. A card given by its size alone has no bandwidth: its speed is unknown, and said to be.
 """
 
 from __future__ import annotations
@@ -32,15 +34,16 @@ class Gpu:
 # name: (MiB, GB/s)
 _GEFORCE = {
     "5090": (32607, 1792), "5080": (16303, 960), "5070 Ti": (16303, 896), "5070": (12227, 672),
-    "5060 Ti": (16311, 448), "5060": (8151, 448),
+    "5060 Ti": (8151, 448), "5060 Ti 16GB": (16311, 448), "5060": (8151, 448),
     "4090": (24564, 1008), "4080 Super": (16376, 736), "4080": (16376, 717), "4070 Ti Super": (16376, 672),
     "4070 Ti": (12282, 504), "4070 Super": (12282, 504), "4070": (12282, 504), "4060 Ti": (8188, 288),
-    "4060": (8188, 272),
+    "4060 Ti 16GB": (16380, 288), "4060": (8188, 272),
     "3090 Ti": (24564, 1008), "3090": (24576, 936), "3080 Ti": (12288, 912), "3080": (10240, 760),
+    "3080 12GB": (12288, 912),
     "3070 Ti": (8192, 608), "3070": (8192, 448), "3060 Ti": (8192, 448), "3060": (12288, 360), "3050": (8192, 224),
-    "2080 Ti": (11264, 616), "2080 Super": (8192, 496), "2080": (8192, 448), "2070": (8192, 448), "2060": (6144, 336),
-    "1660 Ti": (6144, 288), "1660": (6144, 192), "1080 Ti": (11264, 484), "1080": (8192, 320), "1070": (8192, 256),
-    "1060": (6144, 192),
+    "2080 Ti": (11264, 616), "2080 Super": (8192, 496), "2080": (8192, 448), "2070 Super": (8192, 448),
+    "2070": (8192, 448), "2060": (6144, 336), "1660 Ti": (6144, 288), "1660 Super": (6144, 336), "1660": (6144, 192),
+    "1080 Ti": (11264, 484), "1080": (8192, 320), "1070": (8192, 256), "1060": (6144, 192),
 }  # fmt: skip
 _OTHERS = {
     "T4": (15360, 320), "P100": (16384, 732), "V100": (16384, 900), "V100 32GB": (32768, 900), "L4": (23034, 300),
@@ -48,7 +51,7 @@ _OTHERS = {
     "L40": (46068, 864), "L40S": (46068, 864), "RTX A4000": (16376, 448), "RTX A5000": (24564, 768),
     "RTX A6000": (49140, 768), "RTX 6000 Ada": (49140, 960), "Titan RTX": (24576, 672),
     "A100": (40960, 1555), "A100 80GB": (81920, 1935), "H100": (81559, 3350), "H100 PCIe": (81559, 2000),
-    "H200": (143771, 4800),
+    "H200": (143771, 4800), "B200": (183359, 8000), "RTX PRO 6000": (97887, 1792),
 }  # fmt: skip
 _CARDS = {
     **{f"{'RTX' if number >= '2' else 'GTX'} {number}": figures for number, figures in _GEFORCE.items()},
