@@ -151,10 +151,6 @@ def make_spec(
     shape = read_shape(config, model_type, encoder_decoder=both)
     return ModelSpec(
         name=name, path=Path("models") / name, source="safetensors", architecture=name, model_type=model_type,
-        is_encoder_decoder=both, tensors=tuple(tensors), layers=shape.layers, hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size, attention_heads=shape.attention_heads, kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim, vocab_size=shape.vocab_size, max_context=shape.max_context, tied_embeddings=False,
-        stored_dtype=STORED[dtype], encoder_layers=shape.encoder_layers,
-        learned_positions=shape.learned_positions, kv_elements=shape.kv_elements, layer_kinds=shape.kinds,
-        sliding_window=shape.sliding_window, bare_modules=bare,
+        is_encoder_decoder=both, tensors=tuple(tensors), tied_embeddings=False, stored_dtype=STORED[dtype],
+        bare_modules=bare, **shape.as_fields(),
     )  # fmt: skip

@@ -163,7 +163,7 @@ def test_any_config_gives_a_shape_or_names_what_is_wrong(changes: dict[str, obje
     except BadConfig as error:
         assert error.param
         return
-    assert shape.layers == len(shape.kinds) > 0
+    assert shape.layers == len(shape.layer_kinds) > 0
     assert shape.kv_elements > 0
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from modules.memory.layers import LayerKind
+from modules.memory.shape import Shape
 
 Source = Literal["safetensors", "gguf"]
 Prequantized = Literal["none", "int8", "nf4", "fp4"]
@@ -35,22 +35,18 @@ class TensorInfo:
     block: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """A model, as its headers or its config describe it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec(Shape):
+    """A model, as its headers or its config describe it: its Shape, and what it consists of.
 
-    `layers` counts decoder layers, `layer_kinds` says what each keeps; `kv_elements` is one token in one attention
-    layer's cache; `state_elements` and `state_fp32` one recurrent layer's whole state. `bare_modules` are modules of
-    the loaded model that hold no stored tensor of their own (rotary tables, tied heads) and yet must be placed.
-    `prequantized` is the bitsandbytes format of the file itself. `fused_experts`: experts become 3-D tensors on
-    loading, out of bitsandbytes' reach and rewritten if they go to disk.
+    `bare_modules` are modules of the loaded model that hold no stored tensor of their own (rotary tables, tied heads)
+    and yet must be placed. `prequantized` is the bitsandbytes format of the file itself.
 
     `buffers` are tensors that no file holds and every loaded model has (rotary tables, masks), as they are once loaded;
     known where the model was built on the meta device. `weights_here`: False where only config and headers are, so
     that the model can be planned and not loaded. `layer_kv_elements` is `kv_elements` layer by layer where layers
-    differ, else empty. `latent_attention`: the cache holds MLA's compressed rows. `kept_fp32` are tensors that stay
-    fp32 in a 16-bit model, `kept_fp32_in_fp16` those that do where it is fp16, `linear_weights` the matrices that
-    bitsandbytes would replace; None where not known.
+    differ, else empty. `kept_fp32` are tensors that stay fp32 in a 16-bit model, `kept_fp32_in_fp16` those that do
+    where it is fp16, `linear_weights` the matrices that bitsandbytes would replace; None where not known.
     """
 
     name: str
@@ -60,32 +56,14 @@ class ModelSpec:
     model_type: str
     is_encoder_decoder: bool
     tensors: tuple[TensorInfo, ...]
-    layers: int
-    hidden_size: int
-    intermediate_size: int
-    attention_heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_context: int
     tied_embeddings: bool
     stored_dtype: str
     warnings: tuple[str, ...] = ()
-    encoder_layers: int = 0
-    learned_positions: bool = False
-    kv_elements: int = 0
-    layer_kinds: tuple[LayerKind, ...] = ()
-    sliding_window: int = 0
-    experts: int = 0
-    experts_per_token: int = 0
-    state_elements: int = 0
-    state_fp32: int = 0
     bare_modules: tuple[str, ...] = ()
     prequantized: Prequantized = "none"
     buffers: tuple[TensorInfo, ...] = ()
     weights_here: bool = True
     layer_kv_elements: tuple[int, ...] = ()
-    latent_attention: bool = False
     kept_fp32: frozenset[str] = frozenset()
     kept_fp32_in_fp16: frozenset[str] = frozenset()
     linear_weights: frozenset[str] | None = None
@@ -97,7 +75,9 @@ class ModelSpec:
 
     @property
     def fused_experts(self) -> bool:
-        """Whether this is a mixture of experts: transformers 5 fuses their matrices into 3-D tensors."""
+        """Whether this is a mixture of experts: transformers 5 fuses their matrices into 3-D tensors on loading, out of
+        bitsandbytes' reach and rewritten if they go to disk.
+        """
         return self.experts > 1
 
 

@@ -6,7 +6,7 @@ Families name the same thing differently; the names are here. Raises BadConfig n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from modules.errors import BadConfig
@@ -32,15 +32,16 @@ _LEARNED_POSITIONS = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A model's shape. `kv_elements` is what one token costs in one attention layer's cache, in elements.
+    """A model's shape.
 
-    `kinds` has one entry per decoder layer. `state_elements` and `state_fp32` are one recurrent layer's state.
+    `layers` counts decoder layers, `layer_kinds` says what each keeps; `kv_elements` is one token in one attention
+    layer's cache; `state_elements` and `state_fp32` one recurrent layer's whole state. `latent_attention`: the cache
+    holds MLA's compressed rows. `context_stated`: False where `max_context` is a guess.
     """
 
     layers: int
-    encoder_layers: int
     hidden_size: int
     intermediate_size: int
     attention_heads: int
@@ -48,16 +49,21 @@ class Shape:
     head_dim: int
     vocab_size: int
     max_context: int
-    learned_positions: bool
-    kv_elements: int
-    kinds: tuple[LayerKind, ...]
-    sliding_window: int
-    experts: int
-    experts_per_token: int
-    state_elements: int
-    state_fp32: int
-    context_stated: bool
-    latent_attention: bool
+    encoder_layers: int = 0
+    learned_positions: bool = False
+    kv_elements: int = 0
+    layer_kinds: tuple[LayerKind, ...] = ()
+    sliding_window: int = 0
+    experts: int = 0
+    experts_per_token: int = 0
+    state_elements: int = 0
+    state_fp32: int = 0
+    context_stated: bool = True
+    latent_attention: bool = False
+
+    def as_fields(self) -> dict[str, Any]:
+        """Field by field, to make a ModelSpec of."""
+        return {field.name: getattr(self, field.name) for field in fields(Shape)}
 
 
 def read_shape(config: Mapping[str, Any], model_type: str, *, encoder_decoder: bool) -> Shape:
@@ -90,7 +96,7 @@ def read_shape(config: Mapping[str, Any], model_type: str, *, encoder_decoder: b
         max_context=context or 2048,
         learned_positions=model_type in _LEARNED_POSITIONS,
         kv_elements=lora_rank + rope_dim if lora_rank else 2 * cached_heads * head_dim,
-        kinds=layer_kinds(config, model_type, layers, window),
+        layer_kinds=layer_kinds(config, model_type, layers, window),
         sliding_window=window,
         experts=experts,
         experts_per_token=number(config, ("num_experts_per_tok", "moe_topk"), 0, 2**16, default=min(experts, 2)),
