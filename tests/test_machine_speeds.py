@@ -1,24 +1,79 @@
-"""Speeds are measured once, when nothing else runs, and kept for this machine only."""
+"""Speeds are measured when nothing else runs, until two measurements agree, and kept for this machine only."""
 
 from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from modules.machine_speeds import MachineSpeeds, measure
+from modules.machine_speeds import Bandwidths, MachineSpeeds, measure
 from tests.shapes import machine
 
 FOUND = {"cpu": {"read_Bps": 5e9, "flops": 1e11}, "cuda:0": {"read_Bps": 3e11, "from_cpu_Bps": 1.2e10}}
 
 
-def measured(path: Path) -> MachineSpeeds:
-    """Speeds measured at once into `path`."""
-    speeds = MachineSpeeds(path, measure=lambda _stop: FOUND)
-    speeds.measure_soon(lambda: machine(1, 24), lambda: True, every_s=0).join(10)
+def measured(path: Path, *results: Bandwidths, is_busy: Callable[[], bool] = lambda: False) -> MachineSpeeds:
+    """Speeds measured at once into `path`: these results in turn, the last one again and again."""
+    left = list(results or (FOUND,))
+    speeds = MachineSpeeds(path, measure=lambda _stop: left.pop(0) if len(left) > 1 else left[0], is_busy=is_busy)
+    thread = speeds.measure_soon(lambda: machine(1, 24), lambda: True, every_s=0)
+    thread.join(10)
+    assert not thread.is_alive()
     return speeds
+
+
+def rates(read_Bps: float) -> Bandwidths:
+    return {"cpu": {"read_Bps": read_Bps, "flops": 1e11}}
+
+
+def kept(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_measurement_that_others_disturbed_is_repeated_and_the_best_counts(tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    speeds = measured(path, rates(3e9), rates(9e9), rates(6e9), rates(9.5e9))
+    assert speeds.speeds(machine(1, 24)).cpu_read_Bps == 9.5e9
+    assert (kept(path)["measurements"], kept(path)["settled"]) == (4, True)
+
+
+def test_speeds_that_never_agree_are_given_up_and_the_best_serves(tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    wild = [rates(2.0**step * 1e9) for step in range(9)]
+    assert measured(path, *wild).speeds(machine(1, 24)).cpu_read_Bps == 32e9
+    assert (kept(path)["measurements"], kept(path)["settled"]) == (6, False)
+
+
+def test_a_start_goes_on_where_the_last_one_was_interrupted(tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    one = MachineSpeeds(path, measure=lambda _stop: rates(5e9), is_busy=lambda: False)
+    looks = []
+
+    def is_idle() -> bool:
+        looks.append(True)
+        if len(looks) == 2:
+            one._closing.set()
+        return len(looks) == 1
+
+    one.measure_soon(lambda: machine(1, 24), is_idle, every_s=0).join(10)
+    assert kept(path)["measurements"] == 1
+    assert measured(path, rates(4.9e9)).speeds(machine(1, 24)).cpu_read_Bps == 5e9
+    assert kept(path)["settled"]
+
+
+def test_a_machine_that_other_programs_keep_busy_is_not_measured(tmp_path: Path) -> None:
+    looks = []
+
+    def is_busy() -> bool:
+        looks.append(True)
+        return len(looks) < 3
+
+    measured(tmp_path / "machine.json", is_busy=is_busy)
+    assert len(looks) == 4  # two busy looks, two measurements that agree
 
 
 def test_what_was_measured_is_used_and_found_again_by_the_next_start(tmp_path: Path) -> None:
@@ -42,9 +97,9 @@ def test_a_busy_machine_is_measured_only_when_it_is_idle(tmp_path: Path) -> None
         asked.append(True)
         return len(asked) > 3
 
-    speeds = MachineSpeeds(tmp_path / "machine.json", measure=lambda _stop: FOUND)
+    speeds = MachineSpeeds(tmp_path / "machine.json", measure=lambda _stop: FOUND, is_busy=lambda: False)
     speeds.measure_soon(lambda: machine(1, 24), is_idle, every_s=0).join(10)
-    assert len(asked) == 4
+    assert len(asked) == 5
     assert speeds.speeds(machine(1, 24)).measured
 
 
@@ -56,7 +111,7 @@ def test_closing_ends_what_measures(tmp_path: Path) -> None:
         assert stop.wait(10)
         return {}
 
-    speeds = MachineSpeeds(tmp_path / "machine.json", measure=measure)
+    speeds = MachineSpeeds(tmp_path / "machine.json", measure=measure, is_busy=lambda: False)
     thread = speeds.measure_soon(lambda: machine(), lambda: True, every_s=0)
     assert begun.wait(10)
     speeds.close()
@@ -70,7 +125,7 @@ def test_the_measuring_program_is_killed_when_it_must_stop() -> None:
 
 
 def test_a_measurement_that_fails_leaves_the_guesses(tmp_path: Path) -> None:
-    speeds = MachineSpeeds(tmp_path / "machine.json", measure=lambda _stop: {})
+    speeds = MachineSpeeds(tmp_path / "machine.json", measure=lambda _stop: {}, is_busy=lambda: False)
     speeds.measure_soon(lambda: machine(), lambda: True, every_s=0).join(10)
     assert not speeds.speeds(machine()).measured
     assert not (tmp_path / "machine.json").exists()
