@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from docs.memory_page import accuracy, gpu_guide, low_vram, sixteen, slides, sparse
-from docs.memory_page.asking import FP16, INT8, NF4, on_one_gpu
+from docs.memory_page.asking import FP16, INT8, NF4, on_one_gpu, plans
 from docs.memory_page.models import Models, read_models
 from docs.memory_page.picture import Bar, Line, draw
 from docs.memory_page.text import gb, gib
+from modules.memory.fitting import margin
 from modules.memory.forecast import RunSpec, kv_cache_bytes
 from modules.memory.known_gpus import find_gpu
 from modules.units import GiB, format_size
@@ -56,7 +57,9 @@ def _minute(models: Models) -> dict[str, str]:
     spec = models[_MODEL]
     budget = on_one_gpu(spec, FP16, _TOKENS)
     rest = budget.total - budget.weights - budget.kv_cache - budget.context
+    on_cpu = plans(spec, [], cpu=True).plans[0].budgets["cpu"]
     return {
+        "cpu_context": format_size(on_cpu.context), "least_margin": format_size(margin(0)),
         "seven_params": f"{sixteen.parameters(spec):,}",
         "seven_gib": gib(budget.weights), "seven_gb": gb(budget.weights),
         "seven_kv_token": format_size(kv_cache_bytes(spec, RunSpec("float16"), 1)), "seven_kv": gib(budget.kv_cache),

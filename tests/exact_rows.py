@@ -1,12 +1,10 @@
 """Bytes that Snug says against bytes that a loaded model has, family by family, to the byte.
 
-`python -m tests.exact_rows FILE` writes every row as a table; tests/test_exact_bytes.py holds them to equality.
+tests/test_exact_bytes.py holds them to equality; benchmarks/memory_exact.py keeps them all as a table.
 """
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from transformers import BitsAndBytesConfig
 from modules.memory.forecast import DType, RunSpec, buffer_bytes, kv_cache_bytes, weight_bytes
 from modules.memory.meta import describe
 from modules.memory.spec import ModelSpec, inspect
-from tests.tiny_families import CONFIGS, VOCAB, tiny_folder
+from tests.tiny_families import VOCAB, tiny_folder
 
 PROMPT, CHUNK = 45, 20
 QUANTIZED: tuple[tuple[str, RunSpec, dict[str, Any]], ...] = (
@@ -147,23 +145,3 @@ def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of tensors, shared ones once."""
     sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors if tensor.numel()}
     return sum(sizes.values())
-
-
-def main(path: Path) -> None:
-    """Write every row."""
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for family in CONFIGS:
-            for dtype in ("bfloat16", "float32"):
-                rows += weights_and_cache(family, Path(folder), dtype)
-            rows += quantized(family, Path(folder))
-    head = f"{'family':17} {'what':22} {'measured':>10} {'config':>10} {'headers':>10}"
-    exact = sum(row.exact for row in rows)
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    told = f"{exact} of {len(rows)} rows exact to the byte; {len(CONFIGS)} families; {versions}"
-    path.write_text("\n".join([told, "", head, *map(str, rows), ""]), encoding="utf-8")
-    print(told)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -86,7 +86,8 @@ def _breakdown(spec: ModelSpec) -> str:
         (f"0 to {gb_number(materialised)}",
          f"attention that keeps its scores, all {CONTEXT:,} tokens at once: {spec.attention_heads} heads · "
          f"{CONTEXT:,}² · 10 bytes = {gb(scores)}. With SDPA, the default since 2023, there are no scores to keep"),
-        (gb_number(rest), f"Snug reads a prompt 512 tokens at a time; at once it would be {gb(sdpa)}"),
+        (gb_number(rest),
+         f"Snug reads a prompt {RunSpec('float16').prefill_chunk} tokens at a time; at once it would be {gb(sdpa)}"),
         (gb_number(budget.kv_cache),
          f"{CONTEXT:,} tokens · {kv_cache_bytes(spec, RunSpec('float16'), 1):,} bytes: right, at the full context"),
         (gb_number(budget.context), "CUDA context and kernels: right"),

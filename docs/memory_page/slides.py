@@ -120,12 +120,13 @@ def _claims(spec: ModelSpec) -> str:
          f"{gib(4 * adapters)}; gradients and optimizer shrink from "
          f"{gib(gradients + training_budget(spec, full).optimizer)} to {gib(12 * adapters)}",
          "they are: a little more model, far less of the rest"),
-        ("QLoRA decreases activation memory",
+        ("QLoRA: decrease activation memory",
          f"a layer keeps {saved_per_token(spec, full):,} bytes a token where all is trained, and "
-         f"{saved_per_token(spec, lora):,} with LoRA or QLoRA: frozen matrices keep no inputs, adapters do",
-         "they are, by "
-         f"{100 * (1 - saved_per_token(spec, lora) / saved_per_token(spec, full)):.0f} %, and not because of 4 bits: "
-         "activations stay 16-bit. Checkpointing is what shrinks them"),
+         f"{saved_per_token(spec, lora):,} with LoRA or QLoRA: frozen matrices keep no inputs, but each of {inputs} "
+         "adapters in fp32 keeps a copy of its own",
+         f"Snug: {_change(saved_per_token(spec, full), saved_per_token(spec, lora))} with adapters beside every "
+         "matrix; fewer adapters, or autocast to 16-bit, need less. 4 bits have no part in it: activations stay "
+         "16-bit. Checkpointing is what shrinks them"),
         ("KV cache: biggest values are seqlen e.g. 512 and d_model 4096",
          f"for 13B {kv_cache_bytes(spec, RunSpec('float16'), 1):,} bytes a token: 512 tokens "
          f"{gib(kv_cache_bytes(spec, RunSpec('float16'), 512))}, 4,096 tokens "
@@ -133,6 +134,11 @@ def _claims(spec: ModelSpec) -> str:
          "they are: it grows with layers · KV heads · head_dim · tokens"),
     ]  # fmt: skip
     return table(("they say", "Snug counts", "who is right"), rows)
+
+
+def _change(before: int, after: int) -> str:
+    share = after / before - 1
+    return f"{abs(100 * share):.0f} % {'more' if share > 0 else 'less'}"
 
 
 def _numbers(spec: ModelSpec) -> dict[str, str]:
