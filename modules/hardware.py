@@ -18,6 +18,7 @@ import pynvml
 
 DeviceKind = Literal["cuda", "cpu", "disk"]
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,13 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """A machine at one moment."""
+    """A machine at one moment. `cpu_features` as Linux names them ("avx2", "avx512_bf16"); empty where unknown."""
 
     gpus: tuple[Device, ...]
     cpu: Device
     disk: Device
     physical_cores: int
+    cpu_features: frozenset[str] = frozenset()
 
 
 def read_inventory(disk_folder: Path, environment: Mapping[str, str] = os.environ) -> Inventory:
@@ -58,6 +60,7 @@ def read_inventory(disk_folder: Path, environment: Mapping[str, str] = os.enviro
         cpu=_read_cpu(),
         disk=_read_disk(disk_folder),
         physical_cores=_physical_cores(),
+        cpu_features=read_cpu_features(CPU_INFO),
     )
 
 
@@ -195,6 +198,16 @@ def _read_disk(folder: Path) -> Device:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     usage = psutil.disk_usage(str(existing))
     return Device("disk", "disk", str(existing), int(usage.total), int(usage.free))
+
+
+def read_cpu_features(path: Path) -> frozenset[str]:
+    """The first core's flags in a file like /proc/cpuinfo; none where there is no such file."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(flags, "").split())
 
 
 def _physical_cores() -> int:

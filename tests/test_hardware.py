@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from modules.hardware import cgroup_room, read_gpus, read_inventory, visible_names
+from modules.hardware import cgroup_room, read_cpu_features, read_gpus, read_inventory, visible_names
 from modules.units import GiB, MiB
 
 
@@ -137,3 +137,12 @@ def test_no_limit_is_none(tmp_path: Path) -> None:
     _write(tmp_path / "memory", memory__limit_in_bytes=2**63 - 4096, memory__usage_in_bytes=5, memory__stat="")
     assert cgroup_room(tmp_path, "9:memory:/\n") is None
     assert cgroup_room(tmp_path, "") is None
+
+
+def test_the_cpus_features_are_read_once_and_a_system_without_such_a_file_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n\nprocessor\t: 1\nflags\t\t: fpu\n", encoding="utf-8")
+    assert read_cpu_features(path) == {"fpu", "avx2", "avx512f"}
+    assert read_cpu_features(tmp_path / "absent") == frozenset()
+    path.write_bytes(b"\xff\x00")
+    assert read_cpu_features(path) == frozenset()

@@ -10,7 +10,8 @@ from modules.memory.forecast import Quantization
 from modules.memory.speed import GpuSpeed, Speeds, Work, defaults, estimate, from_bandwidths
 from tests.shapes import machine
 
-CPU = Speeds(20e9, 2e9, cpu_flops=400e9)
+FUSED: frozenset[Quantization] = frozenset(("int8", "nf4", "fp4"))
+CPU = Speeds(20e9, 2e9, cpu_flops=400e9, fused=FUSED)
 GPU = Speeds(20e9, 1.7e9, {"cuda:0": GpuSpeed(400e9, 6.6e9, 40e12)}, 400e9)
 SEVEN_B = Work(
     reads={"cuda:0": 13 * 10**9}, streamed=0, from_disk=0, active=65 * 10**8, cache=5 * 10**8, full_cache=2 * 10**9,
@@ -45,7 +46,7 @@ def test_the_starter_models_measured_speeds_lie_within_the_range(
 ) -> None:
     """135M weights in fp32, bf16 and nf4 (its head stays in 16 bits) on two cores that read 17.4 GB/s."""
     work = Work({"cpu": megabytes * 10**6}, 0, 0, 135 * 10**6, 10**6, 10**7, 30, 512, quantization)
-    low, high = estimate(work, Speeds(17.4e9, 2e9, cpu_flops=100e9, measured=True)).tokens_per_s
+    low, high = estimate(work, Speeds(17.4e9, 2e9, cpu_flops=100e9, measured=True, fused=FUSED)).tokens_per_s
     assert low <= measured <= high
 
 
@@ -62,6 +63,18 @@ def test_fewer_bytes_are_faster_on_a_cpu_and_eight_bits_are_slow_on_a_gpu() -> N
     assert middle(nf4, CPU) > middle(on_cpu, CPU)
     int8 = replace(SEVEN_B, reads={"cuda:0": 7 * 10**9}, quantization="int8")
     assert middle(int8, GPU) < middle(SEVEN_B, GPU)
+
+
+def test_a_cpu_without_the_kernels_for_it_is_slower_in_four_bits_than_in_sixteen() -> None:
+    """bitsandbytes then writes each matrix out in 16 bits for every token."""
+    on_cpu = replace(SEVEN_B, reads={"cpu": 13 * 10**9})
+    nf4 = replace(on_cpu, reads={"cpu": 4 * 10**9}, quantization="nf4")
+    plain = replace(CPU, fused=frozenset())
+    assert middle(nf4, plain) < middle(on_cpu, plain) == middle(on_cpu, CPU) < middle(nf4, CPU)
+    inventory = machine()
+    assert defaults(inventory).fused == frozenset()
+    assert defaults(replace(inventory, cpu_features=frozenset({"avx512f"}))).fused == {"int8"}
+    assert defaults(replace(inventory, cpu_features=frozenset({"avx512f", "avx512_bf16"}))).fused == FUSED
 
 
 def test_a_longer_context_lowers_the_lower_end_alone() -> None:

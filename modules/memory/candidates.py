@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from modules.errors import BadFlag, BadValue, NotAvailableHere
-from modules.memory.forecast import DType, Quantization, RunSpec, quantized_share, weight_bytes
+from modules.memory.forecast import DType, Quantization, RunSpec, weight_bytes
+from modules.memory.kinds import quantizable
+from modules.memory.quality import expected_quality
 from modules.memory.spec import ModelSpec
 from modules.settings import LoadOptions
 
@@ -19,11 +21,6 @@ DEFAULT_CONTEXT = 8192
 DTYPES: dict[str, DType] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 LABELS: dict[Quantization, str] = {"none": "", "int8": "8-bit", "nf4": "4-bit (nf4)", "fp4": "4-bit (fp4)"}
 
-# Expected perplexity as stored over perplexity so run. From the tables of LLM.int8() (no loss within 0.5 %) and QLoRA,
-# and what is commonly seen at 7B (5.47 as stored, 5.67 nf4); small models lose more. Not measured here.
-_QUALITY: dict[Quantization, float] = {"none": 1.0, "int8": 0.995, "nf4": 0.965, "fp4": 0.94}
-_DOUBLE_QUANT_QUALITY = 0.999
-_NARROWED_QUALITY = 0.9995
 # A way that saves less of the weights than this changes nothing worth its loss.
 _LEAST_SAVING = 0.1
 
@@ -175,15 +172,22 @@ def _that_change_something(spec: ModelSpec, base: RunSpec) -> tuple[list[RunSpec
     """The quantized runs that make the model clearly smaller than `base`; the others with why not."""
     whole = weight_bytes(spec, base)
     tried: tuple[tuple[Quantization, bool], ...] = (("int8", False), ("nf4", False), ("nf4", True))
-    kept, dropped = [], []
+    kept: list[RunSpec] = []
+    useless: list[str] = []
     for quantization, double in tried:
         run = replace(base, quantization=quantization, double_quant=double)
-        saved = 1 - weight_bytes(spec, run) / max(1, whole)
-        if saved >= _LEAST_SAVING:
+        if 1 - weight_bytes(spec, run) / max(1, whole) >= _LEAST_SAVING:
             kept.append(run)
         else:
-            dropped.append((Way(run, "cpu").label, f"quantizes {quantized_share(spec):.1%} of this model"))
-    return kept, dropped
+            useless.append(Way(run, "cpu").label)
+    return kept, [(", ".join(useless), _why_useless(spec))] if useless else []
+
+
+def _why_useless(spec: ModelSpec) -> str:
+    """Why quantizing saves next to nothing of this model."""
+    found = quantizable(spec)
+    told = f"bitsandbytes reaches {found.share:.1%} of this model".replace("%", " %")
+    return f"{told}; it skips {found.skipped[0].what}: {found.skipped[0].why}" if found.skipped else told
 
 
 def _places(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> Iterator[tuple[Place, bool]]:
@@ -215,6 +219,4 @@ def _quality(spec: ModelSpec, run: RunSpec) -> float:
     """The expected ratio of perplexities: as stored is 1."""
     if spec.prequantized != "none":
         return 1.0
-    narrowed = spec.stored_dtype == "float32" and run.dtype != "float32"
-    quality = _QUALITY[run.quantization] * (_NARROWED_QUALITY if narrowed else 1.0)
-    return quality * (_DOUBLE_QUANT_QUALITY if run.double_quant else 1.0)
+    return expected_quality(run, spec.parameters, narrowed=spec.stored_dtype == "float32" and run.dtype != "float32")

@@ -1,7 +1,8 @@
 """Which of the ways that fit is taken, and which others are worth showing.
 
-Pure. A way that reads weights as they are stored, where the fastest way runs too, is taken over any that loses
-quality; else the fastest above the floor. Near ties follow the seeds' ladder: 16-bit, 8-bit, 4-bit, split, disk.
+Pure. The fastest way above a floor of quality; but speed beyond what one can read along with buys nothing, so a way
+that keeps the weights as they are stored is taken over a faster one if it is as fast as that. Near ties follow the
+seeds' ladder: 16-bit, 8-bit, 4-bit, split, disk.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modules.memory.candidates import Wishes
+from modules.memory.candidates import Way, Wishes
 from modules.memory.fitting import LEAST_CONTEXT, Solution
 from modules.memory.speed import Estimate
 
@@ -18,6 +19,8 @@ QUALITY_FLOOR = 0.9
 _NO_LOSS = (1.0, 0.999)
 # Forecasts of speed are no better than this: what is closer counts as the same.
 _TIE = 1.1
+# A middling turn that takes no longer is as fast as one reads: 250 words a minute are about 5 tokens a second.
+COMFORTABLE_TURN_S = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +46,10 @@ class Ranked:
         budgets = self.solution.budgets.values()
         return sum(budget.weights + budget.quant_meta + budget.kv_cache for budget in budgets)
 
-    @property
-    def runs_on(self) -> frozenset[str]:
-        """The kinds of memory that it needs: {"cuda"}, {"cpu"}, …"""
-        layout = self.solution.layout
-        return frozenset(device.partition(":")[0] for device in (layout.weights if layout else self.solution.budgets))
-
 
 def choose(found: Sequence[Ranked], wishes: Wishes, wished_context: int) -> Ranked | None:
     """The way to take, of those that fit and that may be taken unasked; None if there is none."""
-    allowed = [one for one in found if one.solution.fits and _allowed(one, wishes)]
+    allowed = [one for one in found if one.solution.fits and may_take(one.solution.way, wishes)]
     if wishes.gpus and (wishes.options.gpu_memory or wishes.options.auto_devices):
         allowed = [one for one in allowed if one.solution.way.place != "cpu"] or allowed
     # Whoever asks for a split wants its context; otherwise a quarter is better than a way that is far slower.
@@ -60,15 +57,17 @@ def choose(found: Sequence[Ranked], wishes: Wishes, wished_context: int) -> Rank
     usable = [one for one in allowed if one.context >= enough] or allowed
     if not usable:
         return None
-    fastest = min(usable, key=lambda one: one.estimate.turn_s)
-    beside = [
-        one for one in usable
-        if one.runs_on == fastest.runs_on and len(one.runs_on) == 1 and 2 * one.context >= wished_context
-    ]  # fmt: skip
-    pool = next((kept for loss in _NO_LOSS if (kept := [one for one in beside if one.quality >= loss])), usable)
-    limit = _TIE * min(one.estimate.turn_s for one in pool)
+    limit_s = _TIE * min(one.estimate.turn_s for one in usable)
+    kept = [one for one in usable if 2 * one.context >= wished_context]
+    for loss in _NO_LOSS:
+        as_stored = [one for one in kept if one.quality >= loss]
+        quick = [one for one in as_stored if one.estimate.turn_s <= max(limit_s, COMFORTABLE_TURN_S)]
+        if quick:
+            limit_s = _TIE * min(one.estimate.turn_s for one in quick)
+            usable = quick
+            break
     return min(
-        (one for one in pool if one.estimate.turn_s <= limit),
+        (one for one in usable if one.estimate.turn_s <= limit_s),
         key=lambda one: (
             2 * one.context < wished_context,
             one.solution.way.rung,
@@ -79,14 +78,13 @@ def choose(found: Sequence[Ranked], wishes: Wishes, wished_context: int) -> Rank
     )
 
 
-def _allowed(one: Ranked, wishes: Wishes) -> bool:
+def may_take(way: Way, wishes: Wishes) -> bool:
     """Disk is slow and DeepSpeed has its own start: only where a flag asks. Quality above the floor, or asked for."""
-    way = one.solution.way
     if way.place == "zero3":
         return wishes.options.deepspeed
     if way.disk and not wishes.options.disk:
         return False
-    return wishes.precision or one.quality >= QUALITY_FLOOR
+    return wishes.precision or way.quality >= QUALITY_FLOOR
 
 
 def front(found: Sequence[Ranked]) -> list[Ranked]:

@@ -185,9 +185,17 @@ def _solve_run(problem: Problem, way: Way, run: RunSpec) -> Solution | None:
     return None
 
 
-def _short(problem: Problem, way: Way) -> Solution | None:
+def lacking(problem: Problem, way: Way) -> Solution | None:
+    """What `way` lacks where it is cut down as far as Snug does unasked; None if it fits so, or is no way here."""
+    tokens = way.run.context_tokens
+    if problem.options.ctx_size is None:
+        tokens = min(tokens, LEAST_CONTEXT)
+    return _short(problem, replace(way, run=replace(way.run, context_tokens=tokens)), CHUNKS[-1])
+
+
+def _short(problem: Problem, way: Way, chunk: int = CHUNKS[0]) -> Solution | None:
     """What `way` would take with its own context, and what is lacking for it."""
-    run = replace(way.run, prefill_chunk=CHUNKS[0])
+    run = replace(way.run, prefill_chunk=chunk)
     if way.place == "zero3":
         return _zero3(problem, way, run)
     layout = _ATTEMPTS[way.place](_Try(problem, way, run, overflow=not way.disk))

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from modules.errors import SnugError
-from modules.hardware import Inventory
+from modules.hardware import Device, Inventory
 from modules.memory.budget import Budget
 from modules.memory.candidates import DEFAULT_CONTEXT, Place, Way, Wishes, list_ways, wished_context
-from modules.memory.choosing import Ranked, choose, front, lacks, nearest_misses
-from modules.memory.explaining import notes, speed_note, title, why_chosen
-from modules.memory.fitting import CONTEXT_STEP, Problem, longest, solve_at
+from modules.memory.choosing import Ranked, choose, front, lacks, may_take, nearest_misses
+from modules.memory.comparing import why_chosen
+from modules.memory.explaining import notes, speed_note, title
+from modules.memory.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
 from modules.memory.forecast import RunSpec
 from modules.memory.plan_flags import options_for, words
 from modules.memory.ranking import ErrorsOf, PeaksOf, rank_way, widened, with_dry_runs
@@ -143,11 +144,11 @@ def list_plans(question: Question) -> PlanTable:
     others = [one for one in front(found) if one is not chosen]
     misses = nearest_misses(found)
     to_plan = partial(_plan, question, problem, speeds=speeds, wished=wished)
-    best = [] if chosen is None else [to_plan(chosen, why=tuple(why_chosen(chosen, others, misses)))]
+    best = [] if chosen is None else [to_plan(chosen, why=tuple(why_chosen(problem, chosen, found)))]
     plans = (*best, *map(to_plan, others), *map(to_plan, misses))
     refused = None
     if chosen is None:
-        refused = refusal(problem, found, lambda other: _fits(question.asking(other)))
+        refused = refusal(problem, found, partial(_would_fit, question))
     return PlanTable(question, plans, best[0] if best else None, refused, dropped)
 
 
@@ -212,17 +213,25 @@ def _plan(
     )
 
 
-def _fits(question: Question) -> bool:
-    """Whether anything that may be chosen fits; by published speeds and without what was observed."""
-    spec, options = question.spec, question.options
-    problem = _problem(question)
-    wishes = Wishes(options, len(problem.gpus))
-    speeds = defaults(question.inventory)
-    for way in list_ways(spec, options, len(problem.gpus))[0]:
-        one = rank_way(problem, way, speeds=speeds, observed=None)
-        if one is not None and choose([one], wishes, wished_context(spec, options)) is not None:
-            return True
-    return False
+def _would_fit(question: Question, options: LoadOptions, *, more_cpu: int = 0, more_gpu: int = 0) -> bool:
+    """Whether anything that may be chosen under `options` fits, with so many bytes more in memory and on each GPU."""
+    inventory = replace(
+        question.inventory,
+        cpu=_roomier(question.inventory.cpu, more_cpu),
+        gpus=tuple(_roomier(gpu, more_gpu) for gpu in question.inventory.gpus),
+    )
+    problem = _problem(replace(question, options=options, inventory=inventory))
+    wishes, wished = Wishes(options, len(problem.gpus)), wished_context(question.spec, options)
+    tokens = wished if options.ctx_size is not None else min(wished, LEAST_CONTEXT)
+    return any(
+        may_take(way, wishes)
+        and solve_at(replace(problem, widened=widened(problem, way, question.observed)), way, tokens) is not None
+        for way in list_ways(question.spec, options, len(problem.gpus))[0]
+    )
+
+
+def _roomier(device: Device, more: int) -> Device:
+    return replace(device, free_bytes=device.free_bytes + more, total_bytes=device.total_bytes + more)
 
 
 def _place(plan: Plan) -> Place:

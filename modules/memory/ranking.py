@@ -87,18 +87,18 @@ def widened(problem: Problem, way: Way, observed: ErrorsOf | None) -> dict[str, 
 
 
 def work_of(spec: ModelSpec, solution: Solution) -> Work:
-    """What `solution` does for each token. ZeRO-3 moves everything for each."""
+    """What `solution` does for each token. ZeRO-3 gathers every parameter for each, experts that rest included."""
     run, layout = solution.run, solution.layout
     groups = make_groups(spec, run)
     plain = make_groups(spec, RunSpec(run.dtype)) if spec.prequantized == "none" else groups
     width = 4 if run.dtype == "float32" else 2
     read = sum(group.read for group in groups)
     computing = max(solution.budgets, key=lambda name: solution.budgets[name].kv_cache)
-    from_cpu = read if computing.startswith("cuda") else 0
+    gathered = sum(group.loaded for group in groups if group.kind != "idle")
     return Work(
         reads=layout.reads if layout else {computing: read},
-        streamed=layout.streamed if layout else from_cpu,
-        from_disk=layout.from_disk if layout else read if solution.way.disk else 0,
+        streamed=layout.streamed if layout else gathered if computing.startswith("cuda") else 0,
+        from_disk=layout.from_disk if layout else gathered if solution.way.disk else 0,
         active=sum(group.read for group in plain) // width,
         cache=kv_cache_bytes(spec, run, min(run.context_tokens, TURN_CONTEXT_TOKENS)),
         full_cache=kv_cache_bytes(spec, run, run.context_tokens),

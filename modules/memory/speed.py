@@ -43,13 +43,17 @@ class GpuSpeed:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Bytes a second of a machine; `gpus` by device id ("cuda:0"). `measured` False: guesses."""
+    """Bytes a second of a machine; `gpus` by device id ("cuda:0"). `measured` False: guesses.
+
+    `fused` are the quantizations that its CPU computes with as they are stored; others are unpacked for each token.
+    """
 
     cpu_read_Bps: float
     disk_read_Bps: float
     gpus: Mapping[str, GpuSpeed] = field(default_factory=dict)
     cpu_flops: float = _CPU_FLOPS_A_CORE
     measured: bool = False
+    fused: frozenset[Quantization] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,8 @@ class Losses:
 class Work:
     """What a way of running does. Bytes that one token reads a device, and of it what passes into a GPU (`streamed`)
     or comes from disk; `active` weights multiplied a token; `cache` bytes of KV cache at TURN_CONTEXT_TOKENS and
-    `full_cache` at the end of the context; the prompt is read in chunks of `chunk` tokens.
+    `full_cache` at the end of the context, both out of CPU memory where `cache_away`; the prompt is read in chunks of
+    `chunk` tokens.
     """
 
     reads: Mapping[str, int]
@@ -84,6 +89,7 @@ class Work:
     quantization: Quantization
     double_quant: bool = False
     gathered: bool = False
+    cache_away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,11 @@ _LOSSES: dict[tuple[Processor, Quantization], Losses] = {
     ("cuda", "int8"): Losses(0.5, 0.3, 3.0e-3),
     ("cuda", "nf4"): Losses(0.5, 0.3, 0.7e-3),
 }
+# Where the CPU lacks what their fused kernels need, 4-bit matrices are written out in 16 bits for each token and read
+# again, 8-bit ones in 32: by the bytes so moved. Guesses.
+_UNPACKED: dict[Quantization, Losses] = {"int8": Losses(0.06, 0.2, 1.0e-3), "nf4": Losses(0.07, 0.2, 0.5e-3)}
+# What bitsandbytes 0.50 asks of a CPU for them (backends/cpu/ops.py; torch's _int_mm for 8 bits).
+_NEEDED: dict[Quantization, str] = {"int8": "avx512f", "nf4": "avx512_bf16", "fp4": "avx512_bf16"}
 # A measured factor may be this far off on another machine, a guessed one that far.
 _SPREAD_MEASURED, _SPREAD_GUESSED = 1.3, 1.7
 # Double quantization unpacks its constants for each matrix first. A guess.
@@ -119,7 +130,8 @@ def defaults(inventory: Inventory) -> Speeds:
     for gpu in inventory.gpus:
         read_Bps = _published_Bps(gpu.name) or _GPU_READ_BPS
         gpus[gpu.id] = GpuSpeed(read_Bps, _FROM_CPU_BPS, read_Bps * _GPU_FLOPS_A_BYTE)
-    return Speeds(_CPU_READ_BPS, _DISK_READ_BPS, gpus, _CPU_FLOPS_A_CORE * inventory.physical_cores)
+    fused = frozenset(name for name, needed in _NEEDED.items() if needed in inventory.cpu_features)
+    return Speeds(_CPU_READ_BPS, _DISK_READ_BPS, gpus, _CPU_FLOPS_A_CORE * inventory.physical_cores, fused=fused)
 
 
 def _published_Bps(name: str) -> float:
@@ -143,7 +155,7 @@ def from_bandwidths(found: Mapping[str, Mapping[str, float]], inventory: Invento
     cpu, disk = found.get("cpu", {}), found.get("disk", {})
     return Speeds(
         cpu.get("read_Bps", guessed.cpu_read_Bps), disk.get("read_Bps", guessed.disk_read_Bps), gpus,
-        cpu.get("flops", guessed.cpu_flops), measured=bool(cpu),
+        cpu.get("flops", guessed.cpu_flops), measured=bool(cpu), fused=guessed.fused,
     )  # fmt: skip
 
 
@@ -153,7 +165,7 @@ def estimate(work: Work, speeds: Speeds) -> Estimate:
     A token: Σ reads/bandwidth + streamed/link + disk/bandwidth + cache/bandwidth + layers · loss. A chunk of the
     prompt moves and reads the same weights once and computes 2 · active · chunk operations.
     """
-    losses = [_losses(device, work.quantization) for device in work.reads]
+    losses = [_losses(device, work.quantization, speeds) for device in work.reads]
     spread = _SPREAD_MEASURED if speeds.measured and all(loss.measured for loss in losses) else _SPREAD_GUESSED
     moving = _moving_s(work, speeds)
     token_s = moving + _cache_s(work, speeds, work.cache)
@@ -167,9 +179,11 @@ def estimate(work: Work, speeds: Speeds) -> Estimate:
     )
 
 
-def _losses(device: str, quantization: Quantization) -> Losses:
+def _losses(device: str, quantization: Quantization, speeds: Speeds) -> Losses:
     kind: Processor = "cuda" if device.startswith("cuda") else "cpu"
-    return _LOSSES[kind, "nf4" if quantization == "fp4" else quantization]
+    alike: Quantization = "nf4" if quantization == "fp4" else quantization
+    unpacked = kind == "cpu" and quantization not in speeds.fused
+    return _UNPACKED.get(alike, _LOSSES[kind, alike]) if unpacked else _LOSSES[kind, alike]
 
 
 def _read_Bps(device: str, speeds: Speeds) -> float:
@@ -183,14 +197,16 @@ def _moving_s(work: Work, speeds: Speeds) -> float:
         seconds += work.streamed / min(gpu.from_cpu_Bps for gpu in speeds.gpus.values())
     total = max(1, sum(work.reads.values()))
     for device, size in work.reads.items():
-        loss = _losses(device, work.quantization)
+        loss = _losses(device, work.quantization, speeds)
         layer_s = loss.layer_s * (_DOUBLE_QUANT_COST if work.double_quant else 1.0)
         seconds += size / (_read_Bps(device, speeds) * loss.read) + work.layers * layer_s * size / total
     return seconds + (work.layers * _GATHER_S if work.gathered else 0.0)
 
 
 def _cache_s(work: Work, speeds: Speeds, cache: int) -> float:
-    """Seconds to read the KV cache, on the slowest device that computes."""
+    """Seconds to read the KV cache, on the slowest device that computes; or to bring it there."""
+    if work.cache_away and speeds.gpus:
+        return cache / min(gpu.from_cpu_Bps for gpu in speeds.gpus.values())
     return cache / min((_read_Bps(device, speeds) for device in work.reads), default=speeds.cpu_read_Bps)
 
 
@@ -200,6 +216,7 @@ def _computing_s(work: Work, speeds: Speeds) -> float:
     seconds = 0.0
     for device, size in work.reads.items():
         flops = speeds.gpus[device].flops if device in speeds.gpus else speeds.cpu_flops
-        rate = (flops or _GPU_FLOPS_A_BYTE * _read_Bps(device, speeds)) * _losses(device, work.quantization).compute
-        seconds += 2 * work.active * work.chunk / rate * size / total
+        rate = flops or _GPU_FLOPS_A_BYTE * _read_Bps(device, speeds)
+        share = _losses(device, work.quantization, speeds).compute
+        seconds += 2 * work.active * work.chunk / (rate * share) * size / total
     return seconds

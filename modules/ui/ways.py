@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from modules.errors import BadValue
 from modules.hardware import Inventory
 from modules.memory.planner import Plan, PlanTable
+from modules.memory.quality import loss_text
 from modules.settings import LoadOptions, build_parser
 from modules.ui.plan_picture import speed_text
 from modules.units import format_size
@@ -101,8 +102,8 @@ def cost_text(plan: Plan, table: PlanTable) -> str:
     if not plan.fits:
         return ""
     costs = []
-    if plan.quality < 0.9995:
-        costs.append(f"quality −{1 - plan.quality:.1%}".replace("%", " %"))
+    if lost := loss_text(plan.quality):
+        costs.append(lost)
     longest = max((other.run.context_tokens for other in table.plans), default=0)
     if plan.run.context_tokens < longest:
         costs.append(f"only {plan.run.context_tokens:,} tokens")

@@ -1,0 +1,114 @@
+"""A refusal names changes that help, each the smallest of its kind: applied it fits, one step less does not."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from modules.errors import OutOfMemory
+from modules.hardware import Device, Inventory
+from modules.memory.planner import PlanTable, Question, list_plans
+from modules.memory.spec import ModelSpec
+from modules.settings import LoadOptions
+from modules.units import GiB, parse_size
+from tests.shapes import llama, machine, small_llama
+
+MODELS = {"1B": small_llama(), "7B": llama("7B"), "7B, 32k": llama("7B", context=32768)}
+
+
+def table(spec: ModelSpec, inventory: Inventory, **flags: object) -> PlanTable:
+    return list_plans(Question(spec, LoadOptions.model_validate(flags), inventory, Path("cache")))
+
+
+def refusal(spec: ModelSpec, inventory: Inventory, **flags: object) -> OutOfMemory:
+    """The refusal, which must be one."""
+    error = table(spec, inventory, **flags).refusal
+    assert isinstance(error, OutOfMemory), error
+    return error
+
+
+def fits(spec: ModelSpec, inventory: Inventory, **flags: object) -> bool:
+    """By the whole table, which is not how the remedy was found."""
+    return table(spec, inventory, **flags).chosen is not None
+
+
+def with_more(inventory: Inventory, where: str, size: int) -> Inventory:
+    """The machine with so many bytes more, in total and free."""
+
+    def grown(device: Device) -> Device:
+        return replace(device, total_bytes=device.total_bytes + size, free_bytes=device.free_bytes + size)
+
+    if "GPU" in where:
+        return replace(inventory, gpus=tuple(map(grown, inventory.gpus)))
+    return replace(inventory, cpu=grown(inventory.cpu))
+
+
+def test_a_context_that_cannot_fit_is_answered_with_the_longest_that_can() -> None:
+    spec, inventory = llama("7B", context=262144), machine(ram_gib=24)
+    named = re.search(r"--ctx-size (\d+)", refusal(spec, inventory, ctx_size=262144).remedy)
+    assert named is not None
+    tokens = int(named.group(1))
+    assert fits(spec, inventory, ctx_size=tokens) and not fits(spec, inventory, ctx_size=tokens + 256)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    model=st.sampled_from(list(MODELS)), gpus=st.integers(0, 2), gpu_gib=st.floats(1, 24), ram_gib=st.floats(1, 40),
+    flags=st.sampled_from([{}, {"load_in_8bit": True}, {"load_in_4bit": True}, {"bf16": True}, {"ctx_size": 2048}]),
+    gpu_memory=st.none() | st.floats(0.5, 8), cpu_memory=st.none() | st.floats(0.5, 8),
+)  # fmt: skip
+def test_every_change_that_is_named_helps_and_the_next_smaller_one_does_not(
+    model: str, gpus: int, gpu_gib: float, ram_gib: float, flags: dict[str, object],
+    gpu_memory: float | None, cpu_memory: float | None,
+) -> None:  # fmt: skip
+    spec, inventory = MODELS[model], machine(gpus, gpu_gib, ram_gib=ram_gib)
+    given_flags = dict(flags)
+    if gpus and gpu_memory is not None:
+        given_flags["gpu_memory"] = f"{gpu_memory:.1f}GiB"
+    if cpu_memory is not None:
+        given_flags["cpu_memory"] = f"{cpu_memory:.1f}GiB"
+    error = table(spec, inventory, **given_flags).refusal
+    assume(isinstance(error, OutOfMemory))
+    assert error is not None
+    remedy = error.remedy
+    for flag, name in (("--gpu-memory", "gpu_memory"), ("--cpu-memory", "cpu_memory")):
+        for size in re.findall(rf"{flag} ([\d.]+GiB)", remedy):
+            assert fits(spec, inventory, **given_flags | {name: size})
+            less = f"{float(size[:-3]) - 0.1:.1f}GiB"
+            assert less == "0.0GiB" or not fits(spec, inventory, **given_flags | {name: less})
+    for tokens in re.findall(r"--ctx-size (\d+)", remedy):
+        assert fits(spec, inventory, **given_flags | {"ctx_size": int(tokens)})
+        assert not fits(spec, inventory, **given_flags | {"ctx_size": int(tokens) + 256})
+    for size, where in re.findall(r"([\d.]+GiB) more (in CPU memory|on (?:the )?GPU)", remedy):
+        assert fits(spec, with_more(inventory, where, parse_size(size)), **given_flags)
+        assert not fits(spec, with_more(inventory, where, parse_size(size) - GiB // 5), **given_flags)
+    for flag in ("load_in_8bit", "load_in_4bit", "disk"):
+        if f"--{flag.replace('_', '-')}" in remedy and "instead of" not in remedy:
+            asked = {key: value for key, value in given_flags.items() if not key.startswith("load_in")}
+            assert fits(spec, inventory, **asked | {flag: True}) or fits(spec, inventory, **given_flags | {flag: True})
+
+
+def test_the_sum_of_the_nearest_way_and_what_it_is_too_much_are_told() -> None:
+    message = refusal(llama("7B"), machine(ram_gib=4)).message
+    assert "The nearest way, 4-bit (nf4, double) on the CPU" in message
+    assert "1,024 tokens of context, takes 3.6" in message
+    assert "engine process = " in message and "too much (256 MiB are kept free)" in message
+
+
+def test_memory_that_other_programs_hold_is_told_apart_from_memory_that_is_not_there() -> None:
+    inventory = machine(ram_gib=4)
+    busy = replace(inventory, cpu=replace(inventory.cpu, total_bytes=32 * GiB))
+    assert "(close other programs)" in refusal(llama("7B"), busy).remedy
+    assert "(close other programs)" not in refusal(llama("7B"), inventory).remedy
+
+
+@pytest.mark.parametrize("ram_gib", [6, 16])
+def test_a_split_that_lacks_memory_says_in_which(ram_gib: float) -> None:
+    message = refusal(llama("70B"), machine(1, 8, ram_gib=ram_gib)).message
+    assert "on the GPU and" in message and "GiB in CPU memory" in message
+    assert "too much" in message
