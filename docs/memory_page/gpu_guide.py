@@ -149,6 +149,6 @@ def _numbers(models: Models) -> dict[str, str]:
     return {
         "one_block_fp32": gb(4 * sum(map(elements, block))),
         "outside_fp32": gb(4 * sum(map(elements, outside))),
-        "used_lowest": f"{(min(ratio) - 1) * 100:+.0f}", "used_highest": f"{(max(ratio) - 1) * 100:+.0f}",
+        "used_lowest": f"{(min(ratio) - 1) * 100:.0f}", "used_highest": f"{(max(ratio) - 1) * 100:.0f}",
         "longer_context": gb(kv_cache_bytes(seven, RunSpec("float16"), 2048)),
     }  # fmt: skip

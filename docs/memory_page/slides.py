@@ -104,8 +104,9 @@ def _claims(spec: ModelSpec) -> str:
         (f"load_in_4bit: “{THIRTEEN_GB}/4 = {FOUR_BIT_GB}GB! OOM”",
          f"4 bits are 4.5 with their scales, and {100 * left_out:.1f} % of the weights (the tables of words) stay "
          f"16-bit: {gb(four)}; at {CONTEXT:,} tokens {gib(on_one_gpu(spec, NF4, CONTEXT).total)} in all, which fits",
-         f"the size is {100 * (four / 1e9 / FOUR_BIT_GB - 1):.0f} % too small; what ran out was not the weights. Long "
-         f"inputs read at once, attention that keeps its scores, or training: 4-bit shrinks weights and nothing else"),
+         f"their size is {100 * (1 - FOUR_BIT_GB / (four / 1e9)):.0f} % too small, and yet it is not the weights that "
+         "ran out. What can: a long input read at once, attention that keeps its scores, a load that holds 16-bit "
+         "copies, training. 4-bit shrinks weights and nothing else"),
         ("with full finetuning model memory = gradient memory",
          f"{trained:,} · 2 bytes = {gib(gradients)}", "they are, where both are kept in the same precision"),
         ("Adam = 2 · model memory, SGD none",
