@@ -20,14 +20,15 @@ from modules.memory.ledger import Entry
 from modules.memory.model_spec import ModelSpec
 from modules.memory.planner import Plan, PlanTable
 from modules.plan_bars import Signs, draw
-from modules.plan_training import TrainingTable, TrainingWay
+from modules.plan_training import TrainingTable, TrainingWay, training_notes
 from modules.settings import LoadOptions
 from modules.ui.picture import device_title
-from modules.ui.plan_picture import Bar, bars_of, speed_text
+from modules.ui.plan_picture import Bar, bars_of
 from modules.ui.ways import cost_text, spare_bytes
 from modules.units import format_size
 
 FITTING_SHOWN, LACKING_SHOWN = 7, 3
+_SLOW = 1.0  # tokens a second below which one waits for each
 _METHODS: dict[Method, str] = {"exact": "exact", "dry-run": "by dry run", "formula": "by formula"}
 
 
@@ -58,8 +59,11 @@ def machine_table(inventory: Inventory, *, imagined: bool) -> Table:
     """One line a device: `GPU 0  RTX 3060  11.8 GiB of 12.0 GiB free`."""
     table = Table.grid(padding=(0, 2, 0, 0))
     title = Text("As if here were" if imagined else "This machine", style="bold")
+    cores = f"{inventory.physical_cores} cores{', as here' if imagined else ''}"
     for device in (*inventory.gpus, inventory.cpu, inventory.disk):
-        name = device.name if device.kind == "cuda" else "" if inventory.gpus or device.kind == "disk" else "no GPU"
+        name = device.name if device.kind == "cuda" else cores if device.kind == "cpu" else ""
+        if device.kind == "cpu" and not inventory.gpus:
+            name += ", no GPU"
         sizes = f"{format_size(device.free_bytes)} of {format_size(device.total_bytes)} free"
         table.add_row(title, device_title(device.id), sizes, name)
         title = Text()
@@ -67,14 +71,14 @@ def machine_table(inventory: Inventory, *, imagined: bool) -> Table:
 
 
 def model_text(spec: ModelSpec) -> Text:
-    """`Llama-7B  6.74 B parameters · 32 layers · made for 4,096 tokens · stored as bfloat16, 12.6 GiB`."""
+    """The model's name, and below it `6.74 B parameters · 32 layers · up to 4,096 tokens · float16, 12.6 GiB`."""
     facts = [
         f"{parameters_text(spec.parameters)} parameters",
         f"{spec.layers} layers",
-        f"made for {spec.max_context:,} tokens",
+        f"up to {spec.max_context:,} tokens",
         f"{spec.stored_dtype}, {format_size(sum(tensor.size_bytes for tensor in spec.tensors))}",
     ]
-    return Text(spec.name, style="bold").append("  " + " · ".join(facts), style="not bold")
+    return Text(spec.name, style="bold").append("\n" + " · ".join(facts), style="not bold dim")
 
 
 def parameters_text(count: int) -> str:
@@ -108,12 +112,16 @@ def _verdict(table: PlanTable, notes: Notes) -> Iterable[Text]:
     if plan is None:
         yield from refusal_text(table.refusal)
         return
-    speed = speed_text(plan.tokens_per_s)
-    told = f" It runs: {plan.title}, context of {plan.run.context_tokens:,} tokens"
-    told += f", about {speed}." if plan.tokens_per_s[1] else "."
+    low, high = plan.tokens_per_s
+    told = f" {plan.title}, {plan.run.context_tokens:,} tokens of context"
+    if low > 0 and high < _SLOW:
+        told += f", a token in about {1 / high:.2g} to {1 / low:.2g} s."
+    else:
+        told += f", about {_speed(plan)} tokens/s." if high else "."
     if notes.longest_context > plan.run.context_tokens:
-        told += f" This way fits up to {notes.longest_context:,} tokens."
-    yield Text("Yes.", style="bold green").append(told, style="not bold default")
+        told += f" It would fit up to {notes.longest_context:,} tokens."
+    yes = "Yes, but slowly." if 0 < high < _SLOW else "Yes."
+    yield Text(yes, style="bold green").append(told, style="not bold default")
     if notes.to_get:
         yield Text(notes.to_get)
     yield Text("Type: ").append(command(table, plan), style="bold")
@@ -139,10 +147,16 @@ def narrowed(options: LoadOptions) -> bool:
     return options.model_copy(update={"model": None}) != LoadOptions.model_validate({})
 
 
+def _speed(plan: Plan) -> str:
+    """`12–39`, `0.012–0.034`: tokens a second in two digits; "" where unknown."""
+    low, high = (f"{rate:.2g}" if rate < 10 else f"{float(f'{rate:.2g}'):.0f}" for rate in plan.tokens_per_s)
+    return f"{low}–{high}" if plan.tokens_per_s[1] else ""
+
+
 def _row(plan: Plan, table: PlanTable) -> Row:
     return Row(
         title=plan.title,
-        speed=speed_text(plan.tokens_per_s).removesuffix(" tokens/s"),
+        speed=_speed(plan),
         room=format_size(spare_bytes(plan, table.inventory)) if plan.fits else f"lacks {format_size(plan.short_bytes)}",
         cost=cost_text(plan, table),
         typed=shlex.join(plan.flags) if plan.fits else "",
@@ -207,7 +221,7 @@ def training_parts(table: TrainingTable, notes: Notes, width: int, signs: Signs)
     bars = [Bar(pictured.device, pictured.budget)]
     yield from draw(bars, width, signs)
     yield Text(methods_text(bars), style="dim")
-    yield from _list("Mind", warnings_of(table.spec, notes))
+    yield from _list("Mind", [*training_notes(table), *warnings_of(table.spec, notes)])
 
 
 def _training_row(way: TrainingWay, *, chosen: bool) -> Row:
@@ -217,10 +231,10 @@ def _training_row(way: TrainingWay, *, chosen: bool) -> Row:
 
 def overview_table(rows: Sequence[tuple[str, str, Plan | None, str]]) -> Table:
     """One line a model: (name, parameters, the plan or None, why not)."""
-    table = Table("model", "parameters", "way", "speed", box=None, pad_edge=False, header_style="dim")
+    table = Table("model", "parameters", "way", "tokens/s", box=None, pad_edge=False, header_style="dim")
     for name, parameters, plan, problem in rows:
-        way = plan.title if plan else Text(problem, style="red")
-        table.add_row(name, parameters, way, speed_text(plan.tokens_per_s) if plan else "")
+        way = plan.title if plan else Text(problem.partition(". ")[0].rstrip("."), style="red")
+        table.add_row(name, parameters, way, _speed(plan) if plan else "")
     return table
 
 

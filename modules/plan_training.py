@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from modules.errors import OutOfMemory, SnugError
@@ -15,6 +15,8 @@ from modules.memory.training import Optimizer, TrainingMode, TrainingRun, traini
 from modules.units import format_size
 
 DEFAULT_TOKENS = 2048
+# Checkpointing that leaves more than this of the bytes is not worth naming.
+_LEAST_SAVED = 0.97
 _TITLES: dict[TrainingMode, str] = {"full": "all weights", "lora": "LoRA", "qlora": "QLoRA (4-bit base)"}
 _OPTIMIZERS: dict[Optimizer, str] = {"adamw": "AdamW", "adam8bit": "8-bit Adam", "sgd": "SGD"}
 _CHECKPOINTING = "about a third slower: layers are computed twice"
@@ -55,9 +57,29 @@ def list_ways(
     length = min(tokens or DEFAULT_TOKENS, spec.max_context)
     gpus = () if cpu else inventory.gpus
     device = max(gpus, key=lambda gpu: gpu.free_bytes) if gpus else inventory.cpu
-    ways = tuple(_way(spec, run, device) for run in _runs(mode, length))
+    ways = tuple(_that_differ([_way(spec, run, device) for run in _runs(mode, length)]))
     chosen = next((way for way in ways if not way.short_bytes), None)
     return TrainingTable(spec, inventory, ways, chosen, None if chosen else _refusal(spec, mode, ways, device, length))
+
+
+def training_notes(table: TrainingTable) -> list[str]:
+    """What the figures take for granted, in words."""
+    told = ["One device, one text a step; a data loader and what the trainer itself needs are not counted."]
+    run = table.ways[0].run
+    if run.mode == "full" and run.dtype != "float32":
+        more = 8 * table.spec.parameters
+        told.append(
+            "Weights, gradients and Adam's states are in 16 bits. Mixed precision, with states and a copy of the "
+            f"weights in 32 bits, takes {format_size(more)} more."
+        )
+    return told
+
+
+def _that_differ(ways: Sequence[TrainingWay]) -> Iterator[TrainingWay]:
+    """`ways` without checkpointing that hardly saves anything over the same without: it would only cost time."""
+    for number, way in enumerate(ways):
+        if not way.run.checkpointing or way.budget.total < _LEAST_SAVED * ways[number - 1].budget.total:
+            yield way
 
 
 def _runs(mode: TrainingMode, tokens: int) -> Iterator[TrainingRun]:
@@ -90,8 +112,8 @@ def _refusal(
     """What the smallest way needs, and the smallest change that would fit."""
     least = min(ways, key=lambda way: way.budget.total)
     return OutOfMemory(
-        f"{spec.name} cannot be trained here in this mode: {least.title} needs {format_size(least.budget.total)} on "
-        f"{device.id}, and {format_size(device.free_bytes)} are free.",
+        f"{spec.name} cannot be trained here in this mode: {least.title} needs {format_size(least.budget.total)} "
+        f"{'on the GPU' if device.kind == 'cuda' else 'in CPU memory'}, and {format_size(device.free_bytes)} are free.",
         remedy=_smaller(spec, mode, device, tokens),
     )
 

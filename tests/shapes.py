@@ -51,6 +51,26 @@ def llama(size: Literal["7B", "13B", "33B", "65B", "70B"], *, context: int = 409
     return make_spec(f"Llama-{size}", "llama", config, shapes, dtype=dtype, bare=("model.rotary_emb",))
 
 
+def random_llama(*, hidden: int, layers: int, heads: int, kv_heads: int, context: int, dtype: str) -> ModelSpec:
+    """A model like Llama of any size."""
+    inner, narrow = hidden * 3, hidden * kv_heads // heads
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (32000, hidden)}
+    for layer in range(layers):
+        base = f"model.layers.{layer}"
+        shapes |= {f"{base}.self_attn.{name}_proj": (hidden, hidden) for name in "qo"}
+        shapes |= {f"{base}.self_attn.{name}_proj": (narrow, hidden) for name in "kv"}
+        shapes |= {f"{base}.mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")}
+        shapes |= {f"{base}.mlp.down_proj": (hidden, inner), f"{base}.input_layernorm": (hidden,)}
+    shapes |= {"model.norm": (hidden,), "lm_head": (32000, hidden)}
+    config = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "intermediate_size": inner, "vocab_size": 32000,
+        "max_position_embeddings": context,
+    }  # fmt: skip
+    name = f"Llama-{layers}x{hidden}"
+    return make_spec(name, "llama", config, shapes, dtype=dtype, bare=("model.rotary_emb",))
+
+
 def small_llama() -> ModelSpec:
     """TinyLlama 1.1B."""
     hidden, inner = 2048, 5632

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,15 @@ from modules.memory.planner import Plan, PlanTable, Question, list_plans
 from modules.plan_bars import Signs, draw
 from modules.plan_json import SCHEMA_VERSION, entries_json, report_json, table_json, training_json
 from modules.plan_report import STARTER_CONFIG, find_sources, run_plan
-from modules.plan_text import Notes, machine_table, plan_parts, print_parts, report_table, training_parts
+from modules.plan_text import (
+    Notes,
+    machine_table,
+    overview_table,
+    plan_parts,
+    print_parts,
+    report_table,
+    training_parts,
+)
 from modules.plan_training import list_ways
 from modules.settings import LoadOptions, Settings
 from modules.starter import STARTER_NAME
@@ -315,3 +324,35 @@ def test_only_the_first_of_many_ways_are_shown() -> None:
     more: list[Plan] = [replace(table.chosen, title=f"way {number}") for number in range(30)]
     text = text_of(replace(table, plans=(table.chosen, *more)))
     assert "way 5" in text and "way 20" not in text and "--json" in text
+
+
+def test_a_way_that_makes_one_wait_for_each_token_says_so_and_all_speeds_have_one_unit() -> None:
+    table = table_of(machine(1, 24, ram_gib=256), "70B", dtype="fp16")
+    text = flat(text_of(table))
+    assert "Yes, but slowly. 16-bit" in text and re.search(r"a token in about [\d.]+ to [\d.]+ s\.", text)
+    assert "s a token" not in text
+    assert "slowly" not in text_of(TABLES["fits"])
+
+
+def test_the_machines_cores_are_told_and_that_an_imagined_machine_has_those_of_this_one() -> None:
+    assert "8 cores, no GPU" in shown([machine_table(machine(), imagined=False)])
+    assert "8 cores, as here" in shown([machine_table(CARD, imagined=True)])
+
+
+def test_checkpointing_that_saves_nothing_is_not_offered_and_what_is_taken_for_granted_is_told() -> None:
+    full = list_ways(llama("7B"), "full", machine(1, 80), tokens=None, cpu=False)
+    assert full.chosen is full.ways[0] and not any(way.run.checkpointing for way in full.ways)
+    long = list_ways(llama("7B", context=32768), "full", machine(1, 80), tokens=16384, cpu=False)
+    assert any(way.run.checkpointing for way in long.ways)
+    text = flat(shown([*training_parts(full, Notes(), 80, Signs())]))
+    assert "Mixed precision" in text and "50.2 GiB more" in text
+    lora = list_ways(llama("7B"), "lora", machine(1, 80), tokens=None, cpu=False)
+    assert [way.run.checkpointing for way in lora.ways] == [False, True]
+    assert "Mixed precision" not in flat(shown([*training_parts(lora, Notes(), 80, Signs())]))
+
+
+def test_of_several_models_one_that_does_not_fit_has_one_sentence() -> None:
+    refusal = table_of(machine(ram_gib=4), "70B").refusal
+    assert refusal is not None
+    text = flat(shown([overview_table([("Llama-70B", "69 B", None, refusal.message)])], 120))
+    assert "does not fit" in text and "nearest way" not in text

@@ -28,8 +28,8 @@ def options_for(problem: Problem, solution: Solution, *, wished_context: int, nv
         if not plain:
             changes["load_in_8bit" if run.quantization == "int8" else "load_in_4bit"] = True
             changes["use_double_quant"] = run.double_quant
-    if way.place == "cpu" and problem.gpus and not options.gpu_memory:
-        changes |= {"cpu": True, "auto_devices": False}
+    if way.place == "cpu" and problem.gpus:
+        changes |= {"cpu": True, "auto_devices": False, "gpu_memory": None}
     if way.place in ("split", "gpus"):
         changes |= {"gpu_memory": gpu_memory(problem, solution), "auto_devices": False}
     if way.place == "zero3":

@@ -1,0 +1,141 @@
+"""What must hold of plans for any model on any machine: machines and models here are drawn at random."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modules.hardware import Device, Inventory
+from modules.memory.budget import Budget
+from modules.memory.choosing import COMFORTABLE_TURN_S
+from modules.memory.fitting import margin
+from modules.memory.plan_flags import read_words
+from modules.memory.planner import Plan, PlanTable, Question, list_plans
+from modules.memory.spec import ModelSpec
+from modules.settings import LoadOptions, check_together
+from modules.units import GiB
+from tests.shapes import random_llama
+
+KERNELS = frozenset({"avx512f", "avx512_bf16"})
+CARDS = ("RTX 3060", "RTX 3090", "RTX 4090", "A100 80GB", "unknown card")
+# What two forecasts of speed may differ by and still count as the same, with room for rounding.
+TIE = 1.11
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelSpec:
+    """A decoder like Llama of 20 M to 80 B parameters, with many heads of keys or few."""
+    heads = draw(st.sampled_from([8, 16, 32, 64]))
+    return random_llama(
+        hidden=heads * draw(st.sampled_from([64, 128])),
+        layers=draw(st.sampled_from([2, 8, 24, 48])),
+        heads=heads,
+        kv_heads=heads // draw(st.sampled_from([1, 4, 8])),
+        context=draw(st.sampled_from([1024, 4096, 32768])),
+        dtype=draw(st.sampled_from(["BF16", "F16", "F32"])),
+    )
+
+
+def device(id: str, kind: Any, name: str, gib: float, used: float) -> Device:
+    """A device of `gib`, of which others use the share `used`."""
+    return Device(id, kind, name, int(gib * GiB), int(gib * GiB * (1 - used)))
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Inventory:
+    """Up to three cards of different kinds, any memory, other programs on all of them."""
+    used = st.floats(0, 0.5)
+    gpus = tuple(
+        device(f"cuda:{number}", "cuda", draw(st.sampled_from(CARDS)), draw(st.floats(2, 80)), draw(used))
+        for number in range(draw(st.integers(0, 3)))
+    )
+    return Inventory(
+        gpus,
+        device("cpu", "cpu", "cpu", draw(st.floats(2, 256)), draw(used)),
+        device("disk", "disk", "/disk", 2000, 0),
+        draw(st.sampled_from([2, 8, 32])),
+        draw(st.sampled_from([frozenset(), KERNELS])),
+    )
+
+
+@st.composite
+def more_memory(draw: st.DrawFn, machine: Inventory) -> Inventory:
+    """The same machine with more free on some of its devices."""
+
+    def grown(device: Device) -> Device:
+        more = int(draw(st.sampled_from([0, 0.5, 2, 8, 40])) * GiB)
+        return replace(device, total_bytes=device.total_bytes + more, free_bytes=device.free_bytes + more)
+
+    return replace(machine, gpus=tuple(map(grown, machine.gpus)), cpu=grown(machine.cpu))
+
+
+FLAGS = st.sampled_from(
+    [{}, {}, {"bf16": True}, {"load_in_4bit": True}, {"load_in_8bit": True}, {"cpu": True}, {"ctx_size": 1024}]
+)
+
+
+def table(spec: ModelSpec, machine: Inventory, flags: Mapping[str, object]) -> PlanTable:
+    return list_plans(Question(spec, LoadOptions.model_validate(dict(flags)), machine, Path("cache")))
+
+
+def turn_s(plan: Plan) -> float:
+    """Seconds of a middling turn, from a plan's ranges."""
+    reading, writing = (math.sqrt(low * high) for low, high in (plan.prefill_tokens_per_s, plan.tokens_per_s))
+    return 512 / reading + 256 / writing
+
+
+@settings(max_examples=20, deadline=None)
+@given(spec=models(), machine=machines(), flags=FLAGS)
+def test_a_plan_that_says_it_fits_fits_and_the_same_question_has_the_same_answer(
+    spec: ModelSpec, machine: Inventory, flags: dict[str, object]
+) -> None:
+    found = table(spec, machine, flags)
+    assert (found.chosen is None) == (found.refusal is not None)
+    for plan in found.plans:
+        lacking = max(
+            plan.budgets.get(device.id, Budget()).total - (device.free_bytes - margin(device.free_bytes))
+            for device in (*machine.gpus, machine.cpu)
+        )
+        assert plan.fits == (lacking <= 0) == (plan.short_bytes == 0), plan.title
+        assert 0 < plan.tokens_per_s[0] <= plan.tokens_per_s[1]
+        assert 0 < plan.prefill_tokens_per_s[0] <= plan.prefill_tokens_per_s[1]
+        assert 0 < plan.quality <= 1
+        assert plan.reasons and "cuda" not in " ".join(plan.reasons)
+    assert table(spec, machine, flags).plans == found.plans
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), spec=models(), machine=machines(), flags=FLAGS)
+def test_more_memory_is_never_slower_than_comfortable_never_worse_for_nothing_and_never_shorter_for_nothing(
+    data: st.DataObject, spec: ModelSpec, machine: Inventory, flags: dict[str, object]
+) -> None:
+    little = table(spec, machine, flags).chosen
+    much = table(spec, data.draw(more_memory(machine)), flags).chosen
+    if little is None:
+        return
+    assert much is not None
+    faster = turn_s(much) < turn_s(little)
+    assert (
+        turn_s(much) <= max(TIE * turn_s(little), COMFORTABLE_TURN_S * TIE)
+        or much.run.context_tokens > little.run.context_tokens
+    )
+    assert much.quality >= little.quality or faster or much.run.context_tokens > little.run.context_tokens
+    assert much.run.context_tokens >= little.run.context_tokens or faster or much.quality > little.quality
+
+
+@settings(max_examples=6, deadline=None)
+@given(spec=models(), machine=machines())
+def test_the_flags_of_every_way_that_fits_give_exactly_that_way(spec: ModelSpec, machine: Inventory) -> None:
+    for plan in table(spec, machine, {}).plans:
+        if plan.fits:
+            options = read_words(plan.flags)
+            check_together(options)
+            again = list_plans(Question(spec, options, machine, Path("cache"))).chosen
+            assert again is not None, plan.flags
+            assert (again.title, again.run, again.placement) == (plan.title, plan.run, plan.placement), plan.flags
