@@ -148,8 +148,13 @@ def spread(values: Sequence[float]) -> str:
 
 def finish(name: str, result: dict[str, Any]) -> None:
     """Keep the result under results/ and print it as the last line."""
+    print(json.dumps(keep(name, result)))
+
+
+def keep(name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Keep the result under results/, with what it was taken on; what was written."""
     command = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     record = {"benchmark": name, "command": command, "machine": machine(), **result}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
+    return record

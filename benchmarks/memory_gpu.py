@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,14 @@ WRITTEN = 8
 CASE_S = 1200
 
 
-def compare_on_gpu() -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What may be chosen of `compare_on_gpu`'s cases."""
+    parser.add_argument("--shapes", nargs="+", choices=MEASURED_SHAPES, default=list(MEASURED_SHAPES))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--contexts", nargs="+", type=int, default=list(CONTEXTS))
+
+
+def compare_on_gpu(shapes: Sequence[str], kinds: Sequence[str], contexts: Sequence[int]) -> None:
     """Every shape, kind and context; prints each row and keeps them under results/."""
     if not torch.cuda.is_available():
         print("There is no GPU here: nothing was measured and nothing written.")
@@ -43,10 +51,10 @@ def compare_on_gpu() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         runs = DryRuns(folder / "dryruns")
-        for shape in MEASURED_SHAPES:
+        for shape in shapes:
             path = make_model(folder, shape)
-            for kind in KINDS:
-                rows += [_compare(path, shape, kind, context, runs, folder) for context in CONTEXTS]
+            for kind in kinds:
+                rows += [_compare(path, shape, kind, context, runs, folder) for context in contexts]
             _remove(path)
         runs.close()
     fits = {name: [abs(row[f"{name}_ratio"] - 1) for row in rows] for name in ("allocated", "reserved")}

@@ -6,7 +6,8 @@ tokens. What the loops take beyond it (whole pages, room to grow, tables of inpu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.allocations import Allocated, measure, real_model
+from benchmarks.memory_inference import BOTH
+from benchmarks.memory_rows import Row
 from modules.engine.paged import PagedModel
 from modules.engine.rows import CausalRow
 from modules.engine.serial import steps
@@ -29,22 +32,18 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 CHUNK, WRITTEN = 256, 4
 LENGTHS = (512, 1000, 2048)
-Values = tuple[str, str, str, int, int, int]
 
 
-def compare_loops(folder: Path, families: Sequence[str]) -> Iterator[Values]:
-    """(what, family, way, tokens, forecast, real), bytes beyond weights."""
-    dtypes: tuple[DType, ...] = ("float32", "bfloat16")
-    for family in families:
-        file = folder / f"{family}-loop" / "config.json"
-        tiny_config(family, **SIZES).save_pretrained(file.parent)
-        for dtype in dtypes:
-            for tokens in LENGTHS:
-                counted = _count(file, dtype, tokens)
-                forecast = counted.kv_cache + max(counted.prefill_peak, counted.decode_peak)
-                for way, run in (("pages", _run_paged), ("growing cache", _run_serial)):
-                    model = real_model(tiny_config(family, **SIZES), DTYPES[dtype], "sdpa")
-                    yield "loop", family, f"{way} {dtype}", tokens, forecast, run(model, tokens).peak
+def compare_loops(folder: Path, family: str) -> Iterator[Row]:
+    """A prompt read and a few tokens written, in fp32 and bf16, at three lengths; bytes beyond weights."""
+    file = folder / f"{family}-loop" / "config.json"
+    tiny_config(family, **SIZES).save_pretrained(file.parent)
+    for dtype, tokens in product(BOTH, LENGTHS):
+        counted = _count(file, dtype, tokens)
+        forecast = counted.kv_cache + max(counted.prefill_peak, counted.decode_peak)
+        for way, run in (("pages", _run_paged), ("growing cache", _run_serial)):
+            model = real_model(tiny_config(family, **SIZES), DTYPES[dtype], "sdpa")
+            yield Row("loop", family, f"{way} {dtype}", tokens, forecast, run(model, tokens).peak)
 
 
 def _count(file: Path, dtype: DType, tokens: int) -> Counted:

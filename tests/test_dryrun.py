@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache
 
 from benchmarks.allocations import measure, real_model, tensors_bytes
-from benchmarks.memory import load_quantized, real_step
+from benchmarks.memory_inference import load_quantized
+from benchmarks.memory_training import real_step
 from modules.engine.rows import CausalRow
 from modules.errors import BadConfig
 from modules.memory.dryrun import DTYPES, count_peaks, count_run, fake_model

@@ -118,18 +118,26 @@ def _matmul_bytes(left: torch.Tensor, right: torch.Tensor, *_: Any) -> int:
     if left.dtype != torch.bfloat16 or products <= _SMALLEST_PRODUCT or not multiplies_bf16():
         return 0
     copied = sum(matrix.nbytes for matrix in (left, right) if not _is_plain(matrix))
-    return _packed_bytes(left.shape[-2], left.shape[-1], right.shape[-1]) + copied
+    turned = not left.is_contiguous() and left.transpose(-1, -2).is_contiguous()
+    return _packed_bytes(left.shape[-2], left.shape[-1], right.shape[-1], turned=turned) + copied
 
 
-def _packed_bytes(rows: int, inner: int, columns: int) -> int:
-    """What oneDNN's product of bf16 matrices `(rows, inner)` and `(inner, columns)` packs."""
+def _packed_bytes(rows: int, inner: int, columns: int, *, turned: bool = False) -> int:
+    """What oneDNN's product of bf16 matrices `(rows, inner)` and `(inner, columns)` packs.
+
+    `turned`: the left one lies in columns. Its block of rows is packed too, and results stay until all of `inner` is
+    summed up, 1,024 columns at most.
+    """
     threads = torch.get_num_threads()
     parts = -(-rows // 256)
-    if parts * -(-columns // 64) < threads:
+    if parts * (1 if turned else -(-columns // 64)) < threads:
         parts = threads
+    block = -(-rows // parts)
     packed = min(512, -(-inner // 32) * 32) * 64 * 2
-    result = -(-rows // parts) * min(64, -(-columns // 16) * 16) * 4
-    return threads * (packed + result + 1024)
+    width = min(1024, -(-columns // 64) * 64) if turned and inner > 512 else min(64, -(-columns // 16) * 16)
+    result = block * width * 4
+    left = block * min(544, -(-inner // 32) * 32 + 32 * (inner >= 512)) * 2 if turned else 0
+    return threads * (packed + result + left + 640) + (512 if turned else 384)
 
 
 def _grouped_mm_bytes(inputs: torch.Tensor, weights: torch.Tensor, *_: Any, **__: Any) -> int:

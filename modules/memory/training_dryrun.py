@@ -6,8 +6,8 @@ Snug trains nothing itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import masking_utils
 
 from modules.memory import meta
 from modules.memory.dryrun import fake_model
-from modules.memory.fake_linears import FourBitLinear, sizes
+from modules.memory.fake_linears import FourBitLinear, Kind, sizes
 from modules.memory.forecast import Quantization, RunSpec
 from modules.memory.live_bytes import LiveBytes, tensor_bytes
 from modules.memory.shortening import like_layers
@@ -57,12 +57,15 @@ class _Step:
         )
 
 
-def count_training(file: Path, run: TrainingRun) -> CountedTraining:
-    """What a training step of the model of config `file` allocates. Raises BadConfig and the like."""
+def count_training(file: Path, run: TrainingRun, kind: Kind = "cpu") -> CountedTraining:
+    """What a training step of the model of config `file` allocates; kernels' own buffers are known for the CPU only.
+
+    Raises BadConfig and the like.
+    """
     layers = like_layers(meta.build(file))
     if layers <= _MORE:
-        return _told(_dry_step(file, run, 0))
-    few, more = _dry_step(file, run, _FEW), _dry_step(file, run, _MORE)
+        return _told(_dry_step(file, run, kind, 0))
+    few, more = (_dry_step(file, run, kind, layers) for layers in (_FEW, _MORE))
     per_layer = [(b - a) // (_MORE - _FEW) for a, b in zip(astuple(few), astuple(more), strict=True)]
     return _told(few.further(_Step(*(a + d for a, d in zip(astuple(few), per_layer, strict=True))), layers - _FEW))
 
@@ -82,6 +85,23 @@ def _none_packed(position_ids: torch.Tensor) -> torch.Tensor | None:  # noqa: AR
     return None
 
 
+@contextmanager
+def _random_states_counted(counter: LiveBytes) -> Iterator[None]:
+    """Let `counter` see the generator's state that checkpointing keeps for each layer: 5,056 bytes on the CPU."""
+    take = torch.get_rng_state
+
+    def take_and_count() -> torch.Tensor:
+        state = take()
+        counter.add(state)
+        return state
+
+    torch.get_rng_state = take_and_count
+    try:
+        yield
+    finally:
+        torch.get_rng_state = take
+
+
 def _told(step: _Step) -> CountedTraining:
     resident = step.weights + step.gradients + step.optimizer
     # Gradients are not all there yet while activations are at their most, so `computing` counts from weights alone.
@@ -90,17 +110,20 @@ def _told(step: _Step) -> CountedTraining:
     return CountedTraining(step.weights, step.gradients, step.optimizer, peak - resident, peak)
 
 
-def _dry_step(file: Path, run: TrainingRun, layers: int) -> _Step:
+def _dry_step(file: Path, run: TrainingRun, kind: Kind, layers: int) -> _Step:
     """A step of the model with all its layers, or with the first `layers`."""
     quantization: Quantization = "nf4" if run.mode == "qlora" else "none"
     base = RunSpec(run.dtype, quantization, double_quant=True, compute_dtype=run.dtype, attention=run.attention)
     with FakeTensorMode(allow_non_fake_inputs=True), _one_sequence():
-        model = fake_model(file, base, "cpu", layers=layers)
-        return count_step(model, make_trainable(model, run), run)
+        # Only where it does not train does bitsandbytes repack 4-bit weights for a CPU: they are as on CUDA.
+        model = fake_model(file, base, "cuda", layers=layers)
+        fours = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, FourBitLinear)]
+        trained = make_trainable(model, run, fours or sorted(meta.replaceable(model)))
+        return count_step(model, trained, run, kind)
 
 
-def make_trainable(model: Any, run: TrainingRun) -> list[nn.Parameter]:
-    """Prepare `model` for a step; the parameters that are trained."""
+def make_trainable(model: Any, run: TrainingRun, targets: Sequence[str]) -> list[nn.Parameter]:
+    """Prepare `model` for a step; the parameters that are trained. Adapters are put beside the weights `targets`."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -113,14 +136,13 @@ def make_trainable(model: Any, run: TrainingRun) -> list[nn.Parameter]:
         parameter.requires_grad_(False)
     if run.checkpointing:
         model.enable_input_require_grads()
-    return add_adapters(model, run.rank)
+    return add_adapters(model, targets, run.rank)
 
 
-def add_adapters(model: Any, rank: int) -> list[nn.Parameter]:
-    """LoRA beside every linear layer inside the blocks, in fp32 as PEFT keeps them; the adapters' parameters."""
+def add_adapters(model: Any, targets: Sequence[str], rank: int) -> list[nn.Parameter]:
+    """LoRA beside the linear layers of the weights `targets`, in fp32 as PEFT keeps them; the adapters' parameters."""
     trained: list[nn.Parameter] = []
-    targets = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, FourBitLinear)]
-    for weight in targets or sorted(meta.replaceable(model)):
+    for weight in targets:
         name = weight.removesuffix(".weight")
         owner, _, attribute = name.rpartition(".")
         parent = model.get_submodule(owner)
@@ -135,7 +157,7 @@ class Adapter(nn.Module):
 
     def __init__(self, base: Any, rank: int) -> None:
         super().__init__()
-        inner, outer = (base.inner, base.outer) if isinstance(base, FourBitLinear) else sizes(base)
+        inner, outer = features(base)
         self.base = base
         self.down = nn.Parameter(torch.empty(rank, inner))
         self.up = nn.Parameter(torch.empty(outer, rank))
@@ -147,6 +169,15 @@ class Adapter(nn.Module):
         return out + nn.functional.linear(low, self.up).to(out.dtype)
 
 
+def features(linear_layer: Any) -> tuple[int, int]:
+    """(inputs, outputs) of a linear layer of any kind."""
+    if isinstance(linear_layer, FourBitLinear):
+        return linear_layer.inner, linear_layer.outer
+    if hasattr(linear_layer, "in_features"):
+        return linear_layer.in_features, linear_layer.out_features
+    return sizes(linear_layer)
+
+
 def make_optimizer(trained: list[nn.Parameter], run: TrainingRun) -> torch.optim.Optimizer:
     """The optimizer of `run`; 8-bit Adam keeps its states in fp32 here, and the caller counts them."""
     if run.optimizer == "sgd":
@@ -154,15 +185,15 @@ def make_optimizer(trained: list[nn.Parameter], run: TrainingRun) -> torch.optim
     return torch.optim.AdamW(trained, lr=1e-4)
 
 
-def count_step(model: Any, trained: list[nn.Parameter], run: TrainingRun) -> _Step:
+def count_step(model: Any, trained: list[nn.Parameter], run: TrainingRun, kind: Kind = "cpu") -> _Step:
     """Bytes of the second of two steps of `model`, whose parameters `trained` have gradients."""
-    counter = LiveBytes()
+    counter = LiveBytes(inner=kind == "cpu")
     for tensor in (*model.parameters(), *model.buffers()):
         counter.add(tensor)
     weights = counter.live
     optimizer = make_optimizer(trained, run)
     ids = torch.ones((run.batch, run.tokens), dtype=torch.long)
-    with counter:
+    with counter, _random_states_counted(counter) if kind == "cpu" else nullcontext():
         for _ in range(2):
             optimizer.zero_grad(set_to_none=True)
             states = counter.begin() - weights
