@@ -87,11 +87,14 @@ class MachineSpeeds:
         self._thread: threading.Thread | None = None
 
     def speeds(self, inventory: Inventory) -> Speeds:
-        """Measured speeds if they are of this machine's devices, else guesses."""
-        known = self._known
-        if known.get("devices") != _devices(inventory):
+        """Measured speeds of those devices that are this machine's, guesses for the others."""
+        there, asked = self._known.get("devices"), _devices(inventory)
+        if not isinstance(there, dict) or there.get("cores") != asked["cores"]:
             return defaults(inventory)
-        return from_bandwidths(known["bandwidths"], inventory)
+        found: Bandwidths = self._known["bandwidths"]
+        same = {device: rates for device, rates in found.items() if there.get(device, "") == asked.get(device)}
+        disk = {"disk": found["disk"]} if "disk" in found else {}
+        return from_bandwidths(same | disk, inventory)
 
     def measure_soon(
         self, read_inventory: Callable[[], Inventory], is_idle: Callable[[], bool], every_s: float = _LOOK_EVERY_S

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from modules.errors import OutOfMemory, SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.budget import Budget
+from modules.memory.candidates import wished_context
 from modules.memory.fitting import margin
 from modules.memory.forecast import CPU_PROCESS_BYTES, CUDA_CONTEXT_BYTES
 from modules.memory.model_spec import ModelSpec
 from modules.memory.training import Optimizer, TrainingMode, TrainingRun, training_budget
+from modules.settings import LoadOptions
 from modules.units import format_size
 
 DEFAULT_TOKENS = 2048
@@ -53,8 +55,11 @@ class TrainingTable:
 def list_ways(
     spec: ModelSpec, mode: TrainingMode, inventory: Inventory, *, tokens: int | None, cpu: bool
 ) -> TrainingTable:
-    """Every way to train in `mode` on the roomiest GPU, or on the CPU; one sequence of `tokens` a step."""
-    length = min(tokens or DEFAULT_TOKENS, spec.max_context)
+    """Every way to train in `mode` on the roomiest GPU, or on the CPU; one sequence of `tokens` a step.
+
+    Raises BadValue for more tokens than the model was made for.
+    """
+    length = min(tokens or DEFAULT_TOKENS, wished_context(spec, LoadOptions.model_validate({"ctx_size": tokens})))
     gpus = () if cpu else inventory.gpus
     device = max(gpus, key=lambda gpu: gpu.free_bytes) if gpus else inventory.cpu
     ways = tuple(_that_differ([_way(spec, run, device) for run in _runs(mode, length)]))

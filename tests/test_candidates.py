@@ -15,6 +15,7 @@ from modules.hardware import Inventory
 from modules.memory.budget import Budget
 from modules.memory.candidates import Place, Way
 from modules.memory.fitting import CONTEXT_STEP, Problem, margin, solve_at
+from modules.memory.forecast import weight_bytes
 from modules.memory.ledger import ObservedErrors
 from modules.memory.plan_flags import read_words
 from modules.memory.planner import Plan, PlanTable, Question, list_plans, longest_context
@@ -166,6 +167,20 @@ def test_gpu_memory_is_one_printed_number_and_a_tenth_less_moves_a_layer_away() 
     less = table(MODELS["7B"], inventory, gpu_memory=f"{float(limit[:-3]) - 0.1:.1f}GiB", bf16=True).chosen
     assert less is not None
     assert less.limits["cuda:0"] < plan.limits["cuda:0"]
+
+
+def test_several_gpus_are_filled_evenly_and_no_more_of_them_than_it_takes() -> None:
+    plan = table(MODELS["13B"], MACHINES["2x24, 24 GiB RAM"]).chosen
+    assert plan is not None
+    first, second = (plan.budgets[f"cuda:{number}"].total for number in range(2))
+    block = weight_bytes(plan.spec, plan.run) // plan.spec.layers
+    assert abs(first - second) <= block
+    few = table(MODELS["70B"], MACHINES["4x80, 24 GiB RAM"], dtype="fp16").chosen
+    assert few is not None
+    assert set(few.budgets) == {"cuda:0", "cuda:1"}
+    limited = table(MODELS["13B"], MACHINES["2x24, 24 GiB RAM"], dtype="fp16", gpu_memory="20 20").chosen
+    assert limited is not None
+    assert limited.budgets["cuda:0"].total > limited.budgets["cuda:1"].total  # as the user's limits say, in order
 
 
 def test_disk_and_deepspeed_are_listed_but_not_taken_unasked() -> None:

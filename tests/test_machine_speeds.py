@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modules.machine_speeds import Bandwidths, MachineSpeeds, measure
+from modules.memory.speed import defaults
 from tests.shapes import machine
 
 FOUND = {"cpu": {"read_Bps": 5e9, "flops": 1e11}, "cuda:0": {"read_Bps": 3e11, "from_cpu_Bps": 1.2e10}}
@@ -85,9 +87,18 @@ def test_what_was_measured_is_used_and_found_again_by_the_next_start(tmp_path: P
         assert (known.cpu_read_Bps, known.gpus["cuda:0"].from_cpu_Bps) == (5e9, 1.2e10)
 
 
-def test_another_machine_gets_guesses(tmp_path: Path) -> None:
+def test_what_is_not_of_this_machine_is_guessed_and_the_rest_is_as_measured(tmp_path: Path) -> None:
     speeds = measured(tmp_path / "machine.json")
-    assert not speeds.speeds(machine(2, 24)).measured
+    more = speeds.speeds(machine(2, 24))
+    assert not more.measured
+    assert (more.cpu_read_Bps, more.gpus["cuda:0"].read_Bps) == (5e9, 3e11)
+    assert more.gpus["cuda:1"] == defaults(machine(2, 24)).gpus["cuda:1"]
+    other_cpu = replace(machine(1, 24), physical_cores=64)
+    assert speeds.speeds(other_cpu) == defaults(other_cpu)
+    imagined = machine(1, 24)
+    imagined = replace(imagined, gpus=(replace(imagined.gpus[0], name="RTX 4090"),))
+    assert speeds.speeds(imagined).gpus == defaults(imagined).gpus
+    assert speeds.speeds(imagined).cpu_read_Bps == 5e9
 
 
 def test_a_busy_machine_is_measured_only_when_it_is_idle(tmp_path: Path) -> None:

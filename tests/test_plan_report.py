@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from modules.errors import BadConfig, ModelNotFound, OutOfMemory
+from modules.errors import BadConfig, BadValue, ModelNotFound, OutOfMemory
 from modules.hardware import Inventory
 from modules.memory.budget import Budget, Figure, Purpose
 from modules.memory.ledger import LEDGER_NAME, Entry, Ledger
@@ -356,3 +356,9 @@ def test_of_several_models_one_that_does_not_fit_has_one_sentence() -> None:
     assert refusal is not None
     text = flat(shown([overview_table([("Llama-70B", "69 B", None, refusal.message)])], 120))
     assert "does not fit" in text and "nearest way" not in text
+
+
+def test_training_on_longer_texts_than_the_model_was_made_for_is_refused_as_running_it_is() -> None:
+    with pytest.raises(BadValue, match="at most 4096 tokens"):
+        list_ways(llama("7B"), "lora", machine(1, 80), tokens=8192, cpu=False)
+    assert list_ways(llama("7B"), "lora", machine(1, 80), tokens=512, cpu=False).ways[0].run.tokens == 512

@@ -50,6 +50,25 @@ def test_the_starter_models_measured_speeds_lie_within_the_range(
     assert low <= measured <= high
 
 
+@pytest.mark.parametrize(
+    ("card", "count", "gigabytes", "layers", "quantization", "published"),
+    [
+        ("RTX 4090", 2, 39.5, 80, "nf4", 7.0),  # Llama 2 70B: a reader's comparison with GPTQ, bitsandbytes 0.40
+        ("RTX 3060", 1, 7.0, 32, "int8", 9.0),  # LLaMA 7B, one of the seeds' 4 to 9 tokens a second
+    ],
+)
+def test_what_others_measured_on_gpus_lies_within_the_range(
+    card: str, count: int, gigabytes: float, layers: int, quantization: Quantization, published: float
+) -> None:
+    """Never tuned to: two figures of others for cards that we do not have."""
+    here = machine(count, 24)
+    speeds = defaults(replace(here, gpus=tuple(replace(gpu, name=card) for gpu in here.gpus)))
+    each = int(gigabytes * 1e9 / count)
+    work = Work({gpu.id: each for gpu in here.gpus}, 0, 0, 65 * 10**8, 5 * 10**8, 10**9, layers, 512, quantization)
+    low, high = estimate(work, speeds).tokens_per_s
+    assert low <= published <= high
+
+
 def test_weights_that_pass_through_the_link_are_far_slower_than_those_that_stay() -> None:
     half_away = replace(SEVEN_B, streamed=SEVEN_B.reads["cuda:0"] // 2)
     on_disk = replace(half_away, from_disk=half_away.streamed)

@@ -5,7 +5,7 @@ Pure. It knows devices and bytes; which way is the best is planner.py's, what th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from modules.hardware import Device
@@ -213,9 +213,28 @@ def _on_one_gpu(attempt: _Try) -> Layout | None:
 
 
 def _on_gpus(attempt: _Try) -> Layout | None:
-    groups = _cached_groups(attempt.problem.spec, attempt.run)
-    layout = fill_gpus(groups, attempt.gpu_rooms(), overflow=attempt.overflow)
-    return layout if layout is not None and len(layout.weights) > 1 else None
+    """On as few GPUs as it takes, in order; without --gpu-memory evenly, so that each keeps as much free as can be."""
+    groups, rooms = _cached_groups(attempt.problem.spec, attempt.run), attempt.gpu_rooms()
+    layout = fill_gpus(groups, rooms, overflow=attempt.overflow)
+    if layout is None or len(layout.weights) < 2:
+        return None
+    if attempt.problem.options.gpu_memory or attempt.overflow:
+        return layout
+    return _evened(groups, rooms[: len(layout.weights)]) or layout
+
+
+def _evened(groups: Sequence[Group], rooms: Sequence[Room]) -> Layout | None:
+    """`groups` on all of `rooms`, with the most free that each can keep, to a MiB; None if they do not fit."""
+    best: Layout | None = None
+    low, high = 0, max(room.free for room in rooms) // MiB
+    while low <= high:
+        kept = (low + high) // 2
+        layout = fill_gpus(groups, [replace(room, free=room.free - kept * MiB) for room in rooms])
+        if layout is None:
+            high = kept - 1
+        else:
+            best, low = layout, kept + 1
+    return best if best is not None and len(best.weights) == len(rooms) else None
 
 
 def _over_gpus_and_cpu(attempt: _Try) -> Layout | None:

@@ -28,7 +28,7 @@ class Gpu:
     @property
     def free_bytes(self) -> int:
         """Without what the driver keeps: 1 to 2 % on published nvidia-smi and torch figures; the upper end here."""
-        return self.total_bytes - max(200 * MiB, self.total_bytes // 50)
+        return max(0, self.total_bytes - max(200 * MiB, self.total_bytes // 50))
 
 
 # name: (MiB, GB/s)

@@ -9,7 +9,7 @@ from typing import Any
 from modules.memory.candidates import DTYPES
 from modules.memory.fitting import Problem, Solution
 from modules.settings import LoadOptions, build_parser, flag_name
-from modules.units import GiB, parse_size
+from modules.units import GiB, MiB, parse_size
 
 _SHORT = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -43,7 +43,13 @@ def options_for(problem: Problem, solution: Solution, *, wished_context: int, nv
 
 
 def gpu_memory(problem: Problem, solution: Solution) -> tuple[int, ...]:
-    """The least --gpu-memory for each GPU up to the last used, in steps of 0.1 GiB: the search in one step."""
+    """The least --gpu-memory for each GPU up to the last used, in steps of 0.1 GiB: the search in one step.
+
+    In steps of 1 MiB where so small a model's blocks would fit into what a tenth rounds up.
+    """
+    layout = solution.layout
+    blocks = [group.loaded for group, _ in layout.places if group.kind == "block"] if layout else []
+    small = len(problem.gpus) > 1 and min(blocks, default=GiB) < GiB // 10
     used = [gpu.id in solution.budgets for gpu in problem.gpus]
     count = max((number + 1 for number, is_used in enumerate(used) if is_used), default=0)
     sizes = []
@@ -51,7 +57,7 @@ def gpu_memory(problem: Problem, solution: Solution) -> tuple[int, ...]:
         budget = solution.budgets.get(gpu.id)
         needed = budget.total - budget.context if budget else 1
         given = problem.options.gpu_memory[number] if problem.options.gpu_memory else None
-        rounded = _tenths_up(needed)
+        rounded = -(-needed // MiB) * MiB if small else _tenths_up(needed)
         sizes.append(rounded if given is None else min(rounded, given))
     return tuple(sizes)
 
@@ -80,9 +86,11 @@ def words(options: LoadOptions) -> tuple[str, ...]:
 
 
 def _size_text(size: int) -> str:
-    """`9.4GiB` where that is exact, else bytes."""
+    """`9.4GiB` where that is exact, else `8722MiB`, else bytes."""
     text = f"{math.ceil(size * 10 / GiB) / 10:.1f}GiB"
-    return text if parse_size(text) == size else f"{size}B"
+    if parse_size(text) == size:
+        return text
+    return f"{size}B" if size % MiB else f"{size // MiB}MiB"
 
 
 def read_words(spoken: tuple[str, ...], *, model: str | None = None) -> LoadOptions:

@@ -43,7 +43,7 @@ class GpuSpeed:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Bytes a second of a machine; `gpus` by device id ("cuda:0"). `measured` False: guesses.
+    """Bytes a second of a machine; `gpus` by device id ("cuda:0"). `measured` False: guesses, at least some of them.
 
     `fused` are the quantizations that its CPU computes with as they are stored; others are unpacked for each token.
     """
@@ -155,7 +155,8 @@ def from_bandwidths(found: Mapping[str, Mapping[str, float]], inventory: Invento
     cpu, disk = found.get("cpu", {}), found.get("disk", {})
     return Speeds(
         cpu.get("read_Bps", guessed.cpu_read_Bps), disk.get("read_Bps", guessed.disk_read_Bps), gpus,
-        cpu.get("flops", guessed.cpu_flops), measured=bool(cpu), fused=guessed.fused,
+        cpu.get("flops", guessed.cpu_flops), fused=guessed.fused,
+        measured=all(device in found for device in ("cpu", *guessed.gpus)),
     )  # fmt: skip
 
 
