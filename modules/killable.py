@@ -13,6 +13,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psutil
+
 
 class WorkerEnded(Exception):
     """The process ended before its answer was whole."""
@@ -54,6 +56,15 @@ class KillableWorker:
                 clock.cancel()
                 if expired.is_set():  # it may have struck in the moment of the answer
                     self._kill()
+
+    @property
+    def rss_bytes(self) -> int:
+        """RAM that the process holds; 0 without one."""
+        process = self._process
+        try:
+            return int(psutil.Process(process.pid).memory_info().rss) if process and process.poll() is None else 0
+        except psutil.Error:
+            return 0
 
     def close(self) -> None:
         """End the process once it has answered. A later question starts it again."""

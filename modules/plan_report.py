@@ -194,7 +194,7 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, *, patience_s: 
             cache,
             trust_remote_code=settings.trust_remote_code,
             speeds=machine.speeds,
-            peaks=lambda _, run: known.get(run),
+            peaks=lambda _spec, run, _kind: known.get(run),
             observed=lambda device, quantization: ledger.observed_error(device_name=device, quantization=quantization),
         )
         table = list_plans(question)

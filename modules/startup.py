@@ -25,6 +25,7 @@ from modules.errors import BadFlag, SnugError
 from modules.extensions import Extensions
 from modules.hardware import read_inventory
 from modules.machine_speeds import MACHINE_FILE, MachineSpeeds
+from modules.memory.dryruns import DryRuns
 from modules.memory.listing import list_models
 from modules.models.manager import ModelManager
 from modules.models.planning import find_model
@@ -34,6 +35,9 @@ from modules.starter import STARTER_NAME, fetch_in_terminal, is_wanted
 from modules.user_data import lock_user_data
 
 ROOT = Path(__file__).resolve().parent.parent
+# The process for dry runs holds a few hundred MiB: a pause in looking at plans ends it.
+DRY_RUNS_IDLE_S = 20.0
+DRY_RUNS_WAITING = 4
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -128,7 +132,8 @@ def services(settings: Settings, folder: Path) -> Iterator[Services]:
         parts.callback(worker.close)
         speeds = MachineSpeeds(folder / MACHINE_FILE)
         parts.callback(speeds.close)
-        models = ModelManager(settings, speeds=speeds.speeds)
+        dry_runs = DryRuns(folder / "cache" / "dryruns", idle_s=DRY_RUNS_IDLE_S, most_waiting=DRY_RUNS_WAITING)
+        models = ModelManager(settings, speeds=speeds.speeds, dry_runs=dry_runs)
         parts.callback(models.close)
         speeds.measure_soon(models.machine, lambda: models.idle)
         prompts = Prompts(worker)

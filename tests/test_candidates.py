@@ -236,7 +236,7 @@ def test_a_dry_runs_count_replaces_the_formula_and_may_change_the_plan(gpu_gib: 
     class Counted:
         prefill_peak, decode_peak = 3 * GiB, MiB
 
-    plan = list_plans(Question(spec, options, inventory, Path("c"), peaks=lambda _spec, _run: Counted())).chosen
+    plan = list_plans(Question(spec, options, inventory, Path("c"), peaks=lambda _spec, _run, _kind: Counted())).chosen
     assert plan is not None
     assert plan.placement == {"": "cuda:0"}
     assert plan.run.prefill_chunk == chunk

@@ -17,6 +17,7 @@ from modules.memory.forecast import RunSpec
 from modules.memory.spec import ModelSpec
 from modules.memory.training import TrainingRun
 from tests.shapes import llama
+from tests.test_host import until
 
 LLAMA_70B: dict[str, Any] = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672,
@@ -110,3 +111,37 @@ def test_a_closed_client_says_so(tmp_path: Path) -> None:
     client.close()
     with pytest.raises(NotAvailableHere):
         client.measure(model_of(tmp_path), RUN)
+
+
+def test_workers_whose_memory_is_wanted_end_at_once_and_the_question_may_be_asked_again(tmp_path: Path) -> None:
+    client = DryRuns(tmp_path / "cache", idle_s=60)
+    try:
+        spec = model_of(tmp_path, num_hidden_layers=5)
+        assert client.known_peaks(spec, RUN) is None
+        assert not client.busy
+        assert client.peaks(spec, RUN) is None
+        until(lambda: client.held_bytes > 0, 30)
+        client.let_go()
+        until(lambda: not client.busy, 10)
+        assert (client.held_bytes, client.answered) == (0, 0)
+        peaks = client.measure(spec, RUN)
+        assert client.answered == 1
+        assert client.known_peaks(spec, RUN) == peaks
+        client.let_go()
+        until(lambda: client.held_bytes == 0, 10)
+    finally:
+        client.close()
+
+
+def test_of_too_many_questions_the_oldest_are_given_up_and_idle_workers_end(tmp_path: Path) -> None:
+    client = DryRuns(tmp_path / "cache", idle_s=0.1, most_waiting=1)
+    try:
+        specs = [model_of(tmp_path, num_hidden_layers=layers) for layers in (3, 4, 5)]
+        for spec in specs:
+            assert client.peaks(spec, RUN) is None
+        until(lambda: not client.busy, 60)
+        assert client.known_peaks(specs[-1], RUN) is not None
+        assert client.answered < len(specs)
+        until(lambda: client.held_bytes == 0, 30)
+    finally:
+        client.close()

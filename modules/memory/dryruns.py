@@ -74,19 +74,57 @@ class TrainingPeaks:
 class DryRuns:
     """Dry runs in one worker process, which starts when first needed and ends after two idle minutes. Thread-safe."""
 
-    def __init__(self, cache_folder: Path, *, answer_s: float = ANSWER_S) -> None:
-        """`cache_folder` is made when the first answer comes; one run may compute for `answer_s`."""
+    def __init__(
+        self,
+        cache_folder: Path,
+        *,
+        answer_s: float = ANSWER_S,
+        idle_s: float = IDLE_S,
+        most_waiting: int = MOST_WAITING,
+    ) -> None:
+        """`cache_folder` is made when the first answer comes; one run may compute for `answer_s`.
+
+        Workers end after `idle_s` without a question; of more than `most_waiting` the oldest is given up.
+        """
         self._cache_folder = cache_folder
         self._answer_s = answer_s
+        self._idle_s = idle_s
+        self._most_waiting = most_waiting
         self._worker = KillableWorker(
             [sys.executable, "-X", "utf8", "-m", "modules.memory.dryrun_worker"], _environment(), start_s=_START_S
         )
+        self._workers = (self._worker,)
         self._lock = threading.Condition()
         self._known: dict[str, Mapping[str, int] | SnugError] = {}
         self._waiting: dict[str, dict[str, Any]] = {}
         self._futures: dict[str, Future[Mapping[str, int]]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._times_let_go = 0  # how often
+        self._answered = 0
+
+    @property
+    def answered(self) -> int:
+        """How many questions have an answer, or an error, that they had not when this began."""
+        return self._answered
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being worked out."""
+        return bool(self._futures)
+
+    @property
+    def held_bytes(self) -> int:
+        """RAM that the workers hold; `let_go` gives it back."""
+        return sum(worker.rss_bytes for worker in self._workers)
+
+    def known_peaks(self, spec: ModelSpec, run: RunSpec, *, kind: Kind = "cpu") -> Peaks | None:
+        """The Peaks if they are known; nothing is set off."""
+        try:
+            known = self._lookup(_key(_request("peaks", spec, asdict(run), kind)))
+        except SnugError:
+            return None
+        return Peaks(**known) if isinstance(known, Mapping) else None
 
     def peaks(self, spec: ModelSpec, run: RunSpec, *, kind: Kind = "cpu") -> Peaks | None:
         """The Peaks if they are known; else None, and they are being worked out. None for ever where that fails."""
@@ -108,6 +146,17 @@ class DryRuns:
     def training(self, spec: ModelSpec, run: TrainingRun, timeout_s: float = _START_S + ANSWER_S) -> TrainingPeaks:
         """The TrainingPeaks, waited for. Raises as `measure` does."""
         return TrainingPeaks(**self._wait(_request("training", spec, asdict(run), "cpu"), timeout_s))
+
+    def let_go(self) -> None:
+        """End the workers, whatever they do; who waits gets NotAvailableHere and may ask again."""
+        with self._lock:
+            self._times_let_go += 1
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for key in waiting:
+            self._give_up(key)
+        for worker in self._workers:
+            worker.kill()
 
     def close(self) -> None:
         """End the worker; who waits gets NotAvailableHere."""
@@ -166,7 +215,7 @@ class DryRuns:
             future = self._futures.setdefault(key, Future())
             self._waiting.pop(key, None)
             self._waiting[key] = request
-            while len(self._waiting) > MOST_WAITING:
+            while len(self._waiting) > self._most_waiting:
                 oldest = next(iter(self._waiting))
                 del self._waiting[oldest]
                 self._futures.pop(oldest).set_exception(_not_here("Too many dry runs wait."))
@@ -177,17 +226,29 @@ class DryRuns:
         return future
 
     def _work(self) -> None:
-        """Answer what waits, the latest first; after two idle minutes let the worker go."""
+        """Answer what waits, the latest first; after `idle_s` let the workers go."""
         while True:
             with self._lock:
-                if not self._lock.wait_for(lambda: self._closed or self._waiting, timeout=IDLE_S):
+                if not self._lock.wait_for(lambda: self._closed or self._waiting, timeout=self._idle_s):
                     self._thread = None
                     break
                 if self._closed:
                     return
                 key, request = self._waiting.popitem()
-            self._settle(key, self._ask(request))
+                before = self._times_let_go
+            answer = self._ask(request)
+            if isinstance(answer, SnugError) and before != self._times_let_go:
+                self._give_up(key)
+            else:
+                self._settle(key, answer)
         self._worker.close()
+
+    def _give_up(self, key: str) -> None:
+        """Nobody works on this any more, which says nothing about it: it may be asked again."""
+        with self._lock:
+            future = self._futures.pop(key, None)
+        if future is not None:
+            future.set_exception(_not_here("The memory of the dry runs was wanted for something else."))
 
     def _settle(self, key: str, answer: Mapping[str, int] | SnugError) -> None:
         if not isinstance(answer, SnugError):
@@ -199,6 +260,7 @@ class DryRuns:
         with self._lock:
             self._known[key] = answer
             future = self._futures.pop(key, None)
+            self._answered += 1
         if future is None:
             return
         if isinstance(answer, SnugError):

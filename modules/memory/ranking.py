@@ -12,6 +12,7 @@ from typing import Protocol
 from modules.memory.budget import Purpose
 from modules.memory.candidates import Way
 from modules.memory.choosing import Ranked
+from modules.memory.dryruns import Kind
 from modules.memory.fitting import Counted, Problem, Solution, solve
 from modules.memory.forecast import RunSpec, kv_cache_bytes
 from modules.memory.ledger import ObservedErrors
@@ -35,7 +36,8 @@ class RunPeaks(Protocol):
         """The same while a token is written."""
 
 
-PeaksOf = Callable[[ModelSpec, RunSpec], RunPeaks | None]
+PeaksOf = Callable[[ModelSpec, RunSpec, Kind], RunPeaks | None]
+"""(model, run, where it computes) → what a dry run counted; None while it is not known."""
 ErrorsOf = Callable[[str, str], ObservedErrors]
 """(device name, quantization) → how far forecasts of such loads were off so far."""
 
@@ -64,7 +66,8 @@ def with_dry_runs(
     while chosen is not None and chosen.solution.way not in asked:
         way = chosen.solution.way
         asked.add(way)
-        known = peaks(spec, chosen.solution.run)
+        on_gpu = any(device.startswith("cuda") for device in chosen.solution.budgets)
+        known = peaks(spec, chosen.solution.run, "cuda" if on_gpu else "cpu")
         if known is None:
             break
         figures: tuple[tuple[Purpose, int], ...] = (

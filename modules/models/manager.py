@@ -22,7 +22,7 @@ from modules.memory.listing import ModelEntry, check_loadable, list_models
 from modules.memory.planner import Plan, PlanTable
 from modules.memory.smaller import Failure
 from modules.memory.speed import Speeds, defaults
-from modules.models.planning import Planning
+from modules.models.planning import DryRunner, DryRunProgress, Planning
 from modules.models.records import Records
 from modules.models.rescue import Rescue, told
 from modules.models.slot import Slot
@@ -51,13 +51,17 @@ class ModelManager:
         patience: Patience = PATIENCE,
         drain_s: float = DRAIN_S,
         in_process: bool = False,
+        dry_runs: DryRunner | None = None,
     ) -> None:
+        """`dry_runs` sharpen what `plans` says, and are closed with this."""
         self._settings = settings
         self._read_inventory = read_inventory
         self._drain_s = drain_s
         self._slot = Slot()
         self._records = Records(settings.user_data_dir, self.machine)
-        self._planning = Planning(settings, self._records, read_inventory=read_inventory, speeds=speeds)
+        self._planning = Planning(
+            settings, self._records, read_inventory=read_inventory, speeds=speeds, dry_runs=dry_runs
+        )
         self._starter = EngineStarter(
             self._slot, self._records, loaders=loaders, patience=patience, in_process=in_process,
             on_starved=self._save_replies,
@@ -93,8 +97,17 @@ class ModelManager:
         return self._planning.plan(options, self.stats())
 
     def plans(self, options: LoadOptions) -> PlanTable:
-        """Every way to load under `options` now, if the loaded model gave way. SnugError for impossible flags."""
-        return self._planning.table(options, self.stats())
+        """Every way to load under `options` now, if the loaded model gave way. SnugError for impossible flags.
+
+        The chosen way is by formulas until a dry run has counted it, which this sets off unless a model is loading:
+        ask again when `dry_run_progress` has more answers.
+        """
+        return self._planning.table(options, self.stats(), sharpen=not self._slot.busy)
+
+    @property
+    def dry_run_progress(self) -> DryRunProgress:
+        """How far the dry runs behind `plans` are."""
+        return self._planning.dry_run_progress
 
     @property
     def idle(self) -> bool:
@@ -131,6 +144,7 @@ class ModelManager:
     def close(self) -> None:
         """End the engine for good; open replies end as cancelled. Later loads are refused."""
         self._slot.close()
+        self._planning.end_dry_runs(for_good=True)
         self._empty(None)
 
     def engine(self) -> EngineHost:
@@ -163,6 +177,7 @@ class ModelManager:
         try:
             progress = Progress("Planning", 0.0)
             self._slot.announce(status="loading", name=options.model or "", progress=progress, error=None)
+            self._planning.end_dry_runs()
             plan, beside = self._choose(options, old)
             check_loadable(plan.spec)
             if old is not None and old.host.alive and not beside:

@@ -1,25 +1,69 @@
-"""Plans for models in the models folder, on this machine as it is at that moment. The planner itself is pure."""
+"""Plans for models in the models folder, on this machine as it is at that moment. The planner itself is pure.
+
+What people look at is counted by a dry run in the background, and asked for again when that has its answer; what is
+loaded uses the answers that are there and waits for none.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from modules.engine.base import EngineStats
 from modules.errors import ModelNotFound, SnugError
 from modules.files import safe_path
 from modules.hardware import Device, Inventory
 from modules.memory.describing import describer_for
+from modules.memory.dryruns import Kind
+from modules.memory.forecast import RunSpec
 from modules.memory.planner import Plan, PlanTable, Question, list_plans, make_plan
+from modules.memory.ranking import PeaksOf, RunPeaks
 from modules.memory.smaller import Failure, smaller_plans
-from modules.memory.spec import inspect
+from modules.memory.spec import ModelSpec, inspect
 from modules.memory.speed import Speeds
 from modules.models.records import Records
 from modules.settings import LoadOptions, Settings, check_machine, check_together
 
 log = logging.getLogger(__name__)
+
+
+class DryRunner(Protocol):
+    """What is used of memory/dryruns.py."""
+
+    @property
+    def answered(self) -> int:
+        """See DryRuns."""
+
+    @property
+    def busy(self) -> bool:
+        """See DryRuns."""
+
+    @property
+    def held_bytes(self) -> int:
+        """See DryRuns."""
+
+    def peaks(self, spec: ModelSpec, run: RunSpec, *, kind: Kind) -> RunPeaks | None:
+        """See DryRuns."""
+
+    def known_peaks(self, spec: ModelSpec, run: RunSpec, *, kind: Kind) -> RunPeaks | None:
+        """See DryRuns."""
+
+    def let_go(self) -> None:
+        """See DryRuns."""
+
+    def close(self) -> None:
+        """See DryRuns."""
+
+
+@dataclass(frozen=True, slots=True)
+class DryRunProgress:
+    """`answered` grows with every dry run that has its answer; `busy` while one is under way."""
+
+    answered: int = 0
+    busy: bool = False
 
 
 class Planning:
@@ -32,20 +76,22 @@ class Planning:
         *,
         read_inventory: Callable[[Path], Inventory],
         speeds: Callable[[Inventory], Speeds],
+        dry_runs: DryRunner | None,
     ) -> None:
         self._settings = settings
         self._records = records
         self._read_inventory = read_inventory
         self._speeds = speeds
+        self._dry_runs = dry_runs
         self._cache = settings.user_data_dir / "cache"
 
     def plan(self, options: LoadOptions, freed: EngineStats) -> Plan:
         """The plan to load by. Raises SnugError for impossible flags, and where nothing fits."""
         return make_plan(self.question(options, freed))
 
-    def table(self, options: LoadOptions, freed: EngineStats) -> PlanTable:
-        """Every way to load. Raises SnugError for impossible flags."""
-        return list_plans(self.question(options, freed))
+    def table(self, options: LoadOptions, freed: EngineStats, *, sharpen: bool = False) -> PlanTable:
+        """Every way to load. Raises SnugError for impossible flags. `sharpen` has a dry run of the chosen one made."""
+        return list_plans(self.question(options, freed, sharpen=sharpen))
 
     def smaller(self, failure: Failure, freed: EngineStats) -> list[Plan]:
         """What to try instead of a plan that memory ran out for; nothing where that cannot be told."""
@@ -56,7 +102,18 @@ class Planning:
             log.warning("no smaller plan: %s", error)
             return []
 
-    def question(self, options: LoadOptions, freed: EngineStats) -> Question:
+    @property
+    def dry_run_progress(self) -> DryRunProgress:
+        """How far the dry runs are: `table` says more when `answered` has grown."""
+        runs = self._dry_runs
+        return DryRunProgress() if runs is None else DryRunProgress(runs.answered, runs.busy)
+
+    def end_dry_runs(self, *, for_good: bool = False) -> None:
+        """Give back what the dry runs hold: a load wants it, or the server ends."""
+        if self._dry_runs is not None:
+            (self._dry_runs.close if for_good else self._dry_runs.let_go)()
+
+    def question(self, options: LoadOptions, freed: EngineStats, *, sharpen: bool = False) -> Question:
         """What to ask the planner, the model and the machine as they are now. Raises SnugError."""
         check_together(options)
         inventory = self._read_inventory(options.disk_cache_dir or options.nvme_offload_dir or self._cache)
@@ -67,11 +124,31 @@ class Planning:
         return Question(
             spec,
             options,
-            _with_freed(inventory, freed),
+            self._with_freed(inventory, freed),
             self._cache,
             trust_remote_code=trusted,
             speeds=self._speeds(inventory),
+            peaks=self._peaks(sharpen=sharpen),
             observed=self._records.errors_of(spec.model_type),
+        )
+
+    def _peaks(self, *, sharpen: bool) -> PeaksOf | None:
+        if self._dry_runs is None:
+            return None
+        look = self._dry_runs.peaks if sharpen else self._dry_runs.known_peaks
+        return lambda spec, run, kind: look(spec, run, kind=kind)
+
+    def _with_freed(self, inventory: Inventory, freed: EngineStats) -> Inventory:
+        """The machine as it will be when what `freed` and the dry runs hold is given back."""
+
+        def roomier(device: Device, more_bytes: int) -> Device:
+            return replace(device, free_bytes=min(device.free_bytes + more_bytes, device.total_bytes))
+
+        dry_runs = self._dry_runs.held_bytes if self._dry_runs is not None else 0
+        return replace(
+            inventory,
+            cpu=roomier(inventory.cpu, freed.rss_bytes + dry_runs),
+            gpus=tuple(roomier(gpu, freed.gpu_bytes.get(gpu.id, 0)) for gpu in inventory.gpus),
         )
 
 
@@ -87,16 +164,3 @@ def find_model(model_dir: Path, name: str | None) -> Path:
             param="model",
         )
     return path
-
-
-def _with_freed(inventory: Inventory, freed: EngineStats) -> Inventory:
-    """The machine as it will be when what `freed` holds is given back."""
-
-    def roomier(device: Device, more_bytes: int) -> Device:
-        return replace(device, free_bytes=min(device.free_bytes + more_bytes, device.total_bytes))
-
-    return replace(
-        inventory,
-        cpu=roomier(inventory.cpu, freed.rss_bytes),
-        gpus=tuple(roomier(gpu, freed.gpu_bytes.get(gpu.id, 0)) for gpu in inventory.gpus),
-    )
