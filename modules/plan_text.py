@@ -16,7 +16,7 @@ from rich.text import Text
 from modules.errors import SnugError
 from modules.hardware import Inventory
 from modules.memory.budget import PURPOSE_TITLES, Method
-from modules.memory.ledger import Entry
+from modules.memory.ledger import Entry, summarize
 from modules.memory.model_spec import ModelSpec
 from modules.memory.planner import Plan, PlanTable
 from modules.plan_bars import Signs, draw
@@ -239,22 +239,20 @@ def overview_table(rows: Sequence[tuple[str, str, Plan | None, str]]) -> Table:
 
 
 def report_table(entries: Sequence[Entry]) -> Table:
-    """Forecast beside measured, one row a record, the newest last: no paths, nothing of a user in it."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("model", "way", "device", "of"):
-        table.add_column(title)
-    for title in ("forecast", "measured", "ratio"):
+    """Measured over forecast, one row a model, way and device: no paths, nothing of a user in it."""
+    table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
+    table.add_column("measured over forecast", ratio=1)
+    for title in ("", "times", "weights", "loading", "in use", "worst"):
         table.add_column(title, justify="right", no_wrap=True)
-    for entry in entries:
-        table.add_row(
-            entry.model,
-            entry.way,
-            entry.device,
-            entry.moment,
-            format_size(entry.forecast_bytes),
-            format_size(entry.measured_bytes),
-            f"{entry.ratio:.3f}",
-        )
+    model = ""
+    for summary in summarize(entries):
+        if summary.model != model:
+            model = summary.model
+            table.add_row(Text(model, style="bold"))
+        ratios = [summary.ratios.get(moment) for moment in ("weights", "load", "use")]
+        shown = [f"{ratio:.3f}" if ratio else "" for ratio in (*ratios, summary.worst)]
+        table.add_row(f"  {summary.way}", device_title(summary.device), str(summary.count), *shown)
+    table.caption = "Above 1: forecast too low; later ones are raised by it. Every record: --json"
     return table
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modules.memory import ledger
-from modules.memory.ledger import Entry, Ledger, ObservedErrors
+from modules.memory.ledger import Entry, Ledger, ObservedErrors, summarize
 from modules.units import GiB
 
 ENTRY = Entry(
@@ -127,3 +127,12 @@ def test_threads_may_record_at_once(kept: Ledger) -> None:
     for thread in threads:
         thread.join(10)
     assert len(kept.entries()) == 9
+
+
+def test_a_report_sums_up_each_model_way_and_device_with_the_middle_and_the_worst() -> None:
+    calm, off = used(1), used(2)
+    other = replace(calm, model="another", device="cuda:0", moment="weights")
+    first, second = summarize([calm, other, calm, off])
+    assert (first.model, first.device, first.ratios) == ("another", "cuda:0", {"weights": 1.0})
+    assert (second.count, second.ratios, second.worst) == (3, {"use": 1.0}, 2.0)
+    assert summarize([]) == []

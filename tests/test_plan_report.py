@@ -227,8 +227,9 @@ def test_training_prefers_the_fastest_that_fits_and_names_the_smallest_change() 
 
 
 def test_the_report_shows_each_record_and_nothing_of_the_user() -> None:
-    text = shown([report_table([ENTRY])], 120)
-    assert "Tiny" in text and "1.010" in text and "16-bit on the CPU" in text
+    text = shown([report_table([ENTRY] * 30)], 80)
+    assert "Tiny" in text and "1.010" in text and "16-bit on the CPU" in text and "30" in text
+    assert len(text.splitlines()) < 8
     assert str(Path.home()) not in text
 
 

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Literal
 
 log = logging.getLogger(__name__)
@@ -63,8 +63,40 @@ class ObservedErrors:
     count: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All loads of a model in one way, on one device: how many, and measured over forecast.
+
+    `ratios` are the middle ones by moment, `worst` the highest of any moment.
+    """
+
+    model: str
+    way: str
+    device: str
+    count: int
+    ratios: Mapping[Moment, float]
+    worst: float
+
+
 _COLUMNS = tuple(field.name for field in fields(Entry))
 _TABLE = f"CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY, at TEXT NOT NULL, {', '.join(_COLUMNS)})"
+
+
+def summarize(entries: Sequence[Entry]) -> list[Summary]:
+    """A Summary for each model, way and device; those of one model together, the one seen last at the end."""
+    last = {entry.model: number for number, entry in enumerate(entries)}
+    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in sorted(entries, key=lambda entry: last[entry.model]):
+        groups.setdefault((entry.model, entry.way, entry.device), []).append(entry)
+    found = []
+    for (model, way, device), group in groups.items():
+        by_moment: dict[Moment, list[float]] = {}
+        for entry in group:
+            by_moment.setdefault(entry.moment, []).append(entry.ratio)
+        ratios = {moment: median(values) for moment, values in by_moment.items()}
+        count = max(map(len, by_moment.values()))
+        found.append(Summary(model, way, device, count, ratios, max(entry.ratio for entry in group)))
+    return found
 
 
 class Ledger:
