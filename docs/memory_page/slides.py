@@ -100,7 +100,7 @@ def _claims(spec: ModelSpec) -> str:
          "both: 23-odd GiB are what a program gets"),
         (f"13B is {THIRTEEN_GB}GB on disk, and in 16-bit does not load",
          f"{gb(half)} = {gib(half)} of weights alone, more than the whole card",
-         "they are, by 2 % in the size"),
+         "they are; 25 lies between the size in GB and in GiB"),
         (f"load_in_4bit: “{THIRTEEN_GB}/4 = {FOUR_BIT_GB}GB! OOM”",
          f"4 bits are 4.5 with their scales, and {100 * left_out:.1f} % of the weights (the tables of words) stay "
          f"16-bit: {gb(four)}; at {CONTEXT:,} tokens {gib(on_one_gpu(spec, NF4, CONTEXT).total)} in all, which fits",
