@@ -139,3 +139,25 @@ def test_the_flags_of_every_way_that_fits_give_exactly_that_way(spec: ModelSpec,
             again = list_plans(Question(spec, options, machine, Path("cache"))).chosen
             assert again is not None, plan.flags
             assert (again.title, again.run, again.placement) == (plan.title, plan.run, plan.placement), plan.flags
+
+
+@settings(max_examples=15, deadline=None)
+@given(spec=models(), machine=machines())
+def test_the_printed_gpu_memory_gives_the_same_split_and_a_step_less_moves_something_off_the_gpu(
+    spec: ModelSpec, machine: Inventory
+) -> None:
+    machine = replace(machine, gpus=machine.gpus[:1])
+    if not machine.gpus:
+        return
+    plan = table(spec, machine, {"auto_devices": True, "bf16": True}).chosen
+    if plan is None or "--gpu-memory" not in plan.flags:
+        return
+    options = read_words(plan.flags)
+    assert options.gpu_memory is not None
+    (limit,) = options.gpu_memory
+    again = list_plans(Question(spec, options, machine, Path("cache"))).chosen
+    assert again is not None and again.placement == plan.placement
+    less = options.model_copy(update={"gpu_memory": (limit - GiB // 10,)})
+    if limit > GiB // 10:
+        moved = list_plans(Question(spec, less, machine, Path("cache"))).chosen
+        assert moved is None or moved.limits.get("cuda:0", 0) < plan.limits["cuda:0"]
