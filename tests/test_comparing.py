@@ -97,6 +97,12 @@ def test_where_quantizing_is_slow_on_this_cpu_the_stored_weights_are_taken() -> 
     assert "AVX-512 BF16" in forced
 
 
+def test_what_the_disk_is_taken_to_read_is_told_where_weights_come_from_it() -> None:
+    said = why(llama("13B"), machine(ram_gib=16), dtype="bf16", disk=True)
+    assert "The disk is taken to read 1.7 GB a second." in said
+    assert "The disk" not in why(llama("7B"), machine(ram_gib=64))
+
+
 @pytest.mark.parametrize("cores", [2, 16])
 def test_no_reason_names_a_device_by_its_library_name(cores: int) -> None:
     for spec, count in ((llama("7B"), 1), (llama("13B"), 2), (llama("70B"), 2), (llama("70B"), 1)):

@@ -171,7 +171,9 @@ def speed_note(one: Ranked, speeds: Speeds) -> str:
     if rates[1] < _SLOW:
         written += f" (a token in {_rate(1 / rates[1])} to {_rate(1 / rates[0])} s)"
     told = f"Writes about {written} and reads a prompt at {format_range(reading)}, {source}."
-    return f"{told}{_unpacked_note(one, speeds)}"
+    disk = one.solution.budgets.get("disk")
+    read = f" The disk is taken to read {speeds.disk_read_Bps / 1e9:.1f} GB a second." if disk and disk.weights else ""
+    return f"{told}{read}{_unpacked_note(one, speeds)}"
 
 
 def _unpacked_note(one: Ranked, speeds: Speeds) -> str:
