@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from modules.ui.picture import device_title
-from modules.ui.plan_picture import Bar, Part
+from modules.ui.plan_values import Bar, Part
 from modules.units import format_size
 
 _SMALL = 0.15  # of its device: below it a bar is drawn larger than the device's scale

@@ -23,7 +23,7 @@ from modules.plan_bars import Signs, draw
 from modules.plan_training import TrainingTable, TrainingWay, training_notes
 from modules.settings import LoadOptions
 from modules.ui.picture import device_title
-from modules.ui.plan_picture import Bar, bars_of
+from modules.ui.plan_values import Bar, bars_of
 from modules.ui.ways import cost_text, spare_bytes
 from modules.units import format_size
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from modules.engine.base import EngineStats
 from modules.memory.budget import PURPOSE_TITLES, Budget, Figure, Purpose
 from modules.memory.planner import Plan
-from modules.ui.plan_picture import Bar, Measured, bars_html, bars_of, measured_by_device, plan_html, ratio, speed_text
+from modules.ui.plan_picture import bars_html, plan_html, ratio, speed_text
+from modules.ui.plan_values import Bar, Measured, bars_of, measured_by_device
 from modules.units import GiB, MiB
 from tests import plan_cases
 from tests.fakes import Script, ScriptedEngine, fake_plan
@@ -73,7 +74,22 @@ def test_what_overruns_is_red_from_the_line_on_even_beyond_the_device() -> None:
 def test_the_whisker_reaches_from_the_low_to_the_high_forecast() -> None:
     bar = Bar(device("cuda:0", 10, 8), budget({"weights": 5}, margin=0.5))
     assert stretches(bars_html([bar]), "plan-whisker") == [(45, 10)]
-    assert "between 4.50 GiB and 5.50 GiB" in bars_html([bar])
+    assert "may be off by ± 512 MiB" in bars_html([bar])
+    assert "may be off by this much" in bars_html([bar, bar])
+
+
+def test_a_label_ends_before_the_whisker_that_would_cross_it_and_before_what_overruns() -> None:
+    page = bars_html([Bar(device("cuda:0", 10, 8), budget({"weights": 4, "context": 1}, margin=0.5))])
+    assert re.findall(r'plan-label" style="right:([\d.]+)%', page) == ["0.000", "50.000"]
+    page = bars_html([Bar(device("cuda:0", 10, 8), budget({"weights": 10}))])
+    assert re.findall(r'plan-label" style="right:([\d.]+)%', page) == ["20.000"]
+
+
+def test_a_gpu_that_stays_empty_is_drawn_all_the_same_in_the_page() -> None:
+    page = plan_html(SMALL, ONE_GPU, fits_tokens=1, context_chosen=True)
+    assert "not used, 10.9 GiB free" in page
+    assert [bar.device.id for bar in bars_of(SMALL, ONE_GPU)] == ["cpu"]
+    assert bars_of(replace(SMALL, budgets={}), ONE_GPU, idle_gpus=True) == []
 
 
 def test_a_model_that_is_small_beside_its_device_is_shown_larger_below() -> None:
@@ -95,7 +111,9 @@ def test_every_stretch_tells_its_formula_with_the_numbers_and_its_method() -> No
     assert 'data-formula="2 · 32 layers · 8 heads · 128 · 8,192 tokens · 2 B"' in page
     assert 'data-method="exact: counted byte by byte"' in page
     assert f'data-size="1.00 GiB = {GiB:,} bytes"' in page
-    assert page.count("data-tip=") == page.count('tabindex="0" role="img" aria-label=')
+    bars, legend = page.split('<ul class="plan-legend">')
+    assert bars.count("data-tip=") == bars.count('tabindex="0" role="img" aria-label=')
+    assert legend.count("data-tip=") == len({part.kind for bar in bars_of(ON_GPU, ONE_GPU) for part in bar.parts()})
     assert f'<td class="plan-bytes">{GiB:,}</td>' in page
 
 
@@ -125,9 +143,15 @@ def test_the_slider_is_told_the_length_the_limit_and_who_chose() -> None:
     assert told == {"tokens": 8192, "most": 131072, "fits": 23552, "chosen": False}
 
 
-def test_a_plan_that_does_not_fit_says_what_would() -> None:
-    page = drawn(TOO_LARGE, refusal=REFUSAL, fits_tokens=0)
+def test_a_plan_that_does_not_fit_says_what_would_and_offers_it() -> None:
+    page = drawn(TOO_LARGE, refusal=REFUSAL, fits_tokens=0, instead=ON_GPU)
     assert "It does not fit" in page and "It would fit with --load-in-8bit" in page
+    assert 'data-take="[&quot;--load-in-8bit&quot;]">Show 8-bit on the GPU</button>' in page
+
+
+def test_what_lies_on_several_devices_is_summed_in_the_legend() -> None:
+    page = drawn(SPREAD)
+    assert 'data-formula="17.6 GiB (GPU 0) + 8.80 GiB (GPU 1) + 22.4 GiB (CPU memory) + 82.6 GiB (Disk)"' in page
 
 
 def test_layers_are_drawn_where_they_are_on_several_devices() -> None:

@@ -36,7 +36,7 @@ from modules.plan_text import (
 from modules.plan_training import list_ways
 from modules.settings import LoadOptions, Settings
 from modules.starter import STARTER_NAME
-from modules.ui.plan_picture import Bar
+from modules.ui.plan_values import Bar
 from modules.units import GiB, MiB
 from tests.conftest import STARTER_MODEL
 from tests.fakes import make_model_folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -343,3 +344,33 @@ def test_the_theme_gives_every_colour_in_light_and_dark_by_our_own_names() -> No
     css = theme.theme()._get_theme_css()
     assert "https://" not in css
     assert "--button-primary-background-fill: var(--accent)" in css
+
+
+TEXT_ON = (
+    ("ink", "paper"), ("ink-2", "paper"), ("ink-2", "paper-3"), ("ink-2", "hover"), ("ink-2", "accent-soft"),
+    ("ink-3", "paper"), ("ink-3", "paper-2"), ("ink-3", "paper-3"), ("ink-3", "field"), ("ink-3", "code-bg"),
+    ("accent", "paper"), ("accent", "paper-2"), ("accent", "accent-soft"), ("on-accent", "accent"),
+    ("bad", "paper"), ("bad", "bad-soft"), ("warn", "paper"), ("paper", "bad"),
+    ("on-p-weights", "p-weights"), ("on-p-light", "p-kv_cache"), ("on-p-dark", "p-offload_buffer"),
+    ("on-p-dark", "p-gradients"), ("on-p-dark", "p-context"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(("text", "ground"), TEXT_ON)
+def test_text_stands_out_from_what_it_lies_on_as_wcag_aa_asks(text: str, ground: str, dark: bool) -> None:
+    colours: dict[str, str] = {}
+    for name in ("base.css", "plan.css"):
+        blocks = re.findall(r"^:root(\.dark)? \{(.*?)\}", (theme.STATIC / name).read_text(), re.S | re.M)
+        for only_dark, block in blocks:
+            if dark or not only_dark:
+                colours |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+    lighter, darker = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+    assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+
+
+def luminance(colour: str) -> float:
+    """WCAG's relative luminance of `#rrggbb`."""
+    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -64,5 +64,11 @@ def test_costs_are_told_in_words() -> None:
     assert cost_text(TOO_LARGE, ALL_WAYS) == ""
 
 
+def test_speeds_below_a_token_in_ten_seconds_are_told_by_the_token() -> None:
+    assert '<span class="way-speed worded" role="cell">50–83 s each</span>' in ways_html(
+        table(SPREAD, inventory=TWO_GPUS), SPREAD, narrowed=False
+    )
+
+
 def test_reasons_are_listed_as_text() -> None:
     assert reasons_html(ON_GPU).count("<li>") == 2

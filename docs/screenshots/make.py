@@ -62,9 +62,8 @@ def _wait_for(address: str) -> str:
 
 def open_page(browser: Browser, address: str, *, dark: bool = False, phone: bool = False) -> Page:
     """A page in a fresh profile."""
-    size = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 800}
     context = browser.new_context(
-        viewport={"width": size["width"], "height": size["height"]},
+        viewport={"width": 390, "height": 844} if phone else {"width": 1440, "height": 900},
         color_scheme="dark" if dark else "light",
         has_touch=phone,
         device_scale_factor=2 if phone else 1.5,
@@ -88,8 +87,10 @@ def talk(page: Page, prompts: tuple[str, ...]) -> None:
 
 
 def tab(page: Page, title: str) -> None:
-    """Go to a tab and let it settle."""
+    """Go to a tab and let it settle; on the Model tab until the measured bar lies under the forecast."""
     page.get_by_role("tab", name=title).click()
+    if title == "Model":
+        page.wait_for_selector(".plan-truth")
     page.wait_for_timeout(1500)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
 import gradio as gr
 from pydantic import Field
@@ -170,6 +171,7 @@ class ChatDoors:
         answer: Json = {
             "model": model_view(self.models.state),
             "machine": self.strip.view(),
+            "dry_runs": asdict(self.models.dry_run_progress),
             "conversations": revision(*self._chats(owner)),
         }
         if body.id:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -12,13 +13,26 @@ from modules.memory.planner import Plan, longest_context
 from modules.services import Services
 from modules.settings import GROUP_TITLES, LoadOptions, flag_of
 from modules.ui.picture import info_html
-from modules.ui.plan_picture import Measured, measured_by_device, plan_html
+from modules.ui.plan_picture import plan_html
+from modules.ui.plan_values import Measured, measured_by_device
 from modules.ui.ways import options_of, reasons_html, same_load, ways_html
 from modules.ui.widgets import DIRECT, note, notes, option_control, read_options, shown_option
 from modules.units import format_size
 
 Controls = dict[str, gr.components.Component]
 Data = dict[gr.components.Component, Any]
+ALIASES = ("bf16",)  # options that another control says: --bf16 is --dtype bf16
+# Shown while a dry run is under way; the number tells the page whether its picture knows of the last answer.
+COUNTING = '<p class="plan-counting" data-answered="{}">Counting what this way really allocates…</p>'
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """HTML of the picture and of the ways to run; `loaded` if the loaded model was loaded in just that way."""
+
+    plan: str
+    ways: str = ""
+    loaded: bool = False
 
 
 class ModelTab:
@@ -26,6 +40,7 @@ class ModelTab:
 
     def __init__(self, services: Services) -> None:
         self.models = services.models
+        self.folder = f"{services.settings.model_dir.name}/"
         self.controls: Controls = {}
 
     def options(self, data: Data) -> LoadOptions:
@@ -34,13 +49,15 @@ class ModelTab:
 
     def mirrored(self, name: str | None) -> dict[gr.components.Component, Any]:
         """Updates that make the controls show how the loaded model was loaded; else choose a model that is alone."""
-        options = self.models.options
-        if options:
-            return {
-                control: shown_option(option, getattr(options, option)) for option, control in self.controls.items()
-            }
+        if self.models.options:
+            return self.showing(self.models.options)
         usable = [entry.name for entry in self.models.list() if not entry.problem]
         return {self.controls["model"]: usable[0]} if not name and len(usable) == 1 else {}
+
+    def showing(self, options: LoadOptions) -> dict[gr.components.Component, Any]:
+        """Updates that make the controls show `options`."""
+        plain = without_aliases(options)
+        return {control: shown_option(name, getattr(plain, name)) for name, control in self.controls.items()}
 
     def load(self, data: Data) -> None:
         """Start the load that the controls ask for."""
@@ -50,11 +67,23 @@ class ModelTab:
         self.models.start_load(options)
 
     def list_html(self, chosen: str | None) -> str:
-        """One card a model, the chosen one marked; what cannot be loaded says why."""
+        """One card a model, the chosen one marked; what cannot be loaded says why, folded away below."""
         entries = self.models.list()
         if not entries:
-            return '<p class="nothing">models/ is empty. Put a model folder there, then press Refresh.</p>'
-        return '<div class="model-list">' + "".join(self._entry_html(entry, chosen) for entry in entries) + "</div>"
+            return (
+                f'<p class="nothing">Nothing is in {html.escape(self.folder)} yet. '
+                "Put a model folder there, then press Refresh.</p>"
+            )
+        sound = [self._entry_html(entry, chosen) for entry in entries if not entry.problem]
+        broken = [self._entry_html(entry, chosen) for entry in entries if entry.problem]
+        cards = f'<div class="model-list">{"".join(sound)}</div>' if sound else ""
+        if broken:
+            count = "1 model" if len(broken) == 1 else f"{len(broken)} models"
+            cards += (
+                f'<details class="broken-models"{"" if sound else " open"}><summary>{count} cannot be loaded</summary>'
+                f'<div class="model-list">{"".join(broken)}</div></details>'
+            )
+        return cards
 
     def _entry_html(self, entry: Any, chosen: str | None) -> str:
         problem = f'<span class="entry-problem">{html.escape(str(entry.problem))}</span>' if entry.problem else ""
@@ -66,34 +95,36 @@ class ModelTab:
             f"{problem}</button>"
         )
 
-    def plan_html(self, data: Data) -> dict[str, str]:
-        """The picture of what loading would do with the options on show and the ways to run, or why it cannot be."""
+    def seen(self, data: Data) -> Seen:
+        """What loading would do with the options on show and the ways to run, or why it cannot be."""
         try:
             options = self.options(data)
-            if not options.model:
-                return {"plan": '<p class="nothing">Choose a model.</p>', "ways": ""}
-            return self._pictured(options)
+            return self._pictured(options) if options.model else Seen('<p class="nothing">Choose a model.</p>')
         except SnugError as error:
-            return {"plan": problem_html(error), "ways": ""}
+            return Seen(problem_html(error))
 
-    def _pictured(self, options: LoadOptions) -> dict[str, str]:
+    def _pictured(self, options: LoadOptions) -> Seen:
+        answered = self.models.dry_run_progress.answered
         table = self.models.plans(options)
         misses = (plan for plan in table.plans if not plan.fits)
-        plan = table.chosen or next(misses, None) or next(iter(table.plans), None)
+        plan = table.chosen or min(misses, key=lambda miss: miss.short_bytes, default=next(iter(table.plans), None))
         free = options_of((), options)
         others = table if options == free else self.models.plans(free)
         if plan is None:
             problem = problem_html(table.refusal) if table.refusal else ""
-            return {"plan": problem, "ways": ways_html(others, None, narrowed=options != free)}
+            return Seen(problem, ways_html(others, None, narrowed=options != free))
+        measured = self._measured(plan)
         picture = plan_html(
             plan,
             table.inventory,
             fits_tokens=longest_context(table, plan),
             context_chosen=options.ctx_size is None,
-            measured=self._measured(plan),
+            measured=measured,
             refusal=table.refusal,
+            instead=next((other for other in others.plans if other.fits), None) if table.refusal else None,
         )
-        return {"plan": picture, "ways": ways_html(others, plan, narrowed=options != free) + reasons_html(plan)}
+        ways = ways_html(others, plan, narrowed=options != free) + reasons_html(plan)
+        return Seen(picture + COUNTING.format(answered), ways, loaded=bool(measured))
 
     def _measured(self, plan: Plan) -> dict[str, Measured]:
         """What the loaded model takes, if it was loaded as `plan` says."""
@@ -104,8 +135,19 @@ class ModelTab:
 
     def take(self, data: Data, flags: list[str]) -> dict[gr.components.Component, Any]:
         """Updates that make the controls ask for what `flags` say."""
-        options = options_of(flags, self.options(data))
-        return {control: shown_option(name, getattr(options, name)) for name, control in self.controls.items()}
+        return self.showing(options_of(flags, self.options(data)))
+
+    def buttons(self, seen: Seen) -> tuple[Any, Any]:
+        """How Load and Unload are labelled, and whether there is anything to unload."""
+        state = self.models.state
+        loading = state.status == "loading"
+        return (
+            gr.update(value="Load again" if seen.loaded and not loading else "Load"),
+            gr.update(
+                value="Stop loading" if loading and state.info is None else "Unload",
+                interactive=loading or state.info is not None,
+            ),
+        )
 
     def state_html(self) -> str:
         """What is loaded now, how far a load is, or what went wrong."""
@@ -121,13 +163,18 @@ class ModelTab:
         problem = problem_html(state.error) if state.error else ""
         if state.info is None:
             title = f"{name} could not be loaded" if state.error else "No model is loaded"
-            text = problem or "<p>Choose one; the picture shows what it needs before anything is loaded.</p>"
+            text = problem or "<p>Choose one, then press Load.</p>"
             return f'<div class="state"><h2>{title}</h2>{text}</div>'
         title = html.escape(state.info.name) + (" stopped" if state.status == "died" else " is loaded")
         return (
             f'<div class="state {state.status}"><h2><span class="dot"></span>{title}</h2>{problem}'
-            f"<details><summary>How it runs</summary>{info_html(state.info)}</details></div>"
+            f'<details class="how"><summary>How it runs</summary>{info_html(state.info)}</details></div>'
         )
+
+
+def without_aliases(options: LoadOptions) -> LoadOptions:
+    """The same, said by the options that have a control."""
+    return options.model_copy(update={"dtype": "bf16", "bf16": False}) if options.bf16 else options
 
 
 def problem_html(error: SnugError) -> str:
@@ -141,10 +188,10 @@ def problem_html(error: SnugError) -> str:
 def build(services: Services) -> None:
     """Put the tab's content here."""
     tab = ModelTab(services)
-    defaults = services.models.defaults
+    defaults = without_aliases(services.models.defaults)
     told = notes()
     with gr.Column(elem_classes=["sheet"]):
-        gr.HTML("<h1>Model</h1><p>What is in models/, and how it is to be loaded.</p>")
+        gr.HTML("<h1>Model</h1><p>What it needs, where it goes and how fast it will be, before anything is loaded.</p>")
         with gr.Row(elem_classes=["split"]):
             with gr.Column(elem_classes=["models"]):
                 with gr.Row(elem_classes=["section-head"]):
@@ -157,7 +204,7 @@ def build(services: Services) -> None:
                 )
             with gr.Column(elem_classes=["aside"]):
                 card = gr.HTML(
-                    js_on_load="snug.mountModelCard(element, trigger); // 'refresh'",
+                    js_on_load="snug.mountModelCard(element, trigger, watch); // 'refresh'",
                     elem_id="snug-model-card",
                 )
                 plan = gr.HTML(
@@ -173,15 +220,15 @@ def build(services: Services) -> None:
                 )
                 with gr.Row(elem_classes=["load-buttons"]):
                     load = gr.Button("Load", variant="primary", elem_id="snug-load")
-                    unload = gr.Button("Unload", elem_id="snug-unload")
+                    unload = gr.Button("Unload", elem_id="snug-unload", interactive=False)
                 ways = gr.HTML(
-                    js_on_load="snug.mountWays(element, trigger); // 'take'",
+                    js_on_load="snug.mountWays(element, trigger, watch); // 'take'",
                     apply_default_css=False,
                     elem_id="snug-ways",
                 )
             with gr.Column(elem_classes=["options"]):
                 _option_groups(tab, defaults)
-    everything = set(tab.controls.values())
+    everything, drawn = set(tab.controls.values()), {plan, ways, load, unload}
     name = tab.controls["model"]
 
     def pick(event: gr.EventData) -> Any:
@@ -189,8 +236,9 @@ def build(services: Services) -> None:
         return {name: chosen, models: tab.list_html(chosen)}
 
     def draw(data: Data) -> Any:
-        seen = tab.plan_html(data)
-        return {plan: seen["plan"], ways: seen["ways"]}
+        seen = tab.seen(data)
+        load_button, unload_button = tab.buttons(seen)
+        return {plan: seen.plan, ways: seen.ways, load: load_button, unload: unload_button}
 
     def look(data: Data, event: gr.EventData) -> Any:
         updates = tab.mirrored(data[name]) if event._data.get("mirror") else {}
@@ -227,11 +275,11 @@ def build(services: Services) -> None:
         [control.change for control in everything],
         draw,
         inputs=everything,
-        outputs={plan, ways},
+        outputs=drawn,
         trigger_mode="always_last",
         **DIRECT,
     )
-    card.refresh(look, inputs=everything, outputs={*everything, card, models, plan, ways}, **DIRECT)
+    card.refresh(look, inputs=everything, outputs={*everything, card, models, *drawn}, **DIRECT)
     ways.take(take, inputs=everything, outputs={*everything, told}, **DIRECT)
     context.set(set_context, outputs=tab.controls["ctx_size"], trigger_mode="always_last", **DIRECT)
     pulse = "() => snug.pulse()"
@@ -242,7 +290,7 @@ def build(services: Services) -> None:
 def _option_groups(tab: ModelTab, defaults: LoadOptions) -> None:
     """One fold a group of flags, in the order of the flags."""
     for group, title in GROUP_TITLES.items():
-        names = [name for name in LoadOptions.model_fields if flag_of(name).group == group]
+        names = [name for name in LoadOptions.model_fields if flag_of(name).group == group and name not in ALIASES]
         if not names:
             continue
         with gr.Accordion(title, open=group in ("model", "quantization"), elem_classes=["fold"]):

@@ -103,7 +103,7 @@ def build(services: Services) -> None:
     )
     told = notes()
     with gr.Column(elem_classes=["sheet"]):
-        gr.HTML("<h1>Parameters</h1><p>How the next token is chosen. They count from your next message on.</p>")
+        gr.HTML("<h1>Parameters</h1><p>How the next token is chosen, from your next message on.</p>")
         with gr.Row(elem_classes=["toolbar"], equal_height=True):
             preset = gr.Dropdown(tab.presets.names(), value=None, label="Preset", elem_id="snug-preset", scale=3)
             delete = gr.Button("Delete", elem_id="snug-preset-delete", elem_classes=["quiet"], scale=0)

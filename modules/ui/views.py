@@ -123,7 +123,7 @@ def stats_line(stats: ReplyStats | None) -> str:
         return ""
     parts = [f"{stats.completion_tokens} token{'s' if stats.completion_tokens > 1 else ''}"]
     if stats.tokens_per_s:
-        parts.append(f"{stats.tokens_per_s:.1f} tok/s")
+        parts.append(f"{stats.tokens_per_s:,.{0 if stats.tokens_per_s >= 100 else 1}f} tok/s")
     parts.append(f"first token {format_duration(stats.first_token_s)}")
     if stats.cached_tokens:
         parts.append(f"{stats.cached_tokens} cached")

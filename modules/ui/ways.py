@@ -36,7 +36,8 @@ def ways_html(table: PlanTable, shown: Plan | None, *, narrowed: bool) -> str:
     head = (
         '<div class="way way-head" role="row"><span role="columnheader">Way to run it</span>'
         '<span role="columnheader">Fits by</span><span role="columnheader">Tokens/s</span>'
-        '<span role="columnheader">What it costs</span><span role="columnheader"></span></div>'
+        '<span role="columnheader">What it costs</span>'
+        '<span role="columnheader"><span class="visually-hidden">Take it</span></span></div>'
     )
     back = '<button type="button" class="text-button" data-take="[]">Let Snug choose</button>' if narrowed else ""
     body = f"{head}{''.join(rows[:SHOWN])}{rest}" if rows else ""
@@ -53,7 +54,7 @@ def _row_html(plan: Plan, table: PlanTable, *, taken: bool) -> str:
         if plan.fits
         else f'<span class="way-room lacks" role="cell">lacks {format_size(plan.short_bytes)}</span>'
     )
-    speed = speed_text(plan.tokens_per_s).replace(" tokens/s", "").replace(" a token", "/token")
+    speed = speed_text(plan.tokens_per_s).replace(" tokens/s", "").replace(" a token", " each")
     unit = "" if speed[-1:].isdigit() else " worded"
     verb = "Take" if plan.fits else "Show"
     take = (

@@ -129,7 +129,7 @@ def option_control(name: str, value: Any) -> gr.components.Component:
     if choices := choices_of(field):
         empty = [("default", "")] if field.default is None else []
         values = [*empty, *((choice, choice) for choice in choices)]
-        return gr.Dropdown(values, value=shown_option(name, value), **common)
+        return gr.Radio(values, value=shown_option(name, value), **common)
     return gr.Textbox(value=shown_option(name, value), placeholder=_placeholder(name), max_lines=1, **common)
 
 

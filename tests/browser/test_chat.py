@@ -577,3 +577,56 @@ def test_an_engine_that_dies_below_the_notebook_is_told_once(start: Start, visit
     expect(page.locator("#snug-generate")).to_be_visible()
     expect(page.locator("#snug-model")).to_have_class(re.compile("died"))
     assert page.locator(".toast.bad").count() == 1
+
+
+def test_a_conversations_menu_goes_by_keys_and_gives_the_focus_back(start: Start, visit: OpenPage) -> None:
+    page = visit(start())
+    send(page, "Hello")
+    expect(replies(page)).to_have_count(1)
+    more = page.locator(".conversation .more")
+    more.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("menuitem", name="Rename")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(page.get_by_role("menuitem", name="Delete")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("menu")).to_have_count(0)
+    expect(more).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    page.keyboard.type("By keys alone")
+    page.keyboard.press("Enter")
+    expect(page.locator(".conversation a")).to_have_text("By keys alone")
+    expect(page.locator(".conversation a")).to_be_focused()
+    send(page, "More")
+    page.locator(".conversation a").focus()
+    expect(replies(page)).to_have_count(2)
+    page.evaluate("snug.refreshConversations()")
+    expect(page.locator(".conversation a")).to_be_focused()
+
+
+def test_on_a_phone_escape_closes_the_sidebar(start: Start, visit: OpenPage) -> None:
+    page = visit(start(), viewport={"width": 390, "height": 844})
+    page.get_by_label("Show the sidebar").press("Enter")
+    expect(page.get_by_label("Hide the sidebar")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#snug-sidebar")).not_to_be_visible()
+    expect(page.get_by_label("Show the sidebar")).to_be_focused()
+
+
+def test_escape_for_something_else_does_not_stop_the_reply(start: Start, visit: OpenPage) -> None:
+    page = visit(start(ENDLESS))
+    send(page, "Go on and on")
+    grows(page)
+    page.locator("#snug-strip").click()
+    page.keyboard.press("Escape")
+    expect(page.locator(".strip-sheet")).to_have_count(0)
+    page.locator("#snug-search").focus()
+    page.keyboard.press("Escape")
+    page.get_by_role("tab", name="Model").click()
+    page.keyboard.press("Escape")
+    page.get_by_role("tab", name="Chat").click()
+    grows(page)
+    page.locator("#snug-input").focus()
+    page.keyboard.press("Escape")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("stopped")

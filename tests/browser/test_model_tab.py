@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from modules.hardware import Inventory
 from tests.browser import conftest
 from tests.browser.conftest import OpenPage, Snug
 from tests.browser.test_tabs import open_tab
-from tests.fakes import fake_inventory
+from tests.fakes import Script, fake_inventory, make_model_folder
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
@@ -37,6 +37,11 @@ def model_tab(start: Start, visit: OpenPage) -> Callable[..., Page]:
         return page
 
     return opened
+
+
+def precision(page: Page) -> Locator:
+    """The control of --dtype."""
+    return page.locator("fieldset", has_text="Precision of weights")
 
 
 def test_a_stretch_tells_its_formula_to_mouse_keyboard_and_nobody_after_escape(
@@ -123,3 +128,88 @@ def test_on_a_phone_a_tap_tells_and_nothing_scrolls_sideways(model_tab: Callable
     page.locator(".plan-numbers summary").tap()
     expect(page.locator(".plan-numbers table")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_the_legend_tells_too_and_a_stretch_stands_out_with_its_entry(model_tab: Callable[..., Page]) -> None:
+    page = model_tab()
+    page.locator("#snug-plan .plan-legend li", has_text="Reading the prompt").hover()
+    expect(page.locator(".plan-tip strong")).to_have_text("Reading the prompt")
+    expect(page.locator("#snug-plan .lens .plan-part.prefill_peak")).to_have_class(re.compile(r"\bon\b"))
+    expect(page.locator("#snug-plan .lens .plan-part.weights")).not_to_have_class(re.compile(r"\bon\b"))
+    page.mouse.move(1, 1)
+    expect(page.locator("#snug-plan .plan.lit")).to_have_count(0)
+
+
+def test_folds_stay_open_and_the_focus_stays_when_the_picture_is_drawn_anew(
+    start: Start, visit: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [0.9]
+    monkeypatch.setattr(conftest, "_machine", lambda _: fake_inventory(ram_gib=16, free_share=free[0]))
+    page = visit(start(loaded=False))
+    open_tab(page, "Model")
+    expect(page.locator("#snug-plan .plan-sum")).to_contain_text("of 14.4 GiB free")
+    page.locator(".plan-numbers summary").click()
+    page.locator("#snug-plan .lens .plan-part.weights").focus()
+    free[0] = 0.5
+    expect(page.locator("#snug-plan .plan-sum")).to_contain_text("of 8.00 GiB free")
+    expect(page.locator(".plan-numbers table")).to_be_visible()
+    expect(page.locator("#snug-plan .lens .plan-part.weights")).to_be_focused()
+    expect(page.locator(".plan-tip strong")).to_have_text("Weights")
+
+
+def test_the_picture_is_of_now_when_its_tab_is_opened_again(
+    start: Start, visit: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [0.9]
+    monkeypatch.setattr(conftest, "_machine", lambda _: fake_inventory(ram_gib=16, free_share=free[0]))
+    page = visit(start(loaded=False))
+    open_tab(page, "Model")
+    expect(page.locator("#snug-plan .plan-sum")).to_contain_text("of 14.4 GiB free")
+    open_tab(page, "Chat")
+    free[0] = 0.899  # less than moves a picture on show
+    open_tab(page, "Model")
+    expect(page.locator("#snug-plan .plan-free").first).to_have_attribute("style", re.compile("left: ?89.9"))
+
+
+def test_the_buttons_say_what_they_would_do(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(load_s=3), loaded=False)
+    page = visit(snug)
+    open_tab(page, "Model")
+    expect(page.locator("#snug-load")).to_have_text("Load")
+    expect(page.locator("#snug-unload")).to_be_disabled()
+    page.locator("#snug-load").click()
+    expect(page.locator("#snug-unload")).to_have_text("Stop loading")
+    expect(page.locator("#snug-load")).to_have_text("Load again")
+    expect(page.locator("#snug-unload")).to_have_text("Unload")
+    precision(page).get_by_text("fp32").click()
+    expect(page.locator("#snug-load")).to_have_text("Load")
+    page.locator("#snug-unload").click()
+    expect(page.locator("#snug-unload")).to_be_disabled()
+
+
+def test_a_choice_of_a_few_is_made_by_one_click_or_the_arrows_and_leaves_nothing_open(
+    model_tab: Callable[..., Page],
+) -> None:
+    page = model_tab()
+    precision(page).get_by_text("fp32").click()
+    expect(page.locator("#snug-plan .verdict")).to_contain_text("32-bit")
+    page.keyboard.press("ArrowLeft")
+    expect(precision(page).get_by_label("fp16")).to_be_checked()
+    open_tab(page, "Chat")
+    expect(page.locator("[role=listbox]:visible, ul.options:visible")).to_have_count(0)
+
+
+def test_models_that_cannot_be_loaded_are_folded_below_the_others_with_their_reasons(
+    start: Start, visit: OpenPage
+) -> None:
+    snug = start(loaded=False)
+    broken = make_model_folder(snug.services.settings.model_dir, "a-broken-one")
+    (broken / "model.safetensors").write_bytes(b"garbage!")
+    page = visit(snug)
+    open_tab(page, "Model")
+    expect(page.locator("#snug-models .entry").first).to_contain_text("tiny")
+    expect(page.locator("#snug-models .entry", has_text="a-broken-one")).not_to_be_visible()
+    page.get_by_text("1 model cannot be loaded").click()
+    expect(page.locator("#snug-models .entry-problem")).to_contain_text("not a sound safetensors file")
+    page.locator("#snug-refresh").click()
+    expect(page.locator("#snug-models .entry-problem")).to_be_visible()

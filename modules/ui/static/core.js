@@ -125,6 +125,18 @@ window.snug = (() => {
     return answer;
   }
 
+  /* Folds of a part that the server draws anew stay as the reader left them. */
+  function keepFolds(element, watch) {
+    const left = new Map();
+    element.addEventListener("click", (event) => {
+      const fold = event.target.closest?.("summary")?.parentElement;
+      if (fold) left.set(fold.className, !fold.open);
+    });
+    watch("value", () => element.querySelectorAll("details").forEach((fold) => {
+      if (left.has(fold.className)) fold.open = left.get(fold.className);
+    }));
+  }
+
   const THEMES = ["system", "light", "dark"];
   const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
   function applyTheme() {
@@ -161,5 +173,5 @@ window.snug = (() => {
     return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   }
 
-  return { el, icon, iconButton, remember, toast, showProblem, showNote, ask, call, applyTheme, setTheme, selectTab, currentTab, copy, newId, THEMES };
+  return { el, icon, iconButton, remember, toast, showProblem, showNote, ask, call, applyTheme, setTheme, selectTab, currentTab, copy, newId, keepFolds, THEMES };
 })();

@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const { el, remember } = snug;
-  const HOLD_MS = 3000;
+  const HOLD_MS = 3000, MOVED = 0.005;  // of a device
   let params = remember.get("params", {});
   snug.params = () => params;
 
@@ -30,14 +30,37 @@
   };
 
   /* The card of the loaded model is drawn by the server; only a load's progress moves here. */
-  snug.mountModelCard = (element, trigger) => {
+  snug.mountModelCard = (element, trigger, watch) => {
+    snug.keepFolds(element, watch);
     let touched = false;  // until then the options are those of the loaded model
     for (const kind of ["input", "click"]) {
       document.addEventListener(kind, (event) => { touched ||= Boolean(event.target.closest?.(".options .option, #snug-models [data-model], #snug-context, [data-take]")); }, true);
     }
-    snug.refreshModelTab = () => trigger("refresh", { mirror: !touched });
-    snug.refreshModelTab();
+    let drawnFor = [];
+    const refresh = () => { drawnFor = shares(); trigger("refresh", { mirror: !touched }); };
+    snug.refreshModelTab = refresh;
+    /* The picture rests on what is free: it is drawn anew as its tab opens, and where a device's memory has moved. */
+    snug.memoryMoved = () => {
+      if (snug.currentTab() !== "Model" || snug.model().status === "loading") return;
+      const now = shares();
+      if (now.length !== drawnFor.length || now.some((share, at) => Math.abs(share - drawnFor[at]) > MOVED)) refresh();
+    };
+    /* Formulas are shown at once; what a dry run then counts takes their place. */
+    let askedAt = null;
+    snug.followDryRuns = ({ answered, busy }) => {
+      const plan = document.getElementById("snug-plan"), drawn = plan?.querySelector("[data-answered]")?.dataset.answered;
+      plan?.classList.toggle("counting", busy);
+      if (drawn === undefined || Number(drawn) === answered || askedAt === answered) return;
+      if (snug.currentTab() !== "Model" || snug.model().status === "loading") return;
+      askedAt = answered;
+      refresh();
+    };
+    document.getElementById("snug-tabs").addEventListener("click", (event) => {
+      if (event.target.closest('[role="tab"]')?.textContent.trim() === "Model") refresh();
+    });
+    refresh();
   };
+  function shares() { return snug.machine().flatMap((device) => [device.snug_share, device.others_share]); }
   snug.drawLoading = (model) => {
     document.querySelectorAll("[data-load-bar]").forEach((bar) => { bar.style.width = `${model.fraction * 100}%`; });
     document.querySelectorAll("[data-load-stage]").forEach((node) => { node.textContent = model.stage; });
@@ -45,6 +68,7 @@
 
   /* The choice is shown at once; Load waits until the server knows of it too. */
   snug.mountModelList = (element, trigger, watch) => {
+    snug.keepFolds(element, watch);
     const pressed = () => element.querySelector("[aria-pressed=true]")?.dataset.model ?? "";
     let chosen = pressed(), picking = false;
     const hold = (held) => { picking = held; document.getElementById("snug-load").disabled = held; };

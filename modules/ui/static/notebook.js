@@ -10,7 +10,7 @@
   snug.mountNotebook = async (element, server, trigger) => {
     Object.assign(state, { server, trigger });
     area = el("textarea.page-text", { id: "snug-notebook", "aria-label": "Text", placeholder: "Write the beginning; the model goes on.", spellcheck: false, oninput: onInput, onkeydown: onKey });
-    go = el("button.primary-button", { id: "snug-generate", onclick: generate }, "Generate");
+    go = el("button.primary-button", { id: "snug-generate", title: "Generate (Ctrl+Enter)", onclick: generate }, "Generate");
     stopButton = el("button.plain-button", { id: "snug-notebook-stop", hidden: true, onclick: stop }, icon("stop"), "Stop");
     undoButton = el("button.plain-button", { id: "snug-undo", disabled: true, onclick: undo }, icon("undo"), "Undo");
     note = el("span.note-stats", { role: "status" });

@@ -3,13 +3,14 @@
 (() => {
   const { el } = snug;
   const SHOWS = "[data-tip]", LEAST = 256;
-  let tip = null, about = null, aboutPlace = -1, context = null;
+  let tip = null, about = null, aboutPlace = -1, context = null, take = null;
 
   /* One note for all parts: shown by mouse, keyboard and finger alike. */
   function showTip(part) {
     if (part === about) return;
     hideTip();
     about = part;
+    light(part, true);
     aboutPlace = [...document.querySelectorAll(SHOWS)].indexOf(part);
     const { tip: title, size, method, formula } = part.dataset;
     tip = el("div.plan-tip", { role: "tooltip" },
@@ -22,7 +23,13 @@
     tip.style.left = `${left}px`;
     tip.style.top = `${below + own.height < window.innerHeight - 8 ? below : box.top - own.height - 10}px`;
   }
-  function hideTip() { tip?.remove(); tip = about = null; }
+  function hideTip() { if (about) light(about, false); tip?.remove(); tip = about = null; }
+  /* A stretch and its entry in the legend stand out together. */
+  function light(part, on) {
+    const plan = part.closest(".plan"), kind = part.dataset.kind;
+    plan?.classList.toggle("lit", on);
+    plan?.querySelectorAll(`[data-kind="${CSS.escape(kind)}"], .plan-bar.small .${CSS.escape(kind)}`).forEach((node) => node.classList.toggle("on", on));
+  }
   /* The picture was drawn anew: what was pointed at goes on speaking, with the new numbers, if it is still there. */
   function keepTip() {
     const name = about?.dataset.tip, again = document.querySelectorAll(SHOWS)[aboutPlace];
@@ -31,12 +38,17 @@
   }
 
   snug.mountPlan = (element, watch) => {
+    snug.keepFolds(element, watch);
     const part = (event) => event.target.closest?.(SHOWS);
     element.addEventListener("pointerover", (event) => { const at = part(event); if (at) showTip(at); else hideTip(); });
     element.addEventListener("pointerleave", hideTip);
     element.addEventListener("focusin", (event) => { const at = part(event); if (at) showTip(at); });
     element.addEventListener("focusout", hideTip);
-    element.addEventListener("click", (event) => { const at = part(event); if (at) showTip(at); });
+    element.addEventListener("click", (event) => {
+      const at = part(event), button = event.target.closest("[data-take]");
+      if (at) showTip(at);
+      if (button) take?.(button);
+    });
     window.addEventListener("scroll", hideTip, { capture: true, passive: true });
     window.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
     watch("value", () => { keepTip(); context?.(element.querySelector("[data-context]")?.dataset.context); });
@@ -95,10 +107,12 @@
     new ResizeObserver(() => { if (known) putLimit(known.fits >= known.most ? 1 : place(known.fits, known.most)); }).observe(marks);
   };
 
-  snug.mountWays = (element, trigger) => {
+  snug.mountWays = (element, trigger, watch) => {
+    snug.keepFolds(element, watch);
+    take = (button) => trigger("take", { flags: JSON.parse(button.dataset.take) });
     element.addEventListener("click", (event) => {
       const button = event.target.closest("[data-take]");
-      if (button) trigger("take", { flags: JSON.parse(button.dataset.take) });
+      if (button) take(button);
     });
   };
 })();

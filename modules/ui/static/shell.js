@@ -28,7 +28,7 @@
     });
     const themes = { system: ["screen", "As the system"], light: ["sun", "Light"], dark: ["moon", "Dark"] };
     return el("aside.sidebar", { id: "snug-sidebar" },
-      el("div.brand", {}, logo(), el("span.wordmark", {}, "Snug"), iconButton("panel", "Hide the sidebar", () => setOpen(false))),
+      el("div.brand", {}, logo(), el("span.wordmark", {}, "Snug"), iconButton("panel", "Hide the sidebar", () => turn(false))),
       el("button.new-chat", { id: "snug-new", onclick: () => { selectTab("Chat"); snug.openConversation(null); narrow(); } }, icon("plus"), "New chat"),
       el("label.search-box", {}, icon("search"), search),
       list,
@@ -49,16 +49,23 @@
     pill = el("button.model-pill", { id: "snug-model", title: "Open the Model tab", onclick: () => selectTab("Model") });
     drawModel();
     return el("header.topbar", {},
-      iconButton("panel", "Show the sidebar", () => setOpen(true), ".open-sidebar"),
+      iconButton("panel", "Show the sidebar", () => turn(true), ".open-sidebar"),
       el("span.topbar-space", {}), snug.buildStrip(), pill,
       el("div.scrim", { onclick: () => setOpen(false) }));
   }
 
+  const isNarrow = () => window.innerWidth <= 800;
   function setOpen(open) {
     document.body.classList.toggle("sidebar-open", open);
-    if (window.innerWidth > 800) remember.set("sidebar", open);
+    if (!isNarrow()) remember.set("sidebar", open);
   }
-  function narrow() { if (window.innerWidth <= 800) setOpen(false); }
+  /* By hand: on a phone the sidebar lies over the page, so the keys go there too, and back. */
+  function turn(open) {
+    setOpen(open);
+    const next = document.querySelector(open ? ".sidebar .icon-button" : ".open-sidebar");
+    requestAnimationFrame(() => next.focus({ preventScroll: true, focusVisible: false }));
+  }
+  function narrow() { if (isNarrow()) setOpen(false); }
 
   function onKey(event) {
     const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
@@ -67,9 +74,9 @@
     } else if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
       event.preventDefault(); setOpen(true); document.getElementById("snug-search").focus();
     } else if (event.key === "Escape") {
-      if (document.querySelector("dialog[open]")) return;
-      closeMenu();
-      if (snug.currentTab() === "Notebook") snug.stopNotebook?.(); else snug.stopReply?.();
+      if (document.querySelector("dialog[open]") || closeMenu(true) || snug.closeStrip() || event.target.id === "snug-search") return;
+      if (isNarrow() && document.body.classList.contains("sidebar-open")) return turn(false);
+      ({ Chat: snug.stopReply, Notebook: snug.stopNotebook })[snug.currentTab()]?.();
     } else if (!typing && event.key.length === 1 && !event.ctrlKey && !event.metaKey && !event.altKey && snug.currentTab() === "Chat" && !document.querySelector("dialog[open]")) {
       document.getElementById("snug-input")?.focus();
     }
@@ -87,6 +94,7 @@
   function show(items) {
     if (list.querySelector(".rename")) return;  // its end asks again
     state.items = items;
+    const held = list.contains(document.activeElement) ? document.activeElement : null;
     const nodes = [];
     let group = "";
     for (const item of items) {
@@ -96,6 +104,7 @@
     }
     if (!nodes.length) nodes.push(el("p.empty-list", {}, state.query ? "Nothing found." : "Your conversations will be listed here."));
     list.replaceChildren(...nodes);
+    if (held) focusRow(held.parentElement.dataset.id, held.tagName);
     snug.markConversation(snug.conversationId?.() ?? null);
   }
 
@@ -117,21 +126,36 @@
     if (node.dataset.id === id) node.firstChild.setAttribute("aria-current", "page"); else node.firstChild.removeAttribute("aria-current");
   });
 
-  function closeMenu() { state.menu?.remove(); state.menu = null; }
+  function closeMenu(back = false) {
+    const menu = state.menu, more = menu?.parentElement?.querySelector(".more");
+    menu?.remove();
+    state.menu = null;
+    more?.setAttribute("aria-expanded", "false");
+    if (back) more?.focus();
+    return Boolean(menu);
+  }
 
   function openMenu(node, item) {
     closeMenu();
     state.menu = el("div.menu", { role: "menu" },
       el("button", { role: "menuitem", onclick: () => { closeMenu(); rename(node, item); } }, icon("edit"), "Rename"),
       el("button.danger", { role: "menuitem", onclick: () => { closeMenu(); remove(item); } }, icon("trash"), "Delete"));
+    state.menu.addEventListener("keydown", (event) => {
+      const items = [...state.menu.children], step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      items[(items.indexOf(document.activeElement) + step + items.length) % items.length].focus();
+    });
     node.append(state.menu);
+    node.querySelector(".more").setAttribute("aria-expanded", "true");
     state.menu.querySelector("button").focus();
   }
+  function focusRow(id, tag = "a") { list.querySelector(`[data-id="${CSS.escape(id ?? "")}"] > ${tag}`)?.focus({ preventScroll: true }); }
 
   function rename(node, item) {
     const input = el("input.rename", { value: item.title, "aria-label": "Title", maxLength: 200 });
     let done = false;
-    const finish = async (save) => {
+    const finish = async (save, byKey = false) => {
       if (done) return;
       done = true;
       const title = input.value.trim();
@@ -139,11 +163,12 @@
       if (renamed && renamed.items) snug.retitle?.(item.id, title);
       input.remove();
       show(state.items);
+      if (byKey) focusRow(item.id);
       refresh();
     };
     input.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") finish(true);
-      if (event.key === "Escape") { event.stopPropagation(); finish(false); }
+      if (event.key === "Enter") finish(true, true);
+      if (event.key === "Escape") { event.stopPropagation(); finish(false, true); }
     });
     input.addEventListener("blur", () => finish(true));
     node.replaceChildren(input);
@@ -184,11 +209,14 @@
       snug.drawStrip(answer.machine);
       if (stateKey(before) !== stateKey(answer.model)) snug.modelChanged?.(answer.model, before);
       snug.drawLoading(answer.model);
+      snug.memoryMoved?.();
+      snug.followDryRuns?.(answer.dry_runs);
       snug.noticeElsewhere?.(answer);
       if (answer.conversations !== state.revision && !state.menu) { state.revision = answer.conversations; refresh(); }
     } else if (answer?.problem?.code === "not_found") snug.noticeElsewhere?.({ missing: true });
     clearTimeout(timer);  // another pulse may have ended meanwhile
-    timer = setTimeout(pulse, state.model.status === "loading" ? LOADING_PULSE_MS : PULSE_MS);
+    const lively = state.model.status === "loading" || answer?.dry_runs?.busy && snug.currentTab() === "Model";
+    timer = setTimeout(pulse, lively ? LOADING_PULSE_MS : PULSE_MS);
   }
 
   /* While a model loads every step is a new version; before and after, every version tells something new. */

@@ -7,9 +7,10 @@
   snug.buildStrip = () => {
     strip = el("button.strip", { id: "snug-strip", hidden: true, "aria-haspopup": "dialog", "aria-expanded": "false", onclick: () => { if (sheet) close(); else open(); } });
     document.addEventListener("click", (event) => { if (sheet && !event.target.closest("#snug-strip, .strip-sheet")) close(); });
-    window.addEventListener("keydown", (event) => { if (event.key === "Escape") close(); });
     return strip;
   };
+
+  snug.machine = () => devices;
 
   /* Bars are changed in place so that they glide. */
   snug.drawStrip = (seen) => {
@@ -19,7 +20,7 @@
     strip.hidden = false;
     if (!same) strip.replaceChildren(...seen.map((device) => el("span.meter", {}, el("span.meter-name", {}, device.title), bar(), el("span.meter-text", {}))));
     strip.classList.toggle("many", seen.length > 3);
-    strip.setAttribute("aria-label", `Memory: ${seen.map((device) => `${device.title} ${device.used} of ${device.total} used, ${device.snug} by Snug`).join("; ")}`);
+    strip.setAttribute("aria-label", seen.map((device) => `${device.title} ${device.used} / ${device.total} used, ${device.snug} by Snug`).join("; "));
     [...strip.children].forEach((meter, number) => {
       paint(meter, seen[number]);
       meter.querySelector(".meter-text").textContent = `${seen[number].used} / ${seen[number].total}`;
@@ -52,5 +53,12 @@
     strip.after(sheet);
     strip.setAttribute("aria-expanded", "true");
   }
-  function close() { sheet?.remove(); sheet = null; strip.setAttribute("aria-expanded", "false"); }
+  function close() {
+    const was = Boolean(sheet);
+    sheet?.remove();
+    sheet = null;
+    strip?.setAttribute("aria-expanded", "false");
+    return was;
+  }
+  snug.closeStrip = close;
 })();

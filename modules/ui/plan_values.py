@@ -1,0 +1,124 @@
+"""A plan as bars: for each device what lies where, from left to right, and what is measured. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from modules.engine.base import EngineStats, ModelInfo
+from modules.hardware import Device, Inventory
+from modules.memory.budget import PURPOSE_TITLES, Budget, Figure, Method
+from modules.memory.formulas import formula_text
+from modules.memory.planner import Plan
+from modules.units import format_size
+
+LENS_BELOW = 0.25  # of the bar: models smaller than that are shown larger below it
+LENS_ROOM = 1.04  # what the lens shows, over the largest forecast
+KINDS = (*PURPOSE_TITLES, "loading")
+METHODS: dict[Method, str] = {
+    "exact": "exact: counted byte by byte",
+    "dry-run": "dry run: the model's own steps, played without weights",
+    "formula": "formula: an estimate",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stretch of a bar: `kind` is a purpose of the budget, or "loading" for what only the load takes."""
+
+    kind: str
+    title: str
+    start: int
+    bytes: int
+    figure: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Bytes that a loaded model really takes on one device: its weights, and all of its process just now."""
+
+    weights: int
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One device with the forecast for it and, once loaded, the truth."""
+
+    device: Device
+    budget: Budget
+    measured: Measured | None = None
+
+    @property
+    def span(self) -> int:
+        """The bytes that the bar's whole width stands for: the device, or the forecast where that is more."""
+        return max(self.device.total_bytes, round(self.budget.high * 1.02), 1)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the plan leaves the device alone."""
+        return not self.budget.total
+
+    @property
+    def over(self) -> int:
+        """Bytes beyond what is free. A disk's are the model's own files, most of which lie there already."""
+        return 0 if self.device.kind == "disk" else max(0, self.budget.total - self.device.free_bytes)
+
+    @property
+    def lens_span(self) -> int:
+        """The bytes that the lens's width stands for; 0 where none is needed."""
+        needed = max(self.budget.high, self.measured.now if self.measured else 0)
+        worth = len(self.parts()) > 1 or self.measured is not None
+        return round(needed * LENS_ROOM) if worth and 0 < needed < LENS_BELOW * self.span else 0
+
+    def parts(self) -> list[Part]:
+        """The stretches from left to right; they sum to the forecast's total."""
+        parts, start = [], 0
+        for purpose, size in self.budget.parts():
+            parts.append(Part(purpose, capital(PURPOSE_TITLES[purpose]), start, size, self.budget.figures[purpose]))
+            start += size
+        if start < self.budget.total:
+            rest = self.budget.total - start
+            formula = f"{format_size(self.budget.load_peak)} while loading, {format_size(start)} of them counted here"
+            parts.append(Part("loading", "More while loading", start, rest, Figure(rest, "formula", formula)))
+        return parts
+
+
+def bars_of(
+    plan: Plan, inventory: Inventory, measured: Mapping[str, Measured] | None = None, *, idle_gpus: bool = False
+) -> list[Bar]:
+    """A bar for every device that the plan puts something on, with `idle_gpus` for every GPU; disk last.
+
+    None at all for a plan without forecast, one that DeepSpeed alone knows.
+    """
+    found, budgets = measured or {}, {id: budget for id, budget in plan.budgets.items() if budget.total}
+    devices = (*inventory.gpus, inventory.cpu, inventory.disk) if budgets else ()
+    return [
+        Bar(device, _explained(plan, budgets.get(device.id, Budget())), found.get(device.id))
+        for device in devices
+        if device.id in budgets or (idle_gpus and device.kind == "cuda")
+    ]
+
+
+def _explained(plan: Plan, budget: Budget) -> Budget:
+    """The budget with formulas for figures that bring none of their own."""
+    figures = {
+        purpose: replace(figure, formula=figure.formula or formula_text(purpose, plan.spec, plan.run, figure.bytes))
+        for purpose, figure in budget.figures.items()
+    }
+    return replace(budget, figures=figures)
+
+
+def measured_by_device(info: ModelInfo, stats: EngineStats) -> dict[str, Measured]:
+    """What a loaded model takes: weights as its loader counted them, and its process's memory at the moment."""
+    now = {"cpu": stats.rss_bytes, **stats.gpu_bytes}
+    return {
+        device: Measured(info.placement.get(device, 0), max(now.get(device, 0), info.placement.get(device, 0)))
+        for device in dict.fromkeys((*info.placement, *stats.gpu_bytes, "cpu"))
+        if now.get(device, 0) or info.placement.get(device, 0)
+    }
+
+
+def capital(title: str) -> str:
+    """With a capital first letter, the rest as it is."""
+    return title[:1].upper() + title[1:]
