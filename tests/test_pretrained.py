@@ -49,7 +49,7 @@ TABLE: list[tuple[Size, str, int, dict[str, bool], str]] = [
     ("70B", "2x24", ENOUGH, SPLIT, "cuda:0 cuda:1 cpu"),
     ("70B", "2x24", LITTLE, SPILL, "cuda:0 cuda:1 cpu disk"),
     ("70B", "2x24", LITTLE, NF4, "cuda:0 cuda:1"),
-    ("70B", "4x80", LITTLE, {"bf16": True}, "cuda:0 cuda:1"),
+    ("70B", "4x80", LITTLE, {}, "cuda:0"),
     ("70B", "4x80", LITTLE, INT8, "cuda:0"),
     ("70B", "4x80", ENOUGH, NF4, "cuda:0"),
 ]
