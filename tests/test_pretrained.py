@@ -25,7 +25,7 @@ SPLIT = {"auto_devices": True}
 NF4_SPLIT = {"load_in_4bit": True, "auto_devices": True}
 
 # Model, GPUs, GiB of RAM, flags → the devices in use; "-" where it does not fit.
-TABLE: list[tuple[Size, str, int, dict[str, bool], str]] = [
+TABLE: list[tuple[Size, str, int, dict[str, Any], str]] = [
     ("7B", "none", ENOUGH, {}, "cpu"),
     ("7B", "none", LITTLE, {"bf16": True}, "-"),
     ("7B", "none", LITTLE, INT8, "cpu"),
@@ -49,7 +49,7 @@ TABLE: list[tuple[Size, str, int, dict[str, bool], str]] = [
     ("70B", "2x24", ENOUGH, SPLIT, "cuda:0 cuda:1 cpu"),
     ("70B", "2x24", LITTLE, SPILL, "cuda:0 cuda:1 cpu disk"),
     ("70B", "2x24", LITTLE, NF4, "cuda:0 cuda:1"),
-    ("70B", "4x80", LITTLE, {}, "cuda:0"),
+    ("70B", "4x80", LITTLE, {"dtype": "fp16"}, "cuda:0 cuda:1"),
     ("70B", "4x80", LITTLE, INT8, "cuda:0"),
     ("70B", "4x80", ENOUGH, NF4, "cuda:0"),
 ]
@@ -66,7 +66,7 @@ def devices_of(kwargs: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize(("size", "gpus", "ram_gib", "flags", "expected"), TABLE)
 def test_each_machine_gets_the_devices_that_it_has(
-    size: Size, gpus: str, ram_gib: int, flags: dict[str, bool], expected: str
+    size: Size, gpus: str, ram_gib: int, flags: dict[str, Any], expected: str
 ) -> None:
     if expected == "-":
         with pytest.raises(OutOfMemory):
