@@ -6,6 +6,7 @@ cancellation, at its next await, and cleans up in its own `finally`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_S = 10.0
 SEND_TIMEOUT_S = 30.0
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -34,7 +36,7 @@ _HEADERS = [
 
 def event(data: Mapping[str, Any]) -> bytes:
     """One event: `data: {…}` in UTF-8 on one line, and the empty line that ends it."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _encode(data).encode() + b"\n\n"
 
 
 async def unless_disconnected(request: Request, work: Callable[[], Awaitable[T]]) -> T:
@@ -79,9 +81,9 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         early: list[Exception] = []
         async with anyio.create_task_group() as group:
-            wire = _Wire(send, self.raw_headers, self._send_timeout_s, group.cancel_scope)
+            wire = _Wire(send, self.raw_headers)
             group.start_soon(_cancel_when_gone, receive, group.cancel_scope)
-            group.start_soon(_keep_alive, wire, self._keep_alive_s)
+            group.start_soon(_watch, wire, self._keep_alive_s, self._send_timeout_s, group.cancel_scope)
             try:
                 await self._produce(wire.write)
                 await wire.end()
@@ -97,18 +99,18 @@ class EventStream(Response):
 
 
 class _Wire:
-    """One response on its way out; writers take turns. Too slow a reader cancels `scope`."""
+    """One response on its way out; writers take turns.
 
-    def __init__(
-        self, send: Send, headers: list[tuple[bytes, bytes]], timeout_s: float, scope: anyio.CancelScope
-    ) -> None:
+    `wrote_at` and `sending_since` are the event loop's times: the watch over slow readers costs nothing an event.
+    """
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = False
         self.wrote_at = anyio.current_time()
+        self.sending_since: float | None = None
         self._send = send
         self._headers = headers
-        self._timeout_s = timeout_s
-        self._scope = scope
-        self._turn = anyio.Lock(fast_acquire=True)
+        self._turn = asyncio.Lock()
 
     async def write(self, data: bytes) -> None:
         await self._message(data, more=True)
@@ -118,15 +120,14 @@ class _Wire:
 
     async def _message(self, data: bytes, *, more: bool) -> None:
         async with self._turn:
-            with anyio.move_on_after(self._timeout_s) as deadline:
+            self.wrote_at = self.sending_since = anyio.current_time()
+            try:
                 if not self.started:
                     self.started = True
                     await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
                 await self._send({"type": "http.response.body", "body": data, "more_body": more})
-                self.wrote_at = anyio.current_time()
-            if deadline.cancelled_caught:
-                self._scope.cancel()
-                await anyio.sleep(0)  # where the cancellation takes hold
+            finally:
+                self.sending_since = None
 
 
 async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
@@ -135,10 +136,21 @@ async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _keep_alive(wire: _Wire, every_s: float) -> None:
+async def _watch(wire: _Wire, keep_alive_s: float, send_timeout_s: float, scope: anyio.CancelScope) -> None:
+    """Break a long silence with a comment, and cancel `scope` where the client accepts nothing any more."""
     while True:
-        silent_s = anyio.current_time() - wire.wrote_at
-        if silent_s >= every_s:
-            await wire.write(KEEP_ALIVE)
+        now = anyio.current_time()
+        if wire.sending_since is not None:
+            left_s = wire.sending_since + send_timeout_s - now
+            if left_s <= 0:
+                scope.cancel()
+                return
         else:
-            await anyio.sleep(every_s - silent_s)
+            left_s = wire.wrote_at + keep_alive_s - now
+            if left_s <= 0:
+                with anyio.move_on_after(send_timeout_s) as deadline:
+                    await wire.write(KEEP_ALIVE)
+                if deadline.cancelled_caught:
+                    scope.cancel()
+                continue
+        await anyio.sleep(min(left_s, send_timeout_s))

@@ -13,6 +13,7 @@ import torch
 
 from modules.engine.base import Engine
 from modules.engine.batched import BatchedEngine
+from modules.engine.linears import speed_up_linears
 from modules.engine.loaded import LoadedModel
 from modules.engine.norms import speed_up_norms
 from modules.engine.paged import PagedModel
@@ -32,6 +33,7 @@ def choose_loop(loaded: LoadedModel) -> Engine:
     """The engine for `loaded`, running; its info says which loop it is and why."""
     reason = why_not_batched(loaded)
     speed_up_norms(loaded)
+    speed_up_linears(loaded)
     loop = "serial" if reason else "batched"
     log.info("loop: %s %s", loop, reason)
     if reason:

@@ -1,7 +1,7 @@
 """The web process's side of an engine: starts it, relays requests and events, notices its death at once.
 
 No wait here is endless: a dead engine ends every open generation with an error, and one that says nothing for too
-long is killed. Nothing is restarted here: models.py decides that.
+long is killed. Nothing is restarted here: models/manager.py decides that.
 """
 
 from __future__ import annotations
@@ -31,7 +31,18 @@ from modules.engine.generation import Generation
 from modules.engine.open_requests import OpenRequests
 from modules.engine.patience import PATIENCE, Patience
 from modules.engine.verdicts import death_of, stopped
-from modules.engine.wire import Answer, Close, Emitted, LoadBroke, Loaded, Loading, Message, Start, Writer
+from modules.engine.wire import (
+    Answer,
+    Close,
+    Emitted,
+    LoadBroke,
+    Loaded,
+    Loading,
+    Message,
+    Start,
+    Writer,
+    wait_for_reading,
+)
 from modules.errors import LoadFailed, OutOfMemory, SnugError
 from modules.memory.planner import Plan
 
@@ -217,9 +228,10 @@ class EngineHost:
 
     def _listen(self, child: Child) -> None:
         """Take messages until the engine is gone."""
+        has_news = wait_for_reading(child.pipe)
         try:
             while True:
-                if child.pipe.poll(TICK_S):
+                if has_news(TICK_S):
                     for message in child.pipe.recv():
                         self._take(message)
                 elif child.exit_code() is not None:

@@ -19,8 +19,10 @@ from modules.ui import chat_tab, model_tab, notebook_tab, parameters_tab, theme
 
 App = TypeVar("App")
 MAX_UPLOAD = "1mb"
-# Gradio's queue looks for work a thousand times a second, which takes 3 % of a core from the model, day and night.
-QUEUE_LOOKS_EVERY_S = 0.02
+# Gradio's queue looks for work a thousand times a second, and for news of progress bars, which this page has none of:
+# 3 % of a core taken from the model, day and night.
+QUEUE_LOOKS_EVERY_S = 0.05
+QUEUE_REPORTS_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ def build_ui(services: Services) -> gr.Blocks:
                 with gr.Tab(tab.title, id=tab.id, elem_id=f"snug-tab-{tab.id}"):
                     tab.build(services)
     page.queue(api_open=False, default_concurrency_limit=None)
-    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_LOOKS_EVERY_S
+    page._queue.sleep_when_free = QUEUE_LOOKS_EVERY_S
+    page._queue.progress_update_sleep_when_free = QUEUE_REPORTS_EVERY_S
     return page
 
 
