@@ -1,6 +1,6 @@
 """The whole engine process's peak memory on a CPU against its forecast, the load and a full context apart.
 
-`python -m benchmarks.process_memory [--kinds bf16 fp32 int8 nf4 disk] [--contexts 256 1024 2048 4096 8192]`. Goal:
+`python -m benchmarks.process_memory [--kinds bf16 fp32 int8 nf4 disk gguf] [--contexts 256 1024 2048 4096 8192]`. Goal:
 within 5 %, never forecast more than 3 % too low. Every case is a fresh engine process; its peak is the kernel's own
 (VmHWM, set back once the model is loaded).
 """
@@ -17,12 +17,13 @@ from typing import Any
 from benchmarks.common import ROOT, STARTER, finish
 from modules.engine.base import GenerationRequest
 from modules.engine.host import EngineHost
-from modules.engine.worker import LoadByName
 from modules.hardware import read_inventory
 from modules.memory.planner import Plan, Question, make_plan
 from modules.memory.spec import inspect
+from modules.models.starting import load_engine_for
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions
+from modules.starter import fetch_gguf
 from modules.units import MiB
 
 FLAGS: dict[str, dict[str, object]] = {
@@ -31,6 +32,7 @@ FLAGS: dict[str, dict[str, object]] = {
     "int8": {"load_in_8bit": True},
     "nf4": {"load_in_4bit": True},
     "disk": {"dtype": "bf16", "disk": True, "cpu_memory": "160MiB"},
+    "gguf": {"loader": "llamacpp"},
 }
 CONTEXTS = (256, 1024, 2048, 4096, 8192)
 NEW_TOKENS = 8
@@ -62,7 +64,7 @@ def measure(kind: str, context: int, folder: Path) -> dict[str, Any]:
     """One case: bytes measured and forecast."""
     plan = make(kind, context, folder)
     budget = plan.budgets["cpu"]
-    host = EngineHost.start(plan, LoadByName("modules.engine.huggingface:load"))
+    host = EngineHost.start(plan, load_engine_for(plan))
     try:
         pid = host.pid
         if pid is None:
@@ -116,7 +118,7 @@ def main() -> None:
     rows = []
     for kind in arguments.kinds:
         for context in arguments.contexts:
-            rows.append(measure(kind, context, folder))
+            rows.append(measure(kind, context, fetch_gguf(ROOT / "models" / ".gguf") if kind == "gguf" else folder))
             show(rows[-1])
     ratios = [row["peak_ratio"] for row in rows]
     finish("process_memory", {"rows": rows, "lowest_ratio": min(ratios), "highest_ratio": max(ratios)})

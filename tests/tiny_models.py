@@ -180,16 +180,25 @@ def tiny_config(family: str, **changes: Any) -> Any:
     return getattr(transformers, config_name)(**{"vocab_size": BYTE_VOCAB, **ids, **options, **changes})
 
 
-def tiny_gguf(folder: Path) -> Path:
-    """A .gguf file of a two-layer Llama in fp16 with random weights and the byte tokenizer, made at the first call."""
-    path = folder / "tiny.gguf"
+def tiny_gguf(
+    folder: Path, *, width: int = 64, inner: int = 96, layers: int = 2, kind: str = "F16", context: int = 1024,
+    readable: bool = False,
+) -> Path:  # fmt: skip
+    """A .gguf file of a small Llama with random weights and the byte tokenizer, made at the first call.
+
+    `kind` is what ggml calls the format of its matrices: F16, Q8_0, Q4_0. A `readable` one writes ASCII when greedy.
+    """
+    usual = (width, layers, kind) == (64, 2, "F16")
+    name = "readable" if readable else "tiny"
+    path = folder / (f"{name}.gguf" if usual else f"{name}-{width}-{layers}-{kind}.gguf")
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    width, inner, heads, layers = 64, 96, 4, 2
+    heads = 4
+    quantization = gguf.GGMLQuantizationType[kind]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(1024)
+    writer.add_context_length(context)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)
     writer.add_feed_forward_length(inner)
@@ -213,8 +222,14 @@ def tiny_gguf(folder: Path) -> Path:
         shapes[f"{block}.ffn_down"] = (width, inner)
     chance = numpy.random.default_rng(0)
     for name, shape in shapes.items():
-        matrix = chance.normal(0, _DEFAULT_INIT_STD, shape).astype("float16")
-        writer.add_tensor(f"{name}.weight", matrix if len(shape) > 1 else numpy.ones(shape, "float32"))
+        if len(shape) > 1:
+            matrix = chance.normal(0, _DEFAULT_INIT_STD, shape).astype("float32")
+            if readable and name == "output":
+                matrix *= numpy.array([[len(token) == 1 and " " < token < "\x7f"] for token in tokens])
+            packed = gguf.quants.quantize(matrix, quantization)
+            writer.add_tensor(f"{name}.weight", packed, raw_dtype=quantization)
+        else:
+            writer.add_tensor(f"{name}.weight", numpy.ones(shape, "float32"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -141,7 +141,7 @@ class ModelInfo:
 
     name: str
     architecture: str
-    loop: Literal["batched", "serial", "zero3"]
+    loop: Literal["batched", "serial", "zero3", "llamacpp"]
     loop_reason: str
     context_tokens: int
     vocab_size: int

@@ -5,24 +5,17 @@ Measured on the loaded objects and the process, nothing is forecast here.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
-_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+from modules.engine.resident import peak_resident, reset_peak_resident
 
 
 def reset_peak() -> None:
-    """Begin a new peak for `peak_bytes`, where the system can: Linux ("5" resets VmHWM, man proc), and every GPU."""
-    if sys.platform == "linux":
-        try:
-            _CLEAR_REFS.write_text("5")
-        except OSError:  # some containers forbid it: the peak then counts from the start of the process
-            pass
+    """Begin a new peak for `peak_bytes`: of this process, where the system can, and of every GPU."""
+    reset_peak_resident()
     for index in range(torch.cuda.device_count()):
         torch.cuda.reset_peak_memory_stats(index)
 
@@ -31,12 +24,7 @@ def peak_bytes(*, on_gpu: bool) -> int:
     """The most bytes since `reset_peak`: of torch's GPU allocators together, or resident in RAM of this process."""
     if on_gpu:
         return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
-    if sys.platform == "linux":
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    memory = psutil.Process().memory_info()
-    return int(getattr(memory, "peak_wset", memory.rss))
+    return peak_resident()
 
 
 def peaks_by_device() -> dict[str, int]:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from modules.engine.base import Engine, ModelInfo, OnProgress, Progress
 from modules.engine.choice import choose_loop
+from modules.engine.control_tokens import CHAT_END_TOKENS
 from modules.engine.footprint import module_devices, peak_bytes, reset_peak, weight_bytes_by_device
 from modules.engine.library_messages import route_library_messages, weights_progress
 from modules.engine.loaded import LoadedModel
@@ -34,11 +35,6 @@ from modules.units import MiB, format_size
 
 log = logging.getLogger(__name__)
 
-# End-of-turn tokens of well-known chat templates, for models whose generation_config names only the document's end.
-CHAT_END_TOKENS = (
-    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|return|>", "<|end_of_turn|>",
-    "<|endofturn|>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "[|endofturn|]",
-)  # fmt: skip
 _WEIGHTS_SHARE = (0.05, 0.9)
 _DISK_MARGIN_BYTES = 64 * MiB
 _SMALL_BYTES = MiB

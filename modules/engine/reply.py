@@ -1,4 +1,4 @@
-"""One generation under way: chooses its tokens, streams their text, keeps its times, ends exactly once.
+"""One generation under way: chooses its tokens and streams their text; telling.py's Telling says the rest.
 
 Both loops drive it. It knows nothing of models, caches or threads; only `cancel` may come from another thread.
 """
@@ -7,28 +7,15 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
-from modules.engine.base import (
-    Degraded,
-    Delta,
-    Emit,
-    Event,
-    Finished,
-    FinishReason,
-    GenerationRequest,
-    Prefill,
-    Queued,
-    Timings,
-    TokenLogprob,
-    Usage,
-)
+from modules.engine.base import Emit, FinishReason, GenerationRequest
 from modules.engine.loaded import LoadedModel, PieceCodec
 from modules.engine.sampler import Sampled, Sampler
+from modules.engine.telling import Telling
 from modules.engine.text import TextStream
 from modules.errors import GenerationFailed, OutOfMemory, SnugError
 
@@ -45,58 +32,25 @@ _NO_MEMORY = re.compile(
 )
 
 
-class Reply:
+class Reply(Telling):
     """The state of one request from `submit` to its Finished."""
 
     def __init__(
         self, request: GenerationRequest, emit: Emit, loaded: LoadedModel, codec: PieceCodec, *, longest: int
     ) -> None:
         """`longest`: tokens that one sequence may have."""
-        self.request = request
-        self.tokens: list[int] = list(request.reply_ids)
-        self.cancelled = False
+        context = () if loaded.is_encoder_decoder else request.prompt_ids
+        self._text = TextStream(codec.shown, request.params.stop, context_ids=(*context, *request.reply_ids))
+        super().__init__(request, emit, self._text, held=len(context) + len(request.reply_ids), longest=longest)
         self.given_up: set[Rung] = set()
-        self.cached_tokens = 0
-        held = len(request.reply_ids) + (0 if loaded.is_encoder_decoder else len(request.prompt_ids))
-        self.limit = min(request.params.max_new_tokens, longest - held)
-        self._emit = emit
         self._loaded = loaded
         self._codec = codec
-        self._position: int | None = None
         self._sampler: Sampler | None = None
-        self._text = self._text_stream()
-        self._pending_ids: list[int] = []
-        self._pending_logprobs: list[TokenLogprob] = []
         self._sampled: Sampled | None = None
-        self._made = 0
-        self._submitted = time.perf_counter()
-        self._started: float | None = None
-        self._first: float | None = None
-        self.finished = False
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens made so far, end token and `reply_ids` not counted."""
-        return len(self.tokens) - len(self.request.reply_ids)
-
-    @property
-    def ids(self) -> list[int]:
-        """Prompt and reply so far."""
-        return [*self.request.prompt_ids, *self.tokens]
-
-    def cancel(self) -> None:
-        """End it at the next step."""
-        self.cancelled = True
-
-    def wait_at(self, position: int) -> None:
-        """Tell the user the place in the queue, if it changed."""
-        if position != self._position:
-            self._position = position
-            self._send(Queued(position))
 
     def start(self, *, decoder_start: Sequence[int] = ()) -> None:
         """Its turn has come. `decoder_start`: what an encoder-decoder model's decoder begins with."""
-        self._started = time.perf_counter()
+        self.begin()
         prompt = decoder_start if self._loaded.is_encoder_decoder else self.request.prompt_ids
         self._sampler = Sampler(
             self.request.params,
@@ -108,14 +62,6 @@ class Reply:
             decode=self._codec.decode,
         )
 
-    def prefilled(self, done: int, total: int) -> None:
-        """`done` of `total` prompt tokens are read."""
-        self._send(Prefill(done, total))
-
-    def degraded(self, what: str, why: str) -> None:
-        """Tell the user that the engine had to give something up."""
-        self._send(Degraded(what, why))
-
     def choose(self, logits: torch.Tensor) -> int:
         """The next token from `logits` (vocab,), by the request's own sampler."""
         assert self._sampler is not None  # start() comes first
@@ -124,9 +70,7 @@ class Reply:
 
     def take(self, token: int) -> FinishReason | None:
         """Count the token chosen and stream its text. Says why the reply ends with it, None while it goes on."""
-        self._made += 1
-        if self._first is None:
-            self._first = time.perf_counter()
+        self._count(self._made + 1)
         if token in self._loaded.eos_ids:
             return "stop"
         self.tokens.append(token)
@@ -138,56 +82,9 @@ class Reply:
             return "stop"
         return "length" if self.new_tokens >= self.limit else None
 
-    def finish(self, reason: FinishReason, error: SnugError | None = None) -> None:
-        """Send what is left and the one Finished. A second call does nothing."""
-        if self.finished:
-            return
-        self.finished = True
-        now = time.perf_counter()
-        self._show(self._text.flush(), at_end=True)
-        if reason == "length" and self._text.finished:
-            reason = "stop"
-        self._send(Finished(reason, self._usage(), self._timings(now), error))
-
     def fail(self, error: BaseException) -> None:
         """End it with `error` as the user may see it; the traceback goes to the log."""
         self.finish("error", as_snug_error(error))
-
-    def _send(self, event: Event) -> None:
-        """A listener that fails ends its own request, not the loop."""
-        try:
-            self._emit(event)
-        except Exception:
-            log.exception("request %s: an event could not be delivered", self.request.id)
-            self.cancelled = True
-
-    def _show(self, text: str, *, at_end: bool = False) -> None:
-        if text or (at_end and self._pending_ids):
-            self._send(Delta(text, tuple(self._pending_ids), tuple(self._pending_logprobs)))
-            self._pending_ids.clear()
-            self._pending_logprobs.clear()
-
-    def _text_stream(self) -> TextStream:
-        encoder_decoder = self._loaded.is_encoder_decoder
-        prompt = () if encoder_decoder else self.request.prompt_ids
-        context = (*prompt, *self.request.reply_ids)
-        return TextStream(self._codec.shown, self.request.params.stop, context_ids=context)
-
-    def _usage(self) -> Usage:
-        return Usage(
-            len(self.request.prompt_ids), min(self.cached_tokens, len(self.request.prompt_ids)), self.new_tokens
-        )
-
-    def _timings(self, now: float) -> Timings:
-        started = now if self._started is None else self._started
-        first = now if self._first is None else self._first
-        return Timings(
-            queue_s=started - self._submitted,
-            prefill_s=first - started,
-            first_token_s=first - self._submitted,
-            decode_s=now - first,
-            decoded_tokens=self._made,
-        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Literal
 
 from modules.errors import BadFlag, BadValue, NotAvailableHere
@@ -44,6 +46,8 @@ class Way:
     @property
     def label(self) -> str:
         """`16-bit`, `8-bit`, `4-bit (nf4, double)`."""
+        if self.run.runtime == "llamacpp":
+            return "As stored (llama.cpp)"
         if self.run.quantization == "none":
             return "32-bit" if self.run.dtype == "float32" else "16-bit"
         label = LABELS[self.run.quantization]
@@ -158,7 +162,7 @@ def _precisions(spec: ModelSpec, wishes: Wishes) -> tuple[list[RunSpec], list[tu
     if spec.prequantized != "none":
         return [base], [("other precisions", f"the file is stored as {spec.prequantized}")]
     if spec.source == "gguf":
-        return [base], [("8-bit, 4-bit", "bitsandbytes cannot quantize a GGUF file a second time")]
+        return _gguf_runs(spec, wishes, base)
     if wishes.precision or wishes.placement:
         return [base], []
     half: DType = "bfloat16" if dtype == "float32" else dtype
@@ -166,6 +170,39 @@ def _precisions(spec: ModelSpec, wishes: Wishes) -> tuple[list[RunSpec], list[tu
     runs = [base] if half == dtype else [base, lower]
     kept, dropped = _that_change_something(spec, lower)
     return runs + kept, dropped
+
+
+def _gguf_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[RunSpec], list[tuple[str, str]]]:
+    """Through llama.cpp as stored, and through transformers as `base`; what the flags leave of both."""
+    options = wishes.options
+    dropped = [("8-bit, 4-bit", "bitsandbytes cannot quantize a GGUF file a second time")]
+    reason = _why_not_llamacpp(spec, wishes)
+    if options.loader == "llamacpp" and reason:
+        raise NotAvailableHere(
+            f"--loader llamacpp for {spec.name}: {reason}.", remedy="Use --loader transformers.", param="loader"
+        )
+    if options.loader == "transformers" or reason:
+        return [base], [*dropped, *([("llama.cpp", reason)] if reason else [])]
+    through = replace(base, runtime="llamacpp", dtype="float16", compute_dtype="float16", attention="sdpa")
+    return [through] if options.loader == "llamacpp" else [through, base], dropped
+
+
+def _why_not_llamacpp(spec: ModelSpec, wishes: Wishes) -> str:
+    """Why llama.cpp cannot run a GGUF file, or not as the flags say; "" where it can."""
+    options = wishes.options
+    if not has_llamacpp():
+        return "xllamacpp is not installed (pip install -r requirements.txt)"
+    if spec.is_encoder_decoder:
+        return "its server runs no encoder-decoder models"
+    if options.dtype != "auto" or options.bf16 or options.attn_implementation != "auto":
+        return "it computes with the file's own formats, not with --dtype or --attn-implementation"
+    return "it runs on the CPU alone here, without splitting" if wishes.placement and not options.cpu_memory else ""
+
+
+@lru_cache(maxsize=1)
+def has_llamacpp() -> bool:
+    """Whether llama.cpp is installed."""
+    return find_spec("xllamacpp") is not None
 
 
 def _that_change_something(spec: ModelSpec, base: RunSpec) -> tuple[list[RunSpec], list[tuple[str, str]]]:
@@ -193,6 +230,9 @@ def _why_useless(spec: ModelSpec) -> str:
 def _places(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> Iterator[tuple[Place, bool]]:
     """(place, with disk) for one precision, the nearest to the arithmetic first."""
     options = wishes.options
+    if run.runtime == "llamacpp":
+        yield "cpu", False
+        return
     if options.deepspeed:
         yield "zero3", options.nvme_offload_dir is not None
         return

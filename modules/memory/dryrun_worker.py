@@ -7,17 +7,17 @@ where a config wants more memory or time than any model needs. Messages are as i
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import psutil
 import torch
 
 from modules.errors import BadConfig, SnugError, UnsupportedModel
+from modules.memory.answering import no_core_dumps, serve, told
 from modules.memory.dryrun import count_peaks
 from modules.memory.forecast import RunSpec
 from modules.memory.training import TrainingRun
@@ -29,17 +29,20 @@ _SPARE_S = 5
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The bytes that `request` asks for, or the error in words under "error"."""
+    """The bytes that `request` asks for, or the error in words under "error"; within the time that it gives."""
     name = request["name"]
+    limit_time(request["answer_s"])
     try:
         return _count(request)
     except SnugError as error:
-        return _told(error)
+        return told(error)
     except MemoryError:
-        return _told(BadConfig(f"The dry run of {name} needs too much memory.", remedy="Check its config.json."))
+        return told(BadConfig(f"The dry run of {name} needs too much memory.", remedy="Check its config.json."))
     except Exception as error:  # a family's code may do anything with numbers that it was not made for
         why = " ".join(f"{type(error).__name__}: {error}".split())[:240]
-        return _told(UnsupportedModel(f"{name} cannot be dry-run ({why}).", remedy="Snug's formulas are used."))
+        return told(UnsupportedModel(f"{name} cannot be dry-run ({why}).", remedy="Snug's formulas are used."))
+    finally:
+        limit_time(0)
 
 
 def _count(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,16 +58,13 @@ def _known(kind: Any, values: Mapping[str, Any]) -> Any:
     return kind(**{name: value for name, value in values.items() if name in names})
 
 
-def _told(error: SnugError) -> dict[str, Any]:
-    return {"error": {"code": error.code, "message": error.message, "remedy": error.remedy}}
-
-
 def close_doors() -> None:
     """No files written, no core dumps, and no more memory than a dry run can need."""
+    no_core_dumps()
     if sys.platform != "win32":
         import resource
 
-        for limit, value in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_DATA, MOST_BYTES)):
+        for limit, value in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_DATA, MOST_BYTES)):
             resource.setrlimit(limit, (value, value))
 
 
@@ -74,23 +74,7 @@ def limit_time(seconds: float) -> None:
         signal.alarm(int(seconds) + _SPARE_S if seconds else 0)
 
 
-def serve(source: BinaryIO, sink: BinaryIO) -> None:
-    """Answer requests until `source` ends. The first message sent says that the worker is ready."""
-    _send(sink, {"ready": True})
-    while header := source.read(4):
-        request = json.loads(source.read(int.from_bytes(header, "big")))
-        limit_time(request["answer_s"])
-        _send(sink, answer(request))
-        limit_time(0)
-
-
-def _send(sink: BinaryIO, message: dict[str, Any]) -> None:
-    payload = json.dumps(message).encode("ascii")
-    sink.write(len(payload).to_bytes(4, "big") + payload)
-    sink.flush()
-
-
 if __name__ == "__main__":
     close_doors()
     torch.set_num_threads(psutil.cpu_count(logical=False) or 1)  # as the engine: kernels have buffers for each thread
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    serve(sys.stdin.buffer, sys.stdout.buffer, answer)

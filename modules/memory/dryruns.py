@@ -1,7 +1,8 @@
 """What a run of a model really allocates, asked of a worker process that can be killed, and remembered on disk.
 
 The worker (dryrun_worker.py) builds the model of a checked config without weights and counts the bytes of each
-operation; it imports torch, this file does not. An answer holds for a config, a run and the libraries' versions.
+operation; it imports torch, this file does not. Of a GGUF file another one (llamacpp_worker.py) asks llama.cpp. An
+answer holds for a config or a file, a run and the libraries' versions.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from modules.errors import BadConfig, NotAvailableHere, OutOfMemory, SnugError, TimedOut, UnsupportedModel
+from modules.errors import BadConfig, BadGguf, NotAvailableHere, OutOfMemory, SnugError, TimedOut, UnsupportedModel
 from modules.files import atomic_write
 from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
 from modules.memory.config import read_json
-from modules.memory.forecast import RunSpec
+from modules.memory.forecast import RunSpec, kv_cache_bytes
+from modules.memory.llamacpp_fit import Buffers
 from modules.memory.spec import ModelSpec
 from modules.memory.training import TrainingRun
 
@@ -37,9 +39,10 @@ _START_S = 90.0
 # Raised when dryrun.py comes to count otherwise: answers from before are then not believed any more.
 _METHOD = 1
 _LIBRARIES = ("torch", "transformers", "bitsandbytes")
+_GGUF_LIBRARIES = ("xllamacpp",)
 _ROOT = Path(__file__).parent.parent.parent
 _KEPT_VARIABLES = ("PATH", "HOME", "USERPROFILE", "SYSTEMROOT", "TMPDIR", "TEMP", "TZ", "LD_LIBRARY_PATH")
-_ERRORS = {kind.code: kind for kind in (BadConfig, UnsupportedModel, OutOfMemory, NotAvailableHere)}
+_ERRORS = {kind.code: kind for kind in (BadConfig, BadGguf, UnsupportedModel, OutOfMemory, NotAvailableHere)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class TrainingPeaks:
 
 
 class DryRuns:
-    """Dry runs in one worker process, which starts when first needed and ends after two idle minutes. Thread-safe."""
+    """Dry runs in worker processes that start when first needed and end after two idle minutes. Thread-safe."""
 
     def __init__(
         self,
@@ -90,10 +93,8 @@ class DryRuns:
         self._answer_s = answer_s
         self._idle_s = idle_s
         self._most_waiting = most_waiting
-        self._worker = KillableWorker(
-            [sys.executable, "-X", "utf8", "-m", "modules.memory.dryrun_worker"], _environment(), start_s=_START_S
-        )
-        self._workers = (self._worker,)
+        self._worker, self._gguf_worker = _worker("dryrun_worker"), _worker("llamacpp_worker")
+        self._workers = (self._worker, self._gguf_worker)
         self._lock = threading.Condition()
         self._known: dict[str, Mapping[str, int] | SnugError] = {}
         self._waiting: dict[str, dict[str, Any]] = {}
@@ -129,19 +130,20 @@ class DryRuns:
     def peaks(self, spec: ModelSpec, run: RunSpec, *, kind: Kind = "cpu") -> Peaks | None:
         """The Peaks if they are known; else None, and they are being worked out. None for ever where that fails."""
         try:
-            request = _request("peaks", spec, asdict(run), kind)
+            request = _request("fit" if run.runtime == "llamacpp" else "peaks", spec, asdict(run), kind)
         except SnugError:
             return None
         known = self._lookup(_key(request))
         if known is None:
             self._submit(request)
-        return Peaks(**known) if isinstance(known, Mapping) else None
+        return _peaks(request, known) if isinstance(known, Mapping) else None
 
     def measure(
         self, spec: ModelSpec, run: RunSpec, timeout_s: float = _START_S + ANSWER_S, *, kind: Kind = "cpu"
     ) -> Peaks:
         """The Peaks, waited for. Raises UnsupportedModel, BadConfig, OutOfMemory, NotAvailableHere or TimedOut."""
-        return Peaks(**self._wait(_request("peaks", spec, asdict(run), kind), timeout_s))
+        request = _request("fit" if run.runtime == "llamacpp" else "peaks", spec, asdict(run), kind)
+        return _peaks(request, self._wait(request, timeout_s))
 
     def training(self, spec: ModelSpec, run: TrainingRun, timeout_s: float = _START_S + ANSWER_S) -> TrainingPeaks:
         """The TrainingPeaks, waited for. Raises as `measure` does."""
@@ -158,8 +160,15 @@ class DryRuns:
         for worker in self._workers:
             worker.kill()
 
+    def fit(self, spec: ModelSpec, run: RunSpec, timeout_s: float = _START_S + ANSWER_S) -> dict[str, Buffers]:
+        """What llama.cpp itself says that it will allocate for a GGUF file, by device, waited for.
+
+        Raises UnsupportedModel or BadGguf where it cannot load the file, else as `measure` does.
+        """
+        return _buffers(self._wait(_request("fit", spec, asdict(run), "cpu"), timeout_s))
+
     def close(self) -> None:
-        """End the worker; who waits gets NotAvailableHere."""
+        """End the workers; who waits gets NotAvailableHere."""
         with self._lock:
             self._closed = True
             self._waiting.clear()
@@ -168,10 +177,12 @@ class DryRuns:
             self._lock.notify_all()
         for future in waiters:
             future.set_exception(_not_here("Snug is ending."))
-        self._worker.kill()
+        for worker in self._workers:
+            worker.kill()
         if self._thread is not None:
             self._thread.join(timeout=10)
-        self._worker.close()
+        for worker in self._workers:
+            worker.close()
 
     def _wait(self, request: dict[str, Any], timeout_s: float) -> Mapping[str, int]:
         known = self._lookup(_key(request))
@@ -241,7 +252,8 @@ class DryRuns:
                 self._give_up(key)
             else:
                 self._settle(key, answer)
-        self._worker.close()
+        for worker in self._workers:
+            worker.close()
 
     def _give_up(self, key: str) -> None:
         """Nobody works on this any more, which says nothing about it: it may be asked again."""
@@ -271,8 +283,9 @@ class DryRuns:
     def _ask(self, request: dict[str, Any]) -> Mapping[str, int] | SnugError:
         name = request["name"]
         payload = json.dumps({**request, "answer_s": self._answer_s}).encode("ascii")
+        worker = self._gguf_worker if request["question"] == "fit" else self._worker
         try:
-            answer = self._worker.ask(payload, timeout_s=self._answer_s)
+            answer = worker.ask(payload, timeout_s=self._answer_s)
         except WorkerLate:
             return TimedOut(
                 f"The dry run of {name} takes longer than {self._answer_s:.0f} s.",
@@ -292,6 +305,8 @@ class DryRuns:
 
 def _request(question: str, spec: ModelSpec, run: dict[str, Any], kind: Kind) -> dict[str, Any]:
     """What the worker is asked. Raises UnsupportedModel for a model that it cannot build."""
+    if question == "fit":
+        return _gguf_request(spec, run, kind)
     file = spec.path / "config.json" if spec.path.is_dir() else spec.path
     if spec.source != "safetensors" or file.suffix != ".json":
         raise UnsupportedModel(f"{spec.name} has no config.json to dry-run.", remedy="Snug's formulas are used.")
@@ -300,10 +315,52 @@ def _request(question: str, spec: ModelSpec, run: dict[str, Any], kind: Kind) ->
             "kind": kind, "prequantized": spec.prequantized}  # fmt: skip
 
 
+def _gguf_request(spec: ModelSpec, run: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """A question about a GGUF file, which its place, size and time stand for."""
+    if spec.source != "gguf":
+        raise UnsupportedModel(f"{spec.name} is not a GGUF file.", remedy="Snug's formulas are used.")
+    file = spec.path.resolve()
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise BadGguf(f"{spec.name} cannot be read ({error.strerror}).", remedy="Is the file still there?") from error
+    whole = RunSpec(**{**run, "runtime": "llamacpp"})
+    asked = {name: run[name] for name in ("context_tokens", "prefill_chunk")}
+    config = {"file": str(file), "size": found.st_size, "modified_ns": found.st_mtime_ns,
+              "stored_bytes": sum(tensor.size_bytes for tensor in spec.tensors),
+              "cache_bytes": kv_cache_bytes(spec, whole, whole.context_tokens)}  # fmt: skip
+    return {"question": "fit", "name": spec.name, "file": str(file), "config": config, "run": asked,
+            "kind": kind, "prequantized": "none"}  # fmt: skip
+
+
+def _buffers(known: Mapping[str, int]) -> dict[str, Buffers]:
+    """An answer about a GGUF file by device."""
+    return {
+        device: Buffers(*(known[f"{device}.{purpose}"] for purpose in ("model", "context", "compute")))
+        for device in dict.fromkeys(name.rpartition(".")[0] for name in known)
+    }
+
+
+def _peaks(request: Mapping[str, Any], known: Mapping[str, int]) -> Peaks:
+    """An answer as Peaks. llama.cpp computes in one buffer, whatever it does; rows of logits count to it."""
+    if request["question"] != "fit":
+        return Peaks(**known)
+    found = list(_buffers(known).values())
+    kept, cache = sum(one.context for one in found), request["config"]["cache_bytes"]
+    peak = sum(one.compute for one in found) + max(0, kept - cache)
+    return Peaks(sum(one.model for one in found), min(kept, cache), peak, peak)
+
+
+def _worker(module: str) -> KillableWorker:
+    command = [sys.executable, "-X", "utf8", "-m", f"modules.memory.{module}"]
+    return KillableWorker(command, _environment(), start_s=_START_S)
+
+
 def _key(request: Mapping[str, Any]) -> str:
     """What an answer depends on."""
     asked = {name: request[name] for name in ("question", "config", "run", "kind", "prequantized")}
-    versions = [metadata.version(name) for name in _LIBRARIES]
+    libraries = _GGUF_LIBRARIES if request["question"] == "fit" else _LIBRARIES
+    versions = [metadata.version(name) for name in libraries]
     content = json.dumps([_METHOD, versions, asked], sort_keys=True)
     return hashlib.sha256(content.encode("ascii")).hexdigest()[:32]
 

@@ -66,6 +66,10 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
     spec, run, options = problem.spec, solution.run, problem.options
     if len(problem.gpus) < problem.gpus_there:
         yield f"--gpu-memory names {len(problem.gpus)} of {problem.gpus_there} GPUs; the others are left alone."
+    if spec.source == "gguf" and run.runtime == "torch":
+        yield "The GGUF file is unpacked to 16 bits when it is loaded."
+    elif run.runtime == "llamacpp":
+        yield "llama.cpp computes with the file's own formats, on the CPU; its KV cache has 16 bits."
     if spec.prequantized != "none":
         yield f"The file is quantized already: {LABELS[spec.prequantized]}."
     elif run.quantization != "none":

@@ -13,6 +13,7 @@ from modules.memory.forecast import (
     dequantize_bytes,
     prefill_peak_bytes,
 )
+from modules.memory.llamacpp_sizes import PROCESS_BYTES as LLAMACPP_BYTES
 from modules.memory.spec import ModelSpec
 
 
@@ -44,5 +45,6 @@ def device_budget(
     if device.startswith("cuda"):
         figures["context"] = Figure(CUDA_CONTEXT_BYTES, "formula")
     elif device == "cpu":
-        figures["context"] = Figure(CPU_PROCESS_BYTES, "formula")
+        process = LLAMACPP_BYTES if run.runtime == "llamacpp" else CPU_PROCESS_BYTES
+        figures["context"] = Figure(process, "formula")
     return Budget.of(figures)

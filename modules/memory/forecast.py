@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from modules.memory import llamacpp_sizes
 from modules.memory.kv_cache import BITS, LAYERS_ON_GPU, KVCache, packed_bytes, work_bytes
 from modules.memory.layers import LayerKind
 from modules.memory.spec import ModelSpec, TensorInfo
@@ -17,6 +18,7 @@ from modules.units import MiB
 
 DType = Literal["bfloat16", "float16", "float32"]
 Quantization = Literal["none", "int8", "nf4", "fp4"]
+Runtime = Literal["torch", "llamacpp"]
 
 # CUDA context, cuBLAS and loaded kernels: 0.45 to 0.65 GiB a GPU, derived from accelerate's published table. The
 # upper end; not yet measured here.
@@ -52,6 +54,7 @@ class RunSpec:
     prefill_chunk: int = 512
     attention: str = "sdpa"
     kv_cache: KVCache = "plain"
+    runtime: Runtime = "torch"
 
 
 def element_bytes(dtype: DType) -> int:
@@ -111,6 +114,8 @@ def four_bit_meta_bytes(count: int, *, double_quant: bool) -> int:
 
 def tensor_bytes(spec: ModelSpec, tensor: TensorInfo, run: RunSpec, *, quantize: bool = True) -> int:
     """Bytes of one tensor once loaded; with `quantize` False as an offloaded layer keeps it, unquantized."""
+    if run.runtime == "llamacpp":
+        return tensor.size_bytes
     if spec.prequantized != "none" and tensor.dtype not in _FLOATS:
         return tensor.size_bytes
     if spec.source == "safetensors" and tensor.dtype not in _FLOATS:
@@ -186,6 +191,8 @@ def layer_cache_bytes(spec: ModelSpec, run: RunSpec, layer: int, tokens: int) ->
     transformers' caches hold in tests/test_exact_bytes.py, packed ones in tests/test_packed_cache.py.
     """
     kind = _layer_kind(spec, layer)
+    if run.runtime == "llamacpp":
+        return llamacpp_sizes.layer_cache_bytes(spec, kind, tokens, run.prefill_chunk)
     width = element_bytes(run.dtype)
     if kind == "shared":
         return 0
@@ -236,6 +243,8 @@ def prefill_peak_bytes(spec: ModelSpec, run: RunSpec, *, with_head: bool) -> int
     position: V·(e + 4). The largest of these. Against dry runs of Llama-like models: total within 0.5 %, worst 1.6 %.
     An encoder reads its input whole.
     """
+    if run.runtime == "llamacpp":
+        return llamacpp_sizes.compute_bytes(spec, run.context_tokens, run.prefill_chunk)
     width = element_bytes(run.dtype)
     tokens = run.context_tokens if spec.is_encoder_decoder else min(run.prefill_chunk, run.context_tokens)
     routed = max(1, spec.experts_per_token)

@@ -39,10 +39,11 @@ _BLOCKS = {int(kind): (kind.name, *GGML_QUANT_SIZES[kind]) for kind in GGMLQuant
 
 @dataclass(frozen=True, slots=True)
 class ArrayValue:
-    """An array of a GGUF header: its length, and its items where they are numbers and few."""
+    """An array of a GGUF header: its length, and its items where they are numbers and few, or were asked for."""
 
     length: int
     items: tuple[float, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 Value = int | float | bool | str | ArrayValue
@@ -57,17 +58,21 @@ class GgufHeader:
     tensors: tuple[StoredTensor, ...]
 
 
-def read_gguf(path: Path) -> GgufHeader:
-    """The checked header of `path`. Raises BadGguf naming the file and why, PickleRefused for a disguised pickle."""
+def read_gguf(path: Path, *, whole: frozenset[str] = frozenset()) -> GgufHeader:
+    """The checked header of `path`; of the arrays named in `whole` every item.
+
+    Raises BadGguf naming the file and why, PickleRefused for a disguised pickle.
+    """
     with open_regular(path) as file:
-        return _Reader(path, file).header()
+        return _Reader(path, file, whole).header()
 
 
 class _Reader:
     """A cursor over the file through a small window; every step forward is checked against the file's size."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO, whole: frozenset[str] = frozenset()) -> None:
         self._path = path
+        self._whole = whole
         self._file = file
         self._size = os.fstat(file.fileno()).st_size
         self._window = b""
@@ -125,24 +130,24 @@ class _Reader:
     def _array(self, key: str) -> ArrayValue:
         kind, length = self._unsigned("<I"), self._unsigned("<Q")
         if kind == _STRING:
-            self._skip_strings(key, length)
-            return ArrayValue(length)
+            return ArrayValue(length, texts=self._strings_of(key, length))
         if kind not in _SCALARS:
             raise self._bad(f"{key[:80]!r} is an array of the type {kind}")
         width = struct.calcsize(_SCALARS[kind])
         if length > (self._size - self._position) // width:
             raise self._bad(f"{key[:80]!r} claims {length} items, more than the file holds")
-        if length > _KEPT_ITEMS:
+        if length > _KEPT_ITEMS and key not in self._whole:
             self._position += length * width
             return ArrayValue(length)
         return ArrayValue(length, tuple(self._scalar(_SCALARS[kind]) for _ in range(length)))
 
-    def _skip_strings(self, key: str, length: int) -> None:
-        """Step over `length` strings; tokenizers have up to half a million of them."""
+    def _strings_of(self, key: str, length: int) -> tuple[str, ...]:
+        """Step over `length` strings; tokenizers have up to half a million of them. Kept only where asked for."""
         self._strings += length
         if self._strings > MAX_ARRAY_STRINGS or length > (self._size - self._position) // 8:
             raise self._bad(f"{key[:80]!r} claims {length} texts, more than the file can hold")
         unpack = struct.Struct("<Q").unpack_from
+        texts: list[str] = []
         for _ in range(length):
             offset = self._position - self._window_start
             if not 0 <= offset <= len(self._window) - 8:
@@ -151,9 +156,14 @@ class _Reader:
             item_bytes = unpack(self._window, offset)[0]
             if item_bytes > MAX_STRING_BYTES:
                 raise self._bad(f"{key[:80]!r} holds a text of {item_bytes} bytes")
-            self._position += 8 + item_bytes
+            if key in self._whole:
+                self._position += 8
+                texts.append(self._take(item_bytes).decode("utf-8", "replace"))
+            else:
+                self._position += 8 + item_bytes
             if self._position > self._size:
                 raise self._cut()
+        return tuple(texts)
 
     def _alignment(self, metadata: dict[str, Value]) -> int:
         value = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)

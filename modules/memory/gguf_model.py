@@ -48,9 +48,8 @@ def inspect_gguf(path: Path) -> ModelSpec:
     tensors = tuple(_gguf_tensor(tensor, model_type) for tensor in header.tensors)
     check_blocks(tensors, shape.layers, path.name)
     tied = not any(tensor.name == "lm_head.weight" for tensor in tensors)
-    warnings = ("This GGUF file is unpacked to 16 bits when it is loaded.", *context_warning(shape))
     return assemble(
-        path.stem, path, "gguf", family.architecture, family_type, shape, tensors, tied, warnings,
+        path.stem, path, "gguf", family.architecture, family_type, shape, tensors, tied, tuple(context_warning(shape)),
         is_encoder_decoder=family.is_encoder_decoder, prequantized="none",
         rotary=any(key.startswith(f"{architecture}.rope.") for key in header.metadata),
     )  # fmt: skip

@@ -92,7 +92,7 @@ class Layout:
 def make_groups(spec: ModelSpec, run: RunSpec) -> tuple[Group, ...]:
     """The parts of a model in the order in which a forward pass meets them: embedding, blocks, head, idle parts."""
     # Neither context nor chunk changes them.
-    return _groups(spec, RunSpec(run.dtype, run.quantization, run.double_quant))
+    return _groups(spec, RunSpec(run.dtype, run.quantization, run.double_quant, runtime=run.runtime))
 
 
 def _make_groups(spec: ModelSpec, run: RunSpec) -> tuple[Group, ...]:

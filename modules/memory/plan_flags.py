@@ -20,8 +20,10 @@ def options_for(problem: Problem, solution: Solution, *, wished_context: int, nv
     changes: dict[str, Any] = {}
     if run.context_tokens < wished_context:
         changes["ctx_size"] = run.context_tokens
+    if problem.spec.source == "gguf":
+        changes["loader"] = "llamacpp" if run.runtime == "llamacpp" else "transformers"
     plain = run.quantization == "none"
-    if problem.spec.prequantized == "none":
+    if run.runtime == "torch" and problem.spec.prequantized == "none":
         stored = problem.spec.stored_dtype
         if not options.bf16 and (plain or (stored == "float32" and run.dtype != stored)):
             changes["dtype"] = _SHORT[run.dtype]

@@ -28,7 +28,7 @@ from modules.settings import LoadOptions
 
 __all__ = ["DEFAULT_CONTEXT", "Loader", "Plan", "PlanTable", "Question", "list_plans", "longest_context", "make_plan"]
 
-Loader = Literal["transformers", "deepspeed"]
+Loader = Literal["transformers", "deepspeed", "llamacpp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,7 @@ def _plan(
     return Plan(
         spec=problem.spec,
         run=solution.run,
-        loader="deepspeed" if layout is None else "transformers",
+        loader="deepspeed" if layout is None else "llamacpp" if solution.run.runtime == "llamacpp" else "transformers",
         placement=layout.device_map() if layout else {},
         limits=solution.limits,
         budgets=solution.budgets,

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 LOADERS: Mapping[str, LoadEngine] = {
     "transformers": LoadByName("modules.engine.huggingface:load"),
     "deepspeed": LoadByName("modules.engine.zero3:load"),
+    "llamacpp": LoadByName("modules.engine.llamacpp:load"),
 }
 
 

@@ -1,0 +1,95 @@
+"""Pieces of a prompt → token ids, where only what the template wrote may become control tokens, never content.
+
+It knows tokenizers as two functions: loaded.py gives those of transformers, llamacpp_tokens.py those of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+
+from modules.engine.base import TextPiece
+
+# End-of-turn tokens of well-known chat templates, for models whose generation_config names only the document's end.
+CHAT_END_TOKENS = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|return|>", "<|end_of_turn|>",
+    "<|endofturn|>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "[|endofturn|]",
+)  # fmt: skip
+# Private-use characters: what is between them is encoded as plain text. The same as transformers'
+# utils/chat_template_utils.py uses for `sanitize_control_tokens`.
+_START, _END = "\U000f0000", "\U000f0001"
+_LONGEST_CONTROL = 200
+
+
+Encode = Callable[[str], Sequence[int]]
+
+
+class PieceEncoder:
+    """Pieces → ids. Text without any control token in its content gets exactly the ids that the tokenizer gives to
+    the whole text, so a piece border is no token border by itself.
+    """
+
+    def __init__(
+        self, as_text: Encode, as_template: Encode, control: Mapping[str, int], unknown_id: int | None
+    ) -> None:
+        """`as_text` reads nothing as a control token, `as_template` the texts of `control`; both add no token."""
+        self._as_text = as_text
+        self._as_template = as_template
+        self._control = _any_of(control)
+        self._control_ids = frozenset(control.values()) - {unknown_id}
+
+    def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
+        """Token ids of the pieces in order, with none added before or after."""
+        merged = [
+            TextPiece("".join(piece.text for piece in run), template)
+            for template, run in groupby(pieces, key=lambda piece: piece.template)
+        ]
+        ids: list[int] = []
+        for text, as_text in _stretches(merged, self._control):
+            ids += self._encode_one(text, as_text=as_text, at_start=not ids)
+        if self._count(ids) <= sum(len(self._control.findall(p.text)) for p in merged if p.template):
+            return ids
+        # Rare: a normalizer or a unigram vocabulary made a control token from other text. Piece by piece then.
+        return [token for piece in merged for token in self._encode_alone(piece)]
+
+    def _encode_one(self, text: str, *, as_text: bool, at_start: bool) -> list[int]:
+        """Ids of one stretch. Within a text it follows a newline, so that no space is put before it, as
+        transformers' `encode_marked_chat` does."""
+        encode = self._as_text if as_text else self._as_template
+        if at_start:
+            return list(encode(text))
+        newline = list(self._as_template("\n"))
+        ids = list(encode("\n" + text))
+        return ids[len(newline) :] if ids[: len(newline)] == newline else list(encode(text))
+
+    def _encode_alone(self, piece: TextPiece) -> list[int]:
+        ids = self._encode_one(piece.text, as_text=not piece.template, at_start=True)
+        if piece.template or not self._count(ids):
+            return ids
+        single = (list(self._as_text(char)) for char in piece.text)
+        return [token for char_ids in single for token in char_ids if token not in self._control_ids]
+
+    def _count(self, ids: Sequence[int]) -> int:
+        return sum(token in self._control_ids for token in ids)
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of `texts`, the longest first; nothing where there are none."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _stretches(pieces: Sequence[TextPiece], control: re.Pattern[str]) -> list[tuple[str, bool]]:
+    """(text, as_text) stretches: control tokens that touch content are to be read as text, the rest runs together."""
+    marked = ""
+    for piece in pieces:
+        text = piece.text.replace(_START, "").replace(_END, "")
+        if not piece.template:
+            text = control.sub(f"{_START}\\g<0>{_END}", text)
+        tail = marked[-_LONGEST_CONTROL:]
+        if any(match.start() < len(tail) < match.end() for match in control.finditer(tail + text)):
+            marked += _END  # keep the halves of a token that would straddle the border apart
+        marked += text
+    parts = re.split(f"{_START}({control.pattern}){_END}|[{_START}{_END}]", marked)
+    return [(part, index % 2 == 1) for index, part in enumerate(parts) if part]

@@ -1,0 +1,153 @@
+"""llama.cpp's server inside this process, spoken to through a socket that nobody else can open.
+
+It loads one GGUF file and decodes several rows at once. On Windows, where Python knows no Unix sockets, it listens on
+a port of the loopback that the system picks; everywhere it answers only to a key drawn at each load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, LoadFailed, OutOfMemory, SnugError
+from modules.memory.forecast import RunSpec
+
+# Threads of llama.cpp meet after every operation. They wait there by spinning; where another process has the core of
+# one of them, endlessly by default. After this many turns they let go of it: as fast alone, four times
+# as fast beside two busy processes (docs/log.md).
+_SPIN_COUNT = "1000"
+_UNIX = "unix://"
+_DATA = b"data: "
+
+
+class Stream:
+    """The events of one completion. Iterate it in one thread; `close` from any: llama.cpp then drops the row."""
+
+    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+        self._connection = connection
+        self._response = response
+        self._closed = False
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            for line in self._response:
+                if line.startswith(_DATA) and not line.startswith(b"data: [DONE]"):
+                    yield _checked(json.loads(line[len(_DATA) :]))
+        except (OSError, ValueError, AttributeError, http.client.HTTPException):
+            if not self._closed:  # a socket that is shut under a reader fails in many ways
+                raise
+        finally:
+            self._connection.close()
+
+    def close(self) -> None:
+        """End it now."""
+        self._closed = True
+        if (sock := self._connection.sock) is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+class LlamaServer:
+    """A loaded file. Every method may be called from any thread."""
+
+    def __init__(self, path: Path, run: RunSpec) -> None:
+        """Load `path`, whose header is checked. Raises LoadFailed or OutOfMemory. Holds Python's lock meanwhile."""
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)  # read when the library is loaded
+        import xllamacpp
+
+        from modules.memory.llamacpp_params import load_params
+
+        self._folder = Path(tempfile.mkdtemp(prefix="snug-"))  # readable for this user alone
+        self._key = secrets.token_urlsafe(32)
+        params = load_params(path, run)
+        params.api_keys = [self._key]
+        params.verbosity = 1
+        if hasattr(socket, "AF_UNIX"):
+            params.hostnames = [str(self._folder / "llama.sock")]
+        try:
+            self._server: Any = xllamacpp.Server(params)
+        except MemoryError as error:
+            raise OutOfMemory("Memory ran out while llama.cpp loaded the file.") from error
+        except Exception as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise LoadFailed(
+                f"llama.cpp could not load {path.name}.", remedy="The log has the details; try --loader transformers."
+            ) from error
+        self._address: str = self._server.listening_address
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer of one endpoint, JSON; POST where there is a `body`."""
+        connection = self._connect()
+        try:
+            return _checked(json.loads(self._send(connection, path, body).read()))
+        finally:
+            connection.close()
+
+    def stream(self, body: Mapping[str, Any]) -> Stream:
+        """Begin a completion."""
+        connection = self._connect()
+        response = self._send(connection, "/completion", {**body, "stream": True})
+        if response.status != http.client.OK:
+            with contextlib.closing(connection):
+                raise _error_of(json.loads(response.read()))
+        return Stream(connection, response)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._server = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _send(
+        self, connection: http.client.HTTPConnection, path: str, body: Mapping[str, Any] | None
+    ) -> http.client.HTTPResponse:
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        payload = None if body is None else json.dumps(body).encode("ascii")
+        connection.request("GET" if payload is None else "POST", path, payload, headers)
+        return connection.getresponse()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self._address.startswith(_UNIX):
+            return _UnixConnection(self._address.removeprefix(_UNIX))
+        return http.client.HTTPConnection(self._address.rpartition("/")[2])
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP through a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        """Open the socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(self._path)
+
+
+def _checked(message: Any) -> Any:
+    """`message`, unless it is an error."""
+    if isinstance(message, dict) and isinstance(message.get("error"), dict):
+        raise _error_of(message)
+    return message
+
+
+def _error_of(message: Mapping[str, Any]) -> SnugError:
+    """llama.cpp's error as the user may see it."""
+    error = message.get("error", {})
+    text, kind = str(error.get("message", ""))[:300], error.get("type", "")
+    if kind == "exceed_context_size_error" or "context size" in text.lower():
+        return ContextLengthExceeded(
+            "The context is full.", remedy="Shorten the text, or load the model with a larger --ctx-size."
+        )
+    if kind == "invalid_request_error":
+        return BadValue(f"llama.cpp refuses the request: {text}", remedy="Change the parameter that it names.")
+    return GenerationFailed(f"llama.cpp failed: {text}", remedy="Try again; the log has the details.")

@@ -1,0 +1,141 @@
+"""What every reply tells, whatever makes its tokens: its place in the queue, its progress, its text, its times, and
+its one end.
+
+Not here: choosing tokens (reply.py), llama.cpp (llamacpp.py). Only `cancel` may come from another thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Protocol
+
+from modules.engine.base import (
+    Degraded,
+    Delta,
+    Emit,
+    Event,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Prefill,
+    Queued,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
+from modules.errors import SnugError
+
+log = logging.getLogger(__name__)
+
+
+class ShownText(Protocol):
+    """The text of a reply as it may be shown: what is left of it, and whether a stop string ended it."""
+
+    @property
+    def finished(self) -> bool:
+        """True once a stop string was found."""
+
+    def flush(self) -> str:
+        """What is left at the end of the reply; may turn `finished` True."""
+
+
+class Telling:
+    """The outward side of one request, from `submit` to its Finished."""
+
+    def __init__(self, request: GenerationRequest, emit: Emit, text: ShownText, *, held: int, longest: int) -> None:
+        """`held`: tokens that its sequence begins with; `longest`: tokens that one sequence may have."""
+        self.request = request
+        self.tokens: list[int] = list(request.reply_ids)
+        self.cancelled = False
+        self.finished = False
+        self.cached_tokens = 0
+        self.limit = min(request.params.max_new_tokens, longest - held)
+        self._emit = emit
+        self._ending = text
+        self._position: int | None = None
+        self._pending_ids: list[int] = []
+        self._pending_logprobs: list[TokenLogprob] = []
+        self._made = 0
+        self._submitted = time.perf_counter()
+        self._started: float | None = None
+        self._first: float | None = None
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens made so far, end token and `reply_ids` not counted."""
+        return len(self.tokens) - len(self.request.reply_ids)
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and reply so far."""
+        return [*self.request.prompt_ids, *self.tokens]
+
+    def cancel(self) -> None:
+        """End it at the next step."""
+        self.cancelled = True
+
+    def wait_at(self, position: int) -> None:
+        """Tell the user the place in the queue, if it changed."""
+        if position != self._position:
+            self._position = position
+            self._send(Queued(position))
+
+    def begin(self) -> None:
+        """Its turn has come."""
+        self._started = time.perf_counter()
+
+    def prefilled(self, done: int, total: int) -> None:
+        """`done` of `total` prompt tokens are read."""
+        self._send(Prefill(done, total))
+
+    def degraded(self, what: str, why: str) -> None:
+        """Tell the user that the engine had to give something up."""
+        self._send(Degraded(what, why))
+
+    def finish(self, reason: FinishReason, error: SnugError | None = None) -> None:
+        """Send what is left and the one Finished. A second call does nothing."""
+        if self.finished:
+            return
+        self.finished = True
+        now = time.perf_counter()
+        self._show(self._ending.flush(), at_end=True)
+        if reason == "length" and self._ending.finished:
+            reason = "stop"
+        self._send(Finished(reason, self._usage(), self._timings(now), error))
+
+    def _count(self, made: int) -> None:
+        """`made` tokens are there now, the end token included."""
+        self._made = made
+        if self._first is None:
+            self._first = time.perf_counter()
+
+    def _send(self, event: Event) -> None:
+        """A listener that fails ends its own request, not the loop."""
+        try:
+            self._emit(event)
+        except Exception:
+            log.exception("request %s: an event could not be delivered", self.request.id)
+            self.cancelled = True
+
+    def _show(self, text: str, *, at_end: bool = False) -> None:
+        if text or (at_end and self._pending_ids):
+            self._send(Delta(text, tuple(self._pending_ids), tuple(self._pending_logprobs)))
+            self._pending_ids.clear()
+            self._pending_logprobs.clear()
+
+    def _usage(self) -> Usage:
+        return Usage(
+            len(self.request.prompt_ids), min(self.cached_tokens, len(self.request.prompt_ids)), self.new_tokens
+        )
+
+    def _timings(self, now: float) -> Timings:
+        started = now if self._started is None else self._started
+        first = now if self._first is None else self._first
+        return Timings(
+            queue_s=started - self._submitted,
+            prefill_s=first - started,
+            first_token_s=first - self._submitted,
+            decode_s=now - first,
+            decoded_tokens=self._made,
+        )

@@ -1,0 +1,305 @@
+"""GGUF files through llama.cpp: the model's own tokens, samplers by name, rows, cancels, an honest context."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, Queued, TextPiece
+from modules.engine.control_tokens import PieceEncoder
+from modules.engine.host import EngineHost
+from modules.engine.llamacpp import LlamaCppEngine, load
+from modules.engine.llamacpp_sampling import check_params, sampling_fields
+from modules.engine.worker import LoadByName
+from modules.errors import BadValue, ContextLengthExceeded, LoadFailed, ModelNotFound, QueueFull
+from modules.memory.forecast import RunSpec
+from modules.memory.llamacpp_sizes import SLOTS
+from modules.memory.planner import Plan
+from modules.memory.spec import inspect
+from modules.sampling import GenerationParams
+from tests.loop_rig import TIMEOUT_S, Ask, greedy
+from tests.tiny_models import SPECIALS, tiny_gguf
+
+CONTEXT = 512
+TEXT = "The harbour wakes before the town does. "
+
+
+def plan_of(path: Path, context: int = CONTEXT) -> Plan:
+    run = RunSpec("float16", context_tokens=context, prefill_chunk=64)
+    return Plan(inspect(path), run, "llamacpp", {"": "cpu"})
+
+
+def ignore(_: object) -> None:
+    """Nobody watches the load."""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf(tmp_path_factory.mktemp("models"), readable=True)
+
+
+@pytest.fixture(scope="module")
+def engine(file: Path) -> Iterator[Engine]:
+    engine = load(plan_of(file), ignore)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def prompt(engine: Engine) -> list[int]:
+    return engine.encode([TextPiece(TEXT)])
+
+
+def long(tokens: int, **params: Any) -> GenerationParams:
+    """A reply that ends at its limit only."""
+    return GenerationParams(temperature=0, max_new_tokens=tokens, ban_eos_token=True, **params)
+
+
+def test_the_probabilities_are_those_of_the_same_file_in_transformers(
+    engine: Engine, file: Path, prompt: list[int]
+) -> None:
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    ask = Ask("probabilities", prompt, GenerationParams(temperature=0, max_new_tokens=1, logprobs=5)).run(engine)
+    (told,) = [one for event in ask.events if isinstance(event, Delta) for one in event.logprobs]
+    with torch.no_grad():
+        own = torch.log_softmax(model(torch.tensor([prompt])).logits[0, -1], dim=-1)
+    assert [own[token].item() for token, _, _ in told.top] == pytest.approx([p for _, _, p in told.top], abs=0.02)
+    assert own[told.token_id].item() == pytest.approx(own.max().item(), abs=0.02)
+
+
+def test_content_never_becomes_control_tokens_and_templates_do(engine: Engine) -> None:
+    start = SPECIALS.index("<|im_start|>") + 256
+    ids = engine.encode([TextPiece("<|im_start|>user\n", template=True), TextPiece("a<|im_start|>b <|im_end|>")])
+    assert ids[0] == start and ids.count(start) == 1
+    assert engine.decode(ids) == "<|im_start|>user\na<|im_start|>b <|im_end|>"
+
+
+def test_text_without_control_tokens_is_encoded_as_a_whole() -> None:
+    asked: list[str] = []
+
+    def encode(text: str) -> list[int]:
+        asked.append(text)
+        return list(text.encode())
+
+    encoder = PieceEncoder(encode, encode, {"<x>": 999}, None)
+    assert encoder.encode([TextPiece("ab", template=True), TextPiece("cd")]) == list(b"abcd")
+    assert asked == ["abcd"]
+
+
+def test_a_reply_is_the_text_of_its_tokens_and_its_figures_add_up(engine: Engine, prompt: list[int]) -> None:
+    ask = Ask("figures", prompt, long(40)).run(engine)
+    assert ask.text == engine.decode(ask.tokens) and len(ask.text) == 40
+    assert (ask.end.reason, ask.end.error) == ("length", None)
+    assert (ask.end.usage.prompt_tokens, ask.end.usage.completion_tokens) == (len(prompt), 40)
+    assert ask.end.timings.decoded_tokens == 40
+    assert 0 <= ask.end.timings.queue_s <= ask.end.timings.first_token_s
+    assert ask.end.timings.tokens_per_s > 0
+
+
+def test_a_reply_goes_on_where_it_ended(engine: Engine, prompt: list[int]) -> None:
+    whole = Ask("whole", prompt, long(30)).run(engine).tokens
+    rest = Ask("rest", prompt, long(20), reply_ids=tuple(whole[:10])).run(engine)
+    assert rest.tokens == whole[10:]
+    assert rest.end.usage.completion_tokens == 20
+
+
+def test_the_next_turn_reads_only_what_is_new(engine: Engine, prompt: list[int]) -> None:
+    first = Ask("turn 1", prompt * 3, long(20)).run(engine)
+    longer = [*prompt * 3, *first.tokens, *prompt]
+    second = Ask("turn 2", longer, long(5)).run(engine)
+    assert second.end.usage.cached_tokens >= len(prompt) * 3
+
+
+def test_no_part_of_a_stop_string_is_shown(engine: Engine, prompt: list[int]) -> None:
+    text = Ask("free", prompt, long(60)).run(engine).text
+    stop = text[20:24]
+    stopped = Ask("stopped", prompt, long(60, stop=(stop,))).run(engine)
+    assert (stopped.text, stopped.end.reason) == (text[: text.index(stop)], "stop")
+
+
+def test_the_same_seed_gives_the_same_reply_and_another_seed_another(engine: Engine, prompt: list[int]) -> None:
+    def reply(name: str, seed: int) -> list[int]:
+        params = GenerationParams(temperature=1.5, top_p=1, seed=seed, max_new_tokens=20)
+        return Ask(name, prompt, params).run(engine).tokens
+
+    assert reply("a", 7) == reply("b", 7) != reply("c", 8)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}, {"typical_p": 0.5}, {"xtc_probability": 1.0},
+        {"repetition_penalty": 1.3}, {"frequency_penalty": 0.5}, {"dry_multiplier": 0.8}, {"mirostat_mode": 2},
+        {"temperature_last": True, "top_k": 5}, {"seed": 2**63 - 1}, {"logprobs": 3},
+    ],
+)  # fmt: skip
+def test_every_sampler_that_llama_cpp_has_is_taken(engine: Engine, prompt: list[int], params: dict[str, Any]) -> None:
+    ask = Ask(str(params), prompt, GenerationParams(max_new_tokens=4, ban_eos_token=True, **params)).run(engine)
+    assert (ask.end.reason, ask.end.usage.completion_tokens) == ("length", 4)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"epsilon_cutoff": 0.001}, {"eta_cutoff": 0.001}, {"no_repeat_ngram_size": 3},
+        {"mirostat_mode": 2, "repetition_penalty": 1.1}, {"mirostat_mode": 2, "dry_multiplier": 1.0},
+    ],
+)  # fmt: skip
+def test_what_it_has_no_sampler_for_is_refused_by_name(
+    engine: Engine, prompt: list[int], params: dict[str, Any]
+) -> None:
+    with pytest.raises(BadValue) as caught:
+        engine.submit(GenerationRequest("no", "u", tuple(prompt), GenerationParams(**params)), ignore)
+    assert caught.value.param in params and str(caught.value.param) in caught.value.message
+
+
+def test_repetition_penalties_change_what_is_written_and_top_k_1_is_greedy(engine: Engine, prompt: list[int]) -> None:
+    plain = Ask("plain", prompt, long(30)).run(engine).tokens
+    likeliest = GenerationParams(top_k=1, max_new_tokens=30, ban_eos_token=True)
+    assert Ask("k1", prompt, likeliest).run(engine).tokens == plain
+    assert Ask("penalised", prompt, long(30, repetition_penalty=2.0)).run(engine).tokens != plain
+
+
+def test_greedy_asks_for_no_truncation_and_the_order_is_the_documented_one() -> None:
+    every = GenerationParams(
+        top_k=3, min_p=0.1, typical_p=0.9, xtc_probability=0.5, repetition_penalty=1.1, dry_multiplier=1.0
+    )
+    truncations = ["top_k", "top_p", "min_p", "typ_p", "xtc"]
+    assert sampling_fields(every, 64)["samplers"] == ["penalties", "dry", "temperature", *truncations]
+    last = every.model_copy(update={"temperature_last": True})
+    assert sampling_fields(last, 64)["samplers"] == ["penalties", "dry", *truncations, "temperature"]
+    assert sampling_fields(every.model_copy(update={"temperature": 0.0}), 64)["samplers"][-1] == "temperature"
+    check_params(every)
+
+
+def test_a_cancelled_reply_ends_at_once_and_the_next_one_runs(engine: Engine, prompt: list[int]) -> None:
+    started = threading.Event()
+    events: list[Event] = []
+    ended = threading.Event()
+
+    def emit(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Delta):
+            started.set()
+        if isinstance(event, Finished):
+            ended.set()
+
+    engine.submit(GenerationRequest("cancelled", "u", tuple(prompt), long(400)), emit)
+    assert started.wait(TIMEOUT_S)
+    engine.cancel("cancelled")
+    assert ended.wait(TIMEOUT_S)
+    end = events[-1]
+    assert isinstance(end, Finished) and end.reason == "cancelled" and 0 < end.usage.completion_tokens < 400
+    assert len(Ask("after", prompt, long(5)).run(engine).tokens) == 5
+
+
+def test_more_requests_than_rows_wait_their_turn_and_users_take_turns(engine: Engine, prompt: list[int]) -> None:
+    asks = [Ask(f"busy {n}", prompt, long(20), user="many").submit(engine) for n in range(SLOTS + 3)]
+    single = Ask("one", prompt, long(5), user="single").submit(engine)
+    assert len(single.wait().tokens) == 5
+    assert all(len(ask.wait().tokens) == 20 for ask in asks)
+    assert any(isinstance(event, Queued) for ask in asks for event in ask.events)
+
+
+def test_requests_that_may_fill_the_cache_are_not_let_in_together(engine: Engine, prompt: list[int]) -> None:
+    large = [Ask(f"large {n}", prompt, long(CONTEXT - len(prompt)), user=f"u{n}").submit(engine) for n in range(2)]
+    assert [ask.wait().end.reason for ask in large] == ["length", "length"]
+    assert [len(ask.tokens) for ask in large] == [CONTEXT - len(prompt)] * 2
+
+
+def test_the_context_is_honest(engine: Engine, prompt: list[int]) -> None:
+    with pytest.raises(ContextLengthExceeded):
+        engine.submit(GenerationRequest("long", "u", tuple(prompt * 20), long(5)), ignore)
+    ask = Ask("full", prompt, long(10_000)).run(engine)
+    assert (len(prompt) + len(ask.tokens), ask.end.reason) == (CONTEXT, "length")
+
+
+def test_characters_of_several_tokens_come_whole_and_their_tokens_are_counted(tmp_path: Path) -> None:
+    engine = load(plan_of(tiny_gguf(tmp_path)), ignore)
+    try:
+        ask = Ask("bytes", engine.encode([TextPiece(TEXT)]), long(40)).run(engine)
+        assert ask.end.usage.completion_tokens == ask.end.timings.decoded_tokens == 40
+        assert engine.decode(ask.tokens).encode("ascii", "ignore") == ask.text.encode("ascii", "ignore")
+        assert any(ord(character) > 127 for character in ask.text)
+    finally:
+        engine.close()
+
+
+def test_odd_requests_are_refused(engine: Engine, prompt: list[int]) -> None:
+    for ids in ((), (10**6,)):
+        with pytest.raises(BadValue):
+            engine.submit(GenerationRequest("odd", "u", ids, greedy(2)), ignore)
+
+
+def test_a_full_queue_says_so_and_a_closed_engine_ends_what_waits(file: Path, prompt: list[int]) -> None:
+    loaded = load(plan_of(file), ignore)
+    assert isinstance(loaded, LlamaCppEngine)
+    asks = [Ask(f"w{n}", prompt, long(CONTEXT - len(prompt))).submit(loaded) for n in range(3)]
+    with pytest.raises(QueueFull):
+        for number in range(100):
+            loaded.submit(GenerationRequest(f"more {number}", "u", tuple(prompt), long(400)), ignore)
+    loaded.close()
+    assert {ask.wait().end.reason for ask in asks} <= {"cancelled", "length"}
+
+
+def test_what_was_loaded_is_told(engine: Engine, file: Path) -> None:
+    info = engine.info
+    assert (info.loop, info.dtype, info.context_tokens) == ("llamacpp", "F16", CONTEXT)
+    assert info.placement == {"cpu": sum(tensor.size_bytes for tensor in inspect(file).tensors)}
+    assert info.special_tokens["eos_token"] == "<|im_end|>" and info.end_texts == ("<|im_end|>",)
+    stats = engine.stats()
+    assert stats.rss_bytes > 0 and stats.peak_bytes["cpu"] >= stats.rss_bytes * 0.9
+
+
+def test_files_that_are_gone_or_lack_tensors_are_named(file: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.gguf"
+    gone.write_bytes(file.read_bytes())
+    plan = plan_of(gone)
+    gone.write_bytes(file.read_bytes().replace(b"blk.1.attn_q.weight", b"blk.1.attn_x.weight"))
+    with pytest.raises(LoadFailed):
+        load(plan, ignore)
+    gone.unlink()
+    with pytest.raises(ModelNotFound):
+        load(plan, ignore)
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import psutil
+from modules.engine.llamacpp import load
+from modules.memory.forecast import RunSpec
+from modules.memory.llamacpp_sizes import SLOTS
+from modules.memory.planner import Plan
+from modules.memory.spec import inspect
+run = RunSpec("float16", context_tokens=256, prefill_chunk=64)
+engine = load(Plan(inspect(Path(sys.argv[1])), run, "llamacpp", {"": "cpu"}), lambda progress: None)
+listening = [one for one in psutil.Process().net_connections("inet") if one.status == "LISTEN"]
+print("torch" in sys.modules, len(listening))
+engine.close()
+"""
+
+
+def test_the_engines_process_opens_no_port_and_imports_no_torch(file: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE, str(file)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", "0"], done.stderr
+
+
+def test_it_runs_as_an_engine_process_behind_a_host(file: Path, prompt: list[int]) -> None:
+    host = EngineHost.start(plan_of(file), LoadByName("modules.engine.llamacpp:load"))
+    try:
+        with host.submit(GenerationRequest("1", "u", tuple(prompt), long(10))) as generation:
+            text, end = generation.result(TIMEOUT_S)
+        assert (end.reason, end.usage.completion_tokens) == ("length", 10) and isinstance(text, str)
+        assert host.decode(host.encode([TextPiece("Grüße")])) == "Grüße"
+    finally:
+        host.close()
