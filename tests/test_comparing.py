@@ -54,6 +54,7 @@ def test_a_cpu_that_reads_prompts_for_half_an_hour_loses_to_a_split_that_writes_
     assert "times faster, but read a prompt" in said and "times slower: 512 tokens in 39 min." in said
     assert "pass into the GPU for each token" in said
     assert "What is not on the GPU stays in 16 bits" in said
+    assert re.search(r"Without double quantization it is 1\d % slower\.", said)
 
 
 def test_a_gpu_that_is_left_idle_is_explained() -> None:

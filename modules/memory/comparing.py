@@ -23,6 +23,9 @@ def why_chosen(problem: Problem, chosen: Ranked, found: Sequence[Ranked]) -> Ite
     """What speaks for `chosen` against the best of each other precision, and against other devices, of all `found`."""
     named = [one for one in found if one.solution.way.place != "zero3"]
     labels = {one.solution.way.label: one.quality for one in named if not one.solution.run.double_quant}
+    if chosen.solution.run.double_quant and not problem.options.use_double_quant:
+        plain = [one for one in named if one.solution.way.label == _plain_label(chosen)]
+        yield from _against_plain(problem, chosen, plain)
     for label in sorted(labels, key=lambda label: -labels[label]):
         if label != _plain_label(chosen):
             yield from _against_precision(problem, chosen, [one for one in named if one.solution.way.label == label])
@@ -37,6 +40,20 @@ def why_chosen(problem: Problem, chosen: Ranked, found: Sequence[Ranked]) -> Ite
 def _plain_label(one: Ranked) -> str:
     """The label without double quantization, which is told as one with plain 4 bits."""
     return one.solution.way.label.replace(", double)", ")")
+
+
+def _against_plain(problem: Problem, chosen: Ranked, plain: Sequence[Ranked]) -> Iterator[str]:
+    """What double quantization is for: what plain 4 bits lack, or how much slower they are."""
+    place = chosen.solution.way.place
+    fitting = [one for one in plain if one.solution.fits]
+    if plain and not fitting:
+        yield f"Without double quantization it {_lacks(problem, min(plain, key=lacks))}."
+    if not fitting:
+        return
+    best = min(fitting, key=lambda one: (one.solution.way.place != place, one.estimate.turn_s))
+    ratio = best.estimate.turn_s / chosen.estimate.turn_s
+    if ratio > 1:
+        yield f"Without double quantization it is {ratio - 1:.0%} slower.".replace("%", " %")
 
 
 def _against_precision(problem: Problem, chosen: Ranked, others: Sequence[Ranked]) -> Iterator[str]:
