@@ -16,6 +16,8 @@ from modules.settings import LoadOptions
 from modules.units import GiB, format_size, parse_size
 
 _CHANGES_NAMED = 3
+# Bits a weight of Llama 2 in Q4_K_M, as llama.cpp publishes them.
+_GGUF_BITS = 4.85
 # Sizes are named in tenths of a GiB.
 _TENTHS = 10
 
@@ -113,9 +115,20 @@ def _smallest_changes(problem: Problem, nearest: Solution | None, fits: Fits) ->
         if len(named) == _CHANGES_NAMED:
             break
     memory = _more_memory(problem, nearest, fits) if nearest else ""
+    as_gguf = _as_gguf(problem)
     if not named:
-        return f"No flag makes it fit here{f': it takes {memory}' if memory else ''}, or a smaller model."
-    return f"It would fit with {', or with '.join([*named, *([memory] if memory else [])])}."
+        return f"No flag makes it fit here{f': it takes {memory}' if memory else ''}, or a smaller model.{as_gguf}"
+    return f"It would fit with {', or with '.join([*named, *([memory] if memory else [])])}.{as_gguf}"
+
+
+def _as_gguf(problem: Problem) -> str:
+    """` As a GGUF file in 4 bits it takes about 49 GiB.`, where so much is free; "" where it is not."""
+    if problem.spec.source != "safetensors" or problem.options.loader == "transformers":
+        return ""
+    size = int(problem.spec.parameters * _GGUF_BITS / 8)
+    if size > sum(device.free_bytes - margin(device.free_bytes) for device in (*problem.gpus, problem.cpu)):
+        return ""
+    return f" A GGUF file of it in 4 bits (Q4_K_M) would take about {format_size(size)}."
 
 
 def _changes(problem: Problem, fits: Fits) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -202,13 +215,14 @@ def _more_memory(problem: Problem, nearest: Solution, fits: Fits) -> str:
     device = max(nearest.short, key=lambda name: nearest.short[name])
     name = "more_gpu" if device.startswith("cuda") else "more_cpu"
     # What is kept free grows by a fiftieth of what is added.
-    guess = int(nearest.short[device] * 1.03) * _TENTHS // GiB
-    found = _least(max(0, guess - 3), guess + 3, lambda tenths: fits(problem.options, **{name: _size(tenths)}))
+    most = int(nearest.short[device] * 1.03) * _TENTHS // GiB + 3
+    found = _least(0, most, lambda tenths: fits(problem.options, **{name: _size(tenths)}))
     if found is None:
         return ""
     kind = problem.device(device)
     rest = kind.total_bytes - kind.free_bytes
-    where = place_name(problem, device, preposition=True)
+    several = name == "more_gpu" and len(problem.gpus) > 1
+    where = "on each GPU" if several else place_name(problem, device, preposition=True)
     return f"{_spoken(found)} more {where}" + (" (close other programs)" if _size(found) <= rest else "")
 
 
