@@ -1,12 +1,14 @@
 """The dry run held against the engine's own two loops on the CPU: rows over pages, and one row whose cache grows.
 
-Both read a prompt in chunks and then write tokens. The forecast is the planner's: a pool of exactly the context's
-tokens. What the loops take beyond it (whole pages, room to grow, tables of inputs) is the difference that shows.
+Both read a prompt in chunks and then write tokens. The forecast of "loop" rows is the planner's: a pool of exactly the
+context's tokens. Rows "loop, its own" add what each loop is known to take beyond it: `paged_bytes`, or a dry run in
+which the cache grows as the engine's does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.allocations import Allocated, measure, real_model
 from benchmarks.memory_inference import BOTH
 from benchmarks.memory_rows import Row
-from modules.engine.paged import PagedModel
+from modules.engine.paged import PAGE_TOKENS, PagedModel
 from modules.engine.rows import CausalRow
 from modules.engine.serial import steps
 from modules.memory.dryrun import DTYPES, Counted, count_run, fake_model, use_engine_attention
 from modules.memory.forecast import DType, RunSpec
+from modules.memory.live_bytes import LiveBytes
 from tests.tiny_models import tiny_config
 
 LOOP_FAMILIES = ("llama", "qwen3")
@@ -39,18 +42,53 @@ def compare_loops(folder: Path, family: str) -> Iterator[Row]:
     file = folder / f"{family}-loop" / "config.json"
     tiny_config(family, **SIZES).save_pretrained(file.parent)
     for dtype, tokens in product(BOTH, LENGTHS):
-        counted = _count(file, dtype, tokens)
-        forecast = counted.kv_cache + max(counted.prefill_peak, counted.decode_peak)
+        planned = _planned(file, dtype, tokens)
+        own = {
+            "pages": planned + paged_bytes(_count(file, dtype, tokens).kv_cache, tokens),
+            "growing cache": _growing(file, dtype, tokens),
+        }
         for way, run in (("pages", _run_paged), ("growing cache", _run_serial)):
             model = real_model(tiny_config(family, **SIZES), DTYPES[dtype], "sdpa")
-            yield Row("loop", family, f"{way} {dtype}", tokens, forecast, run(model, tokens).peak)
+            real = run(model, tokens).peak
+            yield Row("loop", family, f"{way} {dtype}", tokens, planned, real)
+            yield Row("loop, its own", family, f"{way} {dtype}", tokens, own[way], real)
 
 
+def paged_bytes(cache: int, tokens: int) -> int:
+    """What a pool of pages takes beyond the `cache` of `tokens` tokens: a last page that is not full, two that are
+    never used, and the tables of one step (transformers 5.23, continuous_batching: cache.py, input_outputs.py)."""
+    pages = -(-tokens // PAGE_TOKENS)
+    spare = (pages + 2) * PAGE_TOKENS - tokens
+    small = 7 * (-(-(CHUNK + 1) // 32) * 32) + CHUNK + 1  # int32: seven rows of inputs in lines of 128 bytes, outputs
+    places = CHUNK + pages * PAGE_TOKENS + CHUNK  # int64: where to write, what to read
+    return cache // tokens * spare + 4 * small + 8 * places
+
+
+def _planned(file: Path, dtype: DType, tokens: int) -> int:
+    counted = _count(file, dtype, tokens)
+    return counted.kv_cache + max(counted.prefill_peak, counted.decode_peak)
+
+
+@cache
 def _count(file: Path, dtype: DType, tokens: int) -> Counted:
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model = fake_model(file, RunSpec(dtype), "cpu")
         use_engine_attention(model)
         return count_run(model, tokens, CHUNK)
+
+
+def _growing(file: Path, dtype: DType, tokens: int) -> int:
+    """The most that is alive while every chunk is read and every token written, the cache growing on the way."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model = fake_model(file, RunSpec(dtype), "cpu")
+        use_engine_attention(model)
+        counter = LiveBytes()
+        for tensor in (*model.parameters(), *model.buffers()):
+            counter.add(tensor)
+        weights = counter.begin()
+        with counter:
+            _write(model, tokens)
+        return counter.peak - weights
 
 
 def _run_paged(model: Any, tokens: int) -> Allocated:
@@ -74,10 +112,15 @@ def _run_serial(model: Any, tokens: int) -> Allocated:
     use_engine_attention(model)
 
     def read() -> None:
-        row = CausalRow(model, torch.device("cpu"))
-        left = [1] * WRITTEN
-        for _ in steps(row, [1] * (tokens - WRITTEN), lambda _: left.pop() if left else None, chunk=CHUNK):
-            pass
+        _write(model, tokens)
 
     read()
     return measure(read)[1]
+
+
+def _write(model: Any, tokens: int) -> None:
+    """A row of `tokens` tokens in a cache that grows, some of them written."""
+    row = CausalRow(model, torch.device("cpu"))
+    left = [1] * WRITTEN
+    for _ in steps(row, [1] * (tokens - WRITTEN), lambda _: left.pop() if left else None, chunk=CHUNK):
+        pass
