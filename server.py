@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from modules.errors import SnugError
-from modules.settings import Settings, read_settings
+from modules.settings import Settings
+from modules.settings_reading import read_settings
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modules.settings import ENV_PREFIX, GROUP_TITLES, Settings, choices_of, flag_name, flag_of, takes_several
+from modules.settings import GROUP_TITLES, Settings, choices_of, flag_name, flag_of, takes_several
+from modules.settings_reading import ENV_PREFIX
 
 _INTRO = """# Flags
 

@@ -7,6 +7,7 @@ Every number carries its unit at the end of its name: `_bytes` (integers), `_tok
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from modules.errors import SnugError
@@ -67,21 +68,9 @@ def entries_json(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _entry(entry: Entry) -> dict[str, Any]:
-    return {
-        "model": entry.model,
-        "family": entry.family,
-        "loader": entry.loader,
-        "quantization": entry.quantization,
-        "way": entry.way,
-        "device": entry.device,
-        "device_name": entry.device_name,
-        "moment": entry.moment,
-        "forecast_bytes": entry.forecast_bytes,
-        "measured_bytes": entry.measured_bytes,
-        "measured_to_forecast_ratio": entry.ratio,
-        "context_used_ratio": entry.context_used,
-        "version": entry.version,
-    }
+    values = asdict(entry)
+    used = values.pop("context_used")
+    return values | {"context_used_ratio": used, "measured_to_forecast_ratio": entry.ratio}
 
 
 def _device(device: Device) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from modules.errors import (
 from modules.memory.hub import inspect_hub
 from modules.memory.spec import ModelSpec, inspect
 from modules.plan_report import find_sources
-from modules.settings import read_settings
+from modules.settings_reading import read_settings
 from modules.units import GiB, MiB
 from tests.fake_hub import FakeHub, repository, serve
 from tests.test_spec import AUTO_MAP, LLAMA, make_model

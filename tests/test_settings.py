@@ -13,7 +13,8 @@ import pytest
 from docs.make_flags import render
 from modules.errors import BadFlag, NotAvailableHere
 from modules.hardware import Device, Inventory
-from modules.settings import LoadOptions, Settings, check_machine, flag_name, flag_of, read_settings
+from modules.settings import LoadOptions, Settings, check_machine, flag_name, flag_of
+from modules.settings_reading import read_settings
 from modules.units import GiB, MiB
 
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modules import startup
-from modules.settings import read_settings
+from modules.settings_reading import read_settings
 
 
 def test_deepspeed_without_its_launcher_says_how_to_start_it() -> None:
