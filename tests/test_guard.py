@@ -396,6 +396,14 @@ async def test_the_address_loses_its_secret_before_anyone_can_log_it() -> None:
     assert [scope["query_string"] for scope in seen] == [b"", b""]
 
 
+@pytest.mark.parametrize("query", [b"token=\xff", b"token=%ff", b"token=\xc3\xa9&x=\xff", b"token=%ud800"])
+def test_a_secret_in_the_address_that_is_no_text_is_a_wrong_one(query: bytes) -> None:
+    scope: Scope = {"type": "http", "method": "GET", "path": "/", "query_string": query, "headers": []}
+    with pytest.raises(Unauthorized, match="not this server's secret"):
+        Lock(TOKEN, cookie="snug").check(scope)
+    assert scope["query_string"] == b""
+
+
 async def test_a_browser_without_the_secret_sees_where_to_put_it(guest: httpx.AsyncClient) -> None:
     response = await guest.get("/", headers={"Accept": "text/html,*/*"})
     assert response.status_code == 401

@@ -102,7 +102,8 @@ class Lock:
 def _query_secrets(scope: Scope) -> list[bytes]:
     if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] != "/":
         return []
-    return [value for name, value in parse_qsl(scope["query_string"]) if name == b"token"]
+    query = scope["query_string"].decode("latin-1")  # of bytes parse_qsl takes ASCII only
+    return [value.encode() for name, value in parse_qsl(query) if name == "token"]
 
 
 def _header_secrets(scope: Scope) -> list[bytes]:
