@@ -20,7 +20,9 @@ from modules.engine.deaths import MemoryWatch, count_kills
 from modules.engine.generation import Generation
 from modules.engine.loaded import LoadedModel
 from modules.engine.loop import LoopEngine
+from modules.engine.open_requests import OpenRequests
 from modules.engine.serial import SerialEngine
+from modules.engine.wire import Cancel, Message, Submit
 from modules.errors import EngineDied, OutOfMemory
 from modules.hardware import Inventory
 from modules.memory.budget import Budget, Figure
@@ -394,6 +396,20 @@ def test_a_reply_handed_on_is_cancelled_at_once_while_no_engine_has_it() -> None
     generation.park()
     generation.cancel()
     assert [type(event) for event in generation] == [Delta, Finished]
+
+
+def test_a_cancel_in_the_moment_of_handing_on_reaches_the_new_engine() -> None:
+    generation = Generation(fake_request(), lambda: None)
+    generation.park()
+    sent: list[Message] = []
+
+    def post(message: Message) -> None:
+        if isinstance(message, Submit):
+            generation.cancel()  # another thread's: its Cancel goes out first
+        sent.append(message)
+
+    OpenRequests(post).adopt(generation)
+    assert [type(message) for message in sent] == [Cancel, Submit, Cancel]
 
 
 # A limit that is real

@@ -66,6 +66,8 @@ class OpenRequests:
             generation.finish("cancelled" if generation.cancelled_at is not None else "length")
         else:
             self._take_on(generation, request)
+            if generation.cancelled_at is not None:  # meanwhile: that Cancel may have gone out before the Submit
+                self._post(Cancel(generation.id))
 
     def find(self, request_id: str) -> Generation | None:
         """Who reads the events of this request; None if nobody does any more."""
