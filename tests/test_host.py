@@ -42,6 +42,7 @@ from modules.errors import (
     NotFound,
     OutOfMemory,
     QueueFull,
+    SnugError,
     TimedOut,
 )
 from modules.memory.planner import Plan
@@ -157,6 +158,16 @@ def test_a_load_that_cannot_be_sent_to_the_process_is_an_error() -> None:
     assert children() <= before
 
 
+@pytest.mark.parametrize("in_process", [False, True])
+def test_a_message_that_cannot_be_read_ends_the_load(in_process: bool) -> None:
+    before = children()
+    host = EngineHost(fake_plan(), garbled, in_process=in_process, patience=QUICK)
+    until(lambda: host.death is not None)
+    with pytest.raises(LoadFailed, match="any further: garbled"):
+        host.wait_loaded()
+    assert children() <= before
+
+
 def test_a_process_that_cannot_be_made_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(LoadFailed, match="did not start"):
@@ -249,6 +260,21 @@ def test_a_fault_in_a_step_costs_that_request_only(start: StartHost, fault: str,
     assert (text, finished.reason) == ("The ", "error")
     assert isinstance(finished.error, kind)
     assert host.submit(fake_request(id="r2", max_new_tokens=3)).result(20)[0] == "The"
+
+
+def test_replies_that_memory_ran_out_for_end_where_the_listener_fails() -> None:
+    def listener(host: EngineHost, error: SnugError, replies: list[Generation]) -> None:
+        raise RuntimeError("no thread to be had")
+
+    host = EngineHost(fake_plan(), ScriptedLoad(Script(fault="oom", fault_at=4)), on_starved=listener)
+    try:
+        host.wait_loaded()
+        text, finished = host.submit(fake_request()).result(20)
+        assert text == "The "
+        assert isinstance(finished.error, OutOfMemory)
+        assert host.alive
+    finally:
+        host.close()
 
 
 def test_a_hung_engine_is_stopped_and_named(start: StartHost) -> None:
@@ -634,6 +660,21 @@ class Deaf(ScriptedEngine):
 
 def deaf(plan: Plan, on_progress: OnProgress) -> Deaf:
     return Deaf(Script(), plan)
+
+
+class Garbled(NotFound):
+    """An error that can be sent and not be received."""
+
+    def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
+        return fail_to_read, ()
+
+
+def fail_to_read() -> object:
+    raise LookupError("garbled")
+
+
+def garbled(plan: Plan, on_progress: OnProgress) -> ScriptedEngine:
+    raise Garbled("never read")
 
 
 def children() -> set[int]:

@@ -43,7 +43,7 @@ from modules.engine.wire import (
     Writer,
     wait_for_reading,
 )
-from modules.errors import LoadFailed, OutOfMemory, SnugError
+from modules.errors import EngineDied, LoadFailed, OutOfMemory, SnugError
 from modules.memory.planner import Plan
 
 __all__ = ["PATIENCE", "EngineHost", "Generation", "Patience", "ignore"]
@@ -227,7 +227,7 @@ class EngineHost:
         self._bury()
 
     def _listen(self, child: Child) -> None:
-        """Take messages until the engine is gone."""
+        """Take messages until the engine is gone, or can be followed no further."""
         has_news = wait_for_reading(child.pipe)
         try:
             while True:
@@ -239,6 +239,10 @@ class EngineHost:
                 self._watch_clock(child)
         except (EOFError, OSError):
             return
+        except Exception as error:  # whoever waits must hear of it: nobody else listens to this engine
+            log.exception("The engine can be followed no further")
+            kind = EngineDied if self._loaded.done() else LoadFailed
+            self._verdict = kind(f"Snug could not follow the engine any further: {error}.", remedy="The log says more.")
 
     def _take(self, message: Message) -> None:
         if not isinstance(message, Answer):  # answers come even while the engine's loop is stuck
@@ -314,13 +318,16 @@ class EngineHost:
 
     def _give_up(self, generations: list[Generation], error: SnugError) -> None:
         """Memory ran out for these replies: somebody else may let them go on."""
-        if self._on_starved is None:
+        if self._on_starved is not None:
             for generation in generations:
-                generation.finish("error", error)
-            return
+                generation.park()
+            try:
+                self._on_starved(self, error, generations)
+                return
+            except Exception:
+                log.exception("Nobody lets the replies go on that memory ran out for")
         for generation in generations:
-            generation.park()
-        self._on_starved(self, error, generations)
+            generation.finish("error", error)
 
     def _cause_of_death(self) -> SnugError:
         loading = not self._loaded.done()
