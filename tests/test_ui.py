@@ -350,7 +350,7 @@ TEXT_ON = (
     ("ink", "paper"), ("ink-2", "paper"), ("ink-2", "paper-3"), ("ink-2", "hover"), ("ink-2", "accent-soft"),
     ("ink-3", "paper"), ("ink-3", "paper-2"), ("ink-3", "paper-3"), ("ink-3", "field"), ("ink-3", "code-bg"),
     ("accent", "paper"), ("accent", "paper-2"), ("accent", "accent-soft"), ("on-accent", "accent"),
-    ("bad", "paper"), ("bad", "bad-soft"), ("warn", "paper"), ("paper", "bad"),
+    ("code-comment", "code-bg"), ("bad", "paper"), ("bad", "bad-soft"), ("warn", "paper"), ("paper", "bad"),
     ("on-p-weights", "p-weights"), ("on-p-light", "p-kv_cache"), ("on-p-dark", "p-offload_buffer"),
     ("on-p-dark", "p-gradients"), ("on-p-dark", "p-context"),
 )  # fmt: skip

@@ -630,3 +630,19 @@ def test_escape_for_something_else_does_not_stop_the_reply(start: Start, visit: 
     page.locator("#snug-input").focus()
     page.keyboard.press("Escape")
     expect(page.locator(".message.assistant .stats")).to_contain_text("stopped")
+
+
+def test_the_jump_to_the_latest_message_arrives_there_in_a_long_conversation(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    store = snug.services.store
+    conversation, parent = store.create("", title="Long"), None
+    for number in range(100):
+        asked = store.append("", conversation.id, parent, "user", f"Question {number}", op_id=f"question-{number}")
+        text = "\n\n".join(["A paragraph."] * (1 + number % 9))
+        parent = store.append("", conversation.id, asked.id, "assistant", text, op_id=f"answer-{number}").id
+    page = visit(snug, f"/?c={conversation.id}")
+    expect(page.locator(".message")).to_have_count(200)
+    page.evaluate("document.querySelector('#snug-scroller').scrollTop = 0")
+    page.locator(".jump.shown").click()
+    expect(page.locator(".jump.shown")).to_have_count(0)
+    expect(page.locator(".message").last).to_be_in_viewport()

@@ -181,7 +181,7 @@ def test_the_buttons_say_what_they_would_do(start: Start, visit: OpenPage) -> No
     expect(page.locator("#snug-unload")).to_have_text("Stop loading")
     expect(page.locator("#snug-load")).to_have_text("Load again")
     expect(page.locator("#snug-unload")).to_have_text("Unload")
-    precision(page).get_by_text("fp32").click()
+    precision(page).get_by_text("bf16", exact=True).click()
     expect(page.locator("#snug-load")).to_have_text("Load")
     page.locator("#snug-unload").click()
     expect(page.locator("#snug-unload")).to_be_disabled()
@@ -191,9 +191,9 @@ def test_a_choice_of_a_few_is_made_by_one_click_or_the_arrows_and_leaves_nothing
     model_tab: Callable[..., Page],
 ) -> None:
     page = model_tab()
-    precision(page).get_by_text("fp32").click()
-    expect(page.locator("#snug-plan .verdict")).to_contain_text("32-bit")
-    page.keyboard.press("ArrowLeft")
+    precision(page).get_by_text("bf16", exact=True).click()
+    expect(page.locator("#snug-plan .verdict")).to_contain_text("16-bit")
+    page.keyboard.press("ArrowRight")
     expect(precision(page).get_by_label("fp16")).to_be_checked()
     open_tab(page, "Chat")
     expect(page.locator("[role=listbox]:visible, ul.options:visible")).to_have_count(0)

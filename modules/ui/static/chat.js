@@ -308,7 +308,12 @@
     drawComposer();
     if (state.atEnd) toEnd(false);
   }
-  function toEnd(smooth) { scroller.scrollTo({ top: scroller.scrollHeight, behavior: smooth ? "smooth" : "instant" }); }
+  /* Messages out of sight have estimated heights: where many come into sight on the way, the end moves. */
+  function toEnd(smooth) {
+    const near = scroller.scrollHeight - scroller.scrollTop < 4 * scroller.clientHeight;
+    scroller.scrollTo({ top: scroller.scrollHeight, behavior: smooth && near ? "smooth" : "instant" });
+    if (smooth && !near && scroller.clientHeight) requestAnimationFrame(() => requestAnimationFrame(() => toEnd(true)));
+  }
 
   /* Composer */
 

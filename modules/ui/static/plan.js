@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const { el } = snug;
-  const SHOWS = "[data-tip]", LEAST = 256;
+  const SHOWS = "[data-tip]", LEAST = 256, PATIENCE_MS = 5000;
   let tip = null, about = null, aboutPlace = -1, context = null, take = null;
 
   /* One note for all parts: shown by mouse, keyboard and finger alike. */
@@ -64,10 +64,10 @@
   const said = (tokens) => `${tokens.toLocaleString("en")} tokens`;
 
   snug.mountContext = (element, trigger) => {
-    let known = null, held = false;
+    let known = null, held = false, asked = null, askedAt = 0;
     const range = el("input", { type: "range", min: 0, max: 1000, step: 1, id: "snug-context-range", "aria-label": "Context length" });
     const length = el("output", { htmlFor: "snug-context-range" });
-    const free = el("button.text-button", { onclick: () => trigger("set", { tokens: null }) }, "Let Snug choose");
+    const free = el("button.text-button", { onclick: () => { asked = null; trigger("set", { tokens: null }); } }, "Let Snug choose");
     const fits = el("div.context-fits"), limit = el("span.context-limit"), marks = el("div.context-marks", {}, limit);
     const box = el("div.context", { hidden: true },
       el("div.context-head", {}, el("label", { htmlFor: "snug-context-range" }, "Context"), length, free),
@@ -81,12 +81,19 @@
       held = true;
       const tokens = tokensAt(range.value / 1000, known.most);
       name(tokens, false);
+      asked = tokens;
+      askedAt = Date.now();
       trigger("set", { tokens });
     });
+    document.addEventListener("input", (event) => { if (event.target !== range) asked = null; }, true);
+    document.addEventListener("click", (event) => { if (event.target.closest?.("[data-model], [data-take]")) asked = null; }, true);
     for (const kind of ["change", "blur"]) range.addEventListener(kind, () => { held = false; });
     context = (text) => {
       if (!text && held) return;  // an impossible length on the way; the slider stays in the hand
-      known = text ? JSON.parse(text) : null;
+      const told = text ? JSON.parse(text) : null;
+      if (asked !== null && told && told.tokens !== asked && Date.now() - askedAt < PATIENCE_MS) return;  // of before
+      asked = null;
+      known = told;
       box.hidden = !known || known.most <= LEAST;
       if (box.hidden) return;
       free.hidden = known.chosen;

@@ -18,7 +18,7 @@
     const same = devices.length === seen.length;
     devices = seen;
     strip.hidden = false;
-    if (!same) strip.replaceChildren(...seen.map((device) => el("span.meter", {}, el("span.meter-name", {}, device.title), bar(), el("span.meter-text", {}))));
+    if (!same) strip.replaceChildren(...seen.map((device) => el("span.meter", {}, el("span.meter-name", {}, device.title), " ", bar(), el("span.meter-text", {}))));
     strip.classList.toggle("many", seen.length > 3);
     strip.setAttribute("aria-label", seen.map((device) => `${device.title} ${device.used} / ${device.total} used, ${device.snug} by Snug`).join("; "));
     [...strip.children].forEach((meter, number) => {
