@@ -104,7 +104,8 @@ def test_the_chosen_plan_takes_the_figures_of_the_fit_once_they_are_known(spec: 
         question = Question(spec, options_of(ctx_size=2048), NO_GPU, tmp_path)
         before = list_plans(question).plans[0]
         fit = runs.fit(spec, before.run)["cpu"]
-        plan = list_plans(replace(question, peaks=runs.peaks)).plans[0]
+        sharp = replace(question, peaks=lambda spec, run, kind: runs.peaks(spec, run, kind=kind))
+        plan = list_plans(sharp).plans[0]
     figure = plan.budgets["cpu"].figures["prefill_peak"]
     assert figure.method == "dry-run"
     assert plan.budgets["cpu"].weights + plan.budgets["cpu"].kv_cache + figure.bytes == fit.total

@@ -122,15 +122,16 @@ class DryRuns:
     def known_peaks(self, spec: ModelSpec, run: RunSpec, *, kind: Kind = "cpu") -> Peaks | None:
         """The Peaks if they are known; nothing is set off."""
         try:
-            known = self._lookup(_key(_request("peaks", spec, asdict(run), kind)))
+            request = _peaks_request(spec, run, kind)
         except SnugError:
             return None
-        return Peaks(**known) if isinstance(known, Mapping) else None
+        known = self._lookup(_key(request))
+        return _peaks(request, known) if isinstance(known, Mapping) else None
 
     def peaks(self, spec: ModelSpec, run: RunSpec, *, kind: Kind = "cpu") -> Peaks | None:
         """The Peaks if they are known; else None, and they are being worked out. None for ever where that fails."""
         try:
-            request = _request("fit" if run.runtime == "llamacpp" else "peaks", spec, asdict(run), kind)
+            request = _peaks_request(spec, run, kind)
         except SnugError:
             return None
         known = self._lookup(_key(request))
@@ -142,7 +143,7 @@ class DryRuns:
         self, spec: ModelSpec, run: RunSpec, timeout_s: float = _START_S + ANSWER_S, *, kind: Kind = "cpu"
     ) -> Peaks:
         """The Peaks, waited for. Raises UnsupportedModel, BadConfig, OutOfMemory, NotAvailableHere or TimedOut."""
-        request = _request("fit" if run.runtime == "llamacpp" else "peaks", spec, asdict(run), kind)
+        request = _peaks_request(spec, run, kind)
         return _peaks(request, self._wait(request, timeout_s))
 
     def training(self, spec: ModelSpec, run: TrainingRun, timeout_s: float = _START_S + ANSWER_S) -> TrainingPeaks:
@@ -313,6 +314,11 @@ def _request(question: str, spec: ModelSpec, run: dict[str, Any], kind: Kind) ->
     config = read_json(file)
     return {"question": question, "name": spec.name, "file": str(file.resolve()), "config": config, "run": run,
             "kind": kind, "prequantized": spec.prequantized}  # fmt: skip
+
+
+def _peaks_request(spec: ModelSpec, run: RunSpec, kind: Kind) -> dict[str, Any]:
+    """The question of what `run` takes; raises as `_request` does."""
+    return _request("fit" if run.runtime == "llamacpp" else "peaks", spec, asdict(run), kind)
 
 
 def _gguf_request(spec: ModelSpec, run: dict[str, Any], kind: Kind) -> dict[str, Any]:
