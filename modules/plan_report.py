@@ -22,8 +22,8 @@ from modules.errors import BadName, ModelNotFound, SnugError
 from modules.files import safe_path
 from modules.hardware import Inventory, read_inventory
 from modules.machine_speeds import MACHINE_FILE, MachineSpeeds
-from modules.memory.describing import describe_in_process, describer_for
-from modules.memory.dryruns import DryRuns, Kind, Peaks
+from modules.memory.describing import describer_for, known_description
+from modules.memory.dryruns import DryRuns, Kind, Peaks, TrainingPeaks
 from modules.memory.forecast import RunSpec
 from modules.memory.hub import inspect_hub
 from modules.memory.hub_client import is_hub_name
@@ -34,6 +34,7 @@ from modules.memory.model_spec import ModelSpec
 from modules.memory.planner import PlanTable, Question, list_plans, longest_context
 from modules.memory.spec import inspect
 from modules.memory.speed import Speeds
+from modules.memory.training import TrainingRun
 from modules.plan_bars import Signs
 from modules.plan_json import entries_json, error_json, report_json, table_json, training_json
 from modules.plan_text import (
@@ -52,15 +53,20 @@ from modules.starter import STARTER_NAME, is_wanted
 
 STARTER_CONFIG = Path(__file__).parent / "starter_config" / STARTER_NAME
 _DRY_RUNS_S = 6.0
+_STEPS_S = 20.0  # six ways to train whole weights, twice each with fewer layers
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model's description comes from. `to_get` says how to get the model itself; "" if it is in models/."""
+    """Where a model's description comes from. `to_get` says how to get the model itself; "" if it is in models/.
+
+    `is_new`: it was not built before, without weights, to see what it consists of.
+    """
 
     name: str
     read: Callable[[], ModelSpec]
     to_get: str = ""
+    is_new: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +98,14 @@ def run_plan(settings: Settings) -> int:
     console = Console()
     if settings.report:
         return _report(settings, console)
-    machine = _machine(settings)
-    check_machine(settings, machine.inventory)
-    sources = find_sources(settings)
-    answers = [_answer(source, settings, machine, alone=len(sources) == 1) for source in sources]
+    with closing(DryRuns(settings.user_data_dir / "cache" / "dryruns")) as dry_runs:
+        sources = find_sources(settings, dry_runs)
+        alone = len(sources) == 1
+        if alone and sources[0].is_new:
+            dry_runs.prepare()
+        machine = _machine(settings)
+        check_machine(settings, machine.inventory)
+        answers = [_answer(source, settings, machine, dry_runs, alone=alone) for source in sources]
     if settings.json_output:
         models = [_as_json(answer, settings.mode) for answer in answers]
         _write_json(report_json(machine.inventory, models, imagined=machine.imagined))
@@ -130,34 +140,39 @@ def _machine(settings: Settings) -> Machine:
     return Machine(inventory, speeds, imagined)
 
 
-def find_sources(settings: Settings) -> list[Source]:
+def find_sources(settings: Settings, dry_runs: DryRuns) -> list[Source]:
     """The models that are meant: the one named, else all in models/, else the starter model. Raises ModelNotFound."""
     if settings.model is not None:
-        return [_named(settings.model, settings)]
+        return [_named(settings.model, settings, dry_runs)]
     names = [entry.name for entry in list_models(settings.model_dir)]
     if names:
-        return [_named(name, settings, check=False) for name in names]
-    return [_named(STARTER_NAME, settings)]
+        return [_named(name, settings, dry_runs, check=False) for name in names]
+    return [_named(STARTER_NAME, settings, dry_runs)]
 
 
-def _named(name: str, settings: Settings, *, check: bool = True) -> Source:
+def _named(name: str, settings: Settings, dry_runs: DryRuns, *, check: bool = True) -> Source:
     """A model in models/, a path, or a name on the hub, in this order; `check` holds files against their config."""
     look = partial(inspect, trust_remote_code=settings.trust_remote_code)
     described = settings.user_data_dir / "cache" / "described"
-    describe = partial(describe_in_process, cache_folder=described)
+    describe = partial(dry_runs.describe, cache_folder=described)
+
+    def local(path: Path, to_get: str = "") -> Source:
+        ask = describe if check else describer_for(path, described, dry_runs.describe)
+        is_new = check and path.suffix != ".gguf" and known_description(path, described) is None
+        return Source(name, partial(look, path, describe=ask), to_get, is_new)
+
     with suppress(BadName):
         path = safe_path(settings.model_dir, name)
         if path.exists():
-            return Source(name, partial(look, path, describe=describe if check else describer_for(path, described)))
+            return local(path)
     outside = Path(name).expanduser()
     if outside.exists():
-        to_get = f"First put the model into {settings.model_dir}/."
-        return Source(name, partial(look, outside, describe=describe), to_get)
+        return local(outside, f"First put the model into {settings.model_dir}/.")
     if is_wanted(settings.model_dir, name) or name == STARTER_NAME:
-        return Source(name, partial(look, STARTER_CONFIG, describe=describe), "The first start fetches it (94 MiB).")
+        return local(STARTER_CONFIG, "The first start fetches it (94 MiB).")
     if is_hub_name(name):
         there = partial(inspect_hub, name, cache_folder=settings.user_data_dir / "cache" / "hub", describe=describe)
-        return Source(name, there, f"First fetch the model into {settings.model_dir}/.")
+        return Source(name, there, f"First fetch the model into {settings.model_dir}/.", is_new=True)
     raise ModelNotFound(
         f"There is no model {name!r} in {settings.model_dir}, and no such file.",
         remedy="Name one that is there, a folder, a config.json, a .gguf file, or organisation/model on the hub.",
@@ -165,14 +180,17 @@ def _named(name: str, settings: Settings, *, check: bool = True) -> Source:
     )
 
 
-def _answer(source: Source, settings: Settings, machine: Machine, *, alone: bool) -> Answer:
+def _answer(source: Source, settings: Settings, machine: Machine, dry_runs: DryRuns, *, alone: bool) -> Answer:
     """What can be said of one model; its error is raised if it is the only one."""
     try:
         spec = source.read()
         if settings.mode != "infer":
-            table = list_ways(spec, settings.mode, machine.inventory, tokens=settings.ctx_size, cpu=settings.cpu)
+            table = list_ways(
+                spec, settings.mode, machine.inventory, tokens=settings.ctx_size, cpu=settings.cpu,
+                peaks=_step_peaks(spec, dry_runs) if alone else None,
+            )  # fmt: skip
             return Answer(source, table)
-        plans = _plan(spec, settings, machine, patience_s=_DRY_RUNS_S if alone else 0.0)
+        plans = _plan(spec, settings, machine, dry_runs, patience_s=_DRY_RUNS_S if alone else 0.0)
         longest = longest_context(plans, plans.chosen) if plans.chosen and alone else 0
         return Answer(source, plans, longest)
     except SnugError as error:
@@ -181,32 +199,44 @@ def _answer(source: Source, settings: Settings, machine: Machine, *, alone: bool
         return Answer(source, error=error)
 
 
-def _plan(spec: ModelSpec, settings: Settings, machine: Machine, *, patience_s: float) -> PlanTable:
+def _step_peaks(spec: ModelSpec, dry_runs: DryRuns) -> Callable[[TrainingRun, Kind], TrainingPeaks | None]:
+    """What dry runs of training steps count, all of them within a patience of some seconds."""
+    deadline = time.monotonic() + _STEPS_S
+
+    def counted(run: TrainingRun, kind: Kind) -> TrainingPeaks | None:
+        try:
+            return dry_runs.training(spec, run, max(0.0, deadline - time.monotonic()), kind=kind)
+        except SnugError:
+            return None  # the formulas serve
+
+    return counted
+
+
+def _plan(spec: ModelSpec, settings: Settings, machine: Machine, dry_runs: DryRuns, *, patience_s: float) -> PlanTable:
     """The table of plans, made once more with the dry run of the chosen one if that is there within `patience_s`."""
     cache = settings.user_data_dir / "cache"
     ledger = Ledger(settings.user_data_dir / LEDGER_NAME)
     known: dict[RunSpec, Peaks] = {}
-    with closing(DryRuns(cache / "dryruns")) as dry_runs:
-        question = Question(
-            spec,
-            settings.load_options.model_copy(update={"model": spec.name}),
-            machine.inventory,
-            cache,
-            trust_remote_code=settings.trust_remote_code,
-            speeds=machine.speeds,
-            peaks=lambda _spec, run, _kind: known.get(run),
-            observed=lambda device, quantization: ledger.observed_error(device_name=device, quantization=quantization),
-        )
+    question = Question(
+        spec,
+        settings.load_options.model_copy(update={"model": spec.name}),
+        machine.inventory,
+        cache,
+        trust_remote_code=settings.trust_remote_code,
+        speeds=machine.speeds,
+        peaks=lambda _spec, run, _kind: known.get(run),
+        observed=lambda device, quantization: ledger.observed_error(device_name=device, quantization=quantization),
+    )
+    table = list_plans(question)
+    deadline = time.monotonic() + patience_s
+    while (plan := table.chosen) and plan.run not in known and time.monotonic() < deadline:
+        kind: Kind = "cuda" if "cuda:0" in plan.budgets else "cpu"
+        try:
+            known[plan.run] = dry_runs.measure(spec, plan.run, deadline - time.monotonic(), kind=kind)
+        except SnugError:
+            break  # the formulas serve, and are named on every figure
         table = list_plans(question)
-        deadline = time.monotonic() + patience_s
-        while (plan := table.chosen) and plan.run not in known and time.monotonic() < deadline:
-            kind: Kind = "cuda" if "cuda:0" in plan.budgets else "cpu"
-            try:
-                known[plan.run] = dry_runs.measure(spec, plan.run, deadline - time.monotonic(), kind=kind)
-            except SnugError:
-                break  # the formulas serve, and are named on every figure
-            table = list_plans(question)
-        return table
+    return table
 
 
 def _as_json(answer: Answer, mode: str) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 from modules.errors import OutOfMemory, SnugError
 from modules.hardware import Device, Inventory
-from modules.memory.budget import Budget
+from modules.memory.budget import Budget, Figure, Purpose
 from modules.memory.candidates import wished_context
 from modules.memory.fitting import margin
 from modules.memory.forecast import CPU_PROCESS_BYTES, CUDA_CONTEXT_BYTES
@@ -52,17 +53,38 @@ class TrainingTable:
     refusal: SnugError | None
 
 
+class StepPeaks(Protocol):
+    """Bytes of one step as a dry run counted them: memory/dryruns.py's TrainingPeaks."""
+
+    @property
+    def activations(self) -> int:
+        """The most beyond weights, gradients and optimizer states."""
+
+
+PeaksOf = Callable[[TrainingRun, Literal["cpu", "cuda"]], StepPeaks | None]
+
+
 def list_ways(
-    spec: ModelSpec, mode: TrainingMode, inventory: Inventory, *, tokens: int | None, cpu: bool
+    spec: ModelSpec,
+    mode: TrainingMode,
+    inventory: Inventory,
+    *,
+    tokens: int | None,
+    cpu: bool,
+    peaks: PeaksOf | None = None,
 ) -> TrainingTable:
     """Every way to train in `mode` on the roomiest GPU, or on the CPU; one sequence of `tokens` a step.
 
-    Raises BadValue for more tokens than the model was made for.
+    `peaks` tells what a dry run counts, or None where it does not know. Raises BadValue for more tokens than the model
+    was made for.
     """
     length = min(tokens or DEFAULT_TOKENS, wished_context(spec, LoadOptions.model_validate({"ctx_size": tokens})))
     gpus = () if cpu else inventory.gpus
     device = max(gpus, key=lambda gpu: gpu.free_bytes) if gpus else inventory.cpu
-    ways = tuple(_that_differ([_way(spec, run, device) for run in _runs(mode, length)]))
+    found = [_way(spec, run, device) for run in _runs(mode, length)]
+    if peaks is not None:
+        found = _counted(found, peaks)
+    ways = tuple(_that_differ(found))
     chosen = next((way for way in ways if not way.short_bytes), None)
     return TrainingTable(spec, inventory, ways, chosen, None if chosen else _refusal(spec, mode, ways, device, length))
 
@@ -95,6 +117,33 @@ def _runs(mode: TrainingMode, tokens: int) -> Iterator[TrainingRun]:
             yield TrainingRun(mode=mode, tokens=tokens, optimizer=optimizer, checkpointing=checkpointing)
 
 
+def _counted(ways: list[TrainingWay], peaks: PeaksOf) -> list[TrainingWay]:
+    """`ways` as dry runs count them; all of them or none, so that they can be compared."""
+    counted: list[TrainingWay] = []
+    for way in ways:
+        # The states of 8-bit Adam are known exactly; what lives beside them is the same as with SGD.
+        like = replace(way.run, optimizer="sgd") if way.run.optimizer == "adam8bit" else way.run
+        found = peaks(like, "cuda" if way.device.kind == "cuda" else "cpu")
+        if found is None:
+            return ways
+        counted.append(_with_activations(way, found.activations))
+    return counted
+
+
+def _with_activations(way: TrainingWay, activations: int) -> TrainingWay:
+    """`way` with counted activations, which hold what is dequantized on the way."""
+    figures: dict[Purpose, Figure] = {
+        purpose: figure for purpose, figure in way.budget.figures.items() if purpose != "dequant_buffer"
+    }
+    figures["activations"] = Figure(activations, "dry-run", "counted on the model without its weights")
+    budget = Budget.of(figures)
+    return replace(way, budget=budget, short_bytes=_short(budget, way.device))
+
+
+def _short(budget: Budget, device: Device) -> int:
+    return max(0, budget.total - device.free_bytes + margin(device.free_bytes))
+
+
 def _way(spec: ModelSpec, run: TrainingRun, device: Device) -> TrainingWay:
     budget = training_budget(spec, run, context=CUDA_CONTEXT_BYTES if device.kind == "cuda" else CPU_PROCESS_BYTES)
     costs = [_CHECKPOINTING] if run.checkpointing else []
@@ -106,7 +155,7 @@ def _way(spec: ModelSpec, run: TrainingRun, device: Device) -> TrainingWay:
         run=run,
         device=device,
         budget=budget,
-        short_bytes=max(0, budget.total - device.free_bytes + margin(device.free_bytes)),
+        short_bytes=_short(budget, device),
         cost="; ".join(costs) or "nothing",
     )
 

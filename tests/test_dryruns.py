@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from modules.errors import BadConfig, NotAvailableHere, SnugError, TimedOut, UnsupportedModel
+from modules.memory.describing import known_description
 from modules.memory.dryruns import DryRuns
 from modules.memory.forecast import RunSpec
+from modules.memory.meta import describe
 from modules.memory.spec import ModelSpec
 from modules.memory.training import TrainingRun
 from tests.shapes import llama
@@ -71,6 +73,40 @@ def test_a_training_step_is_answered_too(runs: DryRuns, tmp_path: Path) -> None:
     peaks = runs.training(model_of(tmp_path, num_hidden_layers=5), TrainingRun(tokens=64))
     assert peaks.gradients == pytest.approx(peaks.weights, rel=1e-6)
     assert peaks.peak > peaks.weights + peaks.gradients + peaks.optimizer
+
+
+def test_a_step_on_a_gpu_is_another_question(runs: DryRuns, tmp_path: Path) -> None:
+    spec = model_of(tmp_path, num_hidden_layers=5)
+    on_gpu, on_cpu = (runs.training(spec, TrainingRun(tokens=64), kind=kind) for kind in ("cuda", "cpu"))
+    assert on_gpu.weights == on_cpu.weights
+    assert on_gpu.peak > on_gpu.weights * 4.9 > on_cpu.peak  # torch's AdamW works on all tensors at once there
+
+
+def test_the_worker_of_dry_runs_tells_what_a_model_consists_of(runs: DryRuns, tmp_path: Path) -> None:
+    config = model_of(tmp_path).path
+    found = runs.describe(config, cache_folder=tmp_path / "described")
+    assert found == describe(config / "config.json")
+    assert known_description(config, tmp_path / "described") == found
+    (config / "config.json").write_text(json.dumps({**LLAMA_70B, "hidden_size": 8190}))
+    with pytest.raises(BadConfig):
+        runs.describe(config, cache_folder=tmp_path / "described")
+
+
+def test_a_description_that_takes_too_long_is_named_as_such(tmp_path: Path) -> None:
+    client = DryRuns(tmp_path / "cache", answer_s=0.01)
+    with pytest.raises(TimedOut, match="Building the model"):
+        client.describe(model_of(tmp_path).path, cache_folder=tmp_path / "described")
+    client.close()
+
+
+def test_a_worker_that_was_prepared_answers_and_leaves_no_answer_of_its_own(tmp_path: Path) -> None:
+    client = DryRuns(tmp_path / "cache")
+    client.prepare()
+    assert client.measure(model_of(tmp_path, num_hidden_layers=2), RUN).weights > 0
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    client.close()
+    with pytest.raises(NotAvailableHere):
+        client.prepare()
 
 
 def test_a_run_that_takes_too_long_is_killed_named_and_not_tried_again(tmp_path: Path) -> None:

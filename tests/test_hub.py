@@ -6,6 +6,7 @@ import json
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from modules.errors import (
     TooManyAttempts,
     UnsupportedModel,
 )
+from modules.memory.dryruns import DryRuns
 from modules.memory.hub import inspect_hub
 from modules.memory.spec import ModelSpec, inspect
 from modules.plan_report import find_sources
@@ -275,7 +277,8 @@ def test_plan_takes_a_name_on_the_hub(hub: FakeHub, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     (tmp_path / "models").mkdir()
     folders = ["--model-dir", str(tmp_path / "models"), "--user-data-dir", str(tmp_path / "user_data")]
-    (source,) = find_sources(read_settings(["--plan", "--model", "org/name", *folders]))
-    spec = source.read()
+    with closing(DryRuns(tmp_path / "dryruns")) as dry_runs:
+        (source,) = find_sources(read_settings(["--plan", "--model", "org/name", *folders]), dry_runs)
+        spec = source.read()
     assert (spec.name, spec.layers, spec.weights_here) == ("org/name", 2, False)
     assert any("One of the two is wrong" in warning for warning in spec.warnings)  # 2 × 2 matrices in the tests' files

@@ -19,8 +19,10 @@ from rich.console import Console
 from modules.errors import BadConfig, BadValue, ModelNotFound, OutOfMemory
 from modules.hardware import Inventory
 from modules.memory.budget import Budget, Figure, Purpose
+from modules.memory.dryruns import DryRuns, TrainingPeaks
 from modules.memory.ledger import LEDGER_NAME, Entry, Ledger
 from modules.memory.planner import Plan, PlanTable, Question, list_plans
+from modules.memory.training import TrainingRun
 from modules.plan_bars import Signs, draw
 from modules.plan_json import SCHEMA_VERSION, entries_json, report_json, table_json, training_json
 from modules.plan_report import STARTER_CONFIG, find_sources, run_plan
@@ -236,17 +238,21 @@ def test_the_report_shows_each_record_and_nothing_of_the_user() -> None:
 def test_the_models_folder_comes_before_paths_and_the_starter_before_nothing(
     settings: Settings, tmp_path: Path
 ) -> None:
-    assert [source.name for source in find_sources(settings)] == [STARTER_NAME]
+    nobody_asked = DryRuns(tmp_path / "dryruns")
+    (source,) = find_sources(settings, nobody_asked)
+    assert (source.name, source.is_new) == (STARTER_NAME, True)
     make_model_folder(settings.model_dir, "a")
     make_model_folder(settings.model_dir, "b")
-    assert [source.name for source in find_sources(settings)] == ["a", "b"]
+    assert [(source.name, source.is_new) for source in find_sources(settings, nobody_asked)] == [
+        ("a", False), ("b", False),
+    ]  # fmt: skip
     outside = make_model_folder(tmp_path / "elsewhere", "c")
     for name in (str(outside), str(outside / "config.json")):
-        (source,) = find_sources(settings.model_copy(update={"model": name}))
+        (source,) = find_sources(settings.model_copy(update={"model": name}), nobody_asked)
         assert source.to_get
     assert source.read().name == "c"
     with pytest.raises(ModelNotFound, match="absent"):
-        find_sources(settings.model_copy(update={"model": "absent"}))
+        find_sources(settings.model_copy(update={"model": "absent"}), nobody_asked)
 
 
 @pytest.mark.model
@@ -363,3 +369,22 @@ def test_training_on_longer_texts_than_the_model_was_made_for_is_refused_as_runn
     with pytest.raises(BadValue, match="at most 4096 tokens"):
         list_ways(llama("7B"), "lora", machine(1, 80), tokens=8192, cpu=False)
     assert list_ways(llama("7B"), "lora", machine(1, 80), tokens=512, cpu=False).ways[0].run.tokens == 512
+
+
+def test_steps_are_counted_all_or_none() -> None:
+    formulas = list_ways(llama("7B"), "full", machine(1, 80), tokens=None, cpu=False)
+    asked: list[TrainingRun] = []
+
+    def count(run: TrainingRun, kind: str) -> TrainingPeaks | None:
+        asked.append(run)
+        return TrainingPeaks(1, 1, 1, 3 * GiB, 1) if kind == "cuda" else None
+
+    counted = list_ways(llama("7B"), "full", machine(1, 80), tokens=None, cpu=False, peaks=count)
+    assert {way.budget.figures["activations"] for way in counted.ways} == {
+        Figure(3 * GiB, "dry-run", "counted on the model without its weights")
+    }
+    assert [way.run.optimizer for way in counted.ways] == ["adamw", "adam8bit", "sgd"]  # checkpointing saves nothing
+    assert {run.optimizer for run in asked} == {"adamw", "sgd"}
+    without = list_ways(llama("7B"), "full", machine(1, 80), tokens=None, cpu=True, peaks=count)
+    assert without == list_ways(llama("7B"), "full", machine(1, 80), tokens=None, cpu=True)
+    assert formulas.ways[0].budget.weights == counted.ways[0].budget.weights

@@ -1,6 +1,7 @@
 """Asks a process of its own what a config's model consists of: meta.py needs torch, which the web process never loads.
 
-One process a question, killed after `timeout_s`; answers are kept on disk where a folder is given.
+One process a question, killed after `timeout_s` (DryRuns.describe asks a process that stays); answers are kept on disk
+where a folder is given.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,31 +37,40 @@ def describe_in_process(config: Path, *, timeout_s: float = TIMEOUT_S, cache_fol
     known = known_description(config, cache_folder) if cache_folder else None
     if known is not None:
         return known
-    file = _file(config)
+    file = config_file(config)
     raw = _ask(file, timeout_s)
     description = decode(read_answer(raw))
     if cache_folder is not None:
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(_kept(file, cache_folder), raw)
+        keep_answer(file, raw, cache_folder)
     return description
+
+
+def keep_answer(file: Path, raw: bytes, cache_folder: Path) -> None:
+    """Keep the answer about config `file` for `known_description`."""
+    cache_folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(_kept(file, cache_folder), raw)
 
 
 def known_description(config: Path, cache_folder: Path) -> Description | None:
     """The answer that an earlier question left in `cache_folder`; None if there is none, or a damaged one."""
     try:
-        return decode(read_answer(_kept(_file(config), cache_folder).read_bytes()))
+        return decode(read_answer(_kept(config_file(config), cache_folder).read_bytes()))
     except (SnugError, OSError, KeyError, TypeError, ValueError):
         return None
 
 
-def describer_for(model: Path, cache_folder: Path) -> Describe | None:
-    """Who describes `model` without a wait: an earlier answer. Where there are no weights, a process, if need be."""
+def describer_for(model: Path, cache_folder: Path, ask: Callable[..., Description] | None = None) -> Describe | None:
+    """Who describes `model` without a wait: an earlier answer. Where there are no weights, a process, if need be.
+
+    `ask(config, cache_folder=…)` asks that process: describe_in_process, if None, or DryRuns.describe.
+    """
     if not model.is_dir() or (has_weights(model) and known_description(model, cache_folder) is None):
         return None
-    return partial(describe_in_process, cache_folder=cache_folder)
+    return partial(ask or describe_in_process, cache_folder=cache_folder)
 
 
-def _file(config: Path) -> Path:
+def config_file(config: Path) -> Path:
+    """The config file that is meant: itself, or a folder's."""
     return config / "config.json" if config.is_dir() else config
 
 

@@ -1,4 +1,4 @@
-"""The process of dry runs: questions from stdin, bytes to stdout, one at a time. dryruns.py starts and watches it.
+"""The process of dry runs: questions from stdin, answers to stdout, one at a time. dryruns.py starts and watches it.
 
 It builds models of configs that strangers wrote, so it may be killed at any moment, writes no files, and ends itself
 where a config wants more memory or time than any model needs. Messages are as in killable.py.
@@ -20,6 +20,7 @@ from modules.errors import BadConfig, SnugError, UnsupportedModel
 from modules.memory.answering import no_core_dumps, serve, told
 from modules.memory.dryrun import count_peaks
 from modules.memory.forecast import RunSpec
+from modules.memory.meta import describe_as_json
 from modules.memory.training import TrainingRun
 from modules.memory.training_dryrun import count_training
 from modules.units import GiB
@@ -29,11 +30,13 @@ _SPARE_S = 5
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The bytes that `request` asks for, or the error in words under "error"; within the time that it gives."""
+    """What `request` asks for, bytes or a description, or an error under "error"; within the time that it gives."""
     name = request["name"]
     limit_time(request["answer_s"])
     try:
-        return _count(request)
+        if request["question"] == "ready":
+            return {}
+        return describe_as_json(Path(request["file"])) if request["question"] == "describe" else _count(request)
     except SnugError as error:
         return told(error)
     except MemoryError:
@@ -48,7 +51,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
 def _count(request: Mapping[str, Any]) -> dict[str, Any]:
     file, asked = Path(request["file"]), request["run"]
     if request["question"] == "training":
-        return dataclasses.asdict(count_training(file, _known(TrainingRun, asked)))
+        return dataclasses.asdict(count_training(file, _known(TrainingRun, asked), request["kind"]))
     return dataclasses.asdict(count_peaks(file, _known(RunSpec, asked), request["kind"]))
 
 

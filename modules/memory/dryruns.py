@@ -1,4 +1,4 @@
-"""What a run of a model really allocates, asked of a worker process that can be killed, and remembered on disk.
+"""What a model consists of and what a run of it allocates, asked of a worker that can be killed; answers are kept.
 
 The worker (dryrun_worker.py) builds the model of a checked config without weights and counts the bytes of each
 operation; it imports torch, this file does not. Of a GGUF file another one (llamacpp_worker.py) asks llama.cpp. An
@@ -24,20 +24,25 @@ from modules.errors import BadConfig, BadGguf, NotAvailableHere, OutOfMemory, Sn
 from modules.files import atomic_write
 from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
 from modules.memory.config import read_json
+from modules.memory.describing import config_file, decode, keep_answer, known_description
 from modules.memory.forecast import RunSpec, kv_cache_bytes
 from modules.memory.llamacpp_fit import Buffers
+from modules.memory.model_spec import Description
 from modules.memory.spec import ModelSpec
 from modules.memory.training import TrainingRun
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["cpu", "cuda"]
+Answer = Mapping[str, Any]
 ANSWER_S = 30.0
 IDLE_S = 120.0
 MOST_WAITING = 16
 _START_S = 90.0
 # Raised when dryrun.py comes to count otherwise: answers from before are then not believed any more.
-_METHOD = 1
+_METHOD = 2
+# Questions whose answers are bytes; descriptions are kept by describing.py.
+_COUNTED = ("peaks", "training", "fit")
 _LIBRARIES = ("torch", "transformers", "bitsandbytes")
 _GGUF_LIBRARIES = ("xllamacpp",)
 _ROOT = Path(__file__).parent.parent.parent
@@ -96,9 +101,9 @@ class DryRuns:
         self._worker, self._gguf_worker = _worker("dryrun_worker"), _worker("llamacpp_worker")
         self._workers = (self._worker, self._gguf_worker)
         self._lock = threading.Condition()
-        self._known: dict[str, Mapping[str, int] | SnugError] = {}
+        self._known: dict[str, Answer | SnugError] = {}
         self._waiting: dict[str, dict[str, Any]] = {}
-        self._futures: dict[str, Future[Mapping[str, int]]] = {}
+        self._futures: dict[str, Future[Answer]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
         self._times_let_go = 0  # how often
@@ -146,9 +151,33 @@ class DryRuns:
         request = _peaks_request(spec, run, kind)
         return _peaks(request, self._wait(request, timeout_s))
 
-    def training(self, spec: ModelSpec, run: TrainingRun, timeout_s: float = _START_S + ANSWER_S) -> TrainingPeaks:
+    def training(
+        self, spec: ModelSpec, run: TrainingRun, timeout_s: float = _START_S + ANSWER_S, *, kind: Kind = "cpu"
+    ) -> TrainingPeaks:
         """The TrainingPeaks, waited for. Raises as `measure` does."""
-        return TrainingPeaks(**self._wait(_request("training", spec, asdict(run), "cpu"), timeout_s))
+        return TrainingPeaks(**self._wait(_request("training", spec, asdict(run), kind), timeout_s))
+
+    def describe(self, config: Path, *, cache_folder: Path, timeout_s: float = _START_S + ANSWER_S) -> Description:
+        """As describing.describe_in_process, by the worker that dry runs need anyway. Raises as `measure` does."""
+        known = known_description(config, cache_folder)
+        if known is not None:
+            return known
+        file = config_file(config)
+        request = {"question": "describe", "name": file.name, "file": str(file.resolve()), "config": read_json(file)}
+        answer = self._wait(request, timeout_s)
+        keep_answer(file, json.dumps(answer).encode("ascii"), cache_folder)
+        return decode(answer)
+
+    def prepare(self) -> None:
+        """Start the worker, which takes some seconds, before it is asked anything. Returns at once."""
+        self._submit({"question": "ready", "name": ""})
+
+    def fit(self, spec: ModelSpec, run: RunSpec, timeout_s: float = _START_S + ANSWER_S) -> dict[str, Buffers]:
+        """What llama.cpp itself says that it will allocate for a GGUF file, by device, waited for.
+
+        Raises UnsupportedModel or BadGguf where it cannot load the file, else as `measure` does.
+        """
+        return _buffers(self._wait(_request("fit", spec, asdict(run), "cpu"), timeout_s))
 
     def let_go(self) -> None:
         """End the workers, whatever they do; who waits gets NotAvailableHere and may ask again."""
@@ -160,13 +189,6 @@ class DryRuns:
             self._give_up(key)
         for worker in self._workers:
             worker.kill()
-
-    def fit(self, spec: ModelSpec, run: RunSpec, timeout_s: float = _START_S + ANSWER_S) -> dict[str, Buffers]:
-        """What llama.cpp itself says that it will allocate for a GGUF file, by device, waited for.
-
-        Raises UnsupportedModel or BadGguf where it cannot load the file, else as `measure` does.
-        """
-        return _buffers(self._wait(_request("fit", spec, asdict(run), "cpu"), timeout_s))
 
     def close(self) -> None:
         """End the workers; who waits gets NotAvailableHere."""
@@ -185,21 +207,21 @@ class DryRuns:
         for worker in self._workers:
             worker.close()
 
-    def _wait(self, request: dict[str, Any], timeout_s: float) -> Mapping[str, int]:
+    def _wait(self, request: dict[str, Any], timeout_s: float) -> Answer:
         known = self._lookup(_key(request))
         if known is None:
             try:
                 known = self._submit(request).result(timeout_s)
             except TimeoutError as error:
                 raise TimedOut(
-                    f"The dry run of {request['name']} has no answer after {timeout_s:.0f} s.",
+                    f"{_doing(request)} has no answer after {timeout_s:.0f} s.",
                     remedy="Try again; Snug's formulas serve until then.",
                 ) from error
         if isinstance(known, SnugError):
             raise known
         return known
 
-    def _lookup(self, key: str) -> Mapping[str, int] | SnugError | None:
+    def _lookup(self, key: str) -> Answer | SnugError | None:
         """The answer, or error, that this process or an earlier one got."""
         with self._lock:
             known = self._known.get(key)
@@ -215,7 +237,7 @@ class DryRuns:
             self._known[key] = content
         return content
 
-    def _submit(self, request: dict[str, Any]) -> Future[Mapping[str, int]]:
+    def _submit(self, request: dict[str, Any]) -> Future[Answer]:
         """Have `request` worked out, the latest first; the oldest of too many is given up."""
         key = _key(request)
         with self._lock:
@@ -252,7 +274,7 @@ class DryRuns:
             if isinstance(answer, SnugError) and before != self._times_let_go:
                 self._give_up(key)
             else:
-                self._settle(key, answer)
+                self._settle(request, key, answer)
         for worker in self._workers:
             worker.close()
 
@@ -263,15 +285,16 @@ class DryRuns:
         if future is not None:
             future.set_exception(_not_here("The memory of the dry runs was wanted for something else."))
 
-    def _settle(self, key: str, answer: Mapping[str, int] | SnugError) -> None:
-        if not isinstance(answer, SnugError):
+    def _settle(self, request: Answer, key: str, answer: Answer | SnugError) -> None:
+        if request["question"] in _COUNTED and not isinstance(answer, SnugError):
             try:
                 self._cache_folder.mkdir(parents=True, exist_ok=True)
                 atomic_write(self._cache_folder / f"{key}.json", json.dumps(answer))
             except OSError as error:
                 log.warning("the answer of a dry run could not be kept: %s", error)
         with self._lock:
-            self._known[key] = answer
+            if request["question"] != "ready":
+                self._known[key] = answer
             future = self._futures.pop(key, None)
             self._answered += 1
         if future is None:
@@ -281,27 +304,24 @@ class DryRuns:
         else:
             future.set_result(answer)
 
-    def _ask(self, request: dict[str, Any]) -> Mapping[str, int] | SnugError:
-        name = request["name"]
+    def _ask(self, request: dict[str, Any]) -> Answer | SnugError:
         payload = json.dumps({**request, "answer_s": self._answer_s}).encode("ascii")
         worker = self._gguf_worker if request["question"] == "fit" else self._worker
         try:
             answer = worker.ask(payload, timeout_s=self._answer_s)
         except WorkerLate:
             return TimedOut(
-                f"The dry run of {name} takes longer than {self._answer_s:.0f} s.",
+                f"{_doing(request)} takes longer than {self._answer_s:.0f} s.",
                 remedy="Snug's formulas are used instead. Are the sizes in its config.json right?",
             )
         except WorkerDoesNotStart:
             return _not_here("The process for dry runs does not start.")
         except WorkerEnded:
-            return BadConfig(
-                f"The dry run of {name} ended its process.", remedy="Are the sizes in its config.json right?"
-            )
+            return BadConfig(f"{_doing(request)} ended its process.", remedy="Are the sizes in its config.json right?")
         if "error" in answer:
             error = answer["error"]
             return _ERRORS.get(error["code"], BadConfig)(error["message"], remedy=error["remedy"])
-        return {str(field): int(value) for field, value in answer.items()}
+        return answer
 
 
 def _request(question: str, spec: ModelSpec, run: dict[str, Any], kind: Kind) -> dict[str, Any]:
@@ -312,6 +332,7 @@ def _request(question: str, spec: ModelSpec, run: dict[str, Any], kind: Kind) ->
     if spec.source != "safetensors" or file.suffix != ".json":
         raise UnsupportedModel(f"{spec.name} has no config.json to dry-run.", remedy="Snug's formulas are used.")
     config = read_json(file)
+    run = {name: value for name, value in run.items() if name != "kv_cache"}  # what lies beside the cache is the same
     return {"question": question, "name": spec.name, "file": str(file.resolve()), "config": config, "run": run,
             "kind": kind, "prequantized": spec.prequantized}  # fmt: skip
 
@@ -362,9 +383,14 @@ def _worker(module: str) -> KillableWorker:
     return KillableWorker(command, _environment(), start_s=_START_S)
 
 
+def _doing(request: Answer) -> str:
+    """The beginning of a sentence about what `request` asks for."""
+    return f"{'Building the model' if request['question'] == 'describe' else 'The dry run'} of {request['name']}"
+
+
 def _key(request: Mapping[str, Any]) -> str:
     """What an answer depends on."""
-    asked = {name: request[name] for name in ("question", "config", "run", "kind", "prequantized")}
+    asked = {name: request.get(name) for name in ("question", "config", "run", "kind", "prequantized")}
     libraries = _GGUF_LIBRARIES if request["question"] == "fit" else _LIBRARIES
     versions = [metadata.version(name) for name in libraries]
     content = json.dumps([_METHOD, versions, asked], sort_keys=True)

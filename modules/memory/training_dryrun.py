@@ -178,11 +178,14 @@ def features(linear_layer: Any) -> tuple[int, int]:
     return sizes(linear_layer)
 
 
-def make_optimizer(trained: list[nn.Parameter], run: TrainingRun) -> torch.optim.Optimizer:
-    """The optimizer of `run`; 8-bit Adam keeps its states in fp32 here, and the caller counts them."""
+def make_optimizer(trained: list[nn.Parameter], run: TrainingRun, kind: Kind = "cpu") -> torch.optim.Optimizer:
+    """The optimizer of `run`; 8-bit Adam keeps its states in fp32 here, and the caller counts them.
+
+    On CUDA it works on all tensors at once, which is torch's choice there.
+    """
     if run.optimizer == "sgd":
-        return torch.optim.SGD(trained, lr=1e-4)
-    return torch.optim.AdamW(trained, lr=1e-4)
+        return torch.optim.SGD(trained, lr=1e-4, foreach=kind == "cuda")
+    return torch.optim.AdamW(trained, lr=1e-4, foreach=kind == "cuda")
 
 
 def count_step(model: Any, trained: list[nn.Parameter], run: TrainingRun, kind: Kind = "cpu") -> _Step:
@@ -191,7 +194,7 @@ def count_step(model: Any, trained: list[nn.Parameter], run: TrainingRun, kind: 
     for tensor in (*model.parameters(), *model.buffers()):
         counter.add(tensor)
     weights = counter.live
-    optimizer = make_optimizer(trained, run)
+    optimizer = make_optimizer(trained, run, kind)
     ids = torch.ones((run.batch, run.tokens), dtype=torch.long)
     with counter, _random_states_counted(counter) if kind == "cpu" else nullcontext():
         for _ in range(2):
