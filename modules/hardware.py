@@ -72,6 +72,8 @@ def _read_nvidia(visible: str | None) -> tuple[Device, ...]:
         return ()
     try:
         return read_gpus(pynvml, visible)
+    except pynvml.NVMLError:
+        return ()
     finally:
         pynvml.nvmlShutdown()
 
@@ -79,7 +81,9 @@ def _read_nvidia(visible: str | None) -> tuple[Device, ...]:
 def read_gpus(nvml: Any, visible: str | None) -> tuple[Device, ...]:
     """The GPUs of an initialised NVML, numbered as CUDA will number them under CUDA_DEVICE_ORDER=PCI_BUS_ID.
 
-    `visible` is CUDA_VISIBLE_DEVICES: indices or UUIDs; as in CUDA, the first that does not exist ends the list.
+    `visible` is CUDA_VISIBLE_DEVICES: indices or UUIDs; as in CUDA, the first that does not exist ends the list. One
+    whose memory the driver does not tell (it is the CPU's own, or the GPU is lost) is left out; the others keep their
+    numbers.
     """
     handles: list[Any] = []
     for name in visible_names(visible, nvml.nvmlDeviceGetCount()):
@@ -90,12 +94,15 @@ def read_gpus(nvml: Any, visible: str | None) -> tuple[Device, ...]:
             break
     devices = []
     for index, handle in enumerate(handles):
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        try:
+            memory, name = nvml.nvmlDeviceGetMemoryInfo(handle), nvml.nvmlDeviceGetName(handle)
+        except nvml.NVMLError:
+            continue
         devices.append(
             Device(
                 id=f"cuda:{index}",
                 kind="cuda",
-                name=_text(nvml.nvmlDeviceGetName(handle)),
+                name=_text(name),
                 total_bytes=int(memory.total),
                 free_bytes=int(memory.free),
                 processes=_gpu_processes(nvml, handle),

@@ -34,9 +34,9 @@ class Running:
 
 @dataclass
 class DriverWith:
-    """An NVML with GPUs of the given sizes, one of which may hide its processes."""
+    """An NVML with GPUs of the given sizes, of which one may not be told; it may hide their processes."""
 
-    free: list[int]
+    free: list[int | None]
     processes: list[Running] = field(default_factory=list)
     hides_processes: bool = False
     NVMLError = NvmlError
@@ -53,7 +53,10 @@ class DriverWith:
         return 1
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> Memory:
-        return Memory(24 * GiB, self.free[handle])
+        free = self.free[handle]
+        if free is None:
+            raise NvmlError
+        return Memory(24 * GiB, free)
 
     def nvmlDeviceGetName(self, handle: int) -> bytes:
         return f"card {handle}".encode()
@@ -85,6 +88,11 @@ def test_a_driver_that_hides_processes_still_shows_memory() -> None:
     (gpu,) = read_gpus(DriverWith([GiB], hides_processes=True), None)
     assert gpu.free_bytes == GiB
     assert gpu.processes == ()
+
+
+def test_a_gpu_whose_memory_is_not_told_is_left_out_and_the_others_keep_their_numbers() -> None:
+    gpus = read_gpus(DriverWith(free=[20 * GiB, None, 22 * GiB]), None)
+    assert [(gpu.id, gpu.free_bytes) for gpu in gpus] == [("cuda:0", 20 * GiB), ("cuda:2", 22 * GiB)]
 
 
 def test_a_hidden_gpu_is_not_counted_and_the_visible_one_becomes_cuda_0() -> None:
