@@ -84,13 +84,16 @@ class KillableWorker:
         return self._process
 
     def _start(self) -> subprocess.Popen[bytes]:
-        process = self._process = subprocess.Popen(  # known at once, so that it can be killed while it starts
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=self._environment,
-        )
+        try:
+            process = self._process = subprocess.Popen(  # known at once, so that it can be killed while it starts
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=self._environment,
+            )
+        except OSError as error:  # no memory, too many processes
+            raise WorkerDoesNotStart(str(error)) from error
         clock = _kill_after(self._start_s, process, threading.Event())
         try:
             _receive(process)

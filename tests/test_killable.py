@@ -50,6 +50,11 @@ def test_a_program_that_says_nothing_does_not_start() -> None:
         silent.ask(b"hello", timeout_s=30)
 
 
+def test_a_program_that_cannot_be_run_does_not_start() -> None:
+    with pytest.raises(WorkerDoesNotStart):
+        KillableWorker(["/nonexistent/python"], {}, start_s=30).ask(b"hello", timeout_s=30)
+
+
 def test_a_process_that_is_starting_can_be_killed() -> None:
     silent = KillableWorker([sys.executable, "-c", "import time; time.sleep(60)"], {}, start_s=60)
     ended: list[type[Exception]] = []
