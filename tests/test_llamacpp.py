@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import xllamacpp
 from transformers import AutoModelForCausalLM
 
 from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, Queued, TextPiece
@@ -19,7 +21,7 @@ from modules.engine.host import EngineHost
 from modules.engine.llamacpp import LlamaCppEngine, load
 from modules.engine.llamacpp_sampling import check_params, sampling_fields
 from modules.engine.worker import LoadByName
-from modules.errors import BadValue, ContextLengthExceeded, LoadFailed, ModelNotFound, QueueFull
+from modules.errors import BadValue, ContextLengthExceeded, LoadFailed, ModelNotFound, OutOfMemory, QueueFull
 from modules.memory.forecast import RunSpec
 from modules.memory.llamacpp_sizes import SLOTS
 from modules.memory.planner import Plan
@@ -270,6 +272,20 @@ def test_files_that_are_gone_or_lack_tensors_are_named(file: Path, tmp_path: Pat
     gone.unlink()
     with pytest.raises(ModelNotFound):
         load(plan, ignore)
+
+
+@pytest.mark.parametrize(("error", "kind"), [(MemoryError(), OutOfMemory), (RuntimeError("no"), LoadFailed)])
+def test_a_load_that_fails_leaves_no_folder_behind(
+    error: Exception, kind: type[Exception], file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(params: object) -> None:
+        raise error
+
+    monkeypatch.setattr(xllamacpp, "Server", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(kind):
+        load(plan_of(file), ignore)
+    assert list(tmp_path.iterdir()) == []
 
 
 ALONE = """

@@ -66,19 +66,19 @@ class LlamaServer:
 
         from modules.memory.llamacpp_params import load_params
 
-        self._folder = Path(tempfile.mkdtemp(prefix="snug-"))  # readable for this user alone
         self._key = secrets.token_urlsafe(32)
         params = load_params(path, run)
         params.api_keys = [self._key]
         params.verbosity = 1
+        self._folder = Path(tempfile.mkdtemp(prefix="snug-"))  # readable for this user alone
         if hasattr(socket, "AF_UNIX"):
             params.hostnames = [str(self._folder / "llama.sock")]
         try:
             self._server: Any = xllamacpp.Server(params)
-        except MemoryError as error:
-            raise OutOfMemory("Memory ran out while llama.cpp loaded the file.") from error
         except Exception as error:
             shutil.rmtree(self._folder, ignore_errors=True)
+            if isinstance(error, MemoryError):
+                raise OutOfMemory("Memory ran out while llama.cpp loaded the file.") from error
             raise LoadFailed(
                 f"llama.cpp could not load {path.name}.", remedy="The log has the details; try --loader transformers."
             ) from error
