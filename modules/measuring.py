@@ -11,7 +11,7 @@ from modules.memory.budget import Budget
 from modules.memory.ledger import Entry, Moment
 from modules.memory.planner import Plan
 
-_LIBRARIES = ("torch", "transformers")
+_TORCH, _LLAMACPP = ("torch", "transformers"), ("xllamacpp",)
 
 
 def entries_after_load(plan: Plan, info: ModelInfo, machine: Inventory) -> list[Entry]:
@@ -70,13 +70,14 @@ def _entries(
             forecast_bytes=forecast,
             measured_bytes=measured,
             context_used=share,
-            version=_version(),
+            version=_version(plan),
         )
         for device, forecast, measured in pairs
         if forecast and measured
     ]
 
 
-def _version() -> str:
+def _version(plan: Plan) -> str:
     """`torch 2.13.0, transformers 5.23.0`: what the measured bytes depend on."""
-    return ", ".join(f"{name} {metadata.version(name)}" for name in _LIBRARIES)
+    libraries = _LLAMACPP if plan.loader == "llamacpp" else _TORCH
+    return ", ".join(f"{name} {metadata.version(name)}" for name in libraries)

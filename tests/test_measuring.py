@@ -75,3 +75,9 @@ def test_ranks_that_share_a_model_are_left_out() -> None:
     plan = replace(planned(cpu=budget(weights=100)), loader="deepspeed")
     assert entries_after_load(plan, info(cpu=100), MACHINE) == []
     assert entries_after_use(plan, EngineStats(longest_tokens=9, peak_bytes={"cpu": 9}), MACHINE) == []
+
+
+def test_an_entry_names_the_libraries_that_made_the_bytes() -> None:
+    plan = replace(planned(cpu=budget(weights=100)), loader="llamacpp")
+    (entry,) = entries_after_load(plan, info(cpu=100), MACHINE)
+    assert entry.version.startswith("xllamacpp ") and "torch" not in entry.version
