@@ -24,6 +24,7 @@ from modules.chat.templates import TemplateWorker
 from modules.engine.host import Patience
 from modules.hardware import Inventory
 from modules.models.manager import ModelManager
+from modules.models.planning import DryRunner
 from modules.services import Services
 from modules.settings import LoadOptions, Settings
 from modules.ui.app import mount_ui
@@ -78,13 +79,18 @@ def _machine(_: Path) -> Inventory:
 
 @pytest.fixture
 def start(settings: Settings) -> Iterator[Callable[..., Snug]]:
-    """Start a Snug whose model "tiny" plays a script; with `loaded=False` no model is loaded yet."""
+    """Start a Snug whose model "tiny" plays a script; with `loaded=False` no model is loaded yet.
+
+    `dry_runs` sharpen its plans; without them they are formulas' for good.
+    """
     with ExitStack() as parts:
 
-        def begin(script: Script | None = None, *, loaded: bool = True, **flags: object) -> Snug:
+        def begin(
+            script: Script | None = None, *, loaded: bool = True, dry_runs: DryRunner | None = None, **flags: object
+        ) -> Snug:
             chosen = settings.model_copy(update=flags)
             make_model_folder(chosen.model_dir, "tiny", script or Script())
-            services = _services(chosen, parts)
+            services = _services(chosen, parts, dry_runs)
             if loaded:
                 services.models.load(LoadOptions.model_validate({"model": "tiny"}))
             return Snug(_serve(services, parts), services)
@@ -92,14 +98,15 @@ def start(settings: Settings) -> Iterator[Callable[..., Snug]]:
         yield begin
 
 
-def _services(settings: Settings, parts: ExitStack) -> Services:
+def _services(settings: Settings, parts: ExitStack, dry_runs: DryRunner | None) -> Services:
     store = Store(settings.user_data_dir / "snug.db")
     parts.callback(store.close)
     worker = TemplateWorker()
     parts.callback(worker.close)
     models = ModelManager(
-        settings, loaders={"transformers": ScriptedLoad()}, read_inventory=_machine, patience=PATIENCE, drain_s=0.5
-    )
+        settings, loaders={"transformers": ScriptedLoad()}, read_inventory=_machine, patience=PATIENCE, drain_s=0.5,
+        dry_runs=dry_runs,
+    )  # fmt: skip
     parts.callback(models.close)
     prompts = Prompts(worker)
     chat = ChatService(models, store, prompts)
