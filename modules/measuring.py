@@ -27,25 +27,31 @@ def entries_after_load(plan: Plan, info: ModelInfo, machine: Inventory) -> list[
     )
 
 
-def entries_after_use(plan: Plan, stats: EngineStats, machine: Inventory) -> list[Entry]:
+def entries_after_use(plan: Plan, info: ModelInfo, stats: EngineStats, machine: Inventory) -> list[Entry]:
     """The peak on each device over the engine's whole life, held against the forecast for as much context as it saw.
 
-    None for an engine that made nothing.
+    Where a loop takes the memory of the whole context at once, all of it counts. None for an engine that made nothing.
     """
     share = min(1.0, stats.longest_tokens / max(1, plan.run.context_tokens))
     if not share:
         return []
     pairs = [
-        (device, _reached(budget, share, on_gpu=device.startswith("cuda")), stats.peak_bytes[device])
+        (device, _reached(budget, share, device=device, loop=info.loop), stats.peak_bytes[device])
         for device, budget in plan.budgets.items()
         if device in stats.peak_bytes
     ]
     return _entries(plan, machine, "use", pairs, share)
 
 
-def _reached(budget: Budget, share: float, *, on_gpu: bool) -> int:
-    """The forecast peak when `share` of the context is used; without the CUDA context, which no allocator counts."""
-    unused = round(budget.kv_cache * (1 - share))
+def _reached(budget: Budget, share: float, *, device: str, loop: str) -> int:
+    """The forecast peak when `share` of the context is used; without the CUDA context, which no allocator counts.
+
+    llama.cpp clears its cache at the start. The batched loop's pool is cleared too, of which Linux gives RAM only where
+    something else is written, a GPU all.
+    """
+    on_gpu = device.startswith("cuda")
+    whole = loop == "llamacpp" or (loop == "batched" and on_gpu)
+    unused = 0 if whole else round(budget.kv_cache * (1 - share))
     runtime = budget.context if on_gpu else 0
     return max(budget.resident + budget.transient - unused, budget.load_peak) - runtime
 

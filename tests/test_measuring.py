@@ -48,7 +48,7 @@ def test_after_a_load_weights_are_held_against_weights_with_their_quantization_d
 def test_after_use_the_peak_is_held_against_the_forecast_for_the_context_that_was_reached() -> None:
     plan = planned(cpu=budget(weights=100 * MiB, kv_cache=40 * MiB, prefill_peak=10 * MiB, context=480 * MiB))
     stats = EngineStats(longest_tokens=250, peak_bytes={"cpu": 600 * MiB})
-    (entry,) = entries_after_use(plan, stats, MACHINE)
+    (entry,) = entries_after_use(plan, info(), stats, MACHINE)
     assert entry.forecast_bytes == (100 + 10 + 10 + 480) * MiB
     assert (entry.ratio, entry.context_used, entry.moment) == (1.0, 0.25, "use")
 
@@ -56,25 +56,36 @@ def test_after_use_the_peak_is_held_against_the_forecast_for_the_context_that_wa
 def test_on_a_gpu_the_cuda_context_is_in_neither_figure() -> None:
     plan = planned(gpu=budget(weights=100, kv_cache=40, context=650))
     stats = EngineStats(longest_tokens=5000, peak_bytes={"cpu": 7, "cuda:0": 140})
-    (entry,) = entries_after_use(plan, stats, MACHINE)
+    (entry,) = entries_after_use(plan, info(), stats, MACHINE)
     assert (entry.device, entry.forecast_bytes, entry.context_used) == ("cuda:0", 140, 1.0)
 
 
 def test_a_load_that_takes_more_than_running_is_the_forecast_peak() -> None:
     plan = planned(cpu=budget(weights=100, load_peak=300))
-    (entry,) = entries_after_use(plan, EngineStats(longest_tokens=9, peak_bytes={"cpu": 300}), MACHINE)
+    (entry,) = entries_after_use(plan, info(), EngineStats(longest_tokens=9, peak_bytes={"cpu": 300}), MACHINE)
     assert entry.forecast_bytes == 300
+
+
+@pytest.mark.parametrize(
+    ("loop", "device", "forecast"),
+    [("serial", "cuda:0", 110), ("batched", "cuda:0", 140), ("batched", "cpu", 110), ("llamacpp", "cpu", 140)],
+)
+def test_a_cache_that_is_taken_whole_counts_whole(loop: str, device: str, forecast: int) -> None:
+    plan = planned(**{device: budget(weights=100, kv_cache=40)})
+    stats = EngineStats(longest_tokens=250, peak_bytes={device: 140})
+    (entry,) = entries_after_use(plan, replace(info(), loop=loop), stats, MACHINE)  # type: ignore[arg-type]
+    assert entry.forecast_bytes == forecast
 
 
 def test_an_engine_that_made_nothing_says_nothing_of_its_peak() -> None:
     plan = planned(cpu=budget(weights=100))
-    assert entries_after_use(plan, EngineStats(peak_bytes={"cpu": 100}), MACHINE) == []
+    assert entries_after_use(plan, info(), EngineStats(peak_bytes={"cpu": 100}), MACHINE) == []
 
 
 def test_ranks_that_share_a_model_are_left_out() -> None:
     plan = replace(planned(cpu=budget(weights=100)), loader="deepspeed")
     assert entries_after_load(plan, info(cpu=100), MACHINE) == []
-    assert entries_after_use(plan, EngineStats(longest_tokens=9, peak_bytes={"cpu": 9}), MACHINE) == []
+    assert entries_after_use(plan, info(), EngineStats(longest_tokens=9, peak_bytes={"cpu": 9}), MACHINE) == []
 
 
 def test_an_entry_names_the_libraries_that_made_the_bytes() -> None:

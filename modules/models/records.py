@@ -31,7 +31,7 @@ class Records:
         """An engine is about to go: what it took in all its life. Of one that is idle only, so that nobody waits."""
         host: EngineHost = current.host
         if host.alive and host.wait_idle(0):
-            self._ledger.record(entries_after_use(host.plan, held_by(current), self._machine()))
+            self._ledger.record(entries_after_use(host.plan, host.info, held_by(current), self._machine()))
 
     def errors_of(self, family: str) -> ErrorsOf:
         """How far forecasts for such models were off so far, by device and quantization."""
