@@ -52,6 +52,12 @@ def test_flags_that_are_none_are_refused() -> None:
         options_of(["--ctx-size", "many"], LoadOptions.model_validate({"model": "m"}))
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h", "-hh"])
+def test_a_request_for_help_does_not_end_the_server(flag: str) -> None:
+    with pytest.raises(SnugError, match="not a way to load"):
+        options_of([flag], LoadOptions.model_validate({"model": "m"}))
+
+
 def test_a_way_fits_by_what_stays_free_on_its_fullest_device() -> None:
     assert format_size(spare_bytes(SPREAD, TWO_GPUS)) == "594 MiB"
     assert spare_bytes(ON_GPU, ONE_GPU) == ONE_GPU.gpus[0].free_bytes - ON_GPU.budgets["cuda:0"].total

@@ -117,8 +117,11 @@ def cost_text(plan: Plan, table: PlanTable) -> str:
 def options_of(flags: Sequence[str], base: LoadOptions) -> LoadOptions:
     """What `flags` ask for, of the model that `base` names; raises BadFlag or BadValue.
 
-    Context length and folders are kept from `base` unless the flags name them.
+    Context length, disk cache and attention are kept from `base` unless the flags name them.
     """
+    refusal = BadValue(f"{' '.join(flags)[:100]}: not a way to load.", remedy="Reload the page.")
+    if any(flag == "--help" or flag.startswith("-h") for flag in flags):
+        raise refusal  # argparse would print it and end the server
     given = {
         name: value
         for name, value in vars(build_parser().parse_known_args(list(flags))[0]).items()
@@ -128,4 +131,4 @@ def options_of(flags: Sequence[str], base: LoadOptions) -> LoadOptions:
     try:
         return LoadOptions.model_validate(kept | given | {"model": base.model})
     except ValueError as error:
-        raise BadValue(f"{' '.join(flags)[:100]}: not a way to load.", remedy="Reload the page.") from error
+        raise refusal from error
