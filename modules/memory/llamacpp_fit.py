@@ -83,10 +83,10 @@ def read_fit(lines: Iterable[str], stored_bytes: int) -> dict[str, Buffers]:
         raise _refusal(kept)
     if len(table) > 1:
         return table
-    context = _sum(_CACHE, kept) + _sum(_OUTPUT, kept)
+    cache, outputs = _sum(_CACHE, kept), _sum(_OUTPUT, kept)  # the table has no outputs
     compute = sum(_mib(size) for _, size in _all(_COMPUTE, kept))
     ((device, coarse),) = table.items()
-    return {device: Buffers(_finer(coarse.model, stored_bytes), _finer(coarse.context, context),
+    return {device: Buffers(_finer(coarse.model, stored_bytes), _finer(coarse.context, cache) + outputs,
                             _finer(coarse.compute, compute))}  # fmt: skip
 
 
