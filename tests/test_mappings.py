@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from modules.engine.mappings import MappedFiles, _mappings
+from modules.engine.mappings import MappedFiles, _mappings, let_go_of_zeros
 from modules.units import MiB
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
@@ -58,3 +59,12 @@ def test_a_load_lets_go_at_most_once_every_32nd(mapped: torch.Tensor) -> None:
     assert resident() >= 32 * MiB
     files.let_go_at(0.04)
     assert resident() == 0
+
+
+def test_zeros_take_no_memory_until_they_are_written_to() -> None:
+    before = psutil.Process().memory_info().rss
+    zeros = torch.zeros(64 * MiB, dtype=torch.uint8)
+    let_go_of_zeros(zeros)
+    assert psutil.Process().memory_info().rss - before < 8 * MiB
+    zeros[5 * MiB] = 7
+    assert int(zeros.sum()) == 7

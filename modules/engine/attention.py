@@ -25,6 +25,7 @@ MANY_ROWS = "cpu_rows"  # has no mask function: neither the model nor continuous
 
 # Rows of a score matrix at a time: it stays in the CPU's cache, and keys that come after a block are skipped.
 SCORE_ROWS = 384
+_SCORE_COLUMNS = 1024  # buffers for scores come in steps of this many keys
 
 
 def prefer_cpu_attention(loaded: LoadedModel, *, many_rows: bool) -> bool:
@@ -181,17 +182,25 @@ def _by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, wind
     heads, queries, head_dim = query.shape
     kv_heads, keys = key.shape[:2]
     step = max(1, SCORE_ROWS * kv_heads // heads)
+    # One buffer each for all blocks and layers: buffers that grow from block to block leave holes in the heap, at 8,192
+    # tokens 400 MiB of them.
+    span = keys if window is None else min(keys, step + window)
+    most = heads * min(step, queries) * -(-span // _SCORE_COLUMNS) * _SCORE_COLUMNS
+    room, more_room = query.new_empty(most), query.new_empty(most)
     blocks = []
     for start in range(0, queries, step):
         end = min(start + step, queries)
         last = keys - queries + end
         first = 0 if window is None else max(0, last - (end - start) - window + 1)
         packed = query[:, start:end].reshape(kv_heads, -1, head_dim)
-        scores = torch.bmm(packed, key[:, first:last].transpose(1, 2))
+        shape = (kv_heads, packed.shape[1], last - first)
+        size = kv_heads * packed.shape[1] * (last - first)
+        scores = torch.bmm(packed, key[:, first:last].transpose(1, 2), out=room[:size].view(shape))
         width = end - start if window is None else last - first  # without a window only the last keys can be hidden
         hidden = ~_visible(end - start, width, window)
         scores.view(kv_heads, -1, end - start, last - first)[..., -width:].masked_fill_(hidden, -torch.inf)
-        weighted = torch.bmm(torch.softmax(scores, dim=-1), value[:, first:last])
+        shares = torch.softmax(scores, dim=-1, out=more_room[:size].view(shape))
+        weighted = torch.bmm(shares, value[:, first:last])
         blocks.append(weighted.view(heads, end - start, -1))
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 

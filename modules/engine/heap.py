@@ -16,7 +16,7 @@ from typing import Any
 from modules.units import KiB, MiB
 
 # Parameters of mallopt (malloc.h).
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _LOAD_MAPS_FROM = 256 * KiB
 # The most that glibc takes (half a heap of an arena), and what it comes to by itself as large blocks are freed.
 _RUN_MAPS_FROM = 32 * MiB
@@ -26,6 +26,7 @@ _MOST_MAPPINGS = 40_000
 
 def prepare_load() -> None:
     """From now on blocks of a tensor's size are mapped by themselves and return to the system once freed."""
+    _set(_ARENA_MAX, 1)
     _set(_MMAP_MAX, _MOST_MAPPINGS)
     _set(_MMAP_THRESHOLD, _LOAD_MAPS_FROM)
 
@@ -34,6 +35,11 @@ def prepare_run() -> None:
     """Give back what the load freed; from now on buffers stay in the heap for the next step."""
     _set(_MMAP_THRESHOLD, _RUN_MAPS_FROM)
     _set(_TRIM_THRESHOLD, 2 * _RUN_MAPS_FROM)
+    give_back()
+
+
+def give_back() -> None:
+    """Return the free pages of the heap to the system, those between blocks in use too."""
     if trim := _function("malloc_trim"):
         trim(ctypes.c_size_t(0))
 

@@ -1,4 +1,4 @@
-"""Pages of weight files that stay mapped although their tensors were converted: counted as memory, used by nobody.
+"""Pages that are counted as memory and used by nobody: of weight files that were converted, of buffers full of zeros.
 
 safetensors maps a file and makes tensors of its pages. What keeps its dtype is used where it lies; what is converted,
 quantized or sent to a GPU is read once, and its pages stay with the process as long as one tensor uses the file.
@@ -7,8 +7,11 @@ quantized or sent to a GPU is read once, and its pages stay with the process as 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from pathlib import Path
+
+import torch
 
 _SMAPS = Path("/proc/self/smaps")
 _MADV_DONTNEED = 4  # linux/mman-common.h
@@ -35,13 +38,28 @@ class MappedFiles:
         """
         if sys.platform != "linux":
             return 0
-        madvise = ctypes.CDLL(None).madvise
-        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         let_go = 0
         for start, end, resident, written in _mappings(_SMAPS.read_text(errors="replace"), self._suffix):
-            if resident and not written and madvise(start, end - start, _MADV_DONTNEED) == 0:
+            if resident and not written and _drop(start, end):
                 let_go += resident
         return let_go
+
+
+def let_go_of_zeros(tensor: torch.Tensor) -> None:
+    """Give back the pages of a CPU `tensor` that holds zeros and nothing else: they come back, as zeros, when used."""
+    if sys.platform != "linux" or tensor.device.type != "cpu":
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end:
+        _drop(start, end)
+
+
+def _drop(start: int, end: int) -> bool:
+    """Whether the system took these pages: private pages of a file, or without one, then read as before, or as 0."""
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return bool(madvise(start, end - start, _MADV_DONTNEED) == 0)
 
 
 def _mappings(smaps: str, suffix: str) -> list[tuple[int, int, int, int]]:

@@ -22,7 +22,9 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 from transformers.utils.generic import is_flash_attention_requested
 
 from modules.engine.attention import prefer_cpu_attention
+from modules.engine.heap import give_back
 from modules.engine.loaded import LoadedModel
+from modules.engine.mappings import let_go_of_zeros
 from modules.engine.pages import lay_out_by_layer, take_lowest_first
 from modules.engine.serial import release_memory
 
@@ -33,6 +35,8 @@ PAGE_TOKENS = 32
 # flash_attn_with_kvcache reads pages of a multiple of 256 tokens only.
 FLASH_PAGE_TOKENS = 256
 MOST_ROWS = 64
+# After steps of so many tokens the heap's free pages are given back: what such a step frees, it leaves in pieces.
+_LARGE_STEP_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class PagedModel:
             self._restore_attention()
             raise
         self._cache = self._processor.cache
+        let_go_of_zeros(self._cache.cache_tensor)
         if ours:
             lay_out_by_layer(self._cache)
         self._allocators: list[Any] = list(self._cache.cache_allocators.values())
@@ -177,6 +182,8 @@ class PagedModel:
         ]
         self._processor._generation_step(self._model)
         self._processor.update_batch()
+        if sum(stretch.end - stretch.start for stretch in batch) >= _LARGE_STEP_TOKENS:
+            give_back()
         return batch
 
     def close(self) -> None:
