@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modules.memory.known_gpus import find_gpu, imagine
+from modules.memory.known_gpus import find_gpu, imagine, published_Bps
 from modules.units import GiB, MiB
 from tests.fakes import fake_inventory
 
@@ -22,6 +22,21 @@ def test_a_name_is_understood_however_it_is_written(written: str, name: str) -> 
     found = find_gpu(written)
     assert found.name == name
     assert found.read_Bps > 10**11
+
+
+@pytest.mark.parametrize(
+    ("driver_name", "gigabytes"),
+    [
+        ("NVIDIA GeForce RTX 4090", 1008), ("Tesla T4", 320), ("Tesla V100-SXM2-16GB", 900),
+        ("Tesla V100-SXM2-32GB", 900),
+        ("NVIDIA A100-PCIE-40GB", 1555), ("NVIDIA A100-SXM4-80GB", 1935), ("NVIDIA A100 80GB PCIe", 1935),
+        ("NVIDIA H100 80GB HBM3", 3350), ("NVIDIA H100 PCIe", 2000), ("NVIDIA RTX 6000 Ada Generation", 960),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 1792),
+        ("NVIDIA GeForce RTX 4070 Laptop GPU", 0), ("NVIDIA GeForce MX150", 0), ("", 0),
+    ],
+)  # fmt: skip
+def test_the_drivers_name_for_a_card_tells_its_bandwidth(driver_name: str, gigabytes: int) -> None:
+    assert published_Bps(driver_name) == gigabytes * 1e9
 
 
 @pytest.mark.parametrize("name", ["4060 Ti", "5060 Ti"])

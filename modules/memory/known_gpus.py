@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from modules.hardware import Device, Inventory
@@ -59,6 +60,9 @@ _CARDS = {
 }
 
 _SIZE = re.compile(r"[\d.]{1,3}|[\d.]+[kmgt]i?b")
+# What the driver adds to a card's name: how it is plugged in, its kind of memory, its housing; then its size.
+_BUILD = re.compile(r"\b(sxm\d?|pcie|hbm\d\w*|generation|blackwell|workstation|server|edition)\b", re.IGNORECASE)
+_SIZE_IN_NAME = re.compile(r"\b\d+ ?GB\b", re.IGNORECASE)
 
 
 def find_gpu(text: str) -> Gpu:
@@ -79,6 +83,15 @@ def find_gpu(text: str) -> Gpu:
     near = difflib.get_close_matches(key, by_key, n=3, cutoff=0.6)
     shown = ", ".join(dict.fromkeys(by_key[match] for match in near)) or "3060, RTX 4090, A100 80GB"
     raise ValueError(f"{text[:40]!r} is neither a size like 24GiB nor a card that Snug knows ({shown}, …)")
+
+
+def published_Bps(driver_name: str) -> float:
+    """A card's bandwidth by the driver's name for it, `NVIDIA A100-SXM4-80GB`; 0 if unknown."""
+    plain = _BUILD.sub(" ", driver_name)
+    for name in (driver_name, plain, _SIZE_IN_NAME.sub(" ", plain)):
+        with suppress(ValueError):
+            return find_gpu(name).read_Bps
+    return 0.0
 
 
 def imagine(here: Inventory, gpus: Sequence[Gpu], ram_bytes: int | None) -> Inventory:

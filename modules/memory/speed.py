@@ -12,7 +12,7 @@ from typing import Literal
 
 from modules.hardware import Inventory
 from modules.memory.forecast import Quantization
-from modules.memory.known_gpus import find_gpu
+from modules.memory.known_gpus import published_Bps
 
 # Guesses until measured. The link and the disk together give accelerate's published offload figures (2.36, 10.6 and
 # 34.2 s a token against 2.37, 10.72 and 33.9).
@@ -128,18 +128,10 @@ def defaults(inventory: Inventory) -> Speeds:
     """Guesses for a machine that was not measured; cards that we know by name have their published bandwidth."""
     gpus = {}
     for gpu in inventory.gpus:
-        read_Bps = _published_Bps(gpu.name) or _GPU_READ_BPS
+        read_Bps = published_Bps(gpu.name) or _GPU_READ_BPS
         gpus[gpu.id] = GpuSpeed(read_Bps, _FROM_CPU_BPS, read_Bps * _GPU_FLOPS_A_BYTE)
     fused = frozenset(name for name, needed in _NEEDED.items() if needed in inventory.cpu_features)
     return Speeds(_CPU_READ_BPS, _DISK_READ_BPS, gpus, _CPU_FLOPS_A_CORE * inventory.physical_cores, fused=fused)
-
-
-def _published_Bps(name: str) -> float:
-    """A card's bandwidth by the driver's name for it; 0 if unknown."""
-    try:
-        return find_gpu(name).read_Bps
-    except ValueError:
-        return 0.0
 
 
 def from_bandwidths(found: Mapping[str, Mapping[str, float]], inventory: Inventory) -> Speeds:
