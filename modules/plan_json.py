@@ -109,6 +109,7 @@ def _plan(plan: Plan, *, chosen: bool) -> dict[str, Any]:
         "quantization": plan.run.quantization,
         "double_quant": plan.run.double_quant,
         "attention": plan.run.attention,
+        "kv_cache": plan.run.kv_cache,
         "context_tokens": plan.run.context_tokens,
         "prefill_chunk_tokens": plan.run.prefill_chunk,
         "quality_ratio": plan.quality,

@@ -94,6 +94,11 @@ class LoadOptions(BaseModel):
     attn_implementation: Annotated[
         Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"], Flag("model")
     ] = Field("auto", description="How attention is computed.")
+    kv_cache: Annotated[Literal["auto", "plain", "int8", "int4", "offloaded"], Flag("model")] = Field(
+        "auto",
+        description="How the conversation's keys and values are kept: as computed, in 8 or 4 bits, or in CPU memory "
+        "beside a GPU. auto: as computed, unless a context that you ask for fits only otherwise.",
+    )
     cpu: Annotated[bool, Flag("model")] = Field(False, description="Use the CPU even where a GPU is.")
     load_in_8bit: Annotated[bool, Flag("quantization")] = Field(
         False, description="Load the model in 8-bit (bitsandbytes int8)."
@@ -330,6 +335,12 @@ def check_machine(options: LoadOptions, inventory: Inventory) -> None:
             remedy="Give one value for each GPU.",
             param="gpu_memory",
         )  # fmt: skip
+    if options.kv_cache == "offloaded" and not gpus:
+        raise NotAvailableHere(
+            "--kv-cache offloaded: it keeps what a GPU has no room for in CPU memory, and Snug finds no GPU here.",
+            remedy="Use --kv-cache int8 or int4 to save memory.",
+            param="kv_cache",
+        )
     if options.attn_implementation.startswith("flash_attention") and not gpus:
         raise NotAvailableHere(
             f"--attn-implementation {options.attn_implementation}: it runs on GPUs only, and there is none.",

@@ -211,7 +211,7 @@ def test_a_file_that_is_quantized_already_never_leaves_the_gpu_in_part() -> None
 
 def test_forecasts_that_were_too_low_before_widen_the_margin() -> None:
     spec, inventory = MODELS["7B"], machine(1, 16.5, ram_gib=64)
-    options = LoadOptions.model_validate({"dtype": "bf16", "ctx_size": 4096})
+    options = LoadOptions.model_validate({"dtype": "bf16", "ctx_size": 4096, "kv_cache": "plain"})
     asked: list[tuple[str, str]] = []
 
     def observed(device_name: str, quantization: str) -> ObservedErrors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modules.engine.base import TextPiece
 from modules.engine.choice import why_not_batched
+from modules.engine.huggingface import load as load_engine
 from modules.engine.loaded import LoadedModel
 from modules.engine.packed_cache import PackedLayer, Work, cache_maker
 from modules.engine.rows import CausalRow, Shelf
@@ -20,7 +23,9 @@ from modules.engine.serial import SerialEngine
 from modules.memory.forecast import RunSpec, kv_work_bytes, layer_cache_bytes
 from modules.memory.kv_cache import BLOCK_TOKENS, KVCache, value_group, why_not
 from modules.memory.spec import inspect
+from tests.conftest import STARTER_MODEL
 from tests.exact_rows import load as load_tiny
+from tests.loading_rig import PROSE, plan_of, quiet
 from tests.loop_rig import Ask, greedy, load
 from tests.tiny_families import CONFIGS, tiny_folder
 from tests.tiny_models import tiny_model
@@ -173,6 +178,43 @@ def test_rows_on_the_shelf_share_the_memory_that_layers_are_unpacked_in(models: 
     works = {id(layer.work) for row in rows for layer in row.cache.layers}
     assert len(works) == 1
     assert shelf.size_bytes == sum(layer.size_bytes for row in rows for layer in row.cache.layers)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("kind", "least"), [("int8", 0.95), ("int4", 0.85)])
+def test_the_starter_model_chats_and_chooses_the_tokens_that_it_would_have(
+    kind: KVCache, least: float, tmp_path: Path
+) -> None:
+    """Tokens: the most likely one after each of the prose's, read 64 at a time, most of it from packed ones."""
+    engine: Any = load_engine(plan_of(STARTER_MODEL, cache=tmp_path, ctx_size=1536, kv_cache=kind), quiet)
+    try:
+        assert (engine.info.loop, engine.info.loop_reason) == (
+            "serial", f"with --kv-cache {kind} requests run one at a time",
+        )  # fmt: skip
+        text = PROSE.read_text(encoding="utf-8")
+        turn = f"<|im_start|>user\n{text[:2000]}\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+        prompt = engine.encode([TextPiece(turn, template=True)])
+        first = Ask("1", prompt, greedy(40)).run(engine)
+        assert "Paris" in first.text
+        longer = [*prompt, *first.tokens, *engine.encode([TextPiece("<|im_end|>\n", template=True)])]
+        assert Ask("2", longer, greedy(4)).run(engine).end.usage.cached_tokens >= len(prompt) + len(first.tokens) - 1
+        ids = engine.encode([TextPiece(text, template=False)])[:1000]
+        plain, packed = (likely_tokens(with_cache(engine.loaded, each), ids) for each in ("plain", kind))
+        agree = sum(map(eq, plain[128:], packed[128:])) / len(plain[128:])
+        print(f"{kind}: {agree:.1%} of the most likely tokens are the same")
+        assert agree >= least
+    finally:
+        engine.close()
+
+
+@torch.no_grad()
+def likely_tokens(loaded: LoadedModel, ids: list[int]) -> list[int]:
+    """The most likely token after each of `ids`."""
+    cache, found = cache_maker(loaded)(), []
+    for start in range(0, len(ids), 64):
+        piece = torch.tensor([ids[start : start + 64]])
+        found += loaded.model(piece, past_key_values=cache, use_cache=True).logits[0].argmax(-1).tolist()
+    return found
 
 
 @pytest.mark.parametrize(("head_dim", "group"), [(64, 64), (128, 64), (80, 40), (96, 48), (256, 64), (7, 7), (134, 2)])

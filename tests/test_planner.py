@@ -158,7 +158,8 @@ def test_every_block_stays_whole_with_its_cache_and_bare_modules_are_placed_too(
 def test_the_embedding_leaves_the_gpu_before_any_block_and_the_head_stays() -> None:
     seven = MODELS["7B"]
     needed = plan_for(seven, machine(1, 24)).budgets["cuda:0"].total
-    plan = plan_for(seven, machine(1, (needed + margin(needed) - 64 * MiB) / GiB), ctx_size=4096, auto_devices=True)
+    inventory = machine(1, (needed + margin(needed) - 64 * MiB) / GiB)
+    plan = plan_for(seven, inventory, ctx_size=4096, auto_devices=True, kv_cache="plain")
     elsewhere = [module for module, device in plan.placement.items() if device == "cpu"]
     assert "model.embed_tokens" in elsewhere
     assert plan.placement["lm_head"] == "cuda:0"

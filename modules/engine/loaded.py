@@ -17,6 +17,7 @@ import torch
 from modules.engine.base import EngineStats, ModelInfo, TextPiece
 from modules.engine.control_tokens import PieceEncoder
 from modules.engine.footprint import peaks_by_device
+from modules.memory.forecast import kv_work_bytes
 from modules.memory.planner import Plan
 
 
@@ -39,7 +40,8 @@ class LoadedModel:
     @property
     def kv_budget_bytes(self) -> int:
         """Bytes that the plan sets aside for KV caches on all devices; 0 where it says nothing."""
-        return sum(budget.kv_cache for budget in self.plan.budgets.values())
+        planned = sum(budget.kv_cache for budget in self.plan.budgets.values())
+        return max(0, planned - kv_work_bytes(self.plan.spec, self.plan.run))
 
 
 class TokenizerFace:

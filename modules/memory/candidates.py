@@ -1,6 +1,6 @@
 """Every way to run a model on a machine: in which precision, on which devices, and what is not worth a try, with why.
 
-Pure. It does not know whether a way fits; that is fitting.py's. A further kind of KV cache would be a field of Way.
+Pure. It does not know whether a way fits; that is fitting.py's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from importlib.util import find_spec
 from typing import Literal
 
 from modules.errors import BadFlag, BadValue, NotAvailableHere
-from modules.memory.forecast import DType, Quantization, RunSpec, weight_bytes
+from modules.memory.forecast import DType, Quantization, RunSpec, kv_cache_bytes, weight_bytes
 from modules.memory.kinds import quantizable
+from modules.memory.kv_cache import LABELS as CACHE_LABELS
+from modules.memory.kv_cache import QUALITY as CACHE_QUALITY
+from modules.memory.kv_cache import KVCache, why_not
 from modules.memory.quality import expected_quality
 from modules.memory.spec import ModelSpec
 from modules.settings import LoadOptions
@@ -25,6 +28,7 @@ LABELS: dict[Quantization, str] = {"none": "", "int8": "8-bit", "nf4": "4-bit (n
 
 # A way that saves less of the weights than this changes nothing worth its loss.
 _LEAST_SAVING = 0.1
+_CACHES: tuple[KVCache, ...] = ("plain", "int8", "int4", "offloaded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,14 @@ class Way:
     quality: float = 1.0
 
     @property
-    def rung(self) -> tuple[int, int]:
-        """Where it stands on the ladder: 16-bit, 8-bit, 4-bit; split over GPU and CPU; disk; DeepSpeed."""
+    def rung(self) -> tuple[int, int, int]:
+        """Where it stands on the ladder: 16-bit, 8-bit, 4-bit; split over GPU and CPU; disk; DeepSpeed.
+
+        Of two alike, the one whose cache is kept as computed is first.
+        """
         place = 3 if self.place == "zero3" else 2 if self.disk else 1 if self.place in ("split", "cpu") else 0
         precision = {"none": 0, "int8": 1, "nf4": 2, "fp4": 3}[self.run.quantization]
-        return place, 2 * precision + self.run.double_quant
+        return place, 2 * precision + self.run.double_quant, _CACHES.index(self.run.kv_cache)
 
     @property
     def label(self) -> str:
@@ -84,15 +91,54 @@ def list_ways(spec: ModelSpec, options: LoadOptions, gpus: int) -> tuple[tuple[W
     Raises BadValue for an impossible context, BadFlag for quantizing what is quantized already, NotAvailableHere.
     """
     wishes = Wishes(options, gpus)
-    _check(spec, options)
+    _check(spec, options, gpus)
     runs, dropped = _precisions(spec, wishes)
+    caches, dropped_caches = _caches(spec, wishes, runs[0])
     ways: list[Way] = []
     for run in runs:
-        quality = _quality(spec, run)
         for place, disk in _places(spec, wishes, run):
             placed = _on_cpu(spec, options, run) if place == "cpu" else run
-            ways.append(Way(placed, place, disk, quality))
-    return tuple(ways), tuple(dropped)
+            for cache in caches:
+                if cache != "plain" and run.runtime == "llamacpp":
+                    continue
+                if _goes_with(cache, place, disk=disk, wishes=wishes):
+                    kept = replace(placed, kv_cache=cache)
+                    ways.append(Way(kept, place, disk, _quality(spec, kept)))
+    return tuple(ways), (*dropped, *dropped_caches)
+
+
+def _caches(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> tuple[list[KVCache], list[tuple[str, str]]]:
+    """The kinds of KV cache to try, as computed first; of those that no flag names, what was dropped with why."""
+    asked = wishes.options.kv_cache
+    if asked != "auto":
+        return [asked], []
+    kept = [_CACHES[0]]
+    dropped: dict[str, list[str]] = {}
+    for kind in _CACHES[1:] if wishes.gpus else _CACHES[1:-1]:
+        reason = why_not(kind, spec, wishes.gpus) or _why_no_saving(spec, replace(run, kv_cache=kind))
+        if reason:
+            dropped.setdefault(reason, []).append(CACHE_LABELS[kind])
+        else:
+            kept.append(kind)
+    return kept, [(", ".join(labels), reason) for reason, labels in dropped.items()]
+
+
+def _why_no_saving(spec: ModelSpec, run: RunSpec) -> str:
+    """Why the cache of `run` is hardly smaller than one kept as computed; "" where it is."""
+    if run.kv_cache == "offloaded":
+        return ""
+    whole = kv_cache_bytes(spec, replace(run, kv_cache="plain"), run.context_tokens)
+    saved = 1 - kv_cache_bytes(spec, run, run.context_tokens) / max(1, whole)
+    if saved >= _LEAST_SAVING:
+        return ""
+    return "it would save next to nothing: windows, states and the latest tokens stay as they are"
+
+
+def _goes_with(cache: KVCache, place: Place, *, disk: bool, wishes: Wishes) -> bool:
+    """Whether a kind of cache is an answer for that place; unasked, only where no weights wait for the disk."""
+    if cache == "offloaded":
+        return place in ("gpu", "split")
+    return cache == "plain" or wishes.options.kv_cache != "auto" or not (disk or place == "zero3")
 
 
 def wished_context(spec: ModelSpec, options: LoadOptions) -> int:
@@ -108,8 +154,21 @@ def wished_context(spec: ModelSpec, options: LoadOptions) -> int:
     return options.ctx_size
 
 
-def _check(spec: ModelSpec, options: LoadOptions) -> None:
+def _check_cache(spec: ModelSpec, options: LoadOptions, gpus: int) -> None:
+    if options.kv_cache == "auto":
+        return
+    reason = why_not(options.kv_cache, spec, gpus)
+    if options.kv_cache == "offloaded" and options.deepspeed:
+        reason = reason or "not built for ZeRO-3"
+    if reason:
+        raise NotAvailableHere(
+            f"--kv-cache {options.kv_cache} for {spec.name}: {reason}.", remedy="Drop the flag.", param="kv_cache"
+        )
+
+
+def _check(spec: ModelSpec, options: LoadOptions, gpus: int) -> None:
     """Refuse what cannot be for this model under any circumstances."""
+    _check_cache(spec, options, gpus)
     wanted = _flagged(options)
     flag = "--load-in-8bit" if wanted == "int8" else "--load-in-4bit"
     if options.deepspeed and spec.prequantized != "none":
@@ -196,6 +255,8 @@ def _why_not_llamacpp(spec: ModelSpec, wishes: Wishes) -> str:
         return "its server runs no encoder-decoder models"
     if options.dtype != "auto" or options.bf16 or options.attn_implementation != "auto":
         return "it computes with the file's own formats, not with --dtype or --attn-implementation"
+    if options.kv_cache not in ("auto", "plain"):
+        return "its KV cache is kept in 16 bits here"
     return "it runs on the CPU alone here, without splitting" if wishes.placement and not options.cpu_memory else ""
 
 
@@ -257,6 +318,8 @@ def _places(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> Iterator[tuple[Pla
 
 def _quality(spec: ModelSpec, run: RunSpec) -> float:
     """The expected ratio of perplexities: as stored is 1."""
+    cache = CACHE_QUALITY[run.kv_cache]
     if spec.prequantized != "none":
-        return 1.0
-    return expected_quality(run, spec.parameters, narrowed=spec.stored_dtype == "float32" and run.dtype != "float32")
+        return cache
+    narrowed = spec.stored_dtype == "float32" and run.dtype != "float32"
+    return cache * expected_quality(run, spec.parameters, narrowed=narrowed)

@@ -55,6 +55,8 @@ def choose(found: Sequence[Ranked], wishes: Wishes, wished_context: int) -> Rank
     # Whoever asks for a split wants its context; otherwise a quarter is better than a way that is far slower.
     enough = wished_context // 2 if wishes.placement else max(min(wished_context, LEAST_CONTEXT), wished_context // 4)
     usable = [one for one in allowed if one.context >= enough] or allowed
+    if wishes.options.ctx_size is None:  # no context was asked for: a shorter one is better than a smaller cache
+        usable = [one for one in usable if one.solution.run.kv_cache == "plain"] or usable
     if not usable:
         return None
     limit_s = _TIE * min(one.estimate.turn_s for one in usable)
@@ -79,10 +81,14 @@ def choose(found: Sequence[Ranked], wishes: Wishes, wished_context: int) -> Rank
 
 
 def may_take(way: Way, wishes: Wishes) -> bool:
-    """Disk is slow and DeepSpeed has its own start: only where a flag asks. Quality above the floor, or asked for."""
+    """Disk and offloaded caches are slow, DeepSpeed has its own start: only where a flag asks. Quality above the floor,
+    or asked for.
+    """
     if way.place == "zero3":
         return wishes.options.deepspeed
     if way.disk and not wishes.options.disk:
+        return False
+    if way.run.kv_cache == "offloaded" and wishes.options.kv_cache != "offloaded":
         return False
     return wishes.precision or way.quality >= QUALITY_FLOOR
 
@@ -109,8 +115,9 @@ def _beats(one: Ranked, other: Ranked) -> bool:
 def nearest_misses(found: Sequence[Ranked]) -> list[Ranked]:
     """Of each precision without disk that fits nowhere, the way that lacks least; the highest quality first."""
     best: dict[tuple[float, str], Ranked] = {}
-    fits = {(one.quality, one.solution.way.label) for one in found if one.solution.fits}
-    for one in found:
+    plain = [one for one in found if one.solution.run.kv_cache == "plain"] or found
+    fits = {(one.quality, one.solution.way.label) for one in plain if one.solution.fits}
+    for one in plain:
         key = (one.quality, one.solution.way.label)
         if key in fits or one.solution.way.disk or one.solution.way.place == "zero3":
             continue

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from modules.memory.budget import Budget
 from modules.memory.candidates import LABELS, asks_to_split
 from modules.memory.choosing import Ranked
 from modules.memory.fitting import CHUNKS, Problem, Solution
-from modules.memory.forecast import quantized_share
+from modules.memory.forecast import kv_cache_bytes, quantized_share
+from modules.memory.kv_cache import LABELS as CACHE_LABELS
+from modules.memory.kv_cache import LAYERS_ON_GPU
+from modules.memory.kv_cache import QUALITY as CACHE_QUALITY
+from modules.memory.quality import loss_text
 from modules.memory.speed import Speeds
 from modules.units import MiB, format_size
 
@@ -21,8 +26,8 @@ _SLOW = 1.0
 
 def title(problem: Problem, solution: Solution) -> str:
     """`16-bit on the GPU`, `4-bit (nf4), 22 of 32 layers on the GPU`."""
-    where = _where(problem, solution)
-    return f"{solution.way.label}{', ' if where[0].isdigit() else ' '}{where}"
+    where, cache = _where(problem, solution), CACHE_LABELS[solution.run.kv_cache]
+    return f"{solution.way.label}{', ' if where[0].isdigit() else ' '}{where}{', ' if cache else ''}{cache}"
 
 
 def whereabouts(problem: Problem, solution: Solution) -> str:
@@ -85,6 +90,7 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
         yield f"The context is {run.context_tokens:,} tokens: {wished_context:,} do not fit."
     elif options.ctx_size is None and run.context_tokens < spec.max_context:
         yield f"The context is {run.context_tokens:,} tokens; the model can take {spec.max_context:,} (--ctx-size)."
+    yield from _explain_cache(problem, solution)
     if run.prefill_chunk < CHUNKS[0] and run.context_tokens > run.prefill_chunk:
         yield f"The prompt is read {run.prefill_chunk} tokens at a time: {CHUNKS[0]} would not fit."
     yield from _explain_split(problem, solution)
@@ -93,6 +99,24 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
     yield from _explain_disk(solution)
     if solution.fits:
         yield from _close_fits(problem, solution)
+
+
+def _explain_cache(problem: Problem, solution: Solution) -> Iterator[str]:
+    """A KV cache that is not kept as computed: what that saves, and what it costs."""
+    run = solution.run
+    if run.kv_cache == "plain":
+        return
+    tokens = run.context_tokens
+    sizes = [kv_cache_bytes(problem.spec, kept, tokens) for kept in (replace(run, kv_cache="plain"), run)]
+    if run.kv_cache == "offloaded":
+        saved = f"Of {format_size(sizes[0])} of KV cache a GPU holds {LAYERS_ON_GPU} layers at a time; all of it passes"
+        yield f"{saved} into the GPU for each token. Requests run one at a time."
+        return
+    loss = loss_text(CACHE_QUALITY[run.kv_cache]) or "no quality that could be measured"
+    yield (
+        f"{CACHE_LABELS[run.kv_cache]}: {format_size(sizes[1])} instead of {format_size(sizes[0])} for {tokens:,} "
+        f"tokens. It costs {loss}, each token takes longer the more came before it, and requests run one at a time."
+    )
 
 
 def _explain_split(problem: Problem, solution: Solution) -> Iterator[str]:
@@ -183,7 +207,7 @@ def speed_note(one: Ranked, speeds: Speeds) -> str:
 def _unpacked_note(one: Ranked, speeds: Speeds) -> str:
     """What makes quantized weights slow on a CPU that lacks the kernels for them; "" where it does not."""
     quantization = one.solution.run.quantization
-    computing = max(one.solution.budgets, key=lambda name: one.solution.budgets[name].kv_cache)
+    computing = max(one.solution.budgets, key=lambda name: one.solution.budgets[name].transient)
     if computing != "cpu" or quantization == "none" or quantization in speeds.fused:
         return ""
     lacking = "AVX-512" if quantization == "int8" else "AVX-512 BF16"

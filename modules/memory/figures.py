@@ -11,6 +11,7 @@ from modules.memory.forecast import (
     CUDA_CONTEXT_BYTES,
     RunSpec,
     dequantize_bytes,
+    kv_work_bytes,
     prefill_peak_bytes,
 )
 from modules.memory.llamacpp_sizes import PROCESS_BYTES as LLAMACPP_BYTES
@@ -31,12 +32,14 @@ def device_budget(
     """The Budget of `device` ("cuda:0", "cpu", "disk"), given the bytes of what lies on it.
 
     `weights` is without `quant_meta`, the scales and code books of quantized weights. `offload_buffer` is for weights
-    that pass through the device; `computes` False means that it only stores.
+    that pass through the device; `computes` False means that it only stores. A device that computes with a cache that
+    is not plain needs room beside `kv_cache` itself, which is added here.
     """
+    work = kv_work_bytes(spec, run) if computes else 0
     figures: dict[Purpose, Figure] = {
         "weights": Figure(weights, "exact"),
         "quant_meta": Figure(quant_meta, "exact"),
-        "kv_cache": Figure(kv_cache, "exact"),
+        "kv_cache": Figure(kv_cache + work, "exact" if run.kv_cache != "offloaded" else "formula"),
         "offload_buffer": Figure(offload_buffer, "formula"),
     }
     if computes:

@@ -12,7 +12,7 @@ from modules.hardware import Device
 from modules.memory.budget import Budget, Figure, Purpose
 from modules.memory.candidates import Way
 from modules.memory.figures import device_budget
-from modules.memory.forecast import RunSpec, kv_cache_bytes, weight_bytes
+from modules.memory.forecast import RunSpec, kv_cache_bytes, layer_cache_away, weight_bytes
 from modules.memory.placement import (
     Group,
     Layout,
@@ -276,6 +276,11 @@ def _encoder_output(spec: ModelSpec, run: RunSpec) -> int:
     return kv_cache_bytes(spec, run, run.context_tokens) - sum(group.cache for group in _cached_groups(spec, run))
 
 
+def _cache_away(spec: ModelSpec, run: RunSpec) -> int:
+    """Bytes of an offloaded cache, in CPU memory."""
+    return sum(layer_cache_away(spec, run, layer, run.context_tokens) for layer in range(spec.layers))
+
+
 def _with_peaks(problem: Problem, run: RunSpec, budget: Budget, *, computes: bool) -> Budget:
     """`budget` with what a dry run counted instead of what the formulas say.
 
@@ -303,9 +308,9 @@ def _with_peaks(problem: Problem, run: RunSpec, budget: Budget, *, computes: boo
 def _solution(problem: Problem, way: Way, run: RunSpec, layout: Layout) -> Solution:
     """The budgets of a layout. The buffer of offloaded weights lies on the first device that computes."""
     computing = [gpu.id for gpu in problem.gpus if layout.weights.get(gpu.id) or layout.caches.get(gpu.id)] or ["cpu"]
-    encoder = _encoder_output(problem.spec, run)
+    encoder, away = _encoder_output(problem.spec, run), _cache_away(problem.spec, run)
     budgets: dict[str, Budget] = {}
-    for device in sorted({*layout.weights, *layout.caches, *computing}):
+    for device in sorted({*layout.weights, *layout.caches, *computing, *(["cpu"] if away else [])}):
         meta = layout.quant_meta.get(device, 0)
         budgets[device] = _budget(
             problem,
@@ -313,7 +318,9 @@ def _solution(problem: Problem, way: Way, run: RunSpec, layout: Layout) -> Solut
             device,
             weights=layout.weights.get(device, 0) - meta,
             quant_meta=meta,
-            kv_cache=layout.caches.get(device, 0) + (encoder if device == computing[0] else 0),
+            kv_cache=layout.caches.get(device, 0)
+            + (encoder if device == computing[0] else 0)
+            + (away if device == "cpu" else 0),
             offload_buffer=layout.offload_buffer if device == computing[0] else 0,
             computes=device in computing,
         )

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from modules.memory import llamacpp_sizes
-from modules.memory.kv_cache import BITS, LAYERS_ON_GPU, KVCache, packed_bytes, work_bytes
+from modules.memory.kv_cache import BITS, LAYERS_ON_GPU, UNPACKING, KVCache, packed_bytes, work_bytes
 from modules.memory.layers import LayerKind
 from modules.memory.spec import ModelSpec, TensorInfo
 from modules.units import MiB
@@ -228,6 +228,14 @@ def kv_work_bytes(spec: ModelSpec, run: RunSpec) -> int:
         )  # fmt: skip
     away = (layer_cache_away(spec, run, layer, run.context_tokens) for layer in range(spec.layers))
     return LAYERS_ON_GPU * max(away, default=0)
+
+
+def kv_traffic_bytes(spec: ModelSpec, run: RunSpec, tokens: int) -> int:
+    """Bytes that are read and written for the cache of `tokens` tokens while one more is computed."""
+    kept = kv_cache_bytes(spec, run, tokens)
+    if run.kv_cache not in UNPACKING:
+        return kept
+    return kept + int(UNPACKING[run.kv_cache] * kv_cache_bytes(spec, replace(run, kv_cache="plain"), tokens))
 
 
 def kv_cache_bytes(spec: ModelSpec, run: RunSpec, tokens: int) -> int:

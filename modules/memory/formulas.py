@@ -19,6 +19,7 @@ from modules.memory.forecast import (
     elements,
     is_quantizable,
     kv_cache_bytes,
+    kv_work_bytes,
     layer_cache_bytes,
     prefill_peak_bytes,
     tensor_bytes,
@@ -26,6 +27,7 @@ from modules.memory.forecast import (
     tied_copies,
     weight_bytes,
 )
+from modules.memory.kv_cache import BITS, BLOCK_TOKENS, LAYERS_ON_GPU, RECENT_TOKENS, packed_tokens, scale_count
 from modules.memory.spec import ModelSpec
 from modules.units import format_size
 
@@ -40,7 +42,7 @@ def formula_text(purpose: Purpose, spec: ModelSpec, run: RunSpec, size_bytes: in
     if purpose == "quant_meta":
         return _part_of(_scales(spec, run), _meta_bytes(spec, run), size_bytes)
     if purpose == "kv_cache":
-        return _part_of(_cache(spec, run), kv_cache_bytes(spec, run, run.context_tokens), size_bytes)
+        return _cache_of_device(spec, run, size_bytes)
     if purpose == "prefill_peak" and size_bytes == prefill_peak_bytes(spec, run, with_head=True):
         return _prefill(spec, run, size_bytes)
     if purpose == "dequant_buffer" and size_bytes == dequantize_bytes(spec, run):
@@ -104,17 +106,41 @@ def _cache(spec: ModelSpec, run: RunSpec) -> str:
     width, tokens = element_bytes(run.dtype), run.context_tokens
     sizes = Counter(layer_cache_bytes(spec, run, layer, tokens) for layer in range(spec.layers))
     full = tokens * spec.kv_elements * width
+    packed = layer_cache_bytes(spec, run, spec.layer_kinds.index("full"), tokens) if run.kv_cache in BITS else -1
     plain = f"2 · {spec.kv_heads} heads · {spec.head_dim}"
     each = plain if spec.kv_elements == 2 * spec.kv_heads * spec.head_dim else f"{spec.kv_elements:,} numbers"
     terms = []
     for size, count in sorted(sizes.items(), reverse=True):
-        if size == full:
+        if size == packed:
+            terms.append(f"{count} layers · ({_packed_layer(spec, run)})")
+        elif size == full:
             terms.append(f"{count} layers · {each} · {tokens:,} tokens · {width} B")
         elif size:
             terms.append(f"{count} layers · {size:,} B")
     if spec.is_encoder_decoder:
         terms.append(f"{tokens:,} tokens · {spec.hidden_size:,} · {width} B of the encoder")
     return " + ".join(terms)
+
+
+def _packed_layer(spec: ModelSpec, run: RunSpec) -> str:
+    """`8,128 tokens · 2 · 8 heads · 128 · 1 B + 260,096 scales · 2 B + 128 tokens · 2 · 8 heads · 128 · 2 B`."""
+    bits, tokens, each = BITS[run.kv_cache], packed_tokens(run.context_tokens), f"2 · {spec.kv_heads} heads"
+    scales = scale_count(spec.kv_heads, spec.head_dim, tokens, bits=bits)
+    width, recent = element_bytes(run.dtype), RECENT_TOKENS + BLOCK_TOKENS
+    return (
+        f"{tokens:,} tokens · {each} · {spec.head_dim} · {'½' if bits == 4 else '1'} B + {scales:,} scales · {width} B"
+        f" + {recent} tokens as computed · {each} · {spec.head_dim} · {width} B"
+    )
+
+
+def _cache_of_device(spec: ModelSpec, run: RunSpec, size_bytes: int) -> str:
+    """The cache with what computing with it takes beside; of an offloaded one either lies apart from the other."""
+    kept, work = kv_cache_bytes(spec, run, run.context_tokens), kv_work_bytes(spec, run)
+    if run.kv_cache == "offloaded" and size_bytes == work:
+        return f"{LAYERS_ON_GPU} layers at once · {work // LAYERS_ON_GPU:,} B"
+    if run.kv_cache not in BITS:
+        return _part_of(_cache(spec, run), kept, size_bytes)
+    return _part_of(f"{_cache(spec, run)} + 1 layer unpacked · {work:,} B", kept + work, size_bytes)
 
 
 def _prefill(spec: ModelSpec, run: RunSpec, size_bytes: int) -> str:

@@ -21,6 +21,9 @@ RECENT_TOKENS = 64
 _MOST_GROUP = 64
 # Perplexity as computed over perplexity so kept; docs/log.md has the runs. Offloading changes no number.
 QUALITY: dict[KVCache, float] = {"plain": 1.0, "int8": 1.0, "int4": 0.995, "offloaded": 1.0}
+# What unpacking moves for each token, in bytes of the same cache as computed. From the starter model's tokens at 4,096
+# tokens on two cores (docs/log.md); on a GPU a guess.
+UNPACKING: dict[KVCache, float] = {"int8": 3.0, "int4": 4.5}
 # Of an offloaded cache a GPU holds at most so many layers: the one in use, its copy that is one step longer, the next.
 LAYERS_ON_GPU = 3
 # Families whose code takes no cache but its own (transformers 5.23).
@@ -45,10 +48,15 @@ def packed_bytes(heads: int, head_dim: int, tokens: int, *, bits: int, width: in
     """
     packed = packed_tokens(tokens)
     codes = packed * 2 * heads * head_dim * bits // 8
-    key_scales = packed // BLOCK_TOKENS * heads * head_dim
-    value_scales = packed * heads * (head_dim // value_group(head_dim))
     recent = (RECENT_TOKENS + BLOCK_TOKENS) * 2 * heads * head_dim
-    return codes + ((key_scales + value_scales) * (2 if bits == 4 else 1) + recent) * width
+    return codes + (scale_count(heads, head_dim, packed, bits=bits) + recent) * width
+
+
+def scale_count(heads: int, head_dim: int, packed: int, *, bits: int) -> int:
+    """How many scales, in 4 bits minima too, belong to `packed` packed tokens of one layer."""
+    of_keys = packed // BLOCK_TOKENS * heads * head_dim
+    of_values = packed * heads * (head_dim // value_group(head_dim))
+    return (of_keys + of_values) * (2 if bits == 4 else 1)
 
 
 def work_bytes(heads: int, head_dim: int, tokens: int, *, bits: int, width: int) -> int:
@@ -78,6 +86,6 @@ def why_not(kind: KVCache, spec: ModelSpec, gpus: int) -> str:
         return ""
     if spec.latent_attention:
         return "the cache is compressed already (latent attention)"
-    if spec.layer_kv_elements or spec.kv_elements != 2 * spec.kv_heads * spec.head_dim:
+    if spec.layer_kv_elements or not spec.kv_elements or spec.kv_elements != 2 * spec.kv_heads * spec.head_dim:
         return "not built for layers of different sizes"
     return ""

@@ -14,6 +14,7 @@ from typing import Literal
 from modules.memory.forecast import (
     RunSpec,
     is_token_table,
+    layer_cache_away,
     layer_cache_bytes,
     tensor_bytes,
     tensor_meta_bytes,
@@ -118,11 +119,15 @@ def _with_layer(spec: ModelSpec, group: Group, layer: int | None) -> Group:
 
 
 def with_caches(groups: Sequence[Group], spec: ModelSpec, run: RunSpec) -> tuple[Group, ...]:
-    """`groups` with the KV caches that `run.context_tokens` takes."""
+    """`groups` with the KV caches that `run.context_tokens` takes where the layers are computed."""
+    tokens = run.context_tokens
     return tuple(
         group
         if group.layer is None
-        else replace(group, cache=layer_cache_bytes(spec, run, group.layer, run.context_tokens))
+        else replace(
+            group,
+            cache=layer_cache_bytes(spec, run, group.layer, tokens) - layer_cache_away(spec, run, group.layer, tokens),
+        )
         for group in groups
     )
 

@@ -22,6 +22,9 @@ def options_for(problem: Problem, solution: Solution, *, wished_context: int, nv
         changes["ctx_size"] = run.context_tokens
     if problem.spec.source == "gguf":
         changes["loader"] = "llamacpp" if run.runtime == "llamacpp" else "transformers"
+    # A context, or limits for GPUs, that are asked for let Snug take smaller caches: not if the flags are to give this.
+    if run.kv_cache != "plain" or run.context_tokens < wished_context or way.place in ("split", "gpus"):
+        changes["kv_cache"] = run.kv_cache
     plain = run.quantization == "none"
     if run.runtime == "torch" and problem.spec.prequantized == "none":
         stored = problem.spec.stored_dtype

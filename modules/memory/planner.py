@@ -20,7 +20,7 @@ from modules.memory.explaining import notes, speed_note, title
 from modules.memory.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
 from modules.memory.forecast import RunSpec
 from modules.memory.plan_flags import options_for, words
-from modules.memory.ranking import ErrorsOf, PeaksOf, rank_way, widened, with_dry_runs
+from modules.memory.ranking import ErrorsOf, PeaksOf, rank_way, rank_ways, widened, with_dry_runs
 from modules.memory.refusing import refusal
 from modules.memory.spec import ModelSpec
 from modules.memory.speed import Speeds, defaults
@@ -135,7 +135,7 @@ def list_plans(question: Question) -> PlanTable:
     speeds = question.speeds or defaults(question.inventory)
     observed = None if question.observed is None else cache(question.observed)
     rank = partial(rank_way, problem, speeds=speeds, observed=observed)
-    found = [one for way in ways if (one := rank(way)) is not None]
+    found = rank_ways(ways, rank, wished)
     chosen = choose(found, wishes, wished)
     if chosen is not None and question.peaks is not None:
         found, chosen = with_dry_runs(

@@ -5,7 +5,7 @@ Pure, but for what it asks through `PeaksOf` and `ErrorsOf`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from modules.memory.candidates import Way
 from modules.memory.choosing import Ranked
 from modules.memory.dryruns import Kind
 from modules.memory.fitting import Counted, Problem, Solution, solve
-from modules.memory.forecast import RunSpec, kv_cache_bytes
+from modules.memory.forecast import RunSpec, kv_traffic_bytes
 from modules.memory.ledger import ObservedErrors
 from modules.memory.placement import make_groups
 from modules.memory.spec import ModelSpec
@@ -48,6 +48,23 @@ def rank_way(
     """`way` solved and timed; None if it is no way here."""
     solution = solve(replace(problem, widened=widened(problem, way, observed), counted=counted), way)
     return None if solution is None else Ranked(solution, estimate(work_of(problem.spec, solution), speeds))
+
+
+def rank_ways(ways: Iterable[Way], rank: Callable[[Way], Ranked | None], wished_context: int) -> list[Ranked]:
+    """`ways` ranked, without those that are none here; of ways alike, those with a smaller cache follow.
+
+    Where the wished context fits, none that differs only in a smaller cache is of use.
+    """
+    found: list[Ranked] = []
+    enough: set[Way] = set()
+    for way in ways:
+        alike = replace(way, run=replace(way.run, kv_cache="plain"), quality=1.0)
+        one = None if alike in enough else rank(way)
+        if one is not None:
+            found.append(one)
+            if one.solution.fits and one.context >= wished_context:
+                enough.add(alike)
+    return found
 
 
 def with_dry_runs(
@@ -103,8 +120,9 @@ def work_of(spec: ModelSpec, solution: Solution) -> Work:
         streamed=layout.streamed if layout else gathered if computing.startswith("cuda") else 0,
         from_disk=layout.from_disk if layout else gathered if solution.way.disk else 0,
         active=sum(group.read for group in plain) // width,
-        cache=kv_cache_bytes(spec, run, min(run.context_tokens, TURN_CONTEXT_TOKENS)),
-        full_cache=kv_cache_bytes(spec, run, run.context_tokens),
+        cache=kv_traffic_bytes(spec, run, min(run.context_tokens, TURN_CONTEXT_TOKENS)),
+        full_cache=kv_traffic_bytes(spec, run, run.context_tokens),
+        cache_away=run.kv_cache == "offloaded",
         layers=spec.layers,
         chunk=min(run.prefill_chunk, run.context_tokens),
         quantization=run.quantization,

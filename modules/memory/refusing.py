@@ -140,6 +140,8 @@ def _changes(problem: Problem, fits: Fits) -> Iterator[tuple[str, dict[str, Any]
         yield from _roomier(problem, fits)
     if options.cpu_memory is not None:
         yield from _roomier_cpu(problem, fits)
+    if options.kv_cache not in ("auto", "int4"):
+        yield "--kv-cache auto", {"kv_cache": "auto"}
     yield from _shorter(problem, fits)
     if options.deepspeed and options.nvme_offload_dir is None:
         yield "--nvme-offload-dir FOLDER", {"nvme_offload_dir": problem.disk.name}

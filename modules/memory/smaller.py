@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modules.errors import SnugError
+from modules.memory.kv_cache import LABELS, KVCache
 from modules.memory.planner import Plan, PlanTable
 from modules.settings import LoadOptions
 
@@ -35,7 +36,8 @@ class Failure:
 
 
 def smaller_plans(failure: Failure, table: PlanTable, replan: Replan) -> list[Plan]:
-    """What to try next, in this order: a shorter context, the planner's own list, fewer bits, layers elsewhere.
+    """What to try next, in this order: a shorter context, a smaller cache, the planner's own list, fewer bits, layers
+    elsewhere.
 
     Each takes at least LEAST_SAVING less than the one that failed where that ran out. Sizes need not fall from one to
     the next. `replan` raises SnugError for what does not fit.
@@ -54,6 +56,8 @@ def difference(before: Plan, after: Plan) -> str:
     parts = []
     if after.run.context_tokens != before.run.context_tokens:
         parts.append(f"{after.run.context_tokens:,} tokens of context instead of {before.run.context_tokens:,}")
+    if after.run.kv_cache != before.run.kv_cache:
+        parts.append(LABELS[after.run.kv_cache] or "KV cache as computed")
     bits = [_precision(plan) for plan in (before, after)]
     if bits[0] != bits[1]:
         parts.append(f"weights in {bits[1]} instead of {bits[0]}")
@@ -66,6 +70,8 @@ def difference(before: Plan, after: Plan) -> str:
 
 def _candidates(failure: Failure, table: PlanTable, replan: Replan) -> Iterator[Plan]:
     for changes in _shorter(failure):
+        yield from _try(failure.options, changes, replan)
+    for changes in _packed_caches(failure):
         yield from _try(failure.options, changes, replan)
     yield from table.plans
     for changes in _other_ways(failure):
@@ -87,6 +93,16 @@ def _shorter(failure: Failure) -> Iterator[dict[str, Any]]:
     while tokens >= max(LEAST_CONTEXT, failure.least_tokens):
         yield {"ctx_size": tokens} | _same_bits(failure.plan)
         tokens //= 2
+
+
+def _packed_caches(failure: Failure) -> Iterator[dict[str, Any]]:
+    """The same context and bits with a cache of fewer bits."""
+    if failure.flags_bind and failure.options.kv_cache != "auto":
+        return
+    context = {"ctx_size": failure.plan.run.context_tokens}
+    kinds: tuple[KVCache, ...] = ("int8", "int4")
+    for kind in kinds[1:] if failure.plan.run.kv_cache == "int8" else kinds:
+        yield {"kv_cache": kind} | context | _same_bits(failure.plan)
 
 
 def _other_ways(failure: Failure) -> Iterator[dict[str, Any]]:

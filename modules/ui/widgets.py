@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _WORDS = {
     "cpu": "CPU", "gpu": "GPU", "nvme": "NVMe", "deepspeed": "DeepSpeed", "bf16": "bf16", "8bit": "8-bit",
     "4bit": "4-bit", "ctx": "context", "dir": "folder", "dtype": "precision", "attn": "attention",
-    "quant": "quantization",
+    "quant": "quantization", "kv": "KV",
 }  # fmt: skip
 
 
