@@ -47,6 +47,18 @@ def test_nothing_changes_where_mkl_is_not_known_to_be_slow(tmp_path: Path, monke
     assert speed_up_linears(load(tiny_model("llama", tmp_path), dtype=torch.float32)) == 0
 
 
+@needs_onednn
+def test_nothing_changes_where_torchs_inner_operation_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def moved(linear: object, states: object) -> torch.Tensor:
+        raise RuntimeError("expected at most 5 arguments")
+
+    assert linears._works()
+    monkeypatch.setattr(linears, "onednn_linear", moved)
+    assert not linears._works()
+    monkeypatch.setattr(linears, "onednn_linear", lambda *_: torch.zeros(1, 3))
+    assert not linears._works()
+
+
 def test_other_precisions_subclasses_and_hooked_layers_are_left_alone() -> None:
     class Other(torch.nn.Linear):
         pass
