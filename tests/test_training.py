@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import LlamaForCausalLM
 from transformers.models.llama.configuration_llama import LlamaConfig
 
+from modules.memory.forecast import CPU_PROCESS_BYTES
 from modules.memory.spec import ModelSpec, TensorInfo
 from modules.memory.training import TrainingRun, moments, saved_per_token, training_budget
 
@@ -120,6 +121,13 @@ def test_full_training_keeps_a_gradient_and_two_states_for_each_weight() -> None
     assert budget.optimizer == 2 * budget.weights
     assert budget.figures["optimizer"].method == "exact"
     assert training_budget(LONG_TABLE, TrainingRun(optimizer="sgd")).optimizer == 0
+
+
+def test_a_cpu_is_not_said_to_have_a_cuda_context() -> None:
+    gpu = training_budget(LONG_TABLE, TrainingRun())
+    cpu = training_budget(LONG_TABLE, TrainingRun(), context=CPU_PROCESS_BYTES)
+    assert "CUDA" in gpu.figures["context"].formula
+    assert "CUDA" not in cpu.figures["context"].formula
 
 
 def test_8_bit_adam_keeps_a_byte_a_state_and_small_tensors_in_fp32() -> None:

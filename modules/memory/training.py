@@ -13,6 +13,7 @@ from typing import Literal
 
 from modules.memory.budget import Budget, Figure, Purpose
 from modules.memory.forecast import (
+    CPU_PROCESS_BYTES,
     CUDA_CONTEXT_BYTES,
     DType,
     RunSpec,
@@ -31,6 +32,7 @@ Optimizer = Literal["adamw", "adam8bit", "sgd"]
 
 # bitsandbytes 0.50, optim/optimizer.py: smaller tensors keep fp32 states, larger ones scales for blocks of 256.
 _SMALLEST_8BIT, _BLOCK_8BIT = 4096, 256
+_RUNTIMES = {CUDA_CONTEXT_BYTES: "CUDA context, cuBLAS and kernels", CPU_PROCESS_BYTES: "process and libraries"}
 # PEFT keeps adapters in fp32 beside a 16-bit base.
 _ADAPTER_ELEMENT = 4
 
@@ -71,7 +73,7 @@ def training_budget(spec: ModelSpec, run: TrainingRun, *, context: int = CUDA_CO
         "optimizer": _optimizer(spec, run),
         "activations": _activations(spec, run),
         "dequant_buffer": Figure(dequantize_bytes(spec, base), "formula", "the largest quantized matrix in 16 bits"),
-        "context": Figure(context, "formula", "CUDA context, cuBLAS and kernels"),
+        "context": Figure(context, "formula", _RUNTIMES.get(context, "what the runtime takes")),
     }
     return Budget.of(figures)
 
