@@ -29,6 +29,17 @@
     trigger("restore", params);
   };
 
+  /* Gradio gives each radio button a name of its own, so that the browser knows of no group to walk through. */
+  document.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step || !event.target.matches?.('.sheet fieldset input[type="radio"]')) return;
+    const all = [...event.target.closest("fieldset").querySelectorAll('input[type="radio"]')];
+    const next = all.at((all.indexOf(event.target) + step) % all.length);
+    event.preventDefault();
+    next.focus();
+    next.click();
+  });
+
   /* The card of the loaded model is drawn by the server; only a load's progress moves here. */
   snug.mountModelCard = (element, trigger, watch) => {
     snug.keepFolds(element, watch);
