@@ -98,6 +98,8 @@ BOMBS = (
     "$" * 50_000,
     "- " * 50_000,
     "![[" * 10_000,
+    "\\begin{align}\n" * 7_000,
+    "> \\begin{gather}\n" * 5_000,
     "x" * 10**6,
 )
 
@@ -130,6 +132,12 @@ def test_hostile_markdown_leaves_no_live_html_at_any_length(vector: str) -> None
             assert not any("onerror=" in tag or ("onmouseover=" in tag and "href" not in tag) for tag in tags)
             assert 'href="javascript' not in page.lower()
             assert 'href="data' not in page.lower()
+
+
+def test_a_formula_that_never_ends_is_text_and_those_after_it_are_formulas() -> None:
+    page = render("\\begin{align}\nx\n\n\\begin{align}\ny\n\n\\begin{gather}\nz\n\\end{gather}\n")
+    assert page.count("\\begin{align}") == 2
+    assert page.count("<math ") == 1
 
 
 def test_links_open_elsewhere_without_telling_from_where_and_pictures_become_links() -> None:

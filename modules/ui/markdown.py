@@ -16,10 +16,11 @@ import nh3
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
+from markdown_it.rules_block import StateBlock
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
-from mdit_py_plugins.amsmath import amsmath_plugin
+from mdit_py_plugins.amsmath import RE_OPEN, amsmath_block, amsmath_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -137,6 +138,7 @@ def _parser() -> MarkdownIt:
     parser.enable(["table", "strikethrough"])
     parser.use(dollarmath_plugin, double_inline=True, allow_space=False, allow_digits=False, renderer=_math)
     parser.use(amsmath_plugin, renderer=lambda content: _math(content, {"display_mode": True}))
+    parser.block.ruler.at("amsmath", _amsmath, {"alt": ["paragraph", "reference", "blockquote", "list"]})
     parser.inline.ruler.before("escape", "bracket_math", _bracket_math)
     parser.core.ruler.push("images_to_links", _images_to_links)
     parser.add_render_rule("math_inline_double", _display_math)
@@ -148,6 +150,23 @@ def _parser() -> MarkdownIt:
     parser.add_render_rule("table_open", lambda *_: '<div class="table"><table>')
     parser.add_render_rule("table_close", lambda *_: "</table></div>")
     return parser
+
+
+_ENVIRONMENT = re.compile(RE_OPEN)
+
+
+def _amsmath(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    r"""The plugin's rule, which looks for a formula's \end in all the lines that follow: once in vain is enough."""
+    opening = _ENVIRONMENT.match(state.src, state.bMarks[start] + state.tShift[start])
+    if opening is None or state.sCount[start] < state.blkIndent:
+        return False
+    unclosed: set[tuple[str, int]] = state.env.setdefault("unclosed", set())
+    if (opening.group(), end) in unclosed:
+        return False
+    found = amsmath_block(state, start, end, silent)
+    if not found:
+        unclosed.add((opening.group(), end))
+    return found
 
 
 _BRACKETS = (("\\(", "\\)", "math_inline"), ("\\[", "\\]", "math_inline_double"))
