@@ -225,12 +225,14 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, dry_runs: DryRu
         trust_remote_code=settings.trust_remote_code,
         speeds=machine.speeds,
         peaks=lambda _spec, run, _kind: known.get(run),
-        observed=lambda device, quantization: ledger.observed_error(device_name=device, quantization=quantization),
+        observed=lambda device, quantization: ledger.observed_error(
+            family=spec.model_type, device_name=device, quantization=quantization
+        ),
     )
     table = list_plans(question)
     deadline = time.monotonic() + patience_s
     while (plan := table.chosen) and plan.run not in known and time.monotonic() < deadline:
-        kind: Kind = "cuda" if "cuda:0" in plan.budgets else "cpu"
+        kind: Kind = "cuda" if any(device.startswith("cuda") for device in plan.budgets) else "cpu"
         try:
             known[plan.run] = dry_runs.measure(spec, plan.run, deadline - time.monotonic(), kind=kind)
         except SnugError:

@@ -17,7 +17,8 @@ import pytest
 from rich.console import Console
 
 from modules.errors import BadConfig, BadValue, ModelNotFound, OutOfMemory
-from modules.hardware import Inventory
+from modules.hardware import Inventory, read_inventory
+from modules.memory import fitting
 from modules.memory.budget import Budget, Figure, Purpose
 from modules.memory.dryruns import DryRuns, TrainingPeaks
 from modules.memory.ledger import LEDGER_NAME, Entry, Ledger
@@ -271,6 +272,32 @@ def test_of_several_models_one_that_is_broken_has_its_line(
     assert "sound" in out and "broken" in out and "config.json" in out
     with pytest.raises(BadConfig):
         run_plan(settings.model_copy(update={"plan": True, "model": "broken"}))
+
+
+@pytest.mark.parametrize(("family", "counts"), [("falcon", False), ("llama", True)])
+def test_a_plan_is_widened_by_what_was_seen_of_its_own_family(
+    family: str,
+    counts: bool,
+    settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fitting, "_LEAST_MARGIN", 0)  # models this small would have no other
+    make_model_folder(settings.model_dir, "a")
+    make_model_folder(settings.model_dir, "b")
+
+    def margins() -> list[int]:
+        run_plan(settings.model_copy(update={"plan": True, "json_output": True}))
+        plans = [model["plans"][0] for model in json.loads(capsys.readouterr().out)["models"]]
+        return [plan["devices"]["cpu"]["high_bytes"] - plan["devices"]["cpu"]["total_bytes"] for plan in plans]
+
+    before = margins()
+    name = read_inventory(settings.user_data_dir).cpu.name
+    seen = replace(ENTRY, family=family, device_name=name, measured_bytes=2 * GiB)
+    ledger = Ledger(settings.user_data_dir / LEDGER_NAME)
+    for quantization in ("none", "int8", "nf4"):
+        ledger.record([replace(seen, quantization=quantization)] * 3)
+    assert (margins() > before) == counts
 
 
 def test_the_ledgers_report_is_printed_or_that_there_is_none(
