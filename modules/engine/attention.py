@@ -187,7 +187,7 @@ def _by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, wind
     span = keys if window is None else min(keys, step + window)
     most = heads * min(step, queries) * -(-span // _SCORE_COLUMNS) * _SCORE_COLUMNS
     room, more_room = query.new_empty(most), query.new_empty(most)
-    blocks = []
+    out = query.new_empty(queries, heads, value.shape[2])
     for start in range(0, queries, step):
         end = min(start + step, queries)
         last = keys - queries + end
@@ -201,11 +201,13 @@ def _by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, wind
         scores.view(kv_heads, -1, end - start, last - first)[..., -width:].masked_fill_(hidden, -torch.inf)
         shares = torch.softmax(scores, dim=-1, out=more_room[:size].view(shape))
         weighted = torch.bmm(shares, value[:, first:last])
-        blocks.append(weighted.view(heads, end - start, -1))
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+        out[start:end].transpose(0, 1).copy_(weighted.view(heads, end - start, -1))
+    return out.transpose(0, 1)  # as its caller's caller wants it in memory
 
 
 def _visible(queries: int, keys: int, window: int | None) -> torch.Tensor:
     """True at `(query, key)` where the query, one of the last of `keys` tokens, sees the key."""
-    visible = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-    return visible if window is None else visible.triu(keys - queries - window + 1)
+    places = torch.arange(keys)  # compared rather than cut from ones: tril wakes all threads, whatever its size
+    own = places[keys - queries :, None]
+    visible = places <= own
+    return visible if window is None else visible & (places > own - window)
