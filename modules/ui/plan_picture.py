@@ -182,7 +182,7 @@ def _measured_html(bar: Bar, span: int) -> str:
     found, budget = bar.measured, bar.budget
     if found is None:
         return ""
-    share = f", {ratio(found.now, budget.total)} of the forecast" if budget.total else ""
+    share = f", {ratio(found.now, budget.total)} of the forecast for a full context" if budget.total else ""
     told = [f'<span class="fact"><strong>{format_size(found.now)}</strong> measured now{share}</span>']
     forecast = budget.weights + budget.quant_meta
     if found.weights and forecast:
