@@ -87,10 +87,12 @@ def talk(page: Page, prompts: tuple[str, ...]) -> None:
 
 
 def tab(page: Page, title: str) -> None:
-    """Go to a tab and let it settle; on the Model tab until the measured bar lies under the forecast."""
+    """Go to a tab and let it settle; on the Model tab until all is counted and measured."""
     page.get_by_role("tab", name=title).click()
     if title == "Model":
         page.wait_for_selector(".plan-truth")
+        page.wait_for_timeout(3000)  # by then a dry run has begun, where one is needed
+        page.wait_for_selector("#snug-plan:not(.counting)", state="attached")
     page.wait_for_timeout(1500)
 
 
