@@ -7,8 +7,12 @@ process, says that it is ready. What the questions mean is not known here.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,7 +79,7 @@ class KillableWorker:
         """End the process at once; who waits for its answer gets WorkerEnded."""
         process = self._process
         if process is not None:
-            process.kill()
+            _end(process)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
@@ -91,6 +95,7 @@ class KillableWorker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=self._environment,
+                start_new_session=sys.platform != "win32",  # so that what it starts ends with it
             )
         except OSError as error:  # no memory, too many processes
             raise WorkerDoesNotStart(str(error)) from error
@@ -98,7 +103,7 @@ class KillableWorker:
         try:
             _receive(process)
         except (EOFError, ValueError) as error:
-            process.kill()
+            _end(process)
             process.communicate()
             raise WorkerDoesNotStart(str(error)) from error
         finally:
@@ -107,9 +112,17 @@ class KillableWorker:
 
     def _kill(self) -> None:
         if self._process is not None:
-            self._process.kill()
+            _end(self._process)
             self._process.communicate()
             self._process = None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill `process` and, where the system knows groups, all that it started."""
+    if sys.platform != "win32" and process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 def _kill_after(seconds: float, process: subprocess.Popen[bytes], expired: threading.Event) -> threading.Timer:
@@ -117,7 +130,7 @@ def _kill_after(seconds: float, process: subprocess.Popen[bytes], expired: threa
 
     def strike() -> None:
         expired.set()
-        process.kill()
+        _end(process)
 
     clock = threading.Timer(seconds, strike)
     clock.daemon = True

@@ -270,7 +270,11 @@ class DryRuns:
                     return
                 key, request = self._waiting.popitem()
                 before = self._times_let_go
-            answer = self._ask(request)
+            try:
+                answer = self._ask(request)
+            except Exception:  # the edge of one question: whatever it is, the thread goes on with the next
+                log.exception("A dry run failed")
+                answer = _not_here("The dry run failed; the log says why.")
             if isinstance(answer, SnugError) and before != self._times_let_go:
                 self._give_up(key)
             else:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
+from functools import partial
 
 import gradio as gr
+from anyio import to_thread
 from pydantic import Field
 
 from modules.chat.service import RunningReply
@@ -34,6 +36,7 @@ from modules.ui.views import (
 from modules.ui.widgets import Body, Pick, door, owner_of, read_body, scripted
 
 RENDER_SHARE = 0.1  # of the time, at most, goes into rendering one reply
+LONG_RENDER_S = 0.02
 
 
 class Search(Body):
@@ -199,14 +202,18 @@ class ChatDoors:
 async def follow_reply(reply: RunningReply, *, stream: bool) -> AsyncIterator[Json]:
     """Live views of a reply, at most MAX_HZ a second and fewer where rendering is costly; `beat` tells them apart."""
     markdown = StreamingMarkdown()
-    ready_at, beat = 0.0, 0
+    ready_at, cost_s, beat = 0.0, 0.0, 0
     async for view in reply.updates(max_hz=MAX_HZ):
         started = time.monotonic()
         if started < ready_at and not view.finished:
             continue
         beat += 1
-        yield live_view(view, markdown, show_text=stream) | {"beat": beat}
-        ready_at = time.monotonic() + (time.monotonic() - started) / RENDER_SHARE
+        render = partial(live_view, view, markdown, show_text=stream)
+        # In a thread where the last one took long: hostile text costs seconds, and other streams go on meanwhile.
+        rendered = await to_thread.run_sync(render) if cost_s > LONG_RENDER_S else render()
+        yield rendered | {"beat": beat}
+        cost_s = time.monotonic() - started
+        ready_at = time.monotonic() + cost_s / RENDER_SHARE
 
 
 def build_shell(doors: ChatDoors) -> None:
