@@ -35,7 +35,7 @@ KINDS: tuple[KVCache, ...] = ("plain", "int8", "int4")
 LENGTHS = (256, 2048, 4096)
 WRITTEN = 24
 STRETCH, SKIPPED = 16, 128
-TEXTS = {"prose.txt": "tests/data/prose.txt", "design, 2,048 tokens": "docs/architecture.md"}
+TEXTS = {"prose.txt": "tests/data/prose.txt", "architecture.md, 2,048 tokens": "docs/architecture.md"}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -184,7 +185,7 @@ def test_where_memory_ran_out_a_smaller_cache_is_tried_before_fewer_bits() -> No
     flags=st.sampled_from([{}, {"load_in_4bit": True}, {"kv_cache": "int8"}, {"kv_cache": "offloaded"}]),
 )  # fmt: skip
 def test_what_fits_is_within_what_is_free_and_more_memory_never_forces_a_smaller_cache(
-    gib: float, more: float, ctx: int, flags: dict[str, object]
+    gib: float, more: float, ctx: int, flags: dict[str, Any]
 ) -> None:
     order: tuple[KVCache, ...] = ("plain", "int8", "int4")
     little = table(LONG, gib, ctx_size=ctx, **flags)
