@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from modules.memory.budget import Purpose
-from modules.memory.forecast import RunSpec, prefill_peak_bytes
+from modules.memory.forecast import Quantization, RunSpec, prefill_peak_bytes
 from modules.memory.formulas import formula_text
 from modules.memory.model_spec import ModelSpec, TensorInfo
 from modules.memory.planner import Question, make_plan
+from modules.memory.process import process_figures
 from modules.settings import LoadOptions
 from tests.fakes import fake_inventory, fake_spec
 
@@ -65,7 +66,7 @@ def test_every_formula_gives_its_figure(flags: dict[str, object]) -> None:
     checked: set[Purpose] = set()
     for budget in plan.budgets.values():
         for purpose, figure in budget.figures.items():
-            text = formula_text(purpose, plan.spec, plan.run, figure.bytes)
+            text = figure.formula or formula_text(purpose, plan.spec, plan.run, figure.bytes)
             if purpose == "context":
                 assert text
                 continue
@@ -73,6 +74,16 @@ def test_every_formula_gives_its_figure(flags: dict[str, object]) -> None:
             checked.add(purpose)
     assert {"weights", "kv_cache", "prefill_peak"} <= checked
     assert ("quant_meta" in checked) == ("load_in_8bit" in flags or "load_in_4bit" in flags)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("tokens", [256, 8192])
+def test_the_formulas_of_a_process_on_the_cpu_give_its_figures(quantization: Quantization, tokens: int) -> None:
+    run = RunSpec("bfloat16", quantization, context_tokens=tokens)
+    figures = process_figures(llama(), run, computes=True, deepspeed=True)
+    assert {"context", "allocator"} <= set(figures)
+    for purpose, figure in figures.items():
+        assert worked_out(figure.formula) == figure.bytes, (purpose, figure.formula)
 
 
 def test_what_a_device_holds_of_a_whole_is_called_its_part() -> None:

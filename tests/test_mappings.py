@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -58,6 +59,16 @@ def test_a_load_lets_go_at_most_once_every_32nd(mapped: torch.Tensor) -> None:
     files.let_go_at(0.02)
     assert resident() >= 32 * MiB
     files.let_go_at(0.04)
+    assert resident() == 0
+
+
+def test_during_a_load_that_tells_nothing_pages_are_let_go_and_so_are_the_last(mapped: torch.Tensor) -> None:
+    with MappedFiles("unlike.safetensors").letting_go():
+        deadline = time.monotonic() + 20
+        while resident() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert resident() == 0
+        mapped.sum()
     assert resident() == 0
 
 

@@ -20,6 +20,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _LOAD_MAPS_FROM = 256 * KiB
 # The most that glibc takes (half a heap of an arena), and what it comes to by itself as large blocks are freed.
 _RUN_MAPS_FROM = 32 * MiB
+# After steps of so many tokens the heap's free pages are given back: what such a step frees, it leaves in pieces.
+LARGE_STEP_TOKENS = 128
 # A process may have 65,530 mappings (vm.max_map_count); the heap takes what comes after these.
 _MOST_MAPPINGS = 40_000
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +19,7 @@ import torch
 _SMAPS = Path("/proc/self/smaps")
 _MADV_DONTNEED = 4  # linux/mman-common.h
 _STEPS = 32
+_EVERY_S = 0.02
 
 
 class MappedFiles:
@@ -29,6 +33,24 @@ class MappedFiles:
         """`let_go`, at most once every 32nd of a load of which `fraction` is done."""
         if fraction >= self._next:
             self._next = fraction + 1 / _STEPS
+            self.let_go()
+
+    @contextmanager
+    def letting_go(self) -> Iterator[None]:
+        """`let_go` fifty times a second and at the end, for loads that tell nothing of their progress."""
+        done = threading.Event()
+
+        def repeat() -> None:
+            while not done.wait(_EVERY_S):
+                self.let_go()
+
+        thread = threading.Thread(target=repeat, name="mapped files", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
             self.let_go()
 
     def let_go(self) -> int:

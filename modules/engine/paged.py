@@ -22,7 +22,7 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 from transformers.utils.generic import is_flash_attention_requested
 
 from modules.engine.attention import prefer_cpu_attention
-from modules.engine.heap import give_back
+from modules.engine.heap import LARGE_STEP_TOKENS, give_back
 from modules.engine.loaded import LoadedModel
 from modules.engine.mappings import let_go_of_zeros
 from modules.engine.pages import lay_out_by_layer, take_lowest_first
@@ -35,8 +35,6 @@ PAGE_TOKENS = 32
 # flash_attn_with_kvcache reads pages of a multiple of 256 tokens only.
 FLASH_PAGE_TOKENS = 256
 MOST_ROWS = 64
-# After steps of so many tokens the heap's free pages are given back: what such a step frees, it leaves in pieces.
-_LARGE_STEP_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +180,7 @@ class PagedModel:
         ]
         self._processor._generation_step(self._model)
         self._processor.update_batch()
-        if sum(stretch.end - stretch.start for stretch in batch) >= _LARGE_STEP_TOKENS:
+        if sum(stretch.end - stretch.start for stretch in batch) >= LARGE_STEP_TOKENS:
             give_back()
         return batch
 

@@ -15,6 +15,7 @@ import torch
 
 from modules.engine.attention import prefer_cpu_attention
 from modules.engine.base import FinishReason, Prefill
+from modules.engine.heap import LARGE_STEP_TOKENS, give_back
 from modules.engine.loaded import LoadedModel
 from modules.engine.loop import QUEUE_LIMIT, LoopEngine
 from modules.engine.packed_cache import cache_maker
@@ -41,6 +42,8 @@ def steps(row: Row, ids: Sequence[int], choose: Choose, *, chunk: int) -> Iterat
         stretch = ids[done : done + chunk]
         logits = row.read(stretch)
         done += len(stretch)
+        if len(stretch) >= LARGE_STEP_TOKENS:
+            give_back()
         yield Prefill(done, len(ids))
     while (token := choose(logits)) is not None:
         yield token

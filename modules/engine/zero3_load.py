@@ -31,6 +31,7 @@ from modules.engine.huggingface import check_complete, describe, load_tokenizer,
 from modules.engine.library_messages import route_library_messages
 from modules.engine.loaded import LoadedModel
 from modules.engine.loading_errors import in_one_line, named_failures
+from modules.engine.mappings import MappedFiles
 from modules.engine.pretrained import from_pretrained_kwargs
 from modules.engine.ranks import World
 from modules.errors import NotAvailableHere
@@ -218,7 +219,8 @@ def _load_model(plan: Plan, config: dict[str, Any]) -> Any:
     del kwargs["device_map"]
     as_seen_by_transformers: Any = HfDeepSpeedConfig
     seen = as_seen_by_transformers(config)  # through a weak reference, while it lives
-    model, report = _auto_class(plan).from_pretrained(str(plan.spec.path), output_loading_info=True, **kwargs)
+    with MappedFiles().letting_go():
+        model, report = _auto_class(plan).from_pretrained(str(plan.spec.path), output_loading_info=True, **kwargs)
     del seen
     check_complete(plan, report)
     model.eval().requires_grad_(False)

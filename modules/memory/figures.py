@@ -5,9 +5,10 @@ Pure arithmetic. Which layers lie on the device is the caller's.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from modules.memory.budget import Budget, Figure, Purpose
 from modules.memory.forecast import (
-    CPU_PROCESS_BYTES,
     CUDA_CONTEXT_BYTES,
     RunSpec,
     dequantize_bytes,
@@ -15,6 +16,7 @@ from modules.memory.forecast import (
     prefill_peak_bytes,
 )
 from modules.memory.llamacpp_sizes import PROCESS_BYTES as LLAMACPP_BYTES
+from modules.memory.process import decode_figure, load_peak_bytes, process_figures
 from modules.memory.spec import ModelSpec
 
 
@@ -28,6 +30,7 @@ def device_budget(
     kv_cache: int = 0,
     offload_buffer: int = 0,
     computes: bool = True,
+    deepspeed: bool = False,
 ) -> Budget:
     """The Budget of `device` ("cuda:0", "cpu", "disk"), given the bytes of what lies on it.
 
@@ -44,10 +47,17 @@ def device_budget(
     }
     if computes:
         figures["prefill_peak"] = Figure(prefill_peak_bytes(spec, run, with_head=True), "formula")
+        figures["decode_peak"] = decode_figure(spec, run)
         figures["dequant_buffer"] = Figure(dequantize_bytes(spec, run), "formula")
     if device.startswith("cuda"):
         figures["context"] = Figure(CUDA_CONTEXT_BYTES, "formula")
     elif device == "cpu":
-        process = LLAMACPP_BYTES if run.runtime == "llamacpp" else CPU_PROCESS_BYTES
-        figures["context"] = Figure(process, "formula")
-    return Budget.of(figures)
+        if run.runtime == "llamacpp":
+            figures["context"] = Figure(LLAMACPP_BYTES, "formula")
+        else:
+            figures |= process_figures(spec, run, computes=computes, deepspeed=deepspeed)
+    budget = Budget.of(figures)
+    if device == "disk" or run.runtime == "llamacpp":
+        return budget
+    peak = load_peak_bytes(spec, run, budget.resident, device=device, computes=computes)
+    return replace(budget, load_peak=peak)

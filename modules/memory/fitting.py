@@ -339,7 +339,7 @@ def _zero3(problem: Problem, way: Way, run: RunSpec) -> Solution:
             problem, run, device,
             weights=weights if device == stored else 0, quant_meta=0,
             kv_cache=kv_cache_bytes(problem.spec, run, run.context_tokens) if device == computing else 0,
-            offload_buffer=live if device == computing else 0, computes=device == computing,
+            offload_buffer=live if device == computing else 0, computes=device == computing, deepspeed=True,
         )
         for device in dict.fromkeys(("cpu", computing, stored))
     }  # fmt: skip
@@ -349,12 +349,12 @@ def _zero3(problem: Problem, way: Way, run: RunSpec) -> Solution:
 
 def _budget(
     problem: Problem, run: RunSpec, device: str, *,
-    weights: int, quant_meta: int, kv_cache: int, offload_buffer: int, computes: bool,
+    weights: int, quant_meta: int, kv_cache: int, offload_buffer: int, computes: bool, deepspeed: bool = False,
 ) -> Budget:  # fmt: skip
     """One device's budget, its margin the observed error or what a plan leaves alone."""
     budget = device_budget(
         problem.spec, run, device, weights=weights, quant_meta=quant_meta, kv_cache=kv_cache,
-        offload_buffer=offload_buffer, computes=computes,
+        offload_buffer=offload_buffer, computes=computes, deepspeed=deepspeed,
     )  # fmt: skip
     budget = _with_peaks(problem, run, budget, computes=computes)
     unsure = int(budget.total * (max(1.0, problem.widened.get(device, 1.0)) - 1))
