@@ -11,9 +11,12 @@ import pytest
 
 from modules.memory.figures import device_budget
 from modules.memory.forecast import RunSpec, elements, is_quantizable
+from modules.memory.planner import Question, make_plan
 from modules.memory.process import attention_bytes, conversion_bytes, process_figures
 from modules.memory.spec import ModelSpec, inspect
+from modules.settings import LoadOptions
 from modules.units import MiB
+from tests.fakes import fake_inventory
 
 STARTER = Path("models/SmolLM2-135M-Instruct")
 pytestmark = [
@@ -83,6 +86,14 @@ def test_the_scores_of_our_own_attention_grow_with_the_context(starter: ModelSpe
     short, long = (attention_bytes(starter, replace(RUN, context_tokens=tokens)) for tokens in (2048, 8192))
     assert 4 * short > long > 3 * short
     assert attention_bytes(starter, replace(RUN, dtype="float32")) == 0
+
+
+def test_zero3_gathers_its_largest_part_once_more_while_it_loads(starter: ModelSpec) -> None:
+    options = LoadOptions.model_validate({"model": "any", "cpu": True, "deepspeed": True, "ctx_size": 1024})
+    plan = make_plan(Question(starter, options, fake_inventory(), Path("cache")))
+    budget = plan.budgets["cpu"]
+    assert budget.load_peak == budget.resident + budget.offload_buffer
+    assert "DeepSpeed" in budget.figures["context"].formula
 
 
 def test_a_process_that_only_stores_has_no_peaks(starter: ModelSpec) -> None:

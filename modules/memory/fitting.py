@@ -343,6 +343,8 @@ def _zero3(problem: Problem, way: Way, run: RunSpec) -> Solution:
         )
         for device in dict.fromkeys(("cpu", computing, stored))
     }  # fmt: skip
+    if stored == "cpu":  # DeepSpeed gathers a part whole, to cut it anew, before the last one is gone
+        budgets["cpu"] = replace(budgets["cpu"], load_peak=budgets["cpu"].load_peak + live)
     written = {"disk": weights} if way.disk else {}
     return Solution(way, run, None, budgets, {}, _lacking(problem, budgets, written))
 
