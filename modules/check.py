@@ -256,7 +256,7 @@ def _as_json(
     outcomes: Sequence[Outcome],
 ) -> dict[str, Any]:
     return {
-        "machine": dataclasses.asdict(inventory),
+        "machine": dataclasses.asdict(inventory) | {"cpu_features": sorted(inventory.cpu_features)},
         "libraries": libraries,
         "bandwidth": bandwidth,
         "model": model,
