@@ -40,7 +40,7 @@ print(held // 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
 
 
 def held_mib(*arguments: str) -> tuple[int, int]:
-    """MiB that a child holds for 160 MiB of tensors, and pages that it gets anew for a buffer half as large as one before."""
+    """MiB that a child holds for 160 MiB of tensors, and pages it gets anew for a buffer half as large as the last."""
     done = subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, check=True)
     held, pages = map(int, done.stdout.split())
     return held, pages

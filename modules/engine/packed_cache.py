@@ -2,8 +2,8 @@
 
 Keys are packed channel by channel over a block of tokens, values token by token, as in KIVI (arXiv 2402.02750); the
 last tokens stay as computed. transformers' own QuantizedCache packs the whole cache anew at each flush, cannot be cut
-back to a prefix, and needs a package for either number of bits; docs/log.md has the figures. Which models may have these and
-what they take is memory/kv_cache.py's.
+back to a prefix, and needs a package for either number of bits; docs/log.md has the figures. Which models may have
+these and what they take is memory/kv_cache.py's.
 """
 
 from __future__ import annotations
