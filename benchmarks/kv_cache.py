@@ -21,9 +21,9 @@ from benchmarks.common import ROOT, STARTER, finish, median, spread
 from modules.engine.attention import prefer_cpu_attention
 from modules.engine.huggingface import describe, load_tokenizer
 from modules.engine.loaded import LoadedModel
-from modules.engine.norms import speed_up_norms
 from modules.engine.packed_cache import PackedLayer, cache_maker
 from modules.engine.rows import CausalRow
+from modules.engine.speedups.norms import speed_up_norms
 from modules.hardware import read_inventory
 from modules.memory.forecast import kv_cache_bytes, kv_work_bytes
 from modules.memory.kv_cache import KVCache

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from modules.engine import linears
-from modules.engine.linears import is_amd, onednn_linear, prefers_onednn, speed_up_linears
+from modules.engine.speedups import linears
+from modules.engine.speedups.linears import is_amd, onednn_linear, prefers_onednn, speed_up_linears
 from tests.loop_rig import load
 from tests.tiny_models import tiny_model
 

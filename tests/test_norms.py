@@ -9,8 +9,8 @@ import torch
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from modules.engine import norms
-from modules.engine.norms import speed_up_norms
+from modules.engine.speedups import norms
+from modules.engine.speedups.norms import speed_up_norms
 from tests.loop_rig import load
 from tests.tiny_models import tiny_model
 

@@ -13,11 +13,12 @@ import torch
 
 from modules.engine.base import Engine
 from modules.engine.batched import BatchedEngine
-from modules.engine.linears import speed_up_linears
 from modules.engine.loaded import LoadedModel
-from modules.engine.norms import speed_up_norms
 from modules.engine.paged import PagedModel
 from modules.engine.serial import SerialEngine, release_memory
+from modules.engine.speedups.fused import fuse_linears
+from modules.engine.speedups.linears import speed_up_linears
+from modules.engine.speedups.norms import speed_up_norms
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def choose_loop(loaded: LoadedModel) -> Engine:
     """The engine for `loaded`, running; its info says which loop it is and why."""
     reason = why_not_batched(loaded)
     speed_up_norms(loaded)
+    fuse_linears(loaded)
     speed_up_linears(loaded)
     loop = "serial" if reason else "batched"
     log.info("loop: %s %s", loop, reason)

@@ -20,8 +20,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from modules.engine.attention import prefer_cpu_attention
-from modules.engine.norms import speed_up_norms
 from modules.engine.rows import CausalRow, EncoderDecoderRow, GrowingLayer, growing_cache
+from modules.engine.speedups.norms import speed_up_norms
 from modules.memory import meta
 from modules.memory.fake_linears import Kind, replace_linears
 from modules.memory.forecast import RunSpec

@@ -16,6 +16,7 @@ from torch.nn.functional import rms_norm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from modules.engine.loaded import LoadedModel
+from modules.engine.speedups.hooks import is_unhooked
 
 
 def speed_up_norms(loaded: LoadedModel) -> int:
@@ -29,10 +30,9 @@ def speed_up_norms(loaded: LoadedModel) -> int:
 
 
 def _is_plain_rms_norm(module: Any) -> bool:
-    """Whether it computes what LlamaRMSNorm does, and nobody (offload, DeepSpeed) has put hooks around it."""
-    hooked = hasattr(module, "_hf_hook") or "forward" in vars(module) or module._forward_pre_hooks
+    """Whether it computes what LlamaRMSNorm does, and nobody has put hooks around it."""
     kind: Any = type(module)
-    return not hooked and _has_plain_forward(kind)
+    return is_unhooked(module) and _has_plain_forward(kind)
 
 
 @cache
