@@ -7,8 +7,6 @@ Llamas with random weights in four formats; contexts of 512 to 8,192 tokens, chu
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,33 +16,14 @@ from benchmarks.common import ROOT
 from benchmarks.memory_rows import Results, Row
 from modules.memory.dryruns import DryRuns
 from modules.memory.forecast import RunSpec, kv_cache_bytes, prefill_peak_bytes
-from modules.memory.llamacpp_fit import Buffers, read_load
 from modules.memory.spec import ModelSpec, inspect
 from modules.starter import fetch_gguf
+from tests.llamacpp_load import allocated
 from tests.tiny_models import tiny_gguf
 
 FORMATS = ("F16", "Q8_0", "Q4_0", "Q5_1")
 CONTEXTS = (512, 2048, 8192)
 CHUNKS = (128, 512)
-LOAD = """
-import sys, xllamacpp
-from pathlib import Path
-from modules.memory.forecast import RunSpec
-from modules.memory.llamacpp_params import load_params
-run = RunSpec("float16", context_tokens=int(sys.argv[2]), prefill_chunk=int(sys.argv[3]))
-params = load_params(Path(sys.argv[1]), run)
-params.verbosity, params.warmup, params.hostnames = 5, False, [sys.argv[4]]
-server = xllamacpp.Server(params)
-server.handle_completions({"prompt": [1], "max_tokens": 1})  # ending it before its loop runs would wait for ever
-"""
-
-
-def allocated(path: Path, run: RunSpec) -> Buffers:
-    """The buffers that loading `path` really allocates in RAM, as llama.cpp logs them."""
-    with tempfile.TemporaryDirectory(prefix="snug-") as folder:
-        command = [sys.executable, "-c", LOAD, str(path), str(run.context_tokens), str(run.prefill_chunk)]
-        done = subprocess.run([*command, f"{folder}/load.sock"], capture_output=True, timeout=300, check=True, cwd=ROOT)
-    return read_load(done.stderr.decode("utf-8", "replace").splitlines())["cpu"]
 
 
 def rows(spec: ModelSpec, runs: DryRuns) -> Iterator[Row]:
@@ -54,7 +33,7 @@ def rows(spec: ModelSpec, runs: DryRuns) -> Iterator[Row]:
             continue
         for chunk in CHUNKS:
             run = RunSpec("float16", context_tokens=context, prefill_chunk=chunk, runtime="llamacpp")
-            fit, real = runs.fit(spec, run)["cpu"], allocated(spec.path, run)
+            fit, real = runs.fit(spec, run)["cpu"], allocated(spec.path, run)["cpu"]
             formula = kv_cache_bytes(spec, run, context) + prefill_peak_bytes(spec, run, with_head=True)
             way = f"chunk {chunk}"
             yield Row("dry fit, all buffers", spec.name, way, context, fit.total, real.total)

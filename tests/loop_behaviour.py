@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from modules.engine.base import Degraded, Delta, Event, Prefill, Queued
+from modules.engine.base import EXIT_GPU_LOST, Degraded, Delta, Event, Prefill, Queued
 from modules.engine.loaded import LoadedModel
 from modules.engine.loop import LoopEngine
 from modules.engine.sampler import Sampled, Sampler
@@ -215,6 +216,24 @@ class LoopBehaviour:
         assert ask.text == roomy.decode(want[:5]).rstrip("\ufffd")
         monkeypatch.undo()
         assert Ask("next", prompt, greedy(20)).run(roomy).tokens == want
+
+    def test_a_lost_gpu_ends_the_process_instead_of_failing_every_request_to_come(
+        self, engine: LoopEngine, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        codes: list[int] = []
+        ended = threading.Event()
+
+        def end(code: int) -> None:
+            codes.append(code)
+            ended.set()
+            raise SystemExit  # ends the engine's thread as the process would end
+
+        monkeypatch.setattr(os, "_exit", end)
+        error = torch.AcceleratorError("an illegal memory access")
+        _fail_forward(monkeypatch, engine.loaded.model, calls={6}, error=error)
+        Ask("1", prompt, greedy(20)).submit(engine)
+        assert ended.wait(TIMEOUT_S)
+        assert codes == [EXIT_GPU_LOST]
 
     def test_what_cannot_run_is_refused_at_once(self, engine: LoopEngine, prompt: list[int]) -> None:
         with pytest.raises(ContextLengthExceeded, match="512"):

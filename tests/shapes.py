@@ -25,68 +25,42 @@ def machine(gpus: int = 0, gpu_gib: float = 0, *, ram_gib: float = 64, disk_gib:
 
 def llama(size: Literal["7B", "13B", "33B", "65B", "70B"], *, context: int = 4096, dtype: str = "F16") -> ModelSpec:
     """LLaMA and Llama 2 as published."""
-    hidden, layers, heads, kv_heads, intermediate = {
+    hidden, layers, heads, kv_heads, inner = {
         "7B": (4096, 32, 32, 32, 11008), "13B": (5120, 40, 40, 40, 13824), "33B": (6656, 60, 52, 52, 17920),
         "65B": (8192, 80, 64, 64, 22016), "70B": (8192, 80, 64, 8, 28672),
     }[size]  # fmt: skip
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (32000, hidden)}
-    for layer in range(layers):
-        base = f"model.layers.{layer}"
-        for name, rows in (
-            ("q", hidden),
-            ("k", hidden * kv_heads // heads),
-            ("v", hidden * kv_heads // heads),
-            ("o", hidden),
-        ):
-            shapes[f"{base}.self_attn.{name}_proj"] = (rows, hidden)
-        shapes |= {f"{base}.mlp.{name}_proj": (intermediate, hidden) for name in ("gate", "up")}
-        shapes[f"{base}.mlp.down_proj"] = (hidden, intermediate)
-        shapes |= {f"{base}.{name}_layernorm": (hidden,) for name in ("input", "post_attention")}
-    shapes |= {"model.norm": (hidden,), "lm_head": (32000, hidden)}
-    config = {
-        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads, "intermediate_size": intermediate, "vocab_size": 32000,
-        "max_position_embeddings": context,
-    }  # fmt: skip
-    return make_spec(f"Llama-{size}", "llama", config, shapes, dtype=dtype, bare=("model.rotary_emb",))
+    return _like_llama(f"Llama-{size}", hidden, inner, layers, heads, kv_heads, context, dtype)
 
 
 def random_llama(*, hidden: int, layers: int, heads: int, kv_heads: int, context: int, dtype: str) -> ModelSpec:
     """A model like Llama of any size."""
-    inner, narrow = hidden * 3, hidden * kv_heads // heads
+    return _like_llama(f"Llama-{layers}x{hidden}", hidden, hidden * 3, layers, heads, kv_heads, context, dtype)
+
+
+def small_llama() -> ModelSpec:
+    """TinyLlama 1.1B."""
+    return _like_llama("TinyLlama-1.1B", 2048, 5632, 22, 32, 4, 2048, "BF16")
+
+
+def _like_llama(
+    name: str, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, context: int, dtype: str
+) -> ModelSpec:
+    narrow = hidden * kv_heads // heads
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (32000, hidden)}
     for layer in range(layers):
         base = f"model.layers.{layer}"
         shapes |= {f"{base}.self_attn.{name}_proj": (hidden, hidden) for name in "qo"}
         shapes |= {f"{base}.self_attn.{name}_proj": (narrow, hidden) for name in "kv"}
         shapes |= {f"{base}.mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")}
-        shapes |= {f"{base}.mlp.down_proj": (hidden, inner), f"{base}.input_layernorm": (hidden,)}
+        shapes[f"{base}.mlp.down_proj"] = (hidden, inner)
+        shapes |= {f"{base}.{name}_layernorm": (hidden,) for name in ("input", "post_attention")}
     shapes |= {"model.norm": (hidden,), "lm_head": (32000, hidden)}
     config = {
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
         "num_key_value_heads": kv_heads, "intermediate_size": inner, "vocab_size": 32000,
         "max_position_embeddings": context,
     }  # fmt: skip
-    name = f"Llama-{layers}x{hidden}"
     return make_spec(name, "llama", config, shapes, dtype=dtype, bare=("model.rotary_emb",))
-
-
-def small_llama() -> ModelSpec:
-    """TinyLlama 1.1B."""
-    hidden, inner = 2048, 5632
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (32000, hidden)}
-    for layer in range(22):
-        base = f"model.layers.{layer}"
-        shapes |= {f"{base}.self_attn.{name}_proj": (hidden, hidden) for name in "qo"}
-        shapes |= {f"{base}.self_attn.{name}_proj": (256, hidden) for name in "kv"}
-        shapes |= {f"{base}.mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")}
-        shapes |= {f"{base}.mlp.down_proj": (hidden, inner), f"{base}.input_layernorm": (hidden,)}
-    shapes |= {"model.norm": (hidden,), "lm_head": (32000, hidden)}
-    config = {
-        "hidden_size": hidden, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
-        "intermediate_size": inner, "vocab_size": 32000, "max_position_embeddings": 2048,
-    }  # fmt: skip
-    return make_spec("TinyLlama-1.1B", "llama", config, shapes, dtype="BF16", bare=("model.rotary_emb",))
 
 
 def mixtral() -> ModelSpec:

@@ -245,6 +245,23 @@ def test_a_dry_runs_count_replaces_the_formula_and_may_change_the_plan(gpu_gib: 
     assert table(spec, inventory, dtype="bf16", ctx_size=4096).plans[0].run.prefill_chunk == 512
 
 
+def test_what_a_dry_run_of_a_quantized_model_counted_holds_its_dequantized_weights() -> None:
+    spec, inventory = MODELS["7B"], machine(1, 24, ram_gib=64)
+    options = LoadOptions.model_validate({"load_in_4bit": True, "ctx_size": 2048})
+    formulas = list_plans(Question(spec, options, inventory, Path("c"))).chosen
+    assert formulas is not None
+    before = formulas.budgets["cuda:0"]
+    assert before.dequant_buffer > 0
+
+    class Counted:
+        prefill_peak, decode_peak = before.prefill_peak + before.dequant_buffer, MiB
+
+    plan = list_plans(Question(spec, options, inventory, Path("c"), peaks=lambda _spec, _run, _kind: Counted())).chosen
+    assert plan is not None
+    assert (plan.run, plan.budgets["cuda:0"].dequant_buffer) == (formulas.run, 0)
+    assert plan.budgets["cuda:0"].total == before.total
+
+
 @pytest.mark.parametrize("where", ["none, 24 GiB RAM", "1x12, 24 GiB RAM", "2x24, 24 GiB RAM"])
 def test_the_longest_context_fits_and_a_step_more_does_not(where: str) -> None:
     spec, inventory = MODELS["7B, 32k"], MACHINES[where]

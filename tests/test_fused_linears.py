@@ -15,37 +15,46 @@ from modules.engine.speedups.fused import MOST_TOKENS, FusedLinears, fuse_linear
 from tests.loop_rig import load
 from tests.tiny_models import tiny_model
 
-KINDS = ["float32", "bfloat16", "int8"]
+KINDS = ["float32", "bfloat16", "int8", "nf4"]
 
 
-def layers(kind: str, *, sizes: tuple[int, ...] = (48, 16, 16), bias: bool = False) -> list[Any]:
-    """Layers of 32 features in, with random weights."""
-    made = []
-    for number, size in enumerate(sizes):
-        torch.manual_seed(number)
-        plain = nn.Linear(32, size, bias=bias).requires_grad_(False)
-        if kind == "int8":
-            import bitsandbytes
+def layers(kind: str, *, sizes: tuple[int, ...] = (96, 32, 32), bias: bool = False) -> list[Any]:
+    """Layers of 64 features in, with random weights, as they are after a first forward."""
+    return [_layer(kind, size, bias, seed) for seed, size in enumerate(sizes)]
 
-            layer = bitsandbytes.nn.Linear8bitLt(32, size, bias=bias, has_fp16_weights=False, threshold=6.0)
-            layer.load_state_dict(plain.to(torch.float16).state_dict())
-            made.append(layer.to("cpu").eval())
-        else:
-            made.append(plain.to(getattr(torch, kind)))
-    return made
+
+@torch.no_grad()
+def _layer(kind: str, size: int, bias: bool, seed: int) -> Any:
+    torch.manual_seed(seed)
+    plain = nn.Linear(64, size, bias=bias).requires_grad_(False)
+    if kind in ("float32", "bfloat16"):
+        return plain.to(getattr(torch, kind))
+    import bitsandbytes
+
+    if kind == "nf4" and not bitsandbytes.functional.has_avx512bf16():
+        pytest.skip("bitsandbytes joins bytes of 4-bit weights only for CPUs with AVX-512 for bf16")
+    layer: Any
+    if kind == "int8":
+        layer = bitsandbytes.nn.Linear8bitLt(64, size, bias=bias, has_fp16_weights=False, threshold=6.0)
+    else:
+        layer = bitsandbytes.nn.Linear4bit(64, size, bias=bias, compute_dtype=torch.bfloat16, quant_type="nf4")
+    layer.load_state_dict(plain.to(torch.float16 if kind == "int8" else torch.bfloat16).state_dict())
+    layer = layer.to("cpu").eval()
+    layer(states(kind, 1))
+    return layer
 
 
 def states(kind: str, tokens: int, seed: int = 0) -> torch.Tensor:
     """Random states `(1, tokens, 32)`; one feature is an outlier that LLM.int8() keeps out of its int8 product."""
     torch.manual_seed(seed)
-    made = torch.randn(1, tokens, 32)
+    made = torch.randn(1, tokens, 64)
     made[..., 5] *= 20
-    return made.to(torch.bfloat16 if kind == "int8" else getattr(torch, kind))
+    return made.to(getattr(torch, kind if kind.startswith(("float", "bfloat")) else "bfloat16"))
 
 
 def joined(group: list[Any]) -> list[Any]:
     together = FusedLinears(group)
-    return [together.forward_of(part, layer) for part, layer in enumerate(group)]
+    return [together.forward_of(part) for part in range(len(group))]
 
 
 @pytest.mark.parametrize("tokens", [1, 2, MOST_TOKENS, MOST_TOKENS + 1, 64])
@@ -71,7 +80,7 @@ def test_one_product_serves_all_and_nothing_is_kept_afterwards(monkeypatch: pyte
         return product(states)
 
     monkeypatch.setattr(together, "_all", counted)
-    forwards = [together.forward_of(part, layer) for part, layer in enumerate(group)]
+    forwards = [together.forward_of(part) for part in range(len(group))]
     for number in range(3):
         given = states("float32", 1, number)
         for forward in forwards:
@@ -99,7 +108,7 @@ def test_no_byte_is_held_twice_and_a_changed_weight_is_seen(kind: str) -> None:
     forwards = joined(group)
     storages = {layer.weight.untyped_storage()._cdata for layer in group}
     assert len(storages) == 1
-    group[1].weight.zero_()
+    (group[1].weight.quant_state.absmax if kind == "nf4" else group[1].weight).zero_()
     group[1].bias.fill_(3.0)
     given = states(kind, 1)
     forwards[0](given)
@@ -138,7 +147,7 @@ def test_what_is_large_hooked_or_of_several_kinds_stays_as_it_is(monkeypatch: py
     assert not fused._can_be_joined(hooked)
     assert not fused._can_be_joined([*layers("float32")[:2], *layers("bfloat16")[2:]])
     assert not fused._can_be_joined([*layers("float32")[:2], *layers("float32", bias=True)[2:]])
-    assert not fused._can_be_joined([*layers("float32")[:2], nn.Linear(31, 16, bias=False)])
-    assert not fused._can_be_joined([nn.Linear(32, 8, device="meta"), nn.Linear(32, 8, device="meta")])
-    monkeypatch.setattr(fused, "LARGEST_BYTES", 80 * 32 * 4 - 1)
+    assert not fused._can_be_joined([*layers("float32")[:2], nn.Linear(63, 32, bias=False)])
+    assert not fused._can_be_joined([nn.Linear(64, 8, device="meta"), nn.Linear(64, 8, device="meta")])
+    monkeypatch.setattr(fused, "LARGEST_BYTES", 160 * 64 * 4 - 1)
     assert not fused._can_be_joined(layers("float32"))

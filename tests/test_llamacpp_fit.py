@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from modules.errors import BadGguf, UnsupportedModel
+from modules.errors import BadGguf, SnugError, UnsupportedModel
 from modules.memory.dryruns import DryRuns
 from modules.memory.forecast import RunSpec, kv_cache_bytes
-from modules.memory.llamacpp_fit import Buffers, read_fit, read_load
+from modules.memory.llamacpp_fit import Buffers, read_fit
 from modules.memory.spec import inspect
+from modules.starter import fetch_gguf
 from modules.units import MiB
+from tests.llamacpp_load import ROOT, allocated
 from tests.tiny_models import tiny_gguf
 
-STARTER = Path("models/SmolLM2-135M-Instruct.Q4_1.gguf")
-LOAD = """
-import sys, xllamacpp
-from pathlib import Path
-from modules.memory.forecast import RunSpec
-from modules.memory.llamacpp_params import load_params
-run = RunSpec("float16", context_tokens=int(sys.argv[2]), prefill_chunk=int(sys.argv[3]))
-params = load_params(Path(sys.argv[1]), run)
-params.verbosity, params.warmup, params.hostnames = 5, False, [sys.argv[4]]
-server = xllamacpp.Server(params)
-server.handle_completions({"prompt": [1], "max_tokens": 1})  # ending it before its loop runs would wait for ever
-"""
 TABLE = "0.1 I common_memory_breakdown_print: |"
 
 
@@ -39,16 +27,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DryRuns]:
     client.close()
 
 
-def allocated(path: Path, run: RunSpec, socket: Path) -> dict[str, Buffers]:
-    """The buffers that loading `path` really allocates, as llama.cpp logs them."""
-    command = [sys.executable, "-c", LOAD, str(path), str(run.context_tokens), str(run.prefill_chunk), str(socket)]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
-    return read_load(done.stderr.decode("utf-8", "replace").splitlines())
-
-
-def compare(runs: DryRuns, path: Path, run: RunSpec, socket: Path) -> None:
+def compare(runs: DryRuns, path: Path, run: RunSpec) -> None:
     """Hold the fit to the load; prints the row."""
-    forecast, real = runs.fit(inspect(path), run), allocated(path, run, socket)
+    forecast, real = runs.fit(inspect(path), run), allocated(path, run)
     assert set(forecast) == set(real) == {"cpu"}
     ratio = forecast["cpu"].total / real["cpu"].total
     print(f"{path.stem} {run.context_tokens} {run.prefill_chunk}: {forecast['cpu'].total / MiB:.2f} MiB forecast, "
@@ -64,17 +45,17 @@ def test_the_dry_fit_is_what_the_load_allocates(
     runs: DryRuns, tmp_path: Path, kind: str, context: int, chunk: int
 ) -> None:
     path = tiny_gguf(tmp_path, width=512, inner=1024, layers=4, kind=kind, context=8192)
-    compare(runs, path, RunSpec("float16", context_tokens=context, prefill_chunk=chunk), tmp_path / "load.sock")
+    compare(runs, path, RunSpec("float16", context_tokens=context, prefill_chunk=chunk))
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("context", [256, 2048, 8192])
-def test_the_dry_fit_of_the_starters_file_is_what_its_load_allocates(
-    runs: DryRuns, tmp_path: Path, context: int
-) -> None:
-    if not STARTER.exists():
-        pytest.skip(f"{STARTER} is not here")
-    compare(runs, STARTER, RunSpec("float16", context_tokens=context), tmp_path / "load.sock")
+def test_the_dry_fit_of_the_starters_file_is_what_its_load_allocates(runs: DryRuns, context: int) -> None:
+    try:
+        path = fetch_gguf(ROOT / "models" / ".gguf")
+    except SnugError as error:
+        pytest.skip(f"the starter's file cannot be fetched: {error}")
+    compare(runs, path, RunSpec("float16", context_tokens=context))
 
 
 def test_the_context_is_the_formula_of_a_16_bit_cache_and_one_row_of_logits_a_slot(

@@ -14,7 +14,7 @@ from modules.chat.prompts import Prompts
 from modules.chat.service import ChatService
 from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
-from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, TextPiece
+from modules.engine.base import EXIT_GPU_LOST, Degraded, Delta, Event, Finished, GenerationRequest, TextPiece
 from modules.engine.batched import BatchedEngine
 from modules.engine.deaths import MemoryWatch, count_kills
 from modules.engine.generation import Generation
@@ -22,6 +22,7 @@ from modules.engine.loaded import LoadedModel
 from modules.engine.loop import LoopEngine
 from modules.engine.open_requests import OpenRequests
 from modules.engine.serial import SerialEngine
+from modules.engine.verdicts import death_of
 from modules.engine.wire import Cancel, Message, Submit
 from modules.errors import EngineDied, OutOfMemory
 from modules.hardware import Inventory
@@ -264,6 +265,7 @@ def scripted(settings: Settings, loader: object) -> ModelManager:
     return ModelManager(settings, loaders={"transformers": loader}, read_inventory=roomy)  # type: ignore[dict-item]
 
 
+@pytest.mark.xdist_group("kernel kills")  # the kernel counts those of all processes together
 def test_an_engine_killed_by_the_kernel_comes_back_smaller_and_its_reply_goes_on(
     settings: Settings, group: Path
 ) -> None:
@@ -282,6 +284,7 @@ def test_an_engine_killed_by_the_kernel_comes_back_smaller_and_its_reply_goes_on
         manager.close()
 
 
+@pytest.mark.xdist_group("kernel kills")
 def test_an_engine_killed_by_somebody_else_comes_back_as_it_was(settings: Settings) -> None:
     loader = Glutton(Script(reply="and so on ", endless=True, tokens_per_s=100), settings.model_dir, 10**6)
     manager = scripted(settings, loader)
@@ -318,6 +321,12 @@ def test_without_a_count_little_free_memory_at_the_last_look_decides(tmp_path: P
     watch.free_bytes = 100 * MiB
     assert watch.was_memory()
     assert "100 MiB were free" in watch.evidence()
+
+
+def test_a_lost_gpu_is_named() -> None:
+    error, starved = death_of(fake_plan(), EXIT_GPU_LOST, MemoryWatch(None), loading=False)
+    assert str(error).startswith("The GPU failed, and the engine process ended with it.")
+    assert not starved
 
 
 # Seen by people

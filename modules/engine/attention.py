@@ -18,14 +18,14 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from modules.engine.loaded import LoadedModel
 from modules.engine.pages import batch_rows, write_and_read
+from modules.memory.process import SCORE_COLUMNS, SCORE_ROWS
 
 # Names of an `attn_implementation`.
 ONE_ROW = "cpu_row"
 MANY_ROWS = "cpu_rows"  # has no mask function: neither the model nor continuous batching then builds a mask
 
-# Rows of a score matrix at a time: it stays in the CPU's cache, and keys that come after a block are skipped.
-SCORE_ROWS = 384
-_SCORE_COLUMNS = 1024  # buffers for scores come in steps of this many keys
+# A score matrix is computed SCORE_ROWS rows at a time: it stays in the CPU's cache, and keys that come after a block
+# are skipped.
 
 
 def prefer_cpu_attention(loaded: LoadedModel, *, many_rows: bool) -> bool:
@@ -185,7 +185,7 @@ def _by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, wind
     # One buffer each for all blocks and layers: buffers that grow from block to block leave holes in the heap, at 8,192
     # tokens 400 MiB of them.
     span = keys if window is None else min(keys, step + window)
-    most = heads * min(step, queries) * -(-span // _SCORE_COLUMNS) * _SCORE_COLUMNS
+    most = heads * min(step, queries) * -(-span // SCORE_COLUMNS) * SCORE_COLUMNS
     room, more_room = query.new_empty(most), query.new_empty(most)
     out = query.new_empty(queries, heads, value.shape[2])
     for start in range(0, queries, step):

@@ -15,6 +15,8 @@ from modules.memory.planner import Plan
 from modules.sampling import GenerationParams
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+EXIT_GPU_LOST = 76
+"""The exit code of an engine process whose GPU takes no more calls."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from modules.engine.base import FinishReason
 from modules.engine.loaded import LoadedModel
 from modules.engine.loop import QUEUE_LIMIT, LoopEngine
 from modules.engine.paged import PagedModel, Stretch
-from modules.engine.reply import SMALLEST_CHUNK_TOKENS, Reply, is_out_of_memory, smaller_chunk
+from modules.engine.reply import SMALLEST_CHUNK_TOKENS, Reply, end_without_gpu, is_out_of_memory, smaller_chunk
 from modules.engine.serial import release_memory
 
 log = logging.getLogger(__name__)
@@ -160,6 +160,7 @@ class BatchedEngine(LoopEngine):
 
     def _recover(self, error: Exception) -> None:
         """After a step that failed: shrink what caused it or find whom; all others go on from their tokens."""
+        end_without_gpu(error)
         log.warning("a step with %d rows failed: %s", len(self._rows), type(error).__name__)
         rows, unproven = list(self._rows.values()), set(self._unproven)
         out_of_memory = is_out_of_memory(error)

@@ -7,6 +7,7 @@ reads a few tokens in stretches, goes on token by token, and its logits are held
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,7 @@ from modules.engine.serial import SerialEngine, release_memory
 from modules.engine.speedups.fused import fuse_linears
 from modules.engine.speedups.linears import speed_up_linears
 from modules.engine.speedups.norms import speed_up_norms
+from modules.engine.speedups.packed import pack_linears
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +32,14 @@ PROBE_CHUNK_TOKENS = 8
 LARGEST_DEVIATION = 0.25
 
 
-def choose_loop(loaded: LoadedModel) -> Engine:
-    """The engine for `loaded`, running; its info says which loop it is and why."""
+def choose_loop(loaded: LoadedModel, tell: Callable[[float], None] = lambda _: None) -> Engine:
+    """The engine for `loaded`, running; its info says which loop it is and why.
+
+    `tell` hears how far the weights are arranged, which takes seconds for large ones.
+    """
     reason = why_not_batched(loaded)
     speed_up_norms(loaded)
+    pack_linears(loaded, tell)
     fuse_linears(loaded)
     speed_up_linears(loaded)
     loop = "serial" if reason else "batched"

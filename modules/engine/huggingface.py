@@ -60,7 +60,7 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
         model = _load_model(plan, on_progress)
         loaded = describe(plan, model, tokenizer, started)
         on_progress(Progress("Trying it out", _WEIGHTS_SHARE[1]))
-        engine = choose_loop(loaded)
+        engine = choose_loop(loaded, partial(_arranging, on_progress))
     log.info("%s loaded in %.1f s, peak %s", plan.spec.name, loaded.info.load_s, format_size(loaded.info.peak_bytes))
     on_progress(Progress("Ready", 1.0))
     return engine
@@ -109,7 +109,21 @@ def _load_model(plan: Plan, on_progress: OnProgress) -> Any:
         files.let_go()
     if plan.run.quantization == "int8":
         _give_back_after_blocks(plan, model)
+    elif plan.run.quantization != "none" or plan.spec.prequantized != "none":
+        _keep_odd_layers_unpacked(model)
     return model
+
+
+def _keep_odd_layers_unpacked(model: Any) -> None:
+    """Leave 4-bit layers as they are whose sizes bitsandbytes cannot pack for CPUs with AVX-512 for bf16.
+
+    It tries at their first forward, and raises (0.50.2, functional.py): rows are packed 32 at a time, and no block of
+    one scale may reach into the next row.
+    """
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and (state.shape[0] % 32 or state.shape[1] % state.blocksize):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _give_back_after_blocks(plan: Plan, model: Any) -> None:
@@ -153,6 +167,10 @@ def _tell_weights(plan: Plan, on_progress: OnProgress, files: MappedFiles | None
         fraction = (fraction + (0 if unpacking else 1)) / 2
     first, last = _WEIGHTS_SHARE
     on_progress(Progress(stage, first + (last - first) * fraction))
+
+
+def _arranging(on_progress: OnProgress, fraction: float) -> None:
+    on_progress(Progress("Arranging weights for this CPU", _WEIGHTS_SHARE[1] + (1 - _WEIGHTS_SHARE[1]) * fraction))
 
 
 def _supports(plan: Plan, kwargs: dict[str, Any]) -> bool:

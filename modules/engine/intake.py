@@ -48,6 +48,9 @@ class Intake(Generic[Taken]):
     def _shut_down(self) -> None:
         """End every active request as cancelled and let go of caches."""
 
+    def _check_machine(self, error: Exception) -> None:
+        """Called with an error that nobody caught: end the process if nothing can come after it."""
+
     def _enqueue(self, taken: Taken) -> None:
         """Queue a request. Raises QueueFull, BadValue for a known id, NoModelLoaded while closing."""
         request = taken.request
@@ -86,7 +89,8 @@ class Intake(Generic[Taken]):
         while not self._closing:
             try:
                 worked = self._work()
-            except Exception:
+            except Exception as error:
+                self._check_machine(error)
                 log.exception("the generation loop stumbled; it goes on")
                 worked = True
             if not worked:

@@ -165,6 +165,7 @@ class LlamaCppEngine(Intake[LlamaReply]):
             return "cancelled"
         reply.stream = stream = self._server.stream(reply.body)
         try:
+            # Who cancelled before there was a stream to close is seen at its first event.
             return _follow(reply, stream)
         finally:
             stream.close()

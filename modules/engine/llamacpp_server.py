@@ -30,16 +30,22 @@ _DATA = b"data: "
 
 
 class Stream:
-    """The events of one completion. Iterate it in one thread; `close` from any: llama.cpp then drops the row."""
+    """The events of one completion. Iterate it in one thread; `close` from any: llama.cpp then drops the row.
 
-    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+    llama.cpp answers when the first part of the prompt is read; until then too, `close` ends it.
+    """
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        """`connection`: the request is sent, its answer not yet read."""
         self._connection = connection
-        self._response = response
         self._closed = False
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
-            for line in self._response:
+            response = self._connection.getresponse()
+            if response.status != http.client.OK:
+                raise _error_of(json.loads(response.read()))
+            for line in response:
                 if line.startswith(_DATA) and not line.startswith(b"data: [DONE]"):
                     yield _checked(json.loads(line[len(_DATA) :]))
         except (OSError, ValueError, AttributeError, http.client.HTTPException):
@@ -88,31 +94,26 @@ class LlamaServer:
         """The answer of one endpoint, JSON; POST where there is a `body`."""
         connection = self._connect()
         try:
-            return _checked(json.loads(self._send(connection, path, body).read()))
+            self._send(connection, path, body)
+            return _checked(json.loads(connection.getresponse().read()))
         finally:
             connection.close()
 
     def stream(self, body: Mapping[str, Any]) -> Stream:
         """Begin a completion."""
         connection = self._connect()
-        response = self._send(connection, "/completion", {**body, "stream": True})
-        if response.status != http.client.OK:
-            with contextlib.closing(connection):
-                raise _error_of(json.loads(response.read()))
-        return Stream(connection, response)
+        self._send(connection, "/completion", {**body, "stream": True})
+        return Stream(connection)
 
     def close(self) -> None:
         """Free the model."""
         self._server = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _send(
-        self, connection: http.client.HTTPConnection, path: str, body: Mapping[str, Any] | None
-    ) -> http.client.HTTPResponse:
+    def _send(self, connection: http.client.HTTPConnection, path: str, body: Mapping[str, Any] | None) -> None:
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
         payload = None if body is None else json.dumps(body).encode("ascii")
         connection.request("GET" if payload is None else "POST", path, payload, headers)
-        return connection.getresponse()
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._address.startswith(_UNIX):

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from modules.engine.base import Emit, EngineStats, GenerationRequest
 from modules.engine.intake import QUEUE_LIMIT, Intake, check_fits, check_ids
 from modules.engine.loaded import LoadedModel, TokenizerFace, process_memory
-from modules.engine.reply import Reply
+from modules.engine.reply import Reply, end_without_gpu
 
 __all__ = ["QUEUE_LIMIT", "LoopEngine"]
 
@@ -34,6 +34,9 @@ class LoopEngine(Intake[Reply], TokenizerFace):
     def stats(self) -> EngineStats:
         """How busy the engine is now."""
         return process_memory(len(self._active), len(self._queue), *self._kv_tokens(), self._longest_seen)
+
+    def _check_machine(self, error: Exception) -> None:
+        end_without_gpu(error)
 
     def _check(self, request: GenerationRequest) -> None:
         check_ids(request, self.loaded.info.vocab_size)

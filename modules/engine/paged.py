@@ -85,13 +85,13 @@ class PagedModel:
             # After the library's check of names that it knows.
             ours = prefer_cpu_attention(self._loaded, many_rows=True)
             self._processor = self._manager._create_batch_processor()
+            self._cache = self._processor.cache
+            let_go_of_zeros(self._cache.cache_tensor)
+            if ours:
+                lay_out_by_layer(self._cache)
         except Exception:
             self._restore_attention()
             raise
-        self._cache = self._processor.cache
-        let_go_of_zeros(self._cache.cache_tensor)
-        if ours:
-            lay_out_by_layer(self._cache)
         self._allocators: list[Any] = list(self._cache.cache_allocators.values())
         self._processor.model_runner._sample = self._sample
         self.closed = False

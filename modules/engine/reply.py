@@ -6,13 +6,14 @@ Both loops drive it. It knows nothing of models, caches or threads; only `cancel
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
-from modules.engine.base import Emit, FinishReason, GenerationRequest
+from modules.engine.base import EXIT_GPU_LOST, Emit, FinishReason, GenerationRequest
 from modules.engine.loaded import LoadedModel, PieceCodec
 from modules.engine.sampler import Sampled, Sampler
 from modules.engine.telling import Telling
@@ -92,6 +93,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+def end_without_gpu(error: BaseException) -> None:
+    """End this process if `error` says that its GPU context is lost: every call after that fails.
+
+    The host then tells of it, and loads the model anew for the next message.
+    """
+    if isinstance(error, torch.AcceleratorError):
+        log.critical("the GPU's context is lost: %s", error)
+        os._exit(EXIT_GPU_LOST)
 
 
 def smaller_chunk(tokens: int) -> int:

@@ -19,7 +19,7 @@ from modules.engine.heap import LARGE_STEP_TOKENS, give_back
 from modules.engine.loaded import LoadedModel
 from modules.engine.loop import QUEUE_LIMIT, LoopEngine
 from modules.engine.packed_cache import cache_maker
-from modules.engine.reply import SMALLEST_CHUNK_TOKENS, Reply, Rung, is_out_of_memory, smaller_chunk
+from modules.engine.reply import SMALLEST_CHUNK_TOKENS, Reply, Rung, end_without_gpu, is_out_of_memory, smaller_chunk
 from modules.engine.rows import CausalRow, EncoderDecoderRow, Row, Shelf
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class SerialEngine(LoopEngine):
             reply.start(decoder_start=self._decoder_start())
             reason = self._generate_within_memory(reply)
         except Exception as error:
+            end_without_gpu(error)
             return partial(reply.fail, error)
         return partial(reply.finish, reason)
 

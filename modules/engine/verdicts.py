@@ -6,6 +6,7 @@ import signal
 
 import psutil
 
+from modules.engine.base import EXIT_GPU_LOST
 from modules.engine.deaths import MemoryWatch
 from modules.engine.patience import TRY_AGAIN
 from modules.errors import EngineDied, LoadFailed, OutOfMemory, SnugError
@@ -37,6 +38,8 @@ def death_of(plan: Plan, exit_code: int | None, watch: MemoryWatch, *, loading: 
         why = f"because memory ran out{seen}" if starved else "by another program or a person"
         death = EngineDied(f"The engine process was killed (SIGKILL), most likely {why}.", remedy=TRY_AGAIN)
         return death, starved
+    if exit_code == EXIT_GPU_LOST:
+        return EngineDied("The GPU failed, and the engine process ended with it.", remedy=TRY_AGAIN), False
     again = "Try again; the log says more." if loading else TRY_AGAIN
     when = " while it was loading" if loading else ""
     return EngineDied(f"The engine process ended{when} ({_exit_words(exit_code)}).", remedy=again), False

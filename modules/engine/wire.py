@@ -121,8 +121,8 @@ Message = Start | Submit | Cancel | Call | Close | Loading | Loaded | LoadBroke 
 class Writer:
     """Sends what is posted, in order. `post` never blocks and is safe inside a finalizer.
 
-    A small message that the pipe has room for goes out at once, in the thread that posts it: to wake another for each
-    token cost the engine's loop 3 % of its time on two cores. All else is sent by a thread of the writer's own.
+    A small message that the pipe has room for goes out at once, in the thread that posts it, which spares the engine's
+    loop the waking of another for each token. All else is sent by a thread of the writer's own.
     """
 
     def __init__(self, pipe: Pipe, name: str) -> None:
@@ -158,7 +158,10 @@ class Writer:
             return True
         if not self._has_room():
             return False
-        data = pickle.dumps([message], pickle.HIGHEST_PROTOCOL)
+        try:
+            data = pickle.dumps([message], pickle.HIGHEST_PROTOCOL)
+        except Exception:
+            return False  # `_send` tells of it
         if len(data) > SMALL_BYTES:
             return False
         self._try(partial(self._pipe.send_bytes, data))
@@ -172,12 +175,24 @@ class Writer:
                 batch = [self._unsent[number] for number in range(min(len(self._unsent), MAX_BATCH))]
                 messages = [message for message in batch if message is not None]
                 if messages:
-                    folded = fold_messages(messages) if len(messages) > FOLD_ABOVE else messages
-                    self._try(partial(self._pipe.send, folded))
+                    self._try(partial(self._send, fold_messages(messages) if len(messages) > FOLD_ABOVE else messages))
                 for _ in batch:
                     self._unsent.popleft()
             if None in batch:
                 return
+
+    def _send(self, messages: Sequence[Message]) -> None:
+        """Send what can be sent: one message that cannot takes none of the others with it."""
+        try:
+            data = pickle.dumps(messages, pickle.HIGHEST_PROTOCOL)
+        except Exception:
+            if len(messages) == 1:
+                log.exception("A message to the other process cannot be sent: %s", type(messages[0]).__name__)
+                return
+            for message in messages:
+                self._send([message])
+            return
+        self._pipe.send_bytes(data)
 
     def _try(self, send: Callable[[], None]) -> None:
         try:
@@ -198,7 +213,7 @@ def _room_for_writing(pipe: Pipe) -> Callable[[], bool]:
 
 
 def wait_for_reading(pipe: Pipe) -> Callable[[float], bool]:
-    """`pipe.poll`, at a tenth of its cost where the system allows: it makes a selector for every call."""
+    """`pipe.poll` where the system allows without the selector that it makes for every call."""
     if not hasattr(select, "poll"):
         return pipe.poll
     watch = select.poll()

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from modules.errors import BadFlag, BadValue, NotAvailableHere
-from modules.memory.forecast import DType, Quantization, RunSpec, kv_cache_bytes, weight_bytes
+from modules.memory.forecast import DTYPE_FLAGS, DType, Quantization, RunSpec, kv_cache_bytes, weight_bytes
 from modules.memory.kinds import quantizable
 from modules.memory.kv_cache import LABELS as CACHE_LABELS
 from modules.memory.kv_cache import QUALITY as CACHE_QUALITY
@@ -23,7 +23,7 @@ from modules.settings import LoadOptions
 
 Place = Literal["gpu", "gpus", "split", "cpu", "zero3"]
 DEFAULT_CONTEXT = 8192
-DTYPES: dict[str, DType] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_DTYPES = {flag: dtype for dtype, flag in DTYPE_FLAGS.items()}
 LABELS: dict[Quantization, str] = {"none": "", "int8": "8-bit", "nf4": "4-bit (nf4)", "fp4": "4-bit (fp4)"}
 
 # A way that saves less of the weights than this changes nothing worth its loss.
@@ -194,8 +194,8 @@ def _stored(spec: ModelSpec, options: LoadOptions) -> DType:
     """The precision of weights that are not quantized, on a GPU."""
     wanted = "bf16" if options.bf16 else options.dtype
     if wanted != "auto":
-        return DTYPES[wanted]
-    return next((dtype for dtype in DTYPES.values() if dtype == spec.stored_dtype), "bfloat16")
+        return _DTYPES[wanted]
+    return next((dtype for dtype in DTYPE_FLAGS if dtype == spec.stored_dtype), "bfloat16")
 
 
 def _on_cpu(spec: ModelSpec, options: LoadOptions, run: RunSpec) -> RunSpec:
@@ -214,7 +214,7 @@ def _precisions(spec: ModelSpec, wishes: Wishes) -> tuple[list[RunSpec], list[tu
         dtype=dtype,
         quantization=wanted if spec.prequantized == "none" else spec.prequantized,
         double_quant=options.use_double_quant,
-        compute_dtype=DTYPES[options.compute_dtype] if options.compute_dtype else dtype,
+        compute_dtype=_DTYPES[options.compute_dtype] if options.compute_dtype else dtype,
         context_tokens=wished_context(spec, options),
         attention="sdpa" if options.attn_implementation == "auto" else options.attn_implementation,
     )

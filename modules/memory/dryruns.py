@@ -396,9 +396,17 @@ def _key(request: Mapping[str, Any]) -> str:
     """What an answer depends on."""
     asked = {name: request.get(name) for name in ("question", "config", "run", "kind", "prequantized")}
     libraries = _GGUF_LIBRARIES if request["question"] == "fit" else _LIBRARIES
-    versions = [metadata.version(name) for name in libraries]
+    versions = [_version(name) for name in libraries]
     content = json.dumps([_METHOD, versions, asked], sort_keys=True)
     return hashlib.sha256(content.encode("ascii")).hexdigest()[:32]
+
+
+def _version(library: str) -> str:
+    """Its version; "" where it is not installed."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _environment() -> dict[str, str]:

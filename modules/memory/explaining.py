@@ -9,7 +9,7 @@ from modules.memory.budget import Budget
 from modules.memory.candidates import LABELS, asks_to_split
 from modules.memory.choosing import Ranked
 from modules.memory.fitting import CHUNKS, Problem, Solution
-from modules.memory.forecast import kv_cache_bytes, quantized_share
+from modules.memory.forecast import DTYPE_FLAGS, kv_cache_bytes, quantized_share
 from modules.memory.kv_cache import LABELS as CACHE_LABELS
 from modules.memory.kv_cache import LAYERS_ON_GPU
 from modules.memory.kv_cache import QUALITY as CACHE_QUALITY
@@ -17,7 +17,6 @@ from modules.memory.quality import loss_text
 from modules.memory.speed import Speeds
 from modules.units import MiB, format_size
 
-_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 # What stays free of a device below this, or below this share of it, is little.
 _LITTLE_BYTES, _LITTLE_SHARE = 512 * MiB, 0.05
 # Below this many tokens a second one waits for each.
@@ -149,7 +148,7 @@ def _explain_budget(problem: Problem, solution: Solution, device: str, budget: B
     shown = sum_words(device, budget)
     run, free = solution.run, format_size(problem.device(device).free_bytes)
     quantized = run.quantization != "none" and (not device.startswith("cpu") or len(solution.budgets) == 1)
-    label = LABELS[run.quantization] if quantized else _SHORT[run.dtype]
+    label = LABELS[run.quantization] if quantized else DTYPE_FLAGS[run.dtype]
     where = place_name(problem, device, preposition=True)
     return f"{label}: {shown} = {format_size(budget.total)} of {free} free {where}."
 

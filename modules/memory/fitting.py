@@ -265,8 +265,13 @@ _ATTEMPTS: dict[str, _Attempt] = {
 
 def _empty(problem: Problem, run: RunSpec, device: str, *, computes: bool = True) -> Budget:
     """What computing takes on a device beside weights and caches."""
-    like = "cuda:0" if device.startswith("cuda") else device
-    return _with_peaks(problem, run, _computing(problem.spec, (run, like, computes)), computes=computes)
+    budget = _computing(problem.spec, (run, _like(device), computes))
+    return _with_peaks(problem, run, device, budget, computes=computes)
+
+
+def _like(device: str) -> str:
+    """The first device of the same kind, for which the formulas say the same."""
+    return "cuda:0" if device.startswith("cuda") else device
 
 
 def _encoder_output(spec: ModelSpec, run: RunSpec) -> int:
@@ -281,10 +286,10 @@ def _cache_away(spec: ModelSpec, run: RunSpec) -> int:
     return sum(layer_cache_away(spec, run, layer, run.context_tokens) for layer in range(spec.layers))
 
 
-def _with_peaks(problem: Problem, run: RunSpec, budget: Budget, *, computes: bool) -> Budget:
-    """`budget` with what a dry run counted instead of what the formulas say.
+def _with_peaks(problem: Problem, run: RunSpec, device: str, budget: Budget, *, computes: bool) -> Budget:
+    """`budget` of `device` with what a dry run counted, weights that it dequantized included, instead of the formulas.
 
-    Runs of another context or chunk than the counted one keep their formula, raised as far as it was too low there.
+    Runs of another context or chunk than the counted one keep their formulas, raised as far as they were too low there.
     """
     counted = problem.counted
     if (
@@ -294,14 +299,15 @@ def _with_peaks(problem: Problem, run: RunSpec, budget: Budget, *, computes: boo
     ):
         return budget
     figures: dict[Purpose, Figure] = dict(budget.figures)
+    within = figures.pop("dequant_buffer", Figure(0, "formula")).bytes
     if run == counted.run:
         for purpose, size in counted.figures:
             figures[purpose] = Figure(size, "dry-run", "counted on the model without its weights")
     else:
-        there = _computing(problem.spec, (counted.run, "cpu", True))
+        there = _computing(problem.spec, (counted.run, _like(device), True))
         for purpose, size in counted.figures:
-            ratio = max(1.0, size / max(1, there[purpose]))
-            figures[purpose] = Figure(int(budget[purpose] * ratio), "formula")
+            ratio = max(1.0, size / max(1, there[purpose] + there.dequant_buffer))
+            figures[purpose] = Figure(int((budget[purpose] + within) * ratio), "formula")
     return Budget.of(figures, load_peak=budget.load_peak, margin=budget.margin)
 
 
@@ -358,7 +364,7 @@ def _budget(
         problem.spec, run, device, weights=weights, quant_meta=quant_meta, kv_cache=kv_cache,
         offload_buffer=offload_buffer, computes=computes, deepspeed=deepspeed,
     )  # fmt: skip
-    budget = _with_peaks(problem, run, budget, computes=computes)
+    budget = _with_peaks(problem, run, device, budget, computes=computes)
     unsure = int(budget.total * (max(1.0, problem.widened.get(device, 1.0)) - 1))
     return replace(budget, margin=0 if device == "disk" else max(_LEAST_MARGIN // 2, unsure))
 

@@ -17,6 +17,8 @@ from modules.memory.spec import ModelSpec, TensorInfo
 from modules.units import MiB
 
 DType = Literal["bfloat16", "float16", "float32"]
+DTYPE_FLAGS: dict[DType, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+"""What --dtype and people call them."""
 Quantization = Literal["none", "int8", "nf4", "fp4"]
 Runtime = Literal["torch", "llamacpp"]
 

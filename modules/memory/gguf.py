@@ -139,6 +139,8 @@ class _Reader:
         if length > _KEPT_ITEMS and key not in self._whole:
             self._position += length * width
             return ArrayValue(length)
+        if length > MAX_ARRAY_STRINGS:
+            raise self._bad(f"{key[:80]!r} claims {length} items, more than any vocabulary has")
         return ArrayValue(length, tuple(self._scalar(_SCALARS[kind]) for _ in range(length)))
 
     def _strings_of(self, key: str, length: int) -> tuple[str, ...]:

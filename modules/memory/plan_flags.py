@@ -6,12 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from modules.memory.candidates import DTYPES
 from modules.memory.fitting import Problem, Solution
+from modules.memory.forecast import DTYPE_FLAGS
 from modules.settings import LoadOptions, build_parser, flag_name
 from modules.units import GiB, MiB, parse_size
-
-_SHORT = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def options_for(problem: Problem, solution: Solution, *, wished_context: int, nvme_folder: Path) -> LoadOptions:
@@ -29,7 +27,7 @@ def options_for(problem: Problem, solution: Solution, *, wished_context: int, nv
     if run.runtime == "torch" and problem.spec.prequantized == "none":
         stored = problem.spec.stored_dtype
         if not options.bf16 and (plain or (stored == "float32" and run.dtype != stored)):
-            changes["dtype"] = _SHORT[run.dtype]
+            changes["dtype"] = DTYPE_FLAGS[run.dtype]
         if not plain:
             changes["load_in_8bit" if run.quantization == "int8" else "load_in_4bit"] = True
             changes["use_double_quant"] = run.double_quant

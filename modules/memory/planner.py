@@ -148,7 +148,7 @@ def list_plans(question: Question) -> PlanTable:
     plans = (*best, *map(to_plan, others), *map(to_plan, misses))
     refused = None
     if chosen is None:
-        refused = refusal(problem, found, partial(_would_fit, question))
+        refused = refusal(problem, found, partial(_would_fit, replace(question, observed=observed)))
     return PlanTable(question, plans, best[0] if best else None, refused, dropped)
 
 

@@ -20,8 +20,9 @@ TOKEN_BYTES = 900
 BITSANDBYTES_BYTES = 36 * MiB
 # DeepSpeed with torch's collectives.
 DEEPSPEED_BYTES = 20 * MiB
-# Rows of scores at a time, and steps in keys, of the engine's own attention (engine/attention.py).
-_SCORE_ROWS, _SCORE_COLUMNS = 384, 1024
+# Rows of scores that the engine's own attention (engine/attention.py) has at a time; its buffers for them come in
+# steps of so many keys.
+SCORE_ROWS, SCORE_COLUMNS = 384, 1024
 
 
 def process_figures(spec: ModelSpec, run: RunSpec, *, computes: bool, deepspeed: bool = False) -> dict[Purpose, Figure]:
@@ -86,16 +87,16 @@ def _scores_bytes(spec: ModelSpec, run: RunSpec) -> int:
     """The two buffers for scores and their softmax."""
     if run.dtype != "bfloat16" or run.attention != "sdpa":
         return 0
-    return 2 * min(_SCORE_ROWS, run.prefill_chunk) * spec.kv_heads * _columns(run) * 2
+    return 2 * min(SCORE_ROWS, run.prefill_chunk) * spec.kv_heads * _columns(run) * 2
 
 
 def _columns(run: RunSpec) -> int:
-    return -(-run.context_tokens // _SCORE_COLUMNS) * _SCORE_COLUMNS
+    return -(-run.context_tokens // SCORE_COLUMNS) * SCORE_COLUMNS
 
 
 def _attention_text(spec: ModelSpec, run: RunSpec) -> str:
     tokens = min(run.prefill_chunk, run.context_tokens)
-    rows = f"{min(_SCORE_ROWS, run.prefill_chunk)} · {spec.kv_heads} KV heads"
+    rows = f"{min(SCORE_ROWS, run.prefill_chunk)} · {spec.kv_heads} KV heads"
     return (
         f"scores and their shares: 2 · {rows} · {_columns(run):,} · 2 B + keys and values 2 · {spec.kv_heads} · "
         f"{spec.head_dim} · {run.context_tokens:,} · 2 B + {tokens:,} tokens · 2 B · 6 · {spec.hidden_size:,}"

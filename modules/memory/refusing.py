@@ -50,13 +50,15 @@ def refusal(problem: Problem, found: Sequence[Ranked], fits: Fits) -> SnugError:
 def _needs(first: Ranked) -> str:
     """`it needs 13 GiB weights + 2 GiB KV cache for 4,096 tokens + … = 15.3 GiB`."""
     budgets = first.solution.budgets.values()
+    total = sum(budget.total for budget in budgets)
     parts = [
         (sum(budget.weights + budget.quant_meta for budget in budgets), "weights"),
         (sum(budget.kv_cache for budget in budgets), f"KV cache for {first.context:,} tokens"),
-        (max(budget.transient + budget.offload_buffer for budget in budgets), "buffers"),
+        (sum(budget.context for budget in budgets), "libraries"),
     ]
+    parts.append((total - sum(size for size, _ in parts), "buffers"))
     shown = " + ".join(f"{format_size(size)} {what}" for size, what in parts)
-    text = f"{first.solution.way.label} it needs {shown} = {format_size(sum(size for size, _ in parts))}"
+    text = f"{first.solution.way.label} it needs {shown} = {format_size(total)}"
     return text.removeprefix("16-bit ")
 
 
@@ -233,5 +235,5 @@ def _size(tenths: int) -> int:
 
 
 def _spoken(tenths: int) -> str:
-    """`8` for whole GiB as the flags take it, `8.3GiB` else."""
+    """`8GiB`, or `8.3GiB`, as the flags take it."""
     return f"{tenths // _TENTHS}GiB" if tenths % _TENTHS == 0 else f"{tenths / _TENTHS:.1f}GiB"

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from modules.errors import SnugError
+from modules.memory.forecast import DTYPE_FLAGS
 from modules.memory.kv_cache import LABELS, KVCache
 from modules.memory.planner import Plan, PlanTable
 from modules.settings import LoadOptions
 
-LEAST_CONTEXT = 512
+SMALLEST_CONTEXT = 512
 # Less saved than this share is within the error of the forecast that has just failed.
 LEAST_SAVING = 0.1
 
@@ -90,7 +91,7 @@ def _shorter(failure: Failure) -> Iterator[dict[str, Any]]:
     if failure.flags_bind and failure.options.ctx_size is not None:
         return
     tokens = failure.plan.run.context_tokens // 2
-    while tokens >= max(LEAST_CONTEXT, failure.least_tokens):
+    while tokens >= max(SMALLEST_CONTEXT, failure.least_tokens):
         yield {"ctx_size": tokens} | _same_bits(failure.plan)
         tokens //= 2
 
@@ -108,7 +109,7 @@ def _packed_caches(failure: Failure) -> Iterator[dict[str, Any]]:
 def _other_ways(failure: Failure) -> Iterator[dict[str, Any]]:
     """Fewer bits, then layers off the device that is full; each with a context that holds what has to fit."""
     plan, options = failure.plan, failure.options
-    context = {"ctx_size": max(LEAST_CONTEXT, failure.least_tokens)}
+    context = {"ctx_size": max(SMALLEST_CONTEXT, failure.least_tokens)}
     bits_bound = options.dtype != "auto" or options.bf16 or options.load_in_8bit or options.load_in_4bit
     if not (failure.flags_bind and bits_bound) and plan.spec.prequantized == "none" and not options.deepspeed:
         if plan.run.quantization == "none":
@@ -136,9 +137,11 @@ def _saves(failure: Failure, after: Plan) -> bool:
 
 
 def _chosen_bytes(plan: Plan, place: str, *, loading: bool) -> int:
-    """What a plan decides about: all but the process or CUDA context itself, the load's own peak only in a load."""
+    """What a plan decides about: all but the process or CUDA context itself and its heap's holes; the load's own peak
+    only in a load.
+    """
     budgets = [budget for device, budget in plan.budgets.items() if device.startswith(place)]
-    return sum((b.total if loading else b.resident + b.transient) - b.context for b in budgets)
+    return sum((b.total if loading else b.resident + b.transient) - b.context - b["allocator"] for b in budgets)
 
 
 def _weights(plan: Plan, place: str) -> int:
@@ -146,5 +149,5 @@ def _weights(plan: Plan, place: str) -> int:
 
 
 def _precision(plan: Plan) -> str:
-    names = {"int8": "8-bit", "nf4": "4-bit", "fp4": "4-bit", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-    return names[plan.run.dtype if plan.run.quantization == "none" else plan.run.quantization]
+    run = plan.run
+    return DTYPE_FLAGS[run.dtype] if run.quantization == "none" else "8-bit" if run.quantization == "int8" else "4-bit"

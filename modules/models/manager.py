@@ -112,8 +112,14 @@ class ModelManager:
     @property
     def idle(self) -> bool:
         """Whether nothing is being loaded and no reply is under way."""
-        stats = self.stats()
-        return not self._slot.busy and stats.active == 0 and stats.queued == 0
+        current = self._slot.current
+        if self._slot.busy or current is None or not current.host.alive:
+            return not self._slot.busy
+        try:
+            stats = current.host.stats()
+        except SnugError:  # it does not even answer
+            return False
+        return stats.active == 0 and stats.queued == 0
 
     def machine(self) -> Inventory:
         """This machine as it is now."""

@@ -140,14 +140,25 @@ def test_the_legend_tells_too_and_a_stretch_stands_out_with_its_entry(model_tab:
     expect(page.locator("#snug-plan .plan.lit")).to_have_count(0)
 
 
-def test_folds_stay_open_and_the_focus_stays_when_the_picture_is_drawn_anew(
-    start: Start, visit: OpenPage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free = [0.9]
-    monkeypatch.setattr(conftest, "_machine", lambda _: fake_inventory(ram_gib=16, free_share=free[0]))
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The share of 16 GiB that is free, which a test may change while the page shows it."""
+    share = [0.9]
+    monkeypatch.setattr(conftest, "_machine", lambda _: fake_inventory(ram_gib=16, free_share=share[0]))
+    return share
+
+
+@pytest.fixture
+def live_tab(free: list[float], start: Start, visit: OpenPage) -> Page:
+    """The Model tab, drawn once, of a machine of which `free` tells what is free."""
     page = visit(start(loaded=False))
     open_tab(page, "Model")
     expect(page.locator("#snug-plan .plan-sum")).to_contain_text("of 14.4 GiB free")
+    return page
+
+
+def test_folds_stay_open_and_the_focus_stays_when_the_picture_is_drawn_anew(live_tab: Page, free: list[float]) -> None:
+    page = live_tab
     page.locator(".plan-numbers summary").click()
     page.locator("#snug-plan .lens .plan-part.weights").focus()
     free[0] = 0.5
@@ -157,14 +168,8 @@ def test_folds_stay_open_and_the_focus_stays_when_the_picture_is_drawn_anew(
     expect(page.locator(".plan-tip strong")).to_have_text("Weights")
 
 
-def test_the_picture_is_of_now_when_its_tab_is_opened_again(
-    start: Start, visit: OpenPage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free = [0.9]
-    monkeypatch.setattr(conftest, "_machine", lambda _: fake_inventory(ram_gib=16, free_share=free[0]))
-    page = visit(start(loaded=False))
-    open_tab(page, "Model")
-    expect(page.locator("#snug-plan .plan-sum")).to_contain_text("of 14.4 GiB free")
+def test_the_picture_is_of_now_when_its_tab_is_opened_again(live_tab: Page, free: list[float]) -> None:
+    page = live_tab
     open_tab(page, "Chat")
     free[0] = 0.899  # less than moves a picture on show
     open_tab(page, "Model")

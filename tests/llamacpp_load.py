@@ -1,0 +1,32 @@
+"""The buffers that llama.cpp allocates when it really loads a file, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from modules.memory.forecast import RunSpec
+from modules.memory.llamacpp_fit import Buffers, read_load
+
+ROOT = Path(__file__).parent.parent
+_LOAD = """
+import sys, xllamacpp
+from pathlib import Path
+from modules.memory.forecast import RunSpec
+from modules.memory.llamacpp_params import load_params
+run = RunSpec("float16", context_tokens=int(sys.argv[2]), prefill_chunk=int(sys.argv[3]))
+params = load_params(Path(sys.argv[1]), run)
+params.verbosity, params.warmup, params.hostnames = 5, False, [sys.argv[4]]
+server = xllamacpp.Server(params)
+server.handle_completions({"prompt": [1], "max_tokens": 1})  # ending it before its loop runs would wait for ever
+"""
+
+
+def allocated(path: Path, run: RunSpec) -> dict[str, Buffers]:
+    """By device, as llama.cpp logs them while it loads `path`."""
+    with tempfile.TemporaryDirectory(prefix="snug-") as folder:
+        command = [sys.executable, "-c", _LOAD, str(path), str(run.context_tokens), str(run.prefill_chunk)]
+        done = subprocess.run([*command, f"{folder}/load.sock"], capture_output=True, timeout=300, check=True, cwd=ROOT)
+    return read_load(done.stderr.decode("utf-8", "replace").splitlines())
