@@ -28,7 +28,7 @@ needs_packing = pytest.mark.skipif(not can_pack(), reason="oneDNN has no bf16 pr
 def test_products_differ_by_rounding_only(shape: tuple[int, int], bias: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(*shape, bias=bias, dtype=torch.bfloat16)
-    product = packed._product_of(linear)
+    product = packed.packed_product_of(linear)
     for tokens in (1, 2, 33, 513):
         states = torch.randn(1, tokens, shape[0], dtype=torch.bfloat16)
         torch.testing.assert_close(product(states), linear(states), rtol=2e-2, atol=2e-2)

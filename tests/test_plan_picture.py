@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,13 +15,16 @@ from hypothesis import strategies as st
 
 from modules.engine.base import EngineStats
 from modules.memory.budget import PURPOSE_TITLES, Budget, Figure, Purpose
-from modules.memory.planner import Plan
+from modules.memory.planner import Plan, Question, list_plans
+from modules.plan_json import table_json
+from modules.settings import LoadOptions
 from modules.ui.plan_picture import bars_html, plan_html, ratio, speed_text
-from modules.ui.plan_values import Bar, Measured, bars_of, measured_by_device
+from modules.ui.plan_values import Bar, Measured, bars_of, capital, measured_by_device
 from modules.units import GiB, MiB
 from tests import plan_cases
 from tests.fakes import Script, ScriptedEngine, fake_plan
 from tests.plan_cases import NO_GPU, ON_GPU, ONE_GPU, REFUSAL, SMALL, SPREAD, TOO_LARGE, TWO_GPUS, budget, device
+from tests.shapes import llama, machine
 
 CASES = [(SMALL, NO_GPU), (ON_GPU, ONE_GPU), (SPREAD, TWO_GPUS), (TOO_LARGE, ONE_GPU), (plan_cases.LOADING, NO_GPU)]
 PURPOSES = st.dictionaries(st.sampled_from(list(PURPOSE_TITLES)), st.floats(0.001, 200), min_size=1)
@@ -191,3 +196,24 @@ def test_whatever_the_forecast_nothing_leaves_the_picture(
     for kind in ("plan-part", "plan-others", "plan-over", "plan-whisker"):
         for left, width in stretches(page, kind):
             assert left + width <= 100.01
+
+
+@pytest.mark.parametrize("flags", [{}, {"load_in_4bit": True}, {"auto_devices": True, "disk": True}])
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_the_page_and_the_terminals_json_tell_the_same_bytes(gpus: int, flags: dict[str, object]) -> None:
+    inventory = machine(gpus, 12, ram_gib=32)
+    options = LoadOptions.model_validate(flags)
+    table = list_plans(Question(llama("7B"), options, inventory, Path("c")))
+    (told, *_) = table_json(table, longest_context=0)["plans"]
+    page = plan_html(table.plans[0], inventory, fits_tokens=4096, context_chosen=True)
+    rows = re.findall(r"<tr><th>[^<]*</th><td>([^<]*)</td><td class=\"plan-bytes\">([\d,]+)</td>", page)
+    shown = Counter({title: 0 for title, _ in rows})
+    for title, size in rows:
+        shown[title] += int(size.replace(",", ""))
+    parts = Counter({capital(PURPOSE_TITLES[purpose]): 0 for purpose in PURPOSE_TITLES})
+    for told_device in told["devices"].values():
+        for part in told_device["parts"]:
+            parts[capital(PURPOSE_TITLES[part["purpose"]])] += part["size_bytes"]
+    loading = shown.pop("More while loading", 0)
+    assert all(shown[title] == parts[title] for title in shown)
+    assert sum(shown.values()) + loading == sum(one["total_bytes"] for one in told["devices"].values())

@@ -182,11 +182,11 @@ def _by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, wind
     heads, queries, head_dim = query.shape
     kv_heads, keys = key.shape[:2]
     step = max(1, SCORE_ROWS * kv_heads // heads)
-    # One buffer each for all blocks and layers: buffers that grow from block to block leave holes in the heap, at 8,192
-    # tokens 400 MiB of them.
+    # One buffer for all blocks: buffers that grow from block to block leave holes in the heap, at 8,192 tokens 400 MiB.
+    # The softmax is written over the scores, row by row: what it needs is then in the CPU's cache.
     span = keys if window is None else min(keys, step + window)
     most = heads * min(step, queries) * -(-span // SCORE_COLUMNS) * SCORE_COLUMNS
-    room, more_room = query.new_empty(most), query.new_empty(most)
+    room = query.new_empty(most)
     out = query.new_empty(queries, heads, value.shape[2])
     for start in range(0, queries, step):
         end = min(start + step, queries)
@@ -199,7 +199,7 @@ def _by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, wind
         width = end - start if window is None else last - first  # without a window only the last keys can be hidden
         hidden = ~_visible(end - start, width, window)
         scores.view(kv_heads, -1, end - start, last - first)[..., -width:].masked_fill_(hidden, -torch.inf)
-        shares = torch.softmax(scores, dim=-1, out=more_room[:size].view(shape))
+        shares = torch.softmax(scores, dim=-1, out=scores)
         weighted = torch.bmm(shares, value[:, first:last])
         out[start:end].transpose(0, 1).copy_(weighted.view(heads, end - start, -1))
     return out.transpose(0, 1)  # as its caller's caller wants it in memory

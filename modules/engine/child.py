@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol
 
 import psutil
 
+from modules.engine import spinning
 from modules.engine.wire import Pipe
 from modules.engine.worker import serve
 
@@ -132,12 +133,13 @@ class ThreadChild:
 def engine_environment(base: Mapping[str, str]) -> dict[str, str]:
     """The environment of an engine process: one thread a physical core, GPUs numbered as in hardware.py, no network.
 
-    The user's own OMP_NUM_THREADS and CUDA_DEVICE_ORDER win.
+    The user's own OMP_NUM_THREADS, GOMP_SPINCOUNT and CUDA_DEVICE_ORDER win.
     """
     usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     threads = min(psutil.cpu_count(logical=False) or usable, usable)
     return {
         "OMP_NUM_THREADS": str(threads),
+        spinning.NAME: spinning.FOR_TORCH,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         **base,
         "HF_HUB_OFFLINE": "1",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import secrets
 import shutil
 import socket
@@ -18,13 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from modules.engine.spinning import spin_as_llamacpp_should
 from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, LoadFailed, OutOfMemory, SnugError
 from modules.memory.forecast import RunSpec
 
-# Threads of llama.cpp meet after every operation. They wait there by spinning; where another process has the core of
-# one of them, endlessly by default. After this many turns they let go of it: as fast alone, four times
-# as fast beside two busy processes (docs/log.md).
-_SPIN_COUNT = "1000"
 _UNIX = "unix://"
 _DATA = b"data: "
 
@@ -67,7 +63,7 @@ class LlamaServer:
 
     def __init__(self, path: Path, run: RunSpec) -> None:
         """Load `path`, whose header is checked. Raises LoadFailed or OutOfMemory. Holds Python's lock meanwhile."""
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)  # read when the library is loaded
+        spin_as_llamacpp_should()
         import xllamacpp
 
         from modules.memory.llamacpp_params import load_params

@@ -75,7 +75,7 @@ def decode_figure(spec: ModelSpec, run: RunSpec) -> Figure:
 def attention_bytes(spec: ModelSpec, run: RunSpec) -> int:
     """Most bytes while the engine's own attention reads a chunk in bf16: scores, keys and values in rows, the chunk.
 
-    2·384·kv·S·2 + 2·kv·d·S·2 + 6·T·h·2; 0 where torch's fused kernel computes it.
+    384·kv·S·2 + 2·kv·d·S·2 + 6·T·h·2; 0 where torch's fused kernel computes it.
     """
     if not _scores_bytes(spec, run):
         return 0
@@ -84,10 +84,10 @@ def attention_bytes(spec: ModelSpec, run: RunSpec) -> int:
 
 
 def _scores_bytes(spec: ModelSpec, run: RunSpec) -> int:
-    """The two buffers for scores and their softmax."""
+    """The buffer for scores, over which their softmax is written."""
     if run.dtype != "bfloat16" or run.attention != "sdpa":
         return 0
-    return 2 * min(SCORE_ROWS, run.prefill_chunk) * spec.kv_heads * _columns(run) * 2
+    return min(SCORE_ROWS, run.prefill_chunk) * spec.kv_heads * _columns(run) * 2
 
 
 def _columns(run: RunSpec) -> int:
@@ -98,7 +98,7 @@ def _attention_text(spec: ModelSpec, run: RunSpec) -> str:
     tokens = min(run.prefill_chunk, run.context_tokens)
     rows = f"{min(SCORE_ROWS, run.prefill_chunk)} · {spec.kv_heads} KV heads"
     return (
-        f"scores and their shares: 2 · {rows} · {_columns(run):,} · 2 B + keys and values 2 · {spec.kv_heads} · "
+        f"scores: {rows} · {_columns(run):,} · 2 B + keys and values 2 · {spec.kv_heads} · "
         f"{spec.head_dim} · {run.context_tokens:,} · 2 B + {tokens:,} tokens · 2 B · 6 · {spec.hidden_size:,}"
     )
 
@@ -119,13 +119,13 @@ def _runtime(spec: ModelSpec, run: RunSpec, *, deepspeed: bool) -> Figure:
 def _holes(spec: ModelSpec, run: RunSpec) -> Figure:
     """What the heap holds between blocks in use: what the buffers of earlier, shorter chunks took, once more.
 
-    Fitted: twice the buffers for scores, or one more chunk's activations where there are none; with int8 also all that
-    the products of one block allocate, T·Σ(13·in + 10·out), none of it used again before the heap is trimmed: glibc
-    2.36 finds no use for an aligned block that was freed if the next one is as large.
+    Fitted: five times the buffer for scores, or one more chunk's activations where there are none; with int8 also all
+    that the products of one block allocate, T·Σ(13·in + 10·out), none of it used again before the heap is trimmed:
+    glibc 2.36 finds no use for an aligned block that was freed if the next one is as large.
     """
-    scores, chunk = 2 * _scores_bytes(spec, run), prefill_peak_bytes(spec, run, with_head=True)
+    scores, chunk = 5 * _scores_bytes(spec, run), prefill_peak_bytes(spec, run, with_head=True)
     products = _int8_block_bytes(spec, run)
-    text = f"the heap's holes, scores and shares again: 2 · {scores // 2:,} B"
+    text = f"the heap's holes, five times the scores: 5 · {scores // 5:,} B"
     if chunk > scores:
         text = f"the heap's holes, a chunk's activations again: {chunk:,} B"
     if products:

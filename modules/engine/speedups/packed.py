@@ -32,7 +32,7 @@ def pack_linears(loaded: LoadedModel, tell: Callable[[float], None] = lambda _: 
     layers = _layers(loaded.model)
     files = MappedFiles()
     for number, layer in enumerate(layers, 1):
-        layer.forward = _product_of(layer)
+        layer.forward = packed_product_of(layer)
         layer.weight = nn.Parameter(torch.empty_like(layer.weight, device="meta"), requires_grad=False)
         files.let_go_at(number / len(layers))
         tell(number / len(layers))
@@ -47,12 +47,12 @@ def can_pack() -> bool:
     linear, states = nn.Linear(64, 32, dtype=torch.bfloat16), torch.ones(1, 64, dtype=torch.bfloat16)
     try:
         with torch.inference_mode():
-            return torch.allclose(_product_of(linear)(states), linear(states), atol=1e-2)
+            return torch.allclose(packed_product_of(linear)(states), linear(states), atol=1e-2)
     except (AttributeError, RuntimeError, TypeError):
         return False
 
 
-def _product_of(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def packed_product_of(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """States `(…, in_features)` to `(…, out_features)`, from a copy of the weight in oneDNN's order."""
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().contiguous(), 1)
     return partial(_packed_linear, packed, layer.bias)
