@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from modules.engine.footprint import weight_bytes_by_device
+from modules.engine.huggingface import keep_odd_layers_unpacked
 from modules.engine.speedups import fused
 from modules.engine.speedups.fused import MOST_TOKENS, FusedLinears, fuse_linears
 from tests.loop_rig import load
@@ -151,3 +152,18 @@ def test_what_is_large_hooked_or_of_several_kinds_stays_as_it_is(monkeypatch: py
     assert not fused._can_be_joined([nn.Linear(64, 8, device="meta"), nn.Linear(64, 8, device="meta")])
     monkeypatch.setattr(fused, "LARGEST_BYTES", 160 * 64 * 4 - 1)
     assert not fused._can_be_joined(layers("float32"))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(48, 64), (64, 96), (64, 64)])
+@torch.inference_mode()
+def test_4_bit_layers_of_sizes_that_cannot_be_packed_run_all_the_same(rows: int, columns: int) -> None:
+    import bitsandbytes
+
+    torch.manual_seed(0)
+    plain = nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    layer: Any = bitsandbytes.nn.Linear4bit(columns, rows, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    layer.load_state_dict(plain.state_dict())
+    model = nn.Sequential(layer).to("cpu").eval()
+    keep_odd_layers_unpacked(model)
+    given = torch.randn(1, 3, columns, dtype=torch.bfloat16)
+    assert (model(given) - plain(given)).abs().mean() < 0.2 * plain(given).abs().mean()

@@ -110,11 +110,11 @@ def _load_model(plan: Plan, on_progress: OnProgress) -> Any:
     if plan.run.quantization == "int8":
         _give_back_after_blocks(plan, model)
     elif plan.run.quantization != "none" or plan.spec.prequantized != "none":
-        _keep_odd_layers_unpacked(model)
+        keep_odd_layers_unpacked(model)
     return model
 
 
-def _keep_odd_layers_unpacked(model: Any) -> None:
+def keep_odd_layers_unpacked(model: Any) -> None:
     """Leave 4-bit layers as they are whose sizes bitsandbytes cannot pack for CPUs with AVX-512 for bf16.
 
     It tries at their first forward, and raises (0.50.2, functional.py): rows are packed 32 at a time, and no block of
