@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -163,6 +163,7 @@ def test_bad_stop_strings_are_refused(presets: Presets, tmp_path: Path, value: s
 
 
 @given(st.floats(0, 100), st.integers(0, 10**6), st.lists(st.text(min_size=1, max_size=20), max_size=5))
+@example(0.0, 0, ["\x85", "x\x85\né"])
 @hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_parameters_survive_saving(presets: Presets, temperature: float, top_k: int, stop: list[str]) -> None:
     params = GenerationParams(temperature=temperature, top_k=top_k, stop=tuple(stop))

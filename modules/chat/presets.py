@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -65,9 +66,7 @@ class Presets:
         content = params.model_dump(mode="json", exclude_defaults=True)
         try:
             self._own.mkdir(parents=True, exist_ok=True)
-            atomic_write(
-                safe_path(self._own, name, SUFFIX), yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-            )
+            atomic_write(safe_path(self._own, name, SUFFIX), _as_yaml(content))
         except OSError as error:
             raise StoreFailed(
                 f"The preset {name!r} was not saved: {error.strerror or error}.", remedy=f"Check {self._own}."
@@ -114,6 +113,12 @@ def _params(name: str, values: object) -> GenerationParams:
             remedy="Correct the file.",
             param=field,
         ) from error
+
+
+def _as_yaml(content: dict[str, Any]) -> str:
+    """`content` as YAML that people can read, or in escapes where that would come back changed (U+0085)."""
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text if yaml.safe_load(text) == content else yaml.safe_dump(content, sort_keys=False)
 
 
 def _bad(name: str, what: str, *, remedy: str = "Correct or remove the file.") -> BadPreset:
