@@ -119,13 +119,13 @@ def _runtime(spec: ModelSpec, run: RunSpec, *, deepspeed: bool) -> Figure:
 def _holes(spec: ModelSpec, run: RunSpec) -> Figure:
     """What the heap holds between blocks in use: what the buffers of earlier, shorter chunks took, once more.
 
-    Fitted: five times the buffer for scores, or one more chunk's activations where there are none; with int8 also all
+    Fitted: six times the buffer for scores, or one more chunk's activations where there are none; with int8 also all
     that the products of one block allocate, T·Σ(13·in + 10·out), none of it used again before the heap is trimmed:
     glibc 2.36 finds no use for an aligned block that was freed if the next one is as large.
     """
-    scores, chunk = 5 * _scores_bytes(spec, run), prefill_peak_bytes(spec, run, with_head=True)
+    scores, chunk = 6 * _scores_bytes(spec, run), prefill_peak_bytes(spec, run, with_head=True)
     products = _int8_block_bytes(spec, run)
-    text = f"the heap's holes, five times the scores: 5 · {scores // 5:,} B"
+    text = f"the heap's holes, six times the scores: 6 · {scores // 6:,} B"
     if chunk > scores:
         text = f"the heap's holes, a chunk's activations again: {chunk:,} B"
     if products:
