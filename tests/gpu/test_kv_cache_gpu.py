@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from modules.engine.base import Engine
-from modules.engine.huggingface import load
 from modules.hardware import read_inventory
 from modules.memory.forecast import kv_cache_bytes, kv_work_bytes
 from modules.memory.kv_cache import KVCache
 from tests.conftest import STARTER_MODEL
-from tests.loading_rig import plan_of, quiet
+from tests.loading_rig import plan_of
 from tests.loop_rig import Ask, greedy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.model]
@@ -24,9 +21,8 @@ PROMPT = [1 + number * 7 % 40_000 for number in range(3000)]
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Any]:
+def started(started: Any, tmp_path: Path) -> Any:
     """Load the starter model with a kind of cache; closed at the end of the test."""
-    engines: list[Engine] = []
 
     def start(kind: KVCache) -> Any:
         plan = plan_of(
@@ -34,12 +30,9 @@ def started(tmp_path: Path) -> Iterator[Any]:
             kv_cache=kind,
         )  # fmt: skip
         assert plan.run.kv_cache == kind
-        engines.append(load(plan, quiet))
-        return engines[-1]
+        return started(plan)
 
-    yield start
-    for engine in engines:
-        engine.close()
+    return start
 
 
 def test_an_offloaded_cache_gives_the_tokens_of_a_plain_one_and_leaves_the_gpu_free(started: Any) -> None:

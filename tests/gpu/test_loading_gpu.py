@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +10,16 @@ import torch
 from transformers import AutoTokenizer
 
 from modules.engine.base import Engine, TextPiece
-from modules.engine.huggingface import load
 from modules.hardware import read_inventory
 from modules.memory.planner import Plan
 from modules.units import MiB
 from tests.conftest import STARTER_MODEL
-from tests.loading_rig import perplexity, plain_model, plan_of, quiet, spread
+from tests.loading_rig import perplexity, plain_model, plan_of, spread
 from tests.loop_rig import Ask, greedy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.model]
 
 TURN = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-
-
-@pytest.fixture
-def started() -> Iterator[Any]:
-    """Load a plan; closed at the end of the test."""
-    engines: list[Engine] = []
-
-    def start(plan: Plan) -> Any:
-        engines.append(load(plan, quiet))
-        return engines[-1]
-
-    yield start
-    for engine in engines:
-        engine.close()
 
 
 def answer(engine: Engine) -> Ask:

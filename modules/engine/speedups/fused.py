@@ -20,12 +20,13 @@ from modules.engine.loaded import LoadedModel
 from modules.engine.mappings import MappedFiles
 from modules.engine.speedups.hooks import is_unhooked
 from modules.engine.speedups.linears import product_of
+from modules.units import MiB
 
 Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names under which families keep layers that read the same states."""
-LARGEST_BYTES = 16 * 2**20
+LARGEST_BYTES = 16 * MiB
 """Of the weights of a group; above that a product lasts so long that its start no longer counts."""
 MOST_TOKENS = 8
 """Tokens in one call; a prompt's chunk has enough work in each product, and its results would lie apart in memory."""
@@ -38,8 +39,6 @@ def fuse_linears(loaded: LoadedModel) -> int:
         return 0
     groups = [group for module in loaded.model.modules() for group in _groups(module)]
     files = MappedFiles()
-    if groups:
-        files.let_go()  # what the checks of the load have read
     for index, layers in enumerate(groups, 1):
         together = FusedLinears(layers)
         for part, layer in enumerate(layers):
@@ -94,8 +93,10 @@ def _groups(module: nn.Module) -> list[list[Any]]:
 
 def _can_be_joined(layers: Sequence[Any]) -> bool:
     likeness = {_likeness(layer) for layer in layers}
-    small = sum(layer.weight.nbytes for layer in layers) <= LARGEST_BYTES if None not in likeness else False
-    return len(likeness) == 1 and small
+    if None in likeness or len(likeness) > 1:
+        return False
+    size: int = sum(layer.weight.nbytes for layer in layers)
+    return size <= LARGEST_BYTES
 
 
 def _likeness(layer: Any) -> tuple[Any, ...] | None:
