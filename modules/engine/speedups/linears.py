@@ -1,4 +1,4 @@
-"""fp32 products on AMD's CPUs by oneDNN instead of MKL, which takes its slowest path there: 1.3 to 2.8 times as fast.
+"""fp32 products on AMD's CPUs by oneDNN instead of MKL, which takes its slowest path there: 1.1 to 3.3 times as fast.
 
 MKL's matrix-vector product on a CPU that is not Intel's reads weights at 11 GB/s where the memory gives 28; oneDNN's
 reads 20 to 25, and its products of many rows are faster too (docs/log.md). The sums are the same but for their order.
