@@ -24,11 +24,11 @@ def main(argv: Sequence[str]) -> int:
 
             return run_check(settings)
         if settings.plan:
-            from modules.plan_report import run_plan
+            from modules.plan_command.report import run_plan
 
             return run_plan(settings)
         if settings.deepspeed and int(os.environ.get("RANK", "0")) > 0:
-            from modules.engine.zero3 import follow
+            from modules.engine.zero3.doors import follow
 
             return follow(settings)
         return serve(settings)

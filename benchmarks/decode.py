@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from benchmarks.common import ROOT, STARTER, finish, measure, median, snug, spread
-from modules.engine.child import engine_environment
+from modules.engine.host.child import engine_environment
 
 FLAGS = {
     "bf16": ["--dtype", "bf16"],

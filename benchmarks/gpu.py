@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from benchmarks.common import finish, median, spread
 from benchmarks.generate_worker import answer, load
 from modules.engine.base import Delta, Finished, GenerationRequest
-from modules.engine.host import EngineHost
+from modules.engine.host.host import EngineHost
 from modules.hardware import read_inventory
-from modules.memory.planner import Question, make_plan
-from modules.memory.spec import inspect
+from modules.memory.model.spec import inspect
+from modules.memory.planning.planner import Question, make_plan
 from modules.models.starting import load_engine_for
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions

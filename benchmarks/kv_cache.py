@@ -18,17 +18,17 @@ import psutil
 import torch
 
 from benchmarks.common import ROOT, STARTER, finish, median, spread
-from modules.engine.attention import prefer_cpu_attention
-from modules.engine.huggingface import describe, load_tokenizer
-from modules.engine.loaded import LoadedModel
-from modules.engine.packed_cache import PackedLayer, cache_maker
-from modules.engine.rows import CausalRow
+from modules.engine.loading.huggingface import describe, load_tokenizer
+from modules.engine.loops.attention import prefer_cpu_attention
+from modules.engine.loops.loaded import LoadedModel
+from modules.engine.loops.packed_cache import PackedLayer, cache_maker
+from modules.engine.loops.rows import CausalRow
 from modules.engine.speedups.norms import speed_up_norms
 from modules.hardware import read_inventory
-from modules.memory.forecast import kv_cache_bytes, kv_work_bytes
-from modules.memory.kv_cache import KVCache
-from modules.memory.planner import Question, make_plan
-from modules.memory.spec import inspect
+from modules.memory.forecasting.forecast import kv_cache_bytes, kv_work_bytes
+from modules.memory.forecasting.kv_cache import KVCache
+from modules.memory.model.spec import inspect
+from modules.memory.planning.planner import Question, make_plan
 from modules.settings import LoadOptions
 
 KINDS: tuple[KVCache, ...] = ("plain", "int8", "int4")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from benchmarks.common import ROOT
 from benchmarks.memory_rows import Results, Row
-from modules.memory.dryruns import DryRuns
-from modules.memory.forecast import RunSpec, kv_cache_bytes, prefill_peak_bytes
-from modules.memory.spec import ModelSpec, inspect
+from modules.memory.dryruns.asking import DryRuns
+from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, prefill_peak_bytes
+from modules.memory.model.spec import ModelSpec, inspect
 from modules.starter import fetch_gguf
 from tests.llamacpp_load import allocated
 from tests.tiny_models import tiny_gguf

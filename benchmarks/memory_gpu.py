@@ -25,9 +25,9 @@ from benchmarks.common import RESULTS, ROOT, keep
 from benchmarks.gpu import make_model
 from modules.errors import SnugError
 from modules.hardware import read_inventory
-from modules.memory.dryruns import DryRuns
-from modules.memory.planner import Question, make_plan
-from modules.memory.spec import inspect
+from modules.memory.dryruns.asking import DryRuns
+from modules.memory.model.spec import inspect
+from modules.memory.planning.planner import Question, make_plan
 from modules.settings import LoadOptions
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -128,7 +128,7 @@ def plan_case(path: Path, kind: str, context: int, folder: Path) -> Any:
 def run_case(path: Path, kind: str, context: int, folder: Path) -> dict[str, int]:
     """One load and one reply in this process: bytes at most, allocated and reserved; without a GPU both are 0."""
     from modules.engine.base import Degraded, Finished, GenerationRequest
-    from modules.engine.host import EngineHost
+    from modules.engine.host.host import EngineHost
     from modules.models.starting import load_engine_for
     from modules.sampling import GenerationParams
 

@@ -14,9 +14,9 @@ from transformers import BitsAndBytesConfig, DynamicCache
 
 from benchmarks.allocations import measure, real_model, tensors_bytes
 from benchmarks.memory_rows import Row
-from modules.engine.rows import CausalRow, EncoderDecoderRow
-from modules.memory.dryrun import DTYPES, Counted, count_run, fake_model
-from modules.memory.forecast import DType, Quantization, RunSpec
+from modules.engine.loops.rows import CausalRow, EncoderDecoderRow
+from modules.memory.dryruns.dryrun import DTYPES, Counted, count_run, fake_model
+from modules.memory.forecasting.forecast import DType, Quantization, RunSpec
 from tests.tiny_models import CAUSAL, ENCODER_DECODER, FURTHER, tiny_config
 
 FAMILIES = (*CAUSAL, *FURTHER, *ENCODER_DECODER)

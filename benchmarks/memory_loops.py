@@ -20,12 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.allocations import Allocated, measure, real_model
 from benchmarks.memory_inference import BOTH
 from benchmarks.memory_rows import Row
-from modules.engine.paged import PAGE_TOKENS, PagedModel
-from modules.engine.rows import CausalRow
-from modules.engine.serial import steps
-from modules.memory.dryrun import DTYPES, Counted, count_run, fake_model, use_engine_attention
-from modules.memory.forecast import DType, RunSpec
-from modules.memory.live_bytes import LiveBytes
+from modules.engine.loops.paged import PAGE_TOKENS, PagedModel
+from modules.engine.loops.rows import CausalRow
+from modules.engine.loops.serial import steps
+from modules.memory.dryruns.dryrun import DTYPES, Counted, count_run, fake_model, use_engine_attention
+from modules.memory.dryruns.live_bytes import LiveBytes
+from modules.memory.forecasting.forecast import DType, RunSpec
 from tests.tiny_models import tiny_config
 
 LOOP_FAMILIES = ("llama", "qwen3")

@@ -15,11 +15,11 @@ import torch
 from benchmarks.allocations import Allocated, measure, real_model, tensors_bytes
 from benchmarks.memory_inference import BOTH, load_quantized, write_config
 from benchmarks.memory_rows import Row
-from modules.memory import meta
-from modules.memory.dryrun import DTYPES
-from modules.memory.spec import inspect
-from modules.memory.training import Optimizer, TrainingMode, TrainingRun, training_budget
-from modules.memory.training_dryrun import count_training, make_optimizer, make_trainable
+from modules.memory.dryruns.dryrun import DTYPES
+from modules.memory.dryruns.training_dryrun import count_training, make_optimizer, make_trainable
+from modules.memory.forecasting.training import Optimizer, TrainingMode, TrainingRun, training_budget
+from modules.memory.model import meta
+from modules.memory.model.spec import inspect
 from tests.tiny_models import tiny_config
 
 TRAINED_FAMILIES = ("llama", "gpt2", "qwen3", "gemma3", "opt")

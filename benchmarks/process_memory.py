@@ -18,11 +18,11 @@ from typing import Any
 
 from benchmarks.common import RESULTS, ROOT, STARTER, finish
 from modules.engine.base import GenerationRequest
-from modules.engine.host import EngineHost
-from modules.engine.worker import LoadByName
+from modules.engine.host.host import EngineHost
+from modules.engine.host.worker import LoadByName
 from modules.hardware import read_inventory
-from modules.memory.planner import Plan, Question, make_plan
-from modules.memory.spec import inspect
+from modules.memory.model.spec import inspect
+from modules.memory.planning.planner import Plan, Question, make_plan
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions
 from modules.starter import fetch_gguf
@@ -37,8 +37,8 @@ FLAGS: dict[str, dict[str, object]] = {
     "zero3": {"dtype": "bf16", "deepspeed": True},
     "gguf": {"loader": "llamacpp"},
 }
-LOADS = {"transformers": "modules.engine.huggingface:load", "deepspeed": "modules.engine.zero3:load",
-         "llamacpp": "modules.engine.llamacpp:load"}  # fmt: skip
+LOADS = {"transformers": "modules.engine.loading.huggingface:load", "deepspeed": "modules.engine.zero3.doors:load",
+         "llamacpp": "modules.engine.llamacpp.engine:load"}  # fmt: skip
 CONTEXTS = (256, 2048, 8192)
 NEW_TOKENS = 8
 

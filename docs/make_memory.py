@@ -15,9 +15,9 @@ from docs.memory_page.asking import FP16, INT8, NF4, on_one_gpu, plans
 from docs.memory_page.models import Models, read_models
 from docs.memory_page.picture import Bar, Line, draw
 from docs.memory_page.text import gb, gib
-from modules.memory.fitting import margin
-from modules.memory.forecast import RunSpec, kv_cache_bytes
+from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes
 from modules.memory.known_gpus import find_gpu
+from modules.memory.planning.fitting import margin
 from modules.units import GiB, format_size
 
 _HERE = Path(__file__).parent

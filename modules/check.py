@@ -27,12 +27,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from modules.engine.base import GenerationRequest, TextPiece
-from modules.engine.host import EngineHost
+from modules.engine.host.host import EngineHost
 from modules.errors import SnugError
 from modules.hardware import Inventory, read_inventory
 from modules.machine_speeds import Bandwidths, measure
-from modules.memory.planner import Question, make_plan
-from modules.memory.spec import inspect
+from modules.memory.model.spec import inspect
+from modules.memory.planning.planner import Question, make_plan
 from modules.models.starting import load_engine_for
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions, Settings

@@ -2,7 +2,7 @@
 
 Other programs slow a measurement and nothing hastens it: so a busy machine is not measured, the best of several
 measurements counts, and they go on until two agree. The measuring program needs torch and so is a process of its own
-(engine/bandwidth.py). Until it has run, and wherever it cannot, guesses serve.
+(engine/process/bandwidth.py). Until it has run, and wherever it cannot, guesses serve.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psutil
 
 from modules.files import atomic_write
 from modules.hardware import Inventory
-from modules.memory.speed import Speeds, defaults, from_bandwidths
+from modules.memory.planning.speed import Speeds, defaults, from_bandwidths
 from modules.units import GiB
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ MACHINE_FILE = "machine.json"
 Bandwidths = Mapping[str, Mapping[str, float]]
 
 _ROOT = Path(__file__).resolve().parent.parent
-_COMMAND = (sys.executable, "-m", "modules.engine.bandwidth")
+_COMMAND = (sys.executable, "-m", "modules.engine.process.bandwidth")
 _MEASURING_S = 120.0
 _LOOK_EVERY_S = 60.0
 _STOP_EVERY_S = 0.5

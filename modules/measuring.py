@@ -7,9 +7,9 @@ from importlib import metadata
 
 from modules.engine.base import EngineStats, ModelInfo
 from modules.hardware import Inventory
-from modules.memory.budget import Budget
-from modules.memory.ledger import Entry, Moment
-from modules.memory.planner import Plan
+from modules.memory.forecasting.budget import Budget
+from modules.memory.planning.ledger import Entry, Moment
+from modules.memory.planning.planner import Plan
 
 _TORCH, _LLAMACPP = ("torch", "transformers"), ("xllamacpp",)
 

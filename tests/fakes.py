@@ -41,9 +41,9 @@ from modules.engine.base import (
 )
 from modules.errors import ContextLengthExceeded, GenerationFailed, LoadFailed, OutOfMemory, QueueFull, SnugError
 from modules.hardware import Device, Inventory
-from modules.memory.forecast import RunSpec
-from modules.memory.planner import Plan
-from modules.memory.spec import ModelSpec, TensorInfo
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.model.spec import ModelSpec, TensorInfo
+from modules.memory.planning.planner import Plan
 from modules.sampling import GenerationParams
 from modules.units import GiB, MiB
 

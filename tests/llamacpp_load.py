@@ -7,15 +7,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from modules.memory.forecast import RunSpec
-from modules.memory.llamacpp_fit import Buffers, read_load
+from modules.memory.dryruns.llamacpp_fit import Buffers, read_load
+from modules.memory.forecasting.forecast import RunSpec
 
 ROOT = Path(__file__).parent.parent
 _LOAD = """
 import sys, xllamacpp
 from pathlib import Path
-from modules.memory.forecast import RunSpec
-from modules.memory.llamacpp_params import load_params
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.dryruns.llamacpp_params import load_params
 run = RunSpec("float16", context_tokens=int(sys.argv[2]), prefill_chunk=int(sys.argv[3]))
 params = load_params(Path(sys.argv[1]), run)
 params.verbosity, params.warmup, params.hostnames = 5, False, [sys.argv[4]]

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from modules.engine.base import Progress
 from modules.hardware import Inventory
-from modules.memory.placement import make_groups
-from modules.memory.planner import Plan, Question, make_plan
-from modules.memory.spec import inspect
+from modules.memory.model.spec import inspect
+from modules.memory.planning.placement import make_groups
+from modules.memory.planning.planner import Plan, Question, make_plan
 from modules.settings import LoadOptions
 from tests.fakes import fake_inventory
 

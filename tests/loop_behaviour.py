@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from modules.engine.base import EXIT_GPU_LOST, Degraded, Delta, Event, Prefill, Queued
-from modules.engine.loaded import LoadedModel
-from modules.engine.loop import LoopEngine
-from modules.engine.sampler import Sampled, Sampler
+from modules.engine.loops.loaded import LoadedModel
+from modules.engine.loops.loop import LoopEngine
+from modules.engine.loops.sampler import Sampled, Sampler
 from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, OutOfMemory, QueueFull
 from modules.sampling import GenerationParams
 from tests.loop_rig import TIMEOUT_S, Ask, generated, greedy, load

@@ -13,11 +13,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, ModelInfo
-from modules.engine.loaded import LoadedModel
-from modules.memory.budget import Budget, Figure
-from modules.memory.forecast import RunSpec
-from modules.memory.planner import Plan
-from modules.memory.spec import ModelSpec
+from modules.engine.loops.loaded import LoadedModel
+from modules.memory.forecasting.budget import Budget, Figure
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.model.spec import ModelSpec
+from modules.memory.planning.planner import Plan
 from modules.sampling import GenerationParams
 
 TIMEOUT_S = 120.0

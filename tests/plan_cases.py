@@ -9,9 +9,9 @@ from pathlib import Path
 
 from modules.errors import OutOfMemory
 from modules.hardware import Device, Inventory
-from modules.memory.budget import Budget, Figure, Method, Purpose
-from modules.memory.forecast import RunSpec
-from modules.memory.planner import Plan, PlanTable, Question
+from modules.memory.forecasting.budget import Budget, Figure, Method, Purpose
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.planning.planner import Plan, PlanTable, Question
 from modules.settings import LoadOptions
 from modules.units import GiB
 from tests.fakes import fake_spec

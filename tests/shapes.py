@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modules.hardware import Device, Inventory
-from modules.memory.shape import read_shape
-from modules.memory.spec import ModelSpec, TensorInfo, block_of
+from modules.memory.model.shape import read_shape
+from modules.memory.model.spec import ModelSpec, TensorInfo, block_of
 from modules.units import GiB
 
 STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from modules.engine.base import Emit, Engine, GenerationRequest, OnProgress
-from modules.memory.planner import Plan
+from modules.memory.planning.planner import Plan
 from modules.units import MiB
 from tests.fakes import Script, ScriptedLoad
 
@@ -56,7 +56,7 @@ class Starving:
 
     def __call__(self, plan: Plan, on_progress: OnProgress) -> Engine:
         """Load with transformers."""
-        from modules.engine import huggingface
+        from modules.engine.loading import huggingface
 
         starved = plan.run.context_tokens > self.enough_tokens
         if starved and not self.first:
@@ -78,7 +78,7 @@ class Limited:
 
     def __call__(self, plan: Plan, on_progress: OnProgress) -> Engine:
         """Load with transformers, then set the limit."""
-        from modules.engine.huggingface import load
+        from modules.engine.loading.huggingface import load
 
         engine = load(plan, on_progress)
         most = data_bytes() + self.more_bytes

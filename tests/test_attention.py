@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from modules.engine import attention
-from modules.engine.attention import attend, attend_row_by_row, causal_attention, mask_unless_causal
-from modules.engine.paged import PagedModel
-from modules.engine.serial import SerialEngine
+from modules.engine.loops import attention
+from modules.engine.loops.attention import attend, attend_row_by_row, causal_attention, mask_unless_causal
+from modules.engine.loops.paged import PagedModel
+from modules.engine.loops.serial import SerialEngine
 from tests.loop_rig import load
 from tests.tiny_models import tiny_model
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from modules.engine.batched import BatchedEngine
-from modules.engine.choice import choose_loop, why_not_batched
-from modules.engine.loaded import LoadedModel
-from modules.engine.loop import LoopEngine
-from modules.engine.serial import SerialEngine
+from modules.engine.loops.batched import BatchedEngine
+from modules.engine.loops.choice import choose_loop, why_not_batched
+from modules.engine.loops.loaded import LoadedModel
+from modules.engine.loops.loop import LoopEngine
+from modules.engine.loops.serial import SerialEngine
 from tests.loop_behaviour import MIXED, PROMPT, LoopBehaviour
 from tests.loop_rig import Ask, generated, greedy, load
 from tests.tiny_models import CAUSAL, tiny_model

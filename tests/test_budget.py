@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 
-from modules.memory.budget import PURPOSE_TITLES, Budget, Figure, Purpose
+from modules.memory.forecasting.budget import PURPOSE_TITLES, Budget, Figure, Purpose
 
 
 def budget_of(load_peak: int = 0, margin: int = 0, **sizes: int) -> Budget:

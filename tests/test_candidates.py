@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from modules.errors import NotAvailableHere, OutOfMemory
 from modules.hardware import Inventory
-from modules.memory.budget import Budget
-from modules.memory.candidates import Place, Way
-from modules.memory.fitting import CONTEXT_STEP, Problem, margin, solve_at
-from modules.memory.forecast import weight_bytes
-from modules.memory.ledger import ObservedErrors
-from modules.memory.plan_flags import read_words
-from modules.memory.planner import Plan, PlanTable, Question, list_plans, longest_context
-from modules.memory.spec import ModelSpec
+from modules.memory.forecasting.budget import Budget
+from modules.memory.forecasting.forecast import weight_bytes
+from modules.memory.model.spec import ModelSpec
+from modules.memory.planning.candidates import Place, Way
+from modules.memory.planning.fitting import CONTEXT_STEP, Problem, margin, solve_at
+from modules.memory.planning.ledger import ObservedErrors
+from modules.memory.planning.plan_flags import read_words
+from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context
 from modules.settings import LoadOptions, check_together
 from modules.units import GiB, MiB
 from tests.shapes import llama, machine, mixtral, small_llama

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from modules.hardware import Inventory
-from modules.memory.planner import Plan, Question, list_plans
-from modules.memory.spec import ModelSpec
+from modules.memory.model.spec import ModelSpec
+from modules.memory.planning.planner import Plan, Question, list_plans
 from modules.settings import LoadOptions
 from tests.shapes import llama, machine, mixtral
 

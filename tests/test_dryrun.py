@@ -13,13 +13,13 @@ from transformers import DynamicCache
 from benchmarks.allocations import measure, real_model, tensors_bytes
 from benchmarks.memory_inference import load_quantized
 from benchmarks.memory_training import real_step
-from modules.engine.rows import CausalRow
+from modules.engine.loops.rows import CausalRow
 from modules.errors import BadConfig
-from modules.memory.dryrun import DTYPES, count_peaks, count_run, fake_model
-from modules.memory.forecast import DType, Quantization, RunSpec
-from modules.memory.live_bytes import LiveBytes
-from modules.memory.training import TrainingMode, TrainingRun
-from modules.memory.training_dryrun import count_training
+from modules.memory.dryruns.dryrun import DTYPES, count_peaks, count_run, fake_model
+from modules.memory.dryruns.live_bytes import LiveBytes
+from modules.memory.dryruns.training_dryrun import count_training
+from modules.memory.forecasting.forecast import DType, Quantization, RunSpec
+from modules.memory.forecasting.training import TrainingMode, TrainingRun
 from tests.tiny_models import tiny_config
 
 CPU = torch.device("cpu")

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from modules.errors import BadConfig, NotAvailableHere, SnugError, TimedOut, UnsupportedModel
-from modules.memory.describing import known_description
-from modules.memory.dryruns import DryRuns
-from modules.memory.forecast import RunSpec
-from modules.memory.meta import describe
-from modules.memory.spec import ModelSpec
-from modules.memory.training import TrainingRun
+from modules.memory.dryruns.asking import DryRuns
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.forecasting.training import TrainingRun
+from modules.memory.model.describing import known_description
+from modules.memory.model.meta import describe
+from modules.memory.model.spec import ModelSpec
 from tests.shapes import llama
 from tests.test_host import until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modules.memory.forecast import DType
+from modules.memory.forecasting.forecast import DType
 from tests.exact_rows import Row, quantized, weights_and_cache
 from tests.tiny_families import CONFIGS
 

@@ -1,4 +1,4 @@
-"""modules/engine/footprint.py: bytes of loaded weights and the peak of a load, as measured."""
+"""modules/engine/process/footprint.py: bytes of loaded weights and the peak of a load, as measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from modules.engine.footprint import module_devices, peak_bytes, reset_peak, weight_bytes_by_device
+from modules.engine.process.footprint import module_devices, peak_bytes, reset_peak, weight_bytes_by_device
 from modules.units import MiB
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from modules.memory.forecast import (
+from modules.memory.forecasting.forecast import (
     RunSpec,
     four_bit_bytes,
     int8_bytes,
@@ -18,7 +18,7 @@ from modules.memory.forecast import (
     quantized_share,
     weight_bytes,
 )
-from modules.memory.spec import inspect
+from modules.memory.model.spec import inspect
 from modules.units import GiB
 from tests.shapes import gptj, llama, make_spec, t5_3b
 

@@ -16,7 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.errors import BadSafetensors, ModelNotFound, PickleRefused, SnugError
-from modules.memory.formats import MAX_HEADER_BYTES, MAX_TENSORS, model_files, read_model_tensors, read_safetensors
+from modules.memory.model.formats import (
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+    model_files,
+    read_model_tensors,
+    read_safetensors,
+)
 from modules.units import MiB
 
 ONE = {"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}

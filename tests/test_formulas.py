@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from modules.memory.budget import Purpose
-from modules.memory.forecast import Quantization, RunSpec, prefill_peak_bytes
-from modules.memory.formulas import formula_text
-from modules.memory.model_spec import ModelSpec, TensorInfo
-from modules.memory.planner import Question, make_plan
-from modules.memory.process import process_figures
+from modules.memory.forecasting.budget import Purpose
+from modules.memory.forecasting.forecast import Quantization, RunSpec, prefill_peak_bytes
+from modules.memory.forecasting.formulas import formula_text
+from modules.memory.forecasting.process import process_figures
+from modules.memory.model.model_spec import ModelSpec, TensorInfo
+from modules.memory.planning.planner import Question, make_plan
 from modules.settings import LoadOptions
 from tests.fakes import fake_inventory, fake_spec
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from modules.engine.footprint import weight_bytes_by_device
-from modules.engine.huggingface import keep_odd_layers_unpacked
+from modules.engine.loading.huggingface import keep_odd_layers_unpacked
+from modules.engine.process.footprint import weight_bytes_by_device
 from modules.engine.speedups import fused
 from modules.engine.speedups.fused import MOST_TOKENS, FusedLinears, fuse_linears
 from tests.loop_rig import load

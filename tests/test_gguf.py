@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.errors import BadGguf, ModelNotFound, PickleRefused, SnugError
-from modules.memory.gguf import ArrayValue, read_gguf
+from modules.memory.model.gguf import ArrayValue, read_gguf
 from modules.units import MiB
 
 U8, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 4, 6, 7, 8, 9, 10

@@ -31,9 +31,9 @@ from modules.engine.base import (
     Queued,
     TextPiece,
 )
-from modules.engine.child import engine_environment
-from modules.engine.host import EngineHost, Generation, Patience, ignore
-from modules.engine.wire import Emitted, Loaded, fold, fold_messages
+from modules.engine.host.child import engine_environment
+from modules.engine.host.host import EngineHost, Generation, Patience, ignore
+from modules.engine.host.wire import Emitted, Loaded, fold, fold_messages
 from modules.errors import (
     ContextLengthExceeded,
     EngineDied,
@@ -45,7 +45,7 @@ from modules.errors import (
     SnugError,
     TimedOut,
 )
-from modules.memory.planner import Plan
+from modules.memory.planning.planner import Plan
 from modules.units import MiB
 from tests.fakes import Script, ScriptedEngine, ScriptedLoad, decode_tokens, encode_piece, fake_plan, fake_request
 
@@ -513,7 +513,7 @@ def test_all_memory_comes_back_after_close() -> None:
 def test_a_flood_of_output_neither_blocks_the_engine_nor_gets_lost(
     start: StartHost, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "modules.engine.child"):
+    with caplog.at_level(logging.INFO, "modules.engine.host.child"):
         host = EngineHost.start(fake_plan(), flood)
         assert host.submit(fake_request(max_new_tokens=3)).result(20)[0] == "The"
         host.close()
@@ -540,7 +540,7 @@ def test_ctrl_c_does_not_reach_the_engine(start: StartHost) -> None:
 
 PARENT = """
 import threading, time
-from modules.engine.host import EngineHost
+from modules.engine.host.host import EngineHost
 from tests.fakes import *
 if {loading}:
     host = EngineHost(fake_plan(), ScriptedLoad(Script(load_fault="hang")))

@@ -1,4 +1,4 @@
-"""modules/memory/hub.py against a hub on loopback: few bytes of any repository, and every failure by its name."""
+"""modules/memory/model/hub.py against a hub on loopback: few bytes of any repository, and every failure by its name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import modules.memory.hub_client as hub_client
+import modules.memory.model.hub_client as hub_client
 from modules.errors import (
     BadConfig,
     BadName,
@@ -27,10 +27,10 @@ from modules.errors import (
     TooManyAttempts,
     UnsupportedModel,
 )
-from modules.memory.dryruns import DryRuns
-from modules.memory.hub import inspect_hub
-from modules.memory.spec import ModelSpec, inspect
-from modules.plan_report import find_sources
+from modules.memory.dryruns.asking import DryRuns
+from modules.memory.model.hub import inspect_hub
+from modules.memory.model.spec import ModelSpec, inspect
+from modules.plan_command.report import find_sources
 from modules.settings_reading import read_settings
 from modules.units import GiB, MiB
 from tests.fake_hub import FakeHub, repository, serve

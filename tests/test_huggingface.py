@@ -1,4 +1,4 @@
-"""modules/engine/huggingface.py: tiny models of every family load and stream, bad ones are refused by name."""
+"""modules/engine/loading/huggingface.py: tiny models of every family load and stream, bad ones are refused by name."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from modules.engine import huggingface
 from modules.engine.base import ModelInfo, Progress, TextPiece
-from modules.engine.huggingface import bytes_to_write, find_eos_ids, load
+from modules.engine.loading import huggingface
+from modules.engine.loading.huggingface import bytes_to_write, find_eos_ids, load
 from modules.errors import (
     BadSafetensors,
     BadTokenizer,
@@ -32,9 +32,9 @@ from modules.errors import (
     RemoteCodeDisabled,
     SnugError,
 )
-from modules.memory.forecast import RunSpec
-from modules.memory.planner import Plan
-from modules.memory.spec import inspect
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.model.spec import inspect
+from modules.memory.planning.planner import Plan
 from tests.loading_rig import plan_of, quiet, spread
 from tests.loop_rig import Ask, greedy
 from tests.tiny_models import ENCODER_DECODER, FAMILIES, tiny_gguf, tiny_model
@@ -122,7 +122,7 @@ def test_nothing_is_printed_while_a_model_loads_and_advice_goes_into_the_log(
     with caplog.at_level(logging.INFO):
         load(plan, quiet).close()
     assert capfd.readouterr() == ("", "")
-    advice = [record for record in caplog.records if record.name == "modules.engine.library_messages"]
+    advice = [record for record in caplog.records if record.name == "modules.engine.loading.library_messages"]
     assert advice
     assert all(record.levelno == logging.INFO for record in advice)
 

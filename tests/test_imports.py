@@ -15,12 +15,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TORCH_KIN = {"torch", "transformers", "accelerate", "bitsandbytes", "deepspeed", "tokenizers"}
 TORCH_ROOMS = (
-    "meta", "live_bytes", "fake_linears", "shortening", "dryrun", "training_dryrun", "dryrun_worker",
-)  # fmt: skip
-"""Files of modules/memory/ that run in processes of their own."""
+    "modules/engine/",
+    "modules/memory/model/meta.py",
+    *(
+        f"modules/memory/dryruns/{name}.py"
+        for name in ("live_bytes", "fake_linears", "shortening", "dryrun", "training_dryrun", "worker")
+    ),
+)
+"""The engine, and files of modules/memory/ that run in processes of their own."""
+LLAMACPP_ROOMS = tuple(f"modules/memory/dryruns/{name}.py" for name in ("llamacpp_params", "llamacpp_dry"))
 WEB_MODULES = (
-    "server", "modules.models.manager", "modules.startup", "modules.check", "modules.plan_report", "modules.services",
-    "modules.chat.service", "modules.chat.prompts", "modules.api.app", "modules.ui.app",
+    "server", "modules.models.manager", "modules.startup", "modules.check", "modules.plan_command.report",
+    "modules.services", "modules.chat.service", "modules.chat.prompts", "modules.api.app", "modules.ui.app",
 )  # fmt: skip
 """What the web process imports, or the terminal's check."""
 
@@ -114,8 +120,8 @@ def test_nothing_in_modules_imports_the_tests_or_the_server() -> None:
     [
         ({"gradio", "gradio_client"}, ("modules/ui/",)),
         ({"fastapi"}, ("modules/api/", "server.py")),
-        ({"xllamacpp"}, ("modules/engine/", "modules/memory/llamacpp_params.py", "modules/memory/llamacpp_dry.py")),
-        (TORCH_KIN, ("modules/engine/", *(f"modules/memory/{name}.py" for name in TORCH_ROOMS))),
+        ({"xllamacpp"}, ("modules/engine/llamacpp/", *LLAMACPP_ROOMS)),
+        (TORCH_KIN, TORCH_ROOMS),
     ],
 )
 def test_heavy_libraries_stay_in_their_rooms(libraries: set[str], rooms: tuple[str, ...]) -> None:
@@ -141,8 +147,8 @@ def test_the_web_process_imports_no_torch(module: str) -> None:
 
 def test_the_scan_sees_what_it_should() -> None:
     """Guards the guard: a scan that finds nothing would pass every test above."""
-    found = list(imports_of("modules/engine/host.py"))
-    assert Import("modules/engine/host.py", found[0].line, "__future__", False, False) == found[0]
+    found = list(imports_of("modules/engine/host/host.py"))
+    assert Import("modules/engine/host/host.py", found[0].line, "__future__", False, False) == found[0]
     assert "modules.engine.base" in {item.name for item in found}
     assert any(item.lazy for item in imports_of("server.py"))
     assert row_of("modules/errors.py") == 0

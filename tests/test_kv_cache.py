@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.errors import NotAvailableHere, OutOfMemory
-from modules.memory.candidates import list_ways
-from modules.memory.fitting import margin
-from modules.memory.forecast import RunSpec, kv_cache_bytes, kv_work_bytes
-from modules.memory.formulas import formula_text
-from modules.memory.kv_cache import KVCache, packed_bytes, why_not, work_bytes
-from modules.memory.plan_flags import read_words
-from modules.memory.planner import PlanTable, Question, list_plans, longest_context
-from modules.memory.smaller import Failure, difference, smaller_plans
-from modules.memory.spec import ModelSpec
+from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, kv_work_bytes
+from modules.memory.forecasting.formulas import formula_text
+from modules.memory.forecasting.kv_cache import KVCache, packed_bytes, why_not, work_bytes
+from modules.memory.model.spec import ModelSpec
+from modules.memory.planning.candidates import list_ways
+from modules.memory.planning.fitting import margin
+from modules.memory.planning.plan_flags import read_words
+from modules.memory.planning.planner import PlanTable, Question, list_plans, longest_context
+from modules.memory.planning.smaller import Failure, difference, smaller_plans
 from modules.settings import LoadOptions, check_machine
 from modules.units import GiB
 from tests.shapes import llama, machine

@@ -43,7 +43,10 @@ def engines(server: RunningServer) -> list[psutil.Process]:
     return [
         process
         for process in server.tree()
-        if any(name in " ".join(process.cmdline()) for name in ("modules.engine.worker", "modules.engine.follower"))
+        if any(
+            name in " ".join(process.cmdline())
+            for name in ("modules.engine.host.worker", "modules.engine.zero3.follower")
+        )
     ]
 
 

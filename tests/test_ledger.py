@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from modules.memory import ledger
-from modules.memory.ledger import Entry, Ledger, ObservedErrors, summarize
+from modules.memory.planning import ledger
+from modules.memory.planning.ledger import Entry, Ledger, ObservedErrors, summarize
 from modules.units import GiB
 
 ENTRY = Entry(

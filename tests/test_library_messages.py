@@ -1,4 +1,4 @@
-"""modules/engine/library_messages.py: advice becomes news, one flood is stopped, bars become fractions."""
+"""modules/engine/loading/library_messages.py: advice becomes news, one flood is stopped, bars become fractions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from modules.engine.library_messages import route_library_messages, weights_progress
+from modules.engine.loading.library_messages import route_library_messages, weights_progress
 
 INT8 = logging.getLogger("bitsandbytes.autograd._functions")
 

@@ -17,15 +17,15 @@ from transformers import AutoModelForCausalLM
 
 from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, Queued, TextPiece
 from modules.engine.control_tokens import PieceEncoder
-from modules.engine.host import EngineHost
-from modules.engine.llamacpp import LlamaCppEngine, load
-from modules.engine.llamacpp_sampling import check_params, sampling_fields
-from modules.engine.worker import LoadByName
+from modules.engine.host.host import EngineHost
+from modules.engine.host.worker import LoadByName
+from modules.engine.llamacpp.engine import LlamaCppEngine, load
+from modules.engine.llamacpp.sampling import check_params, sampling_fields
 from modules.errors import BadValue, ContextLengthExceeded, LoadFailed, ModelNotFound, OutOfMemory, QueueFull
-from modules.memory.forecast import RunSpec
-from modules.memory.llamacpp_sizes import SLOTS
-from modules.memory.planner import Plan
-from modules.memory.spec import inspect
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.forecasting.llamacpp_sizes import SLOTS
+from modules.memory.model.spec import inspect
+from modules.memory.planning.planner import Plan
 from modules.sampling import GenerationParams
 from tests.loop_rig import TIMEOUT_S, Ask, greedy
 from tests.tiny_models import SPECIALS, tiny_gguf
@@ -292,11 +292,11 @@ ALONE = """
 import sys
 from pathlib import Path
 import psutil
-from modules.engine.llamacpp import load
-from modules.memory.forecast import RunSpec
-from modules.memory.llamacpp_sizes import SLOTS
-from modules.memory.planner import Plan
-from modules.memory.spec import inspect
+from modules.engine.llamacpp.engine import load
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.forecasting.llamacpp_sizes import SLOTS
+from modules.memory.planning.planner import Plan
+from modules.memory.model.spec import inspect
 run = RunSpec("float16", context_tokens=256, prefill_chunk=64)
 engine = load(Plan(inspect(Path(sys.argv[1])), run, "llamacpp", {"": "cpu"}), lambda progress: None)
 listening = [one for one in psutil.Process().net_connections("inet") if one.status == "LISTEN"]
@@ -311,7 +311,7 @@ def test_the_engines_process_opens_no_port_and_imports_no_torch(file: Path) -> N
 
 
 def test_it_runs_as_an_engine_process_behind_a_host(file: Path, prompt: list[int]) -> None:
-    host = EngineHost.start(plan_of(file), LoadByName("modules.engine.llamacpp:load"))
+    host = EngineHost.start(plan_of(file), LoadByName("modules.engine.llamacpp.engine:load"))
     try:
         with host.submit(GenerationRequest("1", "u", tuple(prompt), long(10))) as generation:
             text, end = generation.result(TIMEOUT_S)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from modules.errors import BadGguf, SnugError, UnsupportedModel
-from modules.memory.dryruns import DryRuns
-from modules.memory.forecast import RunSpec, kv_cache_bytes
-from modules.memory.llamacpp_fit import Buffers, read_fit
-from modules.memory.spec import inspect
+from modules.memory.dryruns.asking import DryRuns
+from modules.memory.dryruns.llamacpp_fit import Buffers, read_fit
+from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes
+from modules.memory.model.spec import inspect
 from modules.starter import fetch_gguf
 from modules.units import MiB
 from tests.llamacpp_load import ROOT, allocated

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from modules.engine.worker import LoadByName
+from modules.engine.host.worker import LoadByName
 from modules.errors import NotAvailableHere
-from modules.memory.dryruns import DryRuns
-from modules.memory.forecast import RunSpec, kv_cache_bytes, prefill_peak_bytes, weight_bytes
-from modules.memory.llamacpp_sizes import SLOTS, layer_cache_bytes
-from modules.memory.planner import PlanTable, Question, list_plans
-from modules.memory.spec import ModelSpec, inspect
+from modules.memory.dryruns.asking import DryRuns
+from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, prefill_peak_bytes, weight_bytes
+from modules.memory.forecasting.llamacpp_sizes import SLOTS, layer_cache_bytes
+from modules.memory.model.spec import ModelSpec, inspect
+from modules.memory.planning.planner import PlanTable, Question, list_plans
 from modules.models.starting import load_engine_for
 from modules.settings import LoadOptions
 from tests.plan_cases import NO_GPU, ONE_GPU
@@ -64,7 +64,7 @@ def test_a_gguf_file_runs_with_llama_cpp_unless_a_flag_says_otherwise(spec: Mode
         "llamacpp", {"": "cpu"}, ("--loader", "llamacpp"),
     )  # fmt: skip
     assert table.chosen.budgets["cpu"].weights == sum(tensor.size_bytes for tensor in spec.tensors)
-    assert load_engine_for(table.chosen) == LoadByName("modules.engine.llamacpp:load")
+    assert load_engine_for(table.chosen) == LoadByName("modules.engine.llamacpp.engine:load")
     assert {plan.loader for plan in table_of(spec, tmp_path, loader="transformers").plans} == {"transformers"}
     assert {plan.loader for plan in table_of(spec, tmp_path, loader="llamacpp").plans} == {"llamacpp"}
 

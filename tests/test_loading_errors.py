@@ -1,4 +1,4 @@
-"""modules/engine/loading_errors.py: what goes wrong under a load, by its name."""
+"""modules/engine/loading/loading_errors.py: what goes wrong under a load, by its name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from modules.engine.loading_errors import named_failures, named_tokenizer_failures
+from modules.engine.loading.loading_errors import named_failures, named_tokenizer_failures
 from modules.errors import (
     BadFlag,
     BadTokenizer,
@@ -19,7 +19,7 @@ from modules.errors import (
     SnugError,
     UnsupportedModel,
 )
-from modules.memory.budget import Budget, Figure
+from modules.memory.forecasting.budget import Budget, Figure
 from modules.units import GiB
 from tests.fakes import fake_plan
 

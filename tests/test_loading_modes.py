@@ -18,8 +18,8 @@ import torch
 from transformers import AutoTokenizer
 
 from modules.engine.base import Engine, TextPiece
-from modules.engine.huggingface import load
-from modules.engine.loaded import LoadedModel
+from modules.engine.loading.huggingface import load
+from modules.engine.loops.loaded import LoadedModel
 from modules.units import MiB
 from tests.conftest import STARTER_MODEL
 from tests.loading_rig import perplexity, plain_model, plan_of, quiet, spread, widest_tie
@@ -158,7 +158,7 @@ def test_memory_that_runs_out_in_the_load_is_named_with_what_was_needed_and_is_f
 import resource
 from tests.conftest import STARTER_MODEL
 from tests.loading_rig import plan_of, quiet
-from modules.engine.huggingface import load
+from modules.engine.loading.huggingface import load
 from modules.errors import OutOfMemory
 plan = plan_of(STARTER_MODEL, dtype="fp32", ctx_size=512)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

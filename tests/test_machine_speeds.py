@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from modules.machine_speeds import Bandwidths, MachineSpeeds, measure
-from modules.memory.speed import defaults
+from modules.memory.planning.speed import defaults
 from tests.shapes import machine
 
 FOUND = {"cpu": {"read_Bps": 5e9, "flops": 1e11}, "cuda:0": {"read_Bps": 3e11, "from_cpu_Bps": 1.2e10}}

@@ -1,4 +1,4 @@
-"""modules/engine/mappings.py: pages of weight files are let go, and nothing is lost by it."""
+"""modules/engine/process/mappings.py: pages of weight files are let go, and nothing is lost by it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from modules.engine.mappings import MappedFiles, _mappings, let_go_of_zeros
+from modules.engine.process.mappings import MappedFiles, _mappings, let_go_of_zeros
 from modules.units import MiB
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")

@@ -8,8 +8,8 @@ import pytest
 
 from modules.engine.base import EngineStats, ModelInfo
 from modules.measuring import entries_after_load, entries_after_use
-from modules.memory.budget import Budget, Figure, Purpose
-from modules.memory.planner import Plan
+from modules.memory.forecasting.budget import Budget, Figure, Purpose
+from modules.memory.planning.planner import Plan
 from modules.units import MiB
 from tests.fakes import fake_inventory, fake_plan
 

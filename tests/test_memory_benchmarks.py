@@ -13,7 +13,7 @@ from benchmarks import common, memory_gpu, memory_rows
 from benchmarks.gpu import make_model
 from benchmarks.memory_gpu import compare_case, run_case, summary
 from benchmarks.memory_rows import Results, Row
-from modules.memory.dryruns import DryRuns
+from modules.memory.dryruns.asking import DryRuns
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import modules.memory.describing as describing
+import modules.memory.model.describing as describing
 from modules.errors import BadConfig, RemoteCodeDisabled, SnugError, TimedOut, UnsupportedModel
-from modules.memory.crosscheck import with_description
-from modules.memory.describing import cache_key, describe_in_process, describer_for, known_description
-from modules.memory.forecast import RunSpec, weight_bytes
-from modules.memory.kinds import count_layers, quantizable
-from modules.memory.meta import describe
-from modules.memory.placement import make_groups
-from modules.memory.spec import inspect
+from modules.memory.forecasting.forecast import RunSpec, weight_bytes
+from modules.memory.forecasting.kinds import count_layers, quantizable
+from modules.memory.model.crosscheck import with_description
+from modules.memory.model.describing import cache_key, describe_in_process, describer_for, known_description
+from modules.memory.model.meta import describe
+from modules.memory.model.spec import inspect
+from modules.memory.planning.placement import make_groups
 from tests.test_spec import AUTO_MAP, LLAMA, make_model
 from tests.tiny_families import CONFIGS, tiny_config, tiny_folder
 

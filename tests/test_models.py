@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from modules.engine.base import Delta, Event, Finished, Progress, TextPiece
-from modules.engine.host import EngineHost, Patience
-from modules.engine.worker import LoadByName
+from modules.engine.host.host import EngineHost, Patience
+from modules.engine.host.worker import LoadByName
 from modules.errors import (
     BadFlag,
     BadName,
@@ -547,7 +547,7 @@ def test_no_interleaving_of_loads_unloads_and_replies_breaks_anything(
 @pytest.mark.timeout(300)
 def test_the_starter_model_survives_kill_9_in_mid_reply(starter_model: Path, tmp_path: Path) -> None:
     """F2 and F6 with the real thing: load, talk, kill, talk again, unload, and all memory is back."""
-    pytest.importorskip("modules.engine.huggingface", reason="the transformers engine is not built yet")
+    pytest.importorskip("modules.engine.loading.huggingface", reason="the transformers engine is not built yet")
     settings = Settings.model_validate({"model_dir": starter_model.parent, "user_data_dir": tmp_path})
     manager = ModelManager(settings)
     before = tree_bytes()

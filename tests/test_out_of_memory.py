@@ -15,20 +15,20 @@ from modules.chat.service import ChatService
 from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import EXIT_GPU_LOST, Degraded, Delta, Event, Finished, GenerationRequest, TextPiece
-from modules.engine.batched import BatchedEngine
-from modules.engine.deaths import MemoryWatch, count_kills
-from modules.engine.generation import Generation
-from modules.engine.loaded import LoadedModel
-from modules.engine.loop import LoopEngine
-from modules.engine.open_requests import OpenRequests
-from modules.engine.serial import SerialEngine
-from modules.engine.verdicts import death_of
-from modules.engine.wire import Cancel, Message, Submit
+from modules.engine.host.deaths import MemoryWatch, count_kills
+from modules.engine.host.generation import Generation
+from modules.engine.host.open_requests import OpenRequests
+from modules.engine.host.verdicts import death_of
+from modules.engine.host.wire import Cancel, Message, Submit
+from modules.engine.loops.batched import BatchedEngine
+from modules.engine.loops.loaded import LoadedModel
+from modules.engine.loops.loop import LoopEngine
+from modules.engine.loops.serial import SerialEngine
 from modules.errors import EngineDied, OutOfMemory
 from modules.hardware import Inventory
-from modules.memory.budget import Budget, Figure
-from modules.memory.planner import Plan, PlanTable, Question
-from modules.memory.smaller import Failure, difference, smaller_plans
+from modules.memory.forecasting.budget import Budget, Figure
+from modules.memory.planning.planner import Plan, PlanTable, Question
+from modules.memory.planning.smaller import Failure, difference, smaller_plans
 from modules.models.manager import ModelManager
 from modules.settings import LoadOptions, Settings
 from modules.ui.views import message_view

@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.engine.base import TextPiece
-from modules.engine.choice import why_not_batched
-from modules.engine.huggingface import load as load_engine
-from modules.engine.loaded import LoadedModel
-from modules.engine.packed_cache import PackedLayer, Work, cache_maker
-from modules.engine.rows import CausalRow, Shelf
-from modules.engine.serial import SerialEngine
-from modules.memory.forecast import RunSpec, kv_work_bytes, layer_cache_bytes
-from modules.memory.kv_cache import BLOCK_TOKENS, KVCache, value_group, why_not
-from modules.memory.spec import inspect
+from modules.engine.loading.huggingface import load as load_engine
+from modules.engine.loops.choice import why_not_batched
+from modules.engine.loops.loaded import LoadedModel
+from modules.engine.loops.packed_cache import PackedLayer, Work, cache_maker
+from modules.engine.loops.rows import CausalRow, Shelf
+from modules.engine.loops.serial import SerialEngine
+from modules.memory.forecasting.forecast import RunSpec, kv_work_bytes, layer_cache_bytes
+from modules.memory.forecasting.kv_cache import BLOCK_TOKENS, KVCache, value_group, why_not
+from modules.memory.model.spec import inspect
 from tests.conftest import STARTER_MODEL
 from tests.exact_rows import load as load_tiny
 from tests.loading_rig import PROSE, plan_of, quiet

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from modules.engine.footprint import weight_bytes_by_device
+from modules.engine.process.footprint import weight_bytes_by_device
 from modules.engine.speedups import packed
 from modules.engine.speedups.packed import can_pack, pack_linears
 from tests.loop_rig import load

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.engine.base import EngineStats
-from modules.memory.budget import PURPOSE_TITLES, Budget, Figure, Purpose
-from modules.memory.planner import Plan, Question, list_plans
-from modules.plan_json import table_json
+from modules.memory.forecasting.budget import PURPOSE_TITLES, Budget, Figure, Purpose
+from modules.memory.planning.planner import Plan, Question, list_plans
+from modules.plan_command.as_json import table_json
 from modules.settings import LoadOptions
 from modules.ui.plan_picture import bars_html, plan_html, ratio, speed_text
 from modules.ui.plan_values import Bar, Measured, bars_of, capital, measured_by_device

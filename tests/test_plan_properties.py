@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.hardware import Device, Inventory
-from modules.memory.budget import Budget
-from modules.memory.choosing import COMFORTABLE_TURN_S
-from modules.memory.fitting import margin
-from modules.memory.plan_flags import read_words
-from modules.memory.planner import Plan, PlanTable, Question, list_plans
-from modules.memory.spec import ModelSpec
+from modules.memory.forecasting.budget import Budget
+from modules.memory.model.spec import ModelSpec
+from modules.memory.planning.choosing import COMFORTABLE_TURN_S
+from modules.memory.planning.fitting import margin
+from modules.memory.planning.plan_flags import read_words
+from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans
 from modules.settings import LoadOptions, check_together
 from modules.units import GiB
 from tests.shapes import random_llama

@@ -18,16 +18,16 @@ from rich.console import Console
 
 from modules.errors import BadConfig, BadValue, ModelNotFound, OutOfMemory
 from modules.hardware import Inventory, read_inventory
-from modules.memory import fitting
-from modules.memory.budget import Budget, Figure, Purpose
-from modules.memory.dryruns import DryRuns, TrainingPeaks
-from modules.memory.ledger import LEDGER_NAME, Entry, Ledger
-from modules.memory.planner import Plan, PlanTable, Question, list_plans
-from modules.memory.training import TrainingRun
-from modules.plan_bars import Signs, draw
-from modules.plan_json import SCHEMA_VERSION, entries_json, report_json, table_json, training_json
-from modules.plan_report import STARTER_CONFIG, find_sources, run_plan
-from modules.plan_text import (
+from modules.memory.dryruns.asking import DryRuns, TrainingPeaks
+from modules.memory.forecasting.budget import Budget, Figure, Purpose
+from modules.memory.forecasting.training import TrainingRun
+from modules.memory.planning import fitting
+from modules.memory.planning.ledger import LEDGER_NAME, Entry, Ledger
+from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans
+from modules.plan_command.as_json import SCHEMA_VERSION, entries_json, report_json, table_json, training_json
+from modules.plan_command.bars import Signs, draw
+from modules.plan_command.report import STARTER_CONFIG, find_sources, run_plan
+from modules.plan_command.text import (
     Notes,
     machine_table,
     overview_table,
@@ -36,7 +36,7 @@ from modules.plan_text import (
     report_table,
     training_parts,
 )
-from modules.plan_training import list_ways
+from modules.plan_command.training import list_ways
 from modules.settings import LoadOptions, Settings
 from modules.starter import STARTER_NAME
 from modules.ui.plan_values import Bar

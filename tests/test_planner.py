@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from modules.errors import BadFlag, BadValue, DiskFull, NotAvailableHere, OutOfMemory, SnugError
 from modules.hardware import Inventory
-from modules.memory.budget import Budget, Figure
-from modules.memory.fitting import margin
-from modules.memory.forecast import CUDA_CONTEXT_BYTES, weight_bytes
-from modules.memory.placement import make_groups
-from modules.memory.planner import Plan, Question, make_plan
-from modules.memory.spec import ModelSpec, inspect
+from modules.memory.forecasting.budget import Budget, Figure
+from modules.memory.forecasting.forecast import CUDA_CONTEXT_BYTES, weight_bytes
+from modules.memory.model.spec import ModelSpec, inspect
+from modules.memory.planning.fitting import margin
+from modules.memory.planning.placement import make_groups
+from modules.memory.planning.planner import Plan, Question, make_plan
 from modules.settings import LoadOptions
 from modules.units import GiB, MiB
 from tests.shapes import gptj, llama, machine, t5_3b

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from modules.hardware import Inventory
-from modules.memory.dryruns import DryRuns, Kind, Peaks
-from modules.memory.forecast import RunSpec
-from modules.memory.planner import Plan
-from modules.memory.spec import ModelSpec
+from modules.memory.dryruns.asking import DryRuns, Kind, Peaks
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.model.spec import ModelSpec
+from modules.memory.planning.planner import Plan
 from modules.models.manager import ModelManager
 from modules.settings import LoadOptions, Settings
 from modules.units import MiB

@@ -1,4 +1,4 @@
-"""modules/engine/pretrained.py: what from_pretrained is asked for, on machines that we do not have."""
+"""modules/engine/loading/pretrained.py: what from_pretrained is asked for, on machines that we do not have."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig, GgufConfig
 
-from modules.engine.pretrained import from_pretrained_kwargs, source_folder
+from modules.engine.loading.pretrained import from_pretrained_kwargs, source_folder
 from modules.errors import NotAvailableHere, OutOfMemory
-from modules.memory.planner import Plan, Question, make_plan
+from modules.memory.planning.planner import Plan, Question, make_plan
 from modules.settings import LoadOptions
 from tests.shapes import llama, machine
 

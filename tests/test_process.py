@@ -1,4 +1,4 @@
-"""modules/memory/process.py: what an engine process takes beside its model, and what the load takes for a moment."""
+"""memory/forecasting/process.py: what an engine process takes beside its model, and the load for a moment."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from modules.memory.figures import device_budget
-from modules.memory.forecast import RunSpec, elements, is_quantizable
-from modules.memory.planner import Question, make_plan
-from modules.memory.process import attention_bytes, conversion_bytes, process_figures
-from modules.memory.spec import ModelSpec, inspect
+from modules.memory.forecasting.figures import device_budget
+from modules.memory.forecasting.forecast import RunSpec, elements, is_quantizable
+from modules.memory.forecasting.process import attention_bytes, conversion_bytes, process_figures
+from modules.memory.model.spec import ModelSpec, inspect
+from modules.memory.planning.planner import Question, make_plan
 from modules.settings import LoadOptions
 from modules.units import MiB
 from tests.fakes import fake_inventory
@@ -29,7 +29,7 @@ QUANTIZE = """
 import sys
 from pathlib import Path
 import torch
-from modules.engine.heap import prepare_load
+from modules.engine.process.heap import prepare_load
 import bitsandbytes as bnb
 def size(name):
     lines = Path("/proc/self/status").read_text().splitlines()

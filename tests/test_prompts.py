@@ -16,8 +16,8 @@ from tokenizers.processors import TemplateProcessing
 from modules.chat.prompts import TRANSCRIPT_STOP, Prompts, free_tokens
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import ModelInfo, TextPiece
-from modules.engine.huggingface import find_border_ids
-from modules.engine.loaded import PieceCodec
+from modules.engine.loading.huggingface import find_border_ids
+from modules.engine.loops.loaded import PieceCodec
 from modules.errors import BadChatTemplate, BadValue, ContextLengthExceeded
 from modules.messages import ChatMessage, Role
 from tests.chat_templates import FAMILIES

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from modules.memory.forecast import Quantization, RunSpec
-from modules.memory.quality import expected_quality, loss_text
+from modules.memory.forecasting.forecast import Quantization, RunSpec
+from modules.memory.planning.quality import expected_quality, loss_text
 
 
 def loss(quantization: Quantization, parameters: float, *, double: bool = False) -> float:

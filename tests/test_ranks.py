@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modules.engine.ranks import Drop, Follower, Keep, Leader, Leave, Order, Read, World, connect, shared_secret
+from modules.engine.zero3.ranks import Drop, Follower, Keep, Leader, Leave, Order, Read, World, connect, shared_secret
 from modules.errors import EngineDied, LoadFailed
 
 WAIT_S = 20

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from modules.errors import OutOfMemory
 from modules.hardware import Device, Inventory
-from modules.memory.planner import PlanTable, Question, list_plans
-from modules.memory.spec import ModelSpec
+from modules.memory.model.spec import ModelSpec
+from modules.memory.planning.planner import PlanTable, Question, list_plans
 from modules.settings import LoadOptions
 from modules.units import GiB, parse_size
 from tests.shapes import llama, machine, mixtral, small_llama

@@ -22,8 +22,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from modules.engine.processors import Candidates, Dry, TopP
-from modules.engine.sampler import Sampler
+from modules.engine.loops.processors import Candidates, Dry, TopP
+from modules.engine.loops.sampler import Sampler
 from modules.errors import GenerationFailed
 from modules.sampling import GenerationParams
 

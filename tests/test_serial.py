@@ -10,10 +10,10 @@ import torch
 from transformers import DynamicCache
 
 from modules.engine.base import Prefill, TextPiece
-from modules.engine.loaded import LoadedModel
-from modules.engine.loop import LoopEngine
-from modules.engine.rows import CausalRow, Shelf, common_prefix
-from modules.engine.serial import SerialEngine, steps
+from modules.engine.loops.loaded import LoadedModel
+from modules.engine.loops.loop import LoopEngine
+from modules.engine.loops.rows import CausalRow, Shelf, common_prefix
+from modules.engine.loops.serial import SerialEngine, steps
 from tests.loop_behaviour import PROMPT, LoopBehaviour
 from tests.loop_rig import Ask, generated, greedy, load
 from tests.tiny_models import CAUSAL, ENCODER_DECODER, tiny_model

@@ -105,7 +105,7 @@ def test_killing_the_engine_costs_one_reply_and_the_next_one_reloads(server: Run
         "model": "any", "prompt": "Once upon a time", "max_tokens": 400, "temperature": 0, "ban_eos_token": True,
         "stream": True,
     }  # fmt: skip
-    engines = [process for process in server.tree() if "modules.engine.worker" in " ".join(process.cmdline())]
+    engines = [process for process in server.tree() if "modules.engine.host.worker" in " ".join(process.cmdline())]
     assert len(engines) == 1
     text, error = "", None
     with httpx.stream("POST", f"{server.base}/v1/completions", json=body, timeout=120) as response:

@@ -22,7 +22,7 @@ from modules.chat.running import ReplyView, RunningReply
 from modules.chat.service import NOTEBOOK, ChatService
 from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
-from modules.engine.host import Patience
+from modules.engine.host.host import Patience
 from modules.errors import BadValue, Busy, NotFound, SnugError, StaleView, StoreFailed
 from modules.extensions import Extensions
 from modules.hardware import Inventory

@@ -26,10 +26,10 @@ from modules.errors import (
     SnugError,
     UnsupportedModel,
 )
-from modules.memory.families import base_prefix, check_can_generate, gguf_architectures
-from modules.memory.listing import check_loadable, list_models
-from modules.memory.shape import read_shape
-from modules.memory.spec import block_of, inspect
+from modules.memory.model.families import base_prefix, check_can_generate, gguf_architectures
+from modules.memory.model.listing import check_loadable, list_models
+from modules.memory.model.shape import read_shape
+from modules.memory.model.spec import block_of, inspect
 from tests.test_formats import safetensors
 from tests.test_gguf import ARCH, STRING, U32, array, gguf, pair, tensor, text
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from modules.memory.forecast import Quantization
-from modules.memory.speed import GpuSpeed, Speeds, Work, defaults, estimate, from_bandwidths
+from modules.memory.forecasting.forecast import Quantization
+from modules.memory.planning.speed import GpuSpeed, Speeds, Work, defaults, estimate, from_bandwidths
 from tests.shapes import machine
 
 FUSED: frozenset[Quantization] = frozenset(("int8", "nf4", "fp4"))

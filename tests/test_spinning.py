@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from modules.engine.child import engine_environment
-from modules.engine.spinning import FOR_LLAMACPP, FOR_TORCH, NAME, spin_as_llamacpp_should
+from modules.engine.host.child import engine_environment
+from modules.engine.process.spinning import FOR_LLAMACPP, FOR_TORCH, NAME, spin_as_llamacpp_should
 
 
 def test_each_library_gets_its_own_and_the_users_wins() -> None:

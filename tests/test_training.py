@@ -12,9 +12,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import LlamaForCausalLM
 from transformers.models.llama.configuration_llama import LlamaConfig
 
-from modules.memory.forecast import CPU_PROCESS_BYTES
-from modules.memory.spec import ModelSpec, TensorInfo
-from modules.memory.training import TrainingRun, moments, saved_per_token, training_budget
+from modules.memory.forecasting.forecast import CPU_PROCESS_BYTES
+from modules.memory.forecasting.training import TrainingRun, moments, saved_per_token, training_budget
+from modules.memory.model.spec import ModelSpec, TensorInfo
 
 TORCH = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modules.engine.wire import MAX_BATCH, SMALL_BYTES, Answer, Writer
+from modules.engine.host.wire import MAX_BATCH, SMALL_BYTES, Answer, Writer
 
 
 def received(pipe: Any) -> list[Any]:

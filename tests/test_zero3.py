@@ -19,19 +19,19 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from modules.engine.base import Delta, Finished, GenerationRequest, TextPiece
-from modules.engine.host import EngineHost, Generation
-from modules.engine.worker import LoadByName
-from modules.engine.zero3_load import Sizes, zero3_config
+from modules.engine.host.host import EngineHost, Generation
+from modules.engine.host.worker import LoadByName
+from modules.engine.zero3.load import Sizes, zero3_config
 from modules.errors import BadValue, EngineDied, NotAvailableHere, SnugError
-from modules.memory.planner import Plan, Question, make_plan
-from modules.memory.spec import inspect
+from modules.memory.model.spec import inspect
+from modules.memory.planning.planner import Plan, Question, make_plan
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions
 from tests.fakes import fake_inventory
 from tests.tiny_models import tiny_model
 
 STARTER = Path("models/SmolLM2-135M-Instruct")
-LOAD = LoadByName("modules.engine.zero3:load")
+LOAD = LoadByName("modules.engine.zero3.doors:load")
 PROMPT = "The harbour wakes before the town. Fishing boats"
 WAIT_S = 240
 
@@ -177,7 +177,7 @@ def test_a_lost_follower_ends_the_engine_and_the_next_load_works(
     follower = next(
         process
         for process in psutil.Process().children(recursive=True)
-        if "modules.engine.follower" in process.cmdline()
+        if "modules.engine.zero3.follower" in process.cmdline()
     )
     finished = end_at_first_text(host.submit(request(host, "long", 500)), follower.kill)
     assert finished.error is not None

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from modules.hardware import Device, Inventory
-from modules.memory.budget import Budget
-from modules.memory.fitting import margin
-from modules.memory.forecast import DType, Quantization, RunSpec, weight_bytes
+from modules.memory.forecasting.budget import Budget
+from modules.memory.forecasting.forecast import DType, Quantization, RunSpec, weight_bytes
 from modules.memory.known_gpus import Gpu, find_gpu, imagine
-from modules.memory.model_spec import ModelSpec
-from modules.memory.planner import PlanTable, Question, list_plans
+from modules.memory.model.model_spec import ModelSpec
+from modules.memory.planning.fitting import margin
+from modules.memory.planning.planner import PlanTable, Question, list_plans
 from modules.settings import LoadOptions
 from modules.units import GiB
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from docs.memory_page.asking import FP16, FP32, INT8, fits, on_one_gpu, plans
 from docs.memory_page.models import Models
 from docs.memory_page.text import gb, gb_number, gib, table
-from modules.memory.forecast import RunSpec, elements, kv_cache_bytes
+from modules.memory.forecasting.forecast import RunSpec, elements, kv_cache_bytes
 from modules.memory.known_gpus import find_gpu
-from modules.memory.model_spec import ModelSpec
+from modules.memory.model.model_spec import ModelSpec
 
 # The guide's own numbers.
 SIZES = ("LLaMA-7B", "LLaMA-13B", "LLaMA-33B", "LLaMA-65B")

@@ -6,7 +6,7 @@ from docs.memory_page.asking import FP16, INT8, NF4, on_one_gpu, plans
 from docs.memory_page.models import Models
 from docs.memory_page.text import gib, table
 from modules.memory.known_gpus import find_gpu
-from modules.memory.planner import Plan, PlanTable
+from modules.memory.planning.planner import Plan, PlanTable
 
 CARD, RAM_GIB = "RTX 3090", 32
 SMALL_CARD = "RTX 2060"

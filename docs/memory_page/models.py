@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import transformers
 
-from modules.memory.meta import describe
-from modules.memory.model_spec import ModelSpec
-from modules.memory.spec import inspect
+from modules.memory.model.meta import describe
+from modules.memory.model.model_spec import ModelSpec
+from modules.memory.model.spec import inspect
 
 _FILE = Path(__file__).with_name("models.json")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from modules.memory.budget import PURPOSE_TITLES, Budget, Purpose
+from modules.memory.forecasting.budget import PURPOSE_TITLES, Budget, Purpose
 from modules.units import GiB, format_size
 
 _WIDTH, _LEFT, _RIGHT = 860, 176, 96

@@ -5,9 +5,9 @@ from __future__ import annotations
 from docs.memory_page.asking import FP16, FP32, INT8, NF4, NF4_DOUBLE, fits, on_one_gpu
 from docs.memory_page.models import Models
 from docs.memory_page.text import gb, gb_number, gib, table
-from modules.memory.forecast import RunSpec, elements, kv_cache_bytes, prefill_peak_bytes, tied_copies
+from modules.memory.forecasting.forecast import RunSpec, elements, kv_cache_bytes, prefill_peak_bytes, tied_copies
 from modules.memory.known_gpus import find_gpu
-from modules.memory.model_spec import ModelSpec
+from modules.memory.model.model_spec import ModelSpec
 
 CARD = "RTX A4000"
 CONTEXT = 4096

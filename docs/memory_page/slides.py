@@ -8,11 +8,11 @@ from docs.memory_page.asking import FP16, INT8, NF4, on_one_gpu, plans
 from docs.memory_page.models import Models
 from docs.memory_page.picture import Bar, Line, draw
 from docs.memory_page.text import gb, gib, gib_number, table
-from modules.memory.budget import Budget
-from modules.memory.forecast import RunSpec, kv_cache_bytes, quantized_share
+from modules.memory.forecasting.budget import Budget
+from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, quantized_share
+from modules.memory.forecasting.training import TrainingRun, saved_per_token, targets, trained_count, training_budget
 from modules.memory.known_gpus import find_gpu
-from modules.memory.model_spec import ModelSpec
-from modules.memory.training import TrainingRun, saved_per_token, targets, trained_count, training_budget
+from modules.memory.model.model_spec import ModelSpec
 
 CARD = "RTX 4090"
 TOKENS = 512

@@ -21,7 +21,7 @@ from modules.api.schemas import ChatRequest, CompletionRequest, Prompt, TextRequ
 from modules.api.shapes import ChatShape, CompletionShape, Envelope, Json, degraded_json
 from modules.chat.prompts import BuiltPrompt, free_tokens
 from modules.engine.base import Degraded, Delta, Event, Finished, ModelInfo, Usage
-from modules.engine.host import EngineHost
+from modules.engine.host.host import EngineHost
 from modules.errors import BadValue, ContextLengthExceeded, MethodNotAllowed, ModelNotFound, NotFound
 from modules.messages import ChatMessage, Role
 from modules.sampling import GenerationParams

@@ -15,7 +15,7 @@ from anyio import to_thread
 
 from modules.chat.prompts import BuiltPrompt
 from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, TokenLogprob, Usage
-from modules.engine.host import EngineHost, Generation
+from modules.engine.host.host import EngineHost, Generation
 from modules.errors import EngineDied
 from modules.sampling import GenerationParams
 

@@ -19,7 +19,7 @@ from modules.chat.prompts import BuiltPrompt, Prompts
 from modules.chat.running import ReplyView, RunningReply
 from modules.chat.store import Store
 from modules.chat.writing import Outcome, Task, Writer
-from modules.engine.host import EngineHost
+from modules.engine.host.host import EngineHost
 from modules.errors import BadValue, Busy, NotFound, StaleView
 from modules.extensions import Extensions
 from modules.messages import ChatMessage, Conversation, Message

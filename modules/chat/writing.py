@@ -17,7 +17,7 @@ from uuid import uuid4
 from modules.chat.prompts import BuiltPrompt
 from modules.chat.running import RunningReply
 from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, Prefill, Queued
-from modules.engine.host import EngineHost, Generation
+from modules.engine.host.host import EngineHost, Generation
 from modules.errors import EngineDied, GenerationFailed, SnugError, StaleView, StoreFailed
 from modules.messages import MessageStatus, ReplyStats
 from modules.models.manager import ModelManager

@@ -1,7 +1,7 @@
 """What every engine is: the requests it takes, the events it gives, and the face that hosts and loops share.
 
 An Engine lives in the engine process (or a thread, in tests). It never calls back into chat, API or page code:
-it gets frozen values and emits frozen events. engine/host.py carries both across the process border.
+it gets frozen values and emits frozen events. engine/host/host.py carries both across the process border.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from modules.errors import SnugError
-from modules.memory.planner import Plan
+from modules.memory.planning.planner import Plan
 from modules.sampling import GenerationParams
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]

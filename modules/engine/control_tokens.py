@@ -1,6 +1,6 @@
 """Pieces of a prompt → token ids, where only what the template wrote may become control tokens, never content.
 
-It knows tokenizers as two functions: loaded.py gives those of transformers, llamacpp_tokens.py those of llama.cpp.
+It knows tokenizers as two functions: those of transformers from loops/loaded.py, of llama.cpp from llamacpp/tokens.py.
 """
 
 from __future__ import annotations

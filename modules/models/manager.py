@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from modules.engine.base import EngineStats, LoadEngine, ModelInfo, OnProgress, Progress
-from modules.engine.host import PATIENCE, EngineHost, Generation, Patience, ignore
+from modules.engine.host.host import PATIENCE, EngineHost, Generation, Patience, ignore
 from modules.errors import EngineDied, GenerationFailed, OutOfMemory, SnugError
 from modules.hardware import Inventory, read_inventory
-from modules.memory.listing import ModelEntry, check_loadable, list_models
-from modules.memory.planner import Plan, PlanTable
-from modules.memory.smaller import Failure
-from modules.memory.speed import Speeds, defaults
+from modules.memory.model.listing import ModelEntry, check_loadable, list_models
+from modules.memory.planning.planner import Plan, PlanTable
+from modules.memory.planning.smaller import Failure
+from modules.memory.planning.speed import Speeds, defaults
 from modules.models.planning import DryRunner, DryRunProgress, Planning
 from modules.models.records import Records
 from modules.models.rescue import Rescue, told

@@ -16,14 +16,14 @@ from modules.engine.base import EngineStats
 from modules.errors import ModelNotFound, SnugError
 from modules.files import safe_path
 from modules.hardware import Device, Inventory
-from modules.memory.describing import describer_for
-from modules.memory.dryruns import Kind
-from modules.memory.forecast import RunSpec
-from modules.memory.planner import Plan, PlanTable, Question, list_plans, make_plan
-from modules.memory.ranking import PeaksOf, RunPeaks
-from modules.memory.smaller import Failure, smaller_plans
-from modules.memory.spec import ModelSpec, inspect
-from modules.memory.speed import Speeds
+from modules.memory.dryruns.asking import Kind
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.model.describing import describer_for
+from modules.memory.model.spec import ModelSpec, inspect
+from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, make_plan
+from modules.memory.planning.ranking import PeaksOf, RunPeaks
+from modules.memory.planning.smaller import Failure, smaller_plans
+from modules.memory.planning.speed import Speeds
 from modules.models.records import Records
 from modules.settings import LoadOptions, Settings, check_machine, check_together
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class DryRunner(Protocol):
-    """What is used of memory/dryruns.py."""
+    """What is used of memory/dryruns/asking.py."""
 
     @property
     def answered(self) -> int:

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from modules.engine.base import ModelInfo
-from modules.engine.host import EngineHost
+from modules.engine.host.host import EngineHost
 from modules.hardware import Inventory
 from modules.measuring import entries_after_load, entries_after_use
-from modules.memory.ledger import LEDGER_NAME, Ledger, ObservedErrors
-from modules.memory.planner import Plan
-from modules.memory.ranking import ErrorsOf
+from modules.memory.planning.ledger import LEDGER_NAME, Ledger, ObservedErrors
+from modules.memory.planning.planner import Plan
+from modules.memory.planning.ranking import ErrorsOf
 from modules.models.state import Current, held_by
 
 

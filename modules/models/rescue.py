@@ -1,6 +1,6 @@
 """Where memory ran out: the model is loaded in a way that needs less, and the replies go on from their tokens.
 
-Which ways need less is memory/smaller.py's. Each reply sees this MOST_RELOADS times at most.
+Which ways need less is memory/planning/smaller.py's. Each reply sees this MOST_RELOADS times at most.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import threading
 from collections.abc import Sequence
 
 from modules.engine.base import Degraded, OnProgress, Progress
-from modules.engine.host import EngineHost, Generation, ignore
+from modules.engine.host.host import EngineHost, Generation, ignore
 from modules.errors import EngineDied, OutOfMemory, SnugError
-from modules.memory.planner import Plan
-from modules.memory.smaller import Failure, difference
+from modules.memory.planning.planner import Plan
+from modules.memory.planning.smaller import Failure, difference
 from modules.models.planning import Planning
 from modules.models.slot import Slot
 from modules.models.starting import EngineStarter

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from modules.engine.host import EngineHost
+from modules.engine.host.host import EngineHost
 from modules.errors import Busy, NoModelLoaded, SnugError
 from modules.models.state import Current, ModelState, Status
 

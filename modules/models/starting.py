@@ -6,18 +6,18 @@ import logging
 from collections.abc import Mapping
 
 from modules.engine.base import LoadEngine, OnProgress, Progress
-from modules.engine.host import EngineHost, OnStarved, Patience
-from modules.engine.worker import LoadByName
-from modules.memory.planner import Plan
+from modules.engine.host.host import EngineHost, OnStarved, Patience
+from modules.engine.host.worker import LoadByName
+from modules.memory.planning.planner import Plan
 from modules.models.records import Records
 from modules.models.slot import Slot
 
 log = logging.getLogger(__name__)
 
 LOADERS: Mapping[str, LoadEngine] = {
-    "transformers": LoadByName("modules.engine.huggingface:load"),
-    "deepspeed": LoadByName("modules.engine.zero3:load"),
-    "llamacpp": LoadByName("modules.engine.llamacpp:load"),
+    "transformers": LoadByName("modules.engine.loading.huggingface:load"),
+    "deepspeed": LoadByName("modules.engine.zero3.doors:load"),
+    "llamacpp": LoadByName("modules.engine.llamacpp.engine:load"),
 }
 
 

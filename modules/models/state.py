@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from modules.engine.base import EngineStats, ModelInfo, Progress
-from modules.engine.host import EngineHost
+from modules.engine.host.host import EngineHost
 from modules.errors import LoadFailed, SnugError
-from modules.memory.planner import Plan
+from modules.memory.planning.planner import Plan
 from modules.settings import LoadOptions
 
 __all__ = ["Current", "ModelState", "Status", "as_snug", "held_by"]

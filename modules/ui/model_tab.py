@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from modules.errors import BadValue, SnugError
-from modules.memory.planner import Plan, longest_context
+from modules.memory.planning.planner import Plan, longest_context
 from modules.services import Services
 from modules.settings import GROUP_TITLES, LoadOptions, flag_of
 from modules.ui.picture import info_html

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from modules.errors import SnugError
 from modules.hardware import Device, Inventory
-from modules.memory.planner import Plan
+from modules.memory.planning.planner import Plan
 from modules.ui.picture import device_title, layers_html
 from modules.ui.plan_legend import legend_html, numbers_html, others_title, tip
 from modules.ui.plan_values import KINDS, METHODS, Bar, Measured, Part, bars_of

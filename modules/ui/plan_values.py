@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from modules.engine.base import EngineStats, ModelInfo
 from modules.hardware import Device, Inventory
-from modules.memory.budget import PURPOSE_TITLES, Budget, Figure, Method
-from modules.memory.formulas import formula_text
-from modules.memory.planner import Plan
+from modules.memory.forecasting.budget import PURPOSE_TITLES, Budget, Figure, Method
+from modules.memory.forecasting.formulas import formula_text
+from modules.memory.planning.planner import Plan
 from modules.units import format_size
 
 LENS_BELOW = 0.25  # of the bar: models smaller than that are shown larger below it

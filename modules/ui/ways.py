@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from modules.errors import BadValue
 from modules.hardware import Inventory
-from modules.memory.planner import Plan, PlanTable
-from modules.memory.quality import loss_text
+from modules.memory.planning.planner import Plan, PlanTable
+from modules.memory.planning.quality import loss_text
 from modules.settings import LoadOptions, build_parser
 from modules.ui.plan_picture import speed_text
 from modules.units import format_size

@@ -21,7 +21,7 @@ from modules.chat.prompts import Prompts
 from modules.chat.service import ChatService
 from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
-from modules.engine.host import Patience
+from modules.engine.host.host import Patience
 from modules.hardware import Inventory
 from modules.models.manager import ModelManager
 from modules.models.planning import DryRunner

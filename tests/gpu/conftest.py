@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from modules.engine.base import Engine
-from modules.engine.huggingface import load
-from modules.memory.planner import Plan
+from modules.engine.loading.huggingface import load
+from modules.memory.planning.planner import Plan
 from tests.loading_rig import quiet
 
 

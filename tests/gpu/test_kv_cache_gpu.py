@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from modules.hardware import read_inventory
-from modules.memory.forecast import kv_cache_bytes, kv_work_bytes
-from modules.memory.kv_cache import KVCache
+from modules.memory.forecasting.forecast import kv_cache_bytes, kv_work_bytes
+from modules.memory.forecasting.kv_cache import KVCache
 from tests.conftest import STARTER_MODEL
 from tests.loading_rig import plan_of
 from tests.loop_rig import Ask, greedy

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from modules.engine.base import Engine, TextPiece
 from modules.hardware import read_inventory
-from modules.memory.planner import Plan
+from modules.memory.planning.planner import Plan
 from modules.units import MiB
 from tests.conftest import STARTER_MODEL
 from tests.loading_rig import perplexity, plain_model, plan_of, spread

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.gpu import make_model
 from benchmarks.memory_gpu import CONTEXTS, KINDS, compare_case, summary
-from modules.memory.dryruns import DryRuns
+from modules.memory.dryruns.asking import DryRuns
 from tests.conftest import STARTER_MODEL
 
 pytestmark = pytest.mark.gpu

@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from modules.engine.loaded import LoadedModel
-from modules.engine.mappings import MappedFiles
+from modules.engine.loops.loaded import LoadedModel
+from modules.engine.process.mappings import MappedFiles
 from modules.engine.speedups.hooks import is_unhooked
 from modules.engine.speedups.linears import product_of
 from modules.units import MiB

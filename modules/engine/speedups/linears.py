@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from modules.engine.loaded import LoadedModel
+from modules.engine.loops.loaded import LoadedModel
 from modules.engine.speedups.hooks import is_unhooked
 
 CPUINFO = Path("/proc/cpuinfo")

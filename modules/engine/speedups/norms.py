@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import rms_norm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from modules.engine.loaded import LoadedModel
+from modules.engine.loops.loaded import LoadedModel
 from modules.engine.speedups.hooks import is_unhooked
 
 

@@ -1,0 +1,72 @@
+"""The host's side of questions that an engine answers with one value each: encode, decode, stats."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from modules.engine.host.wire import Answer, Call, Method
+from modules.errors import SnugError, TimedOut
+from modules.units import format_duration
+
+__all__ = ["Calls"]
+
+
+class Calls:
+    """Calls under way. Every method may be called from any thread."""
+
+    def __init__(self, post: Callable[[Call], None]) -> None:
+        self._post = post
+        self._lock = threading.Lock()
+        self._futures: dict[int, Future[Any]] = {}
+        self._numbers = itertools.count()
+        self._over: SnugError | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for an answer."""
+        return len(self._futures)
+
+    def ask(self, method: Method, *arguments: object, timeout_s: float) -> Any:
+        """What the engine answers. Raises its SnugError, what `end` was told, or TimedOut."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._over is not None:
+                raise copy.copy(self._over)  # one instance raised again and again would grow its traceback
+            number = next(self._numbers)
+            self._futures[number] = future
+        self._post(Call(number, method, arguments))
+        try:
+            return future.result(timeout_s)
+        except TimeoutError as error:
+            raise TimedOut(
+                f"The engine did not answer within {format_duration(timeout_s)}.",
+                remedy="It may be busy; try again, or load the model anew.",
+            ) from error
+        finally:
+            with self._lock:
+                self._futures.pop(number, None)
+
+    def resolve(self, answer: Answer) -> None:
+        """Give an answer to its caller, unless that gave up."""
+        with self._lock:
+            future = self._futures.pop(answer.number, None)
+        if future is None:
+            return
+        if answer.error is not None:
+            future.set_exception(answer.error)
+        else:
+            future.set_result(answer.value)
+
+    def end(self, error: SnugError) -> None:
+        """The engine is gone: every call, now and later, ends with `error`."""
+        with self._lock:
+            self._over = error
+            futures = list(self._futures.values())
+            self._futures.clear()
+        for future in futures:
+            future.set_exception(error)

@@ -1,0 +1,202 @@
+"""The engine process: loads one model, serves its host until told to close, and never outlives it.
+
+`python -m modules.engine.host.worker NUMBER PARENT` is started by child.py with one end of a pipe; a thread of
+the host's own process runs `serve` instead where one process is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from modules.engine.base import Engine, Finished, LoadEngine, OnProgress, Timings, Usage
+from modules.engine.host.wire import (
+    Answer,
+    Call,
+    Cancel,
+    Close,
+    Emitted,
+    LoadBroke,
+    Loaded,
+    Loading,
+    Message,
+    Pipe,
+    Start,
+    Submit,
+    Writer,
+)
+from modules.engine.process.heap import prepare_load, prepare_run
+from modules.errors import GenerationFailed, LoadFailed, OutOfMemory, SnugError
+from modules.memory.planning.planner import Plan
+
+log = logging.getLogger(__name__)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LAST_WORDS_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadByName:
+    """A LoadEngine written "package.module:function", imported only where it is called: in the engine process."""
+
+    name: str
+
+    def __call__(self, plan: Plan, on_progress: OnProgress) -> Engine:
+        """Import and call it."""
+        module, _, function = self.name.partition(":")
+        load: LoadEngine = getattr(importlib.import_module(module), function)
+        return load(plan, on_progress)
+
+
+def main(argv: list[str]) -> None:
+    """Serve the host at the other end of the inherited pipe; ends the process."""
+    number, parent = int(argv[0]), int(argv[1])
+    die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes this process
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    prepare_load()
+    serve(_open(number), on_host_gone=partial(os._exit, 0), on_loaded=prepare_run)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the interpreter's own end would wait for the engine's threads
+
+
+def serve(pipe: Pipe, *, on_host_gone: Callable[[], None], on_loaded: Callable[[], None] = lambda: None) -> None:
+    """Load what the first message says, then serve until Close. Returns when the model is freed.
+
+    `on_host_gone` is called from another thread as soon as the pipe breaks, in the middle of a load too; `on_loaded`
+    once the model is there.
+    """
+    try:
+        first = pipe.recv()
+    except (EOFError, OSError):
+        return
+    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, inbox, on_host_gone), name="engine inbox", daemon=True).start()
+    writer = Writer(pipe, "engine outbox")
+    try:
+        # In a thread that ends: OpenMP threads that stay with this one would be counted against those of the engine's
+        # loop, which then sleeps after every operation instead of waiting for the next (measured: 20 % slower decode).
+        with ThreadPoolExecutor(1, "engine load") as once:
+            engine = once.submit(_load, first, writer).result()
+        gc.collect()
+        gc.freeze()  # what the libraries and the load made stays: looking through it again would stop the model
+        on_loaded()
+    except SnugError as error:
+        writer.post(LoadBroke(error))
+    else:
+        writer.post(Loaded(engine.info))
+        with ThreadPoolExecutor(2, "engine calls") as calls:
+            for message in iter(inbox.get, Close()):
+                _obey(engine, message, writer, calls)
+            engine.close()
+            calls.shutdown(wait=False, cancel_futures=True)
+    writer.finish(LAST_WORDS_S)
+
+
+def _listen(pipe: Pipe, inbox: queue.SimpleQueue[Message], on_host_gone: Callable[[], None]) -> None:
+    """Read the pipe at all times, so that the host's end is noticed even while a load or a step is stuck."""
+    try:
+        while True:
+            for message in pipe.recv():
+                inbox.put(message)
+    except (EOFError, OSError):
+        on_host_gone()
+        inbox.put(Close())
+
+
+def _load(start: Start, writer: Writer) -> Engine:
+    """The loaded engine; raises SnugError for whatever goes wrong."""
+    try:
+        return start.load(start.plan, lambda progress: writer.post(Loading(progress)))
+    except SnugError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemory(
+            "Memory ran out while the model was loading.", remedy="Choose a smaller model, context or precision."
+        ) from error
+    except Exception as error:
+        log.exception("The load failed")
+        raise LoadFailed(
+            f"{start.plan.spec.name} could not be loaded: {_brief(error)}.", remedy="The log says more."
+        ) from error
+
+
+def _obey(engine: Engine, message: Message, writer: Writer, calls: ThreadPoolExecutor) -> None:
+    """Do what one message asks; what fails is answered, never raised."""
+    if isinstance(message, Submit):
+        emit = partial(_emit, writer, message.request.id)
+        try:
+            engine.submit(message.request, emit)
+        except Exception as error:
+            usage = Usage(len(message.request.prompt_ids), 0, 0)
+            emit(Finished("error", usage, Timings(0, 0, 0, 0, 0), _as_snug(error)))
+    elif isinstance(message, Cancel):
+        engine.cancel(message.request_id)
+    elif isinstance(message, Call):
+        calls.submit(_answer, engine, message, writer)
+
+
+def _emit(writer: Writer, request_id: str, event: object) -> None:
+    writer.post(Emitted(request_id, event))  # type: ignore[arg-type]
+
+
+def _answer(engine: Engine, call: Call, writer: Writer) -> None:
+    methods: dict[str, Callable[..., object]] = {
+        "encode": engine.encode,
+        "decode": engine.decode,
+        "stats": engine.stats,
+    }
+    try:
+        writer.post(Answer(call.number, methods[call.method](*call.arguments)))
+    except Exception as error:
+        writer.post(Answer(call.number, None, _as_snug(error)))
+
+
+def _as_snug(error: Exception) -> SnugError:
+    if isinstance(error, SnugError):
+        return error
+    log.error("A request failed", exc_info=error)
+    return GenerationFailed(f"The engine failed: {_brief(error)}.", remedy="The log says more.")
+
+
+def _brief(error: Exception) -> str:
+    """An exception in one line of at most 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".: ")
+
+
+def _open(number: int) -> Pipe:
+    """The pipe whose file descriptor (on Windows: handle) this process inherited."""
+    if sys.platform == "win32":
+        from multiprocessing.connection import PipeConnection
+
+        return PipeConnection(number)
+    from multiprocessing.connection import Connection
+
+    os.set_inheritable(number, False)
+    return Connection(number)
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel kill this process when its host dies, however stuck it is (Linux; elsewhere the pipe tells)."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call above
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

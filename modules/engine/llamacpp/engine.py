@@ -1,0 +1,223 @@
+"""GGUF files through llama.cpp: many rows over one KV cache, its own samplers, the fair queue of every other engine.
+
+`load` is the LoadEngine. llama.cpp runs in this process (server.py) and decodes; here is who may run, and
+what each reply tells. Torch is never imported: a process with a small model stays small.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import psutil
+
+from modules.engine.base import (
+    Emit,
+    Engine,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    ModelInfo,
+    OnProgress,
+    Progress,
+    TextPiece,
+)
+from modules.engine.control_tokens import CHAT_END_TOKENS
+from modules.engine.intake import QUEUE_LIMIT, Intake, check_fits, check_ids
+from modules.engine.llamacpp.reply import LlamaReply
+from modules.engine.llamacpp.sampling import check_params, notices
+from modules.engine.llamacpp.server import LlamaServer, Stream
+from modules.engine.llamacpp.tokens import LlamaTokens, TokenTable
+from modules.engine.process.resident import peak_resident, reset_peak_resident
+from modules.errors import GenerationFailed, ModelNotFound, SnugError
+from modules.memory.forecasting.llamacpp_sizes import SLOTS
+from modules.memory.planning.planner import Plan
+
+log = logging.getLogger(__name__)
+
+
+def load(plan: Plan, on_progress: OnProgress) -> Engine:
+    """Load the GGUF file `plan.spec` and return an engine that is ready to generate.
+
+    Raises BadGguf, ModelNotFound, OutOfMemory or LoadFailed.
+    """
+    started = time.monotonic()
+    path = plan.spec.path
+    if not path.exists():
+        raise ModelNotFound(f"{plan.spec.name} is no longer in the models folder.", remedy="Choose another model.")
+    reset_peak_resident()
+    on_progress(Progress("Reading the tokenizer", 0.0))
+    table = TokenTable(path)
+    on_progress(Progress("Loading weights", 0.05))
+    server = LlamaServer(path, plan.run)
+    try:
+        tokens = LlamaTokens(server, table)
+        engine = LlamaCppEngine(server, tokens, _info(plan, server, tokens, table, started))
+    except BaseException:
+        server.close()
+        raise
+    log.info("%s loaded by llama.cpp in %.1f s", plan.spec.name, engine.info.load_s)
+    on_progress(Progress("Ready", 1.0))
+    return engine
+
+
+class LlamaCppEngine(Intake[LlamaReply]):
+    """An Engine over llama.cpp's slots. One thread admits; each active reply has one that reads its events."""
+
+    def __init__(
+        self, server: LlamaServer, tokens: LlamaTokens, info: ModelInfo, *, queue_limit: int = QUEUE_LIMIT
+    ) -> None:
+        super().__init__("llama.cpp admission", queue_limit=queue_limit)
+        self._server = server
+        self._tokens = tokens
+        self._info = info
+        self._readers = ThreadPoolExecutor(SLOTS, thread_name_prefix="llama.cpp row")
+        self._start()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What was loaded."""
+        return self._info
+
+    def submit(self, request: GenerationRequest, emit: Emit) -> None:
+        """Queue a request. Raises ContextLengthExceeded, QueueFull, or BadValue: an empty prompt, a known id, a
+        parameter for which llama.cpp has no sampler.
+        """
+        check_params(request.params)
+        check_ids(request, self._info.vocab_size)
+        held = len(request.prompt_ids) + len(request.reply_ids)
+        check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
+        self._enqueue(LlamaReply(request, emit, self._tokens.encode_text, longest=self._info.context_tokens))
+
+    def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
+        """Token ids of the pieces; content never yields control tokens."""
+        return self._tokens.encode(pieces)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`, control tokens included."""
+        return self._tokens.decode(token_ids)
+
+    def stats(self) -> EngineStats:
+        """How busy the engine is now. Bytes are the process's."""
+        with self._changed:
+            used = sum(len(reply.ids) for reply in self._active.values())
+            active, queued = len(self._active), len(self._queue)
+        return EngineStats(
+            active=active,
+            queued=queued,
+            rss_bytes=psutil.Process().memory_info().rss,
+            kv_tokens_used=used,
+            kv_tokens_total=self._info.context_tokens,
+            longest_tokens=self._longest_seen,
+            peak_bytes={"cpu": peak_resident()},
+        )
+
+    def _work(self) -> bool:
+        """Let in the next, if there is a row and room in the cache for all that it may become."""
+        reply = self._next() if self._has_room() else None
+        self._attend()
+        if reply is None:
+            return False
+        self._readers.submit(self._serve, reply)
+        return True
+
+    def _has_room(self) -> bool:
+        with self._changed:
+            following = self._queue.peek()
+            if following is None or len(self._active) >= SLOTS:
+                return False
+            promised = sum(reply.most_tokens for reply in self._active.values())
+            return promised + following.most_tokens <= self._info.context_tokens
+
+    def _serve(self, reply: LlamaReply) -> None:
+        """All of `reply`, in a thread of its own; its row is free before its end is told."""
+        end = self._generate(reply)
+        self._done(reply)
+        with self._changed:
+            self._tell()
+        try:
+            end()
+        except Exception:
+            log.exception("the end of request %s could not be told", reply.request.id)
+
+    def _generate(self, reply: LlamaReply) -> Callable[[], None]:
+        """What is left to do is telling its end."""
+        try:
+            reply.begin()
+            for notice in notices(reply.request.params):
+                reply.degraded(notice, "llama.cpp's samplers see one text.")
+            return partial(reply.finish, self._read(reply))
+        except SnugError as error:
+            return partial(reply.finish, "error", error)
+        except Exception as error:
+            log.exception("request %s failed", reply.request.id)
+            failure = GenerationFailed(
+                f"llama.cpp failed while generating ({type(error).__name__}).",
+                remedy="Try again; the log has the details.",
+            )
+            return partial(reply.finish, "error", failure)
+
+    def _read(self, reply: LlamaReply) -> FinishReason:
+        if reply.cancelled:
+            return "cancelled"
+        reply.stream = stream = self._server.stream(reply.body)
+        try:
+            # Who cancelled before there was a stream to close is seen at its first event.
+            return _follow(reply, stream)
+        finally:
+            stream.close()
+
+    def _shut_down(self) -> None:
+        self._readers.shutdown(wait=True)
+        self._server.close()
+
+
+def _follow(reply: LlamaReply, stream: Stream) -> FinishReason:
+    """Tell the events of `stream` until one ends the reply, or its user does."""
+    for event in stream:
+        if reply.cancelled:
+            return "cancelled"
+        if reason := reply.take(event):
+            return reason
+    if reply.cancelled:
+        return "cancelled"
+    raise GenerationFailed("llama.cpp ended the reply without a word.", remedy="Try again.")
+
+
+def _info(plan: Plan, server: LlamaServer, tokens: LlamaTokens, table: TokenTable, started: float) -> ModelInfo:
+    """What is to be said of a loaded file."""
+    spec = plan.spec
+    prefix, suffix = tokens.border_ids()
+    stored = sum(tensor.size_bytes for tensor in spec.tensors)
+    return ModelInfo(
+        name=spec.name,
+        architecture=spec.architecture,
+        loop="llamacpp",
+        loop_reason=f"llama.cpp decodes up to {SLOTS} conversations at once",
+        context_tokens=plan.run.context_tokens,
+        vocab_size=table.size,
+        is_encoder_decoder=False,
+        dtype=str(server.ask("/props")["model_ftype"]).removeprefix("(guessed) "),
+        quantization="none",
+        chat_template=table.chat_template,
+        special_tokens=table.special_tokens(),
+        end_texts=_end_texts(table),
+        placement={"cpu": stored},
+        modules={"": "cpu"},
+        load_s=time.monotonic() - started,
+        peak_bytes=peak_resident(),
+        warnings=spec.warnings,
+        longest_context=spec.max_context,
+        text_prefix_ids=prefix,
+        text_suffix_ids=suffix,
+    )
+
+
+def _end_texts(table: TokenTable) -> tuple[str, ...]:
+    """The texts of the tokens that end a reply."""
+    named = table.special_tokens()
+    ends = {named[name] for name in ("eos_token", "eot_token") if name in named}
+    return tuple(sorted(ends | {text for text in table.control if text in CHAT_END_TOKENS}))

@@ -1,0 +1,113 @@
+"""One request to llama.cpp: what to ask of its server, and its events as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogprob
+from modules.engine.llamacpp.sampling import sampling_fields
+from modules.engine.llamacpp.server import Stream
+from modules.engine.telling import Telling
+from modules.engine.text import StopMatcher
+
+
+class LlamaReply(Telling):
+    """One request: llama.cpp's events → ours."""
+
+    def __init__(
+        self, request: GenerationRequest, emit: Emit, encode: Callable[[str], list[int]], *, longest: int
+    ) -> None:
+        """`encode` gives the ids of plain text; `longest`: tokens that one sequence may have."""
+        self._text = _ReadyText(request.params.stop)
+        super().__init__(
+            request, emit, self._text, held=len(request.prompt_ids) + len(request.reply_ids), longest=longest
+        )
+        self.stream: Stream | None = None
+        self._encode = encode
+        self._longest = longest
+        self._written = 0
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens made so far, end token and `reply_ids` not counted."""
+        return self._written
+
+    @property
+    def most_tokens(self) -> int:
+        """What it may take of the KV cache at most."""
+        return len(self.request.prompt_ids) + len(self.request.reply_ids) + self.limit
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The completion to ask of llama.cpp."""
+        return {
+            **sampling_fields(self.request.params, self._longest),
+            "prompt": [*self.request.prompt_ids, *self.request.reply_ids],
+            "n_predict": self.limit,
+            "return_tokens": True,
+            "return_progress": True,
+            "cache_prompt": True,
+        }
+
+    def cancel(self) -> None:
+        """End it at once, in the middle of a prompt too."""
+        super().cancel()
+        if self.stream is not None:
+            self.stream.close()
+
+    def take(self, event: Mapping[str, Any]) -> FinishReason | None:
+        """Tell what `event` says. Says why the reply ends with it, None while it goes on."""
+        if progress := event.get("prompt_progress"):
+            self.cached_tokens = max(self.cached_tokens, int(progress["cache"]))
+            self.prefilled(int(progress["processed"]), int(progress["total"]))
+            return None
+        if event.get("stop"):
+            return self._take_end(event)
+        content, made = str(event.get("content", "")), int(event["tokens_predicted"])
+        ids = [int(token) for token in event.get("tokens", ())]
+        # Of a character of several tokens only the last one's id is told: the others are read off its text.
+        self._take_ids(ids if made - self._written == len(ids) else self._encode(content))
+        self._written = made
+        self._count(made)
+        self._pending_logprobs += map(_logprob, event.get("completion_probabilities", ()))
+        self._show(self._text.push(content))
+        return "stop" if self._text.finished else None
+
+    def _take_end(self, event: Mapping[str, Any]) -> FinishReason:
+        by_itself = event.get("stop_type") == "eos"
+        made = int(event["tokens_predicted"])
+        self._written = made - by_itself
+        self._count(made)
+        self.cached_tokens = int(event.get("timings", {}).get("cache_n", self.cached_tokens))
+        self._show(self._text.push(str(event.get("content", ""))))
+        return "length" if event.get("stop_type") == "limit" else "stop"
+
+    def _take_ids(self, ids: Sequence[int]) -> None:
+        self.tokens += ids
+        self._pending_ids += ids
+
+
+class _ReadyText:
+    """The text of a reply that comes as text: whole characters, end tokens left out by llama.cpp."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._matcher = StopMatcher(stop)
+
+    @property
+    def finished(self) -> bool:
+        """True once a stop string was found."""
+        return self._matcher.found
+
+    def push(self, text: str) -> str:
+        """As much as may be shown."""
+        return self._matcher.push(text)
+
+    def flush(self) -> str:
+        """What was held back."""
+        return self._matcher.flush()
+
+
+def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:
+    top = tuple((int(one["id"]), str(one["token"]), float(one["logprob"])) for one in entry["top_logprobs"])
+    return TokenLogprob(int(entry["id"]), str(entry["token"]), float(entry["logprob"]), top)

@@ -1,0 +1,237 @@
+"""The generation loop for many: one forward step for all rows, each with its own sampler, stop strings and end.
+
+It decides which requests run (fairly, and never more than the KV memory can hold to their end), and which of them pays
+for an error. The paged model itself is paged.py's; what a request is, reply.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+import torch
+
+from modules.engine.base import FinishReason
+from modules.engine.loops.loaded import LoadedModel
+from modules.engine.loops.loop import QUEUE_LIMIT, LoopEngine
+from modules.engine.loops.paged import PagedModel, Stretch
+from modules.engine.loops.reply import SMALLEST_CHUNK_TOKENS, Reply, end_without_gpu, is_out_of_memory, smaller_chunk
+from modules.engine.loops.serial import release_memory
+
+log = logging.getLogger(__name__)
+
+MOST_RETRIES = 3
+OUT = "Memory ran out."
+WORTH_SHRINKING = 0.75  # a pool that would keep more than this share of its size stays as it is
+
+
+class BatchedEngine(LoopEngine):
+    """Many requests at once; a conversation's pages serve its next turn, and a system prompt's everybody."""
+
+    def __init__(self, loaded: LoadedModel, *, queue_limit: int = QUEUE_LIMIT, page_tokens: int | None = None) -> None:
+        """Raises what PagedModel raises for a model that continuous batching does not carry."""
+        super().__init__(loaded, queue_limit=queue_limit)
+        self._paged = PagedModel(loaded, self._choose, page_tokens=page_tokens)
+        self._rows: dict[str, Reply] = {}
+        self._chosen: dict[str, int | Exception] = {}
+        self._reserved: dict[str, int] = {}
+        self._unproven: set[str] = set()  # rows that have not come through a step yet
+        self._suspects: deque[Reply] = deque()  # rows of a failed step; each has to come through one alone
+        self._retries: dict[str, int] = {}
+        self._longest = min(loaded.info.context_tokens, self._paged.longest_row())
+        self._start()
+
+    def _work(self) -> bool:
+        for reply in [*self._rows.values(), *self._suspects]:
+            if reply.cancelled:
+                self._end(reply, "cancelled")
+        self._admit()
+        self._attend()
+        if not self._rows:
+            return False
+        try:
+            stretches = self._paged.step()
+        except Exception as error:
+            self._recover(error)
+            return True
+        starved = [self._advance(stretch) for stretch in stretches]
+        if failure := next(filter(None, starved), None):
+            self._recover(failure)
+        return bool(stretches)
+
+    def _longest_sequence(self) -> int:
+        return self._longest
+
+    def _admit(self) -> None:
+        """Make rows of those who are next while they fit; after an error, the suspects first, one by one."""
+        if self._suspects:
+            if not self._unproven:
+                self._make_row(self._suspects.popleft())
+            return
+        while (waiting := self._queue.peek()) is not None and self._has_room(waiting):
+            reply = self._next()
+            if reply is None:
+                return
+            try:
+                reply.start()
+            except Exception as error:
+                self._fail(reply, error)
+                continue
+            if reply.cancelled:
+                self._end(reply, "cancelled")
+            else:
+                self._make_row(reply)
+
+    def _has_room(self, reply: Reply) -> bool:
+        if not self._rows:
+            return True
+        units = self._paged.units(_most_tokens(reply))
+        fits = sum(self._reserved.values()) + units <= self._paged.capacity
+        return fits and len(self._rows) < self._paged.most_rows
+
+    def _make_row(self, reply: Reply) -> None:
+        """Add its row, to a pool brought back to its planned size if it was made smaller and would not hold it."""
+        try:
+            alone = not self._rows and not self._paged.closed
+            if self._paged.closed or (alone and self._paged.units(_most_tokens(reply)) > self._paged.capacity):
+                self._paged.resize()
+            self._add_row(reply)
+        except Exception as error:
+            self._fail(reply, error)
+
+    def _add_row(self, reply: Reply) -> None:
+        row_id = reply.request.id
+        self._reserved[row_id] = self._paged.units(_most_tokens(reply))
+        self._paged.add(row_id, reply.ids, reserved_units=sum(self._reserved.values()))
+        self._rows[row_id] = reply
+        self._unproven.add(row_id)
+
+    def _choose(self, row_ids: list[str], logits: torch.Tensor) -> list[int]:
+        """Each row's next token; a sampler that fails gets its own row into trouble only."""
+        self._chosen.clear()
+        for row_id, scores in zip(row_ids, logits, strict=True):
+            try:
+                self._chosen[row_id] = self._rows[row_id].choose(scores)
+            except Exception as error:
+                self._chosen[row_id] = error
+        return [token if isinstance(token, int) else 0 for token in self._chosen.values()]
+
+    def _advance(self, stretch: Stretch) -> Exception | None:
+        """Tell `stretch`'s row what was read, and its token, if one was chosen. The error, if memory ran out for it."""
+        reply = self._rows[stretch.row_id]
+        total = len(reply.ids)
+        if stretch.row_id in self._unproven:
+            self._unproven.discard(stretch.row_id)
+            if not reply.new_tokens:
+                reply.cached_tokens = stretch.start
+                reply.prefilled(stretch.start, total)
+        if not reply.new_tokens:
+            reply.prefilled(stretch.end, total)
+        if not stretch.chose:
+            return None
+        token = self._chosen[stretch.row_id]
+        if isinstance(token, Exception):
+            if is_out_of_memory(token):
+                return token
+            self._fail(reply, token)
+        elif reason := reply.take(token):
+            self._end(reply, reason)
+        return None
+
+    def _end(self, reply: Reply, reason: FinishReason) -> None:
+        self._forget(reply)
+        self._done(reply)
+        reply.finish(reason)
+
+    def _fail(self, reply: Reply, error: BaseException) -> None:
+        self._forget(reply)
+        self._done(reply)
+        reply.fail(error)
+
+    def _forget(self, reply: Reply) -> None:
+        row_id = reply.request.id
+        if self._rows.pop(row_id, None) is not None:
+            self._paged.remove(row_id)
+        if reply in self._suspects:
+            self._suspects.remove(reply)
+        self._reserved.pop(row_id, None)
+        self._retries.pop(row_id, None)
+        self._unproven.discard(row_id)
+
+    def _recover(self, error: Exception) -> None:
+        """After a step that failed: shrink what caused it or find whom; all others go on from their tokens."""
+        end_without_gpu(error)
+        log.warning("a step with %d rows failed: %s", len(self._rows), type(error).__name__)
+        rows, unproven = list(self._rows.values()), set(self._unproven)
+        out_of_memory = is_out_of_memory(error)
+        if out_of_memory:
+            error.__traceback__ = error.__context__ = None  # its frames hold what the step had computed
+        self._paged.reset(forget_prefixes=out_of_memory)
+        for mapping in (self._rows, self._reserved):
+            mapping.clear()
+        self._unproven.clear()
+        guilty: list[Reply] = []
+        suspects: list[Reply] = []
+        if out_of_memory:
+            release_memory()
+            if not self._give_something_up(rows):
+                guilty = rows if self._paged.closed else [max(rows, key=lambda reply: len(reply.ids))]
+        else:
+            suspects = [reply for reply in rows if reply.request.id in unproven] or rows
+            guilty = suspects if len(suspects) == 1 else [reply for reply in suspects if self._retried_enough(reply)]
+        for reply in rows:
+            if reply in guilty:
+                self._fail(reply, error)
+            elif reply in suspects:
+                self._suspects.append(reply)
+            else:
+                self._add_row(reply)
+        release_memory()
+
+    def _give_something_up(self, rows: list[Reply]) -> bool:
+        """Give up the next thing that frees memory, each once a row. False where nothing is left."""
+        if any("caches" not in reply.given_up for reply in rows) and self._drop_idle_pages(rows):
+            return True
+        if self._paged.closed or all("chunk" in reply.given_up for reply in rows):
+            return False
+        if self._paged.batch_tokens <= SMALLEST_CHUNK_TOKENS:
+            return False
+        self._paged.limit_batch(smaller_chunk(self._paged.batch_tokens))
+        for reply in rows:
+            reply.given_up.add("chunk")
+            reply.degraded(f"The conversation is read again, {self._paged.batch_tokens} tokens at a time.", OUT)
+        return True
+
+    def _drop_idle_pages(self, rows: list[Reply]) -> bool:
+        """Keep only the pages that `rows` may come to need. False where that frees too little."""
+        for reply in rows:
+            reply.given_up.add("caches")
+        tokens = self._paged.pool_tokens([_most_tokens(reply) for reply in rows])
+        if not tokens or tokens > self._paged.capacity_tokens * WORTH_SHRINKING:
+            return False
+        try:
+            self._paged.resize(tokens)
+        except (RuntimeError, MemoryError) as error:
+            log.warning("no memory for a smaller pool either: %s", error)
+            return False
+        for reply in rows:
+            reply.degraded("The memory kept for other conversations was given up.", OUT)
+        return True
+
+    def _retried_enough(self, reply: Reply) -> bool:
+        row_id = reply.request.id
+        self._retries[row_id] = self._retries.get(row_id, 0) + 1
+        return self._retries[row_id] > MOST_RETRIES
+
+    def _shut_down(self) -> None:
+        for reply in [*self._rows.values(), *self._suspects]:
+            self._end(reply, "cancelled")
+        self._paged.close()
+
+    def _kv_tokens(self) -> tuple[int, int]:
+        return sum(len(reply.ids) for reply in list(self._rows.values())), self._paged.capacity_tokens
+
+
+def _most_tokens(reply: Reply) -> int:
+    """Tokens that a reply's row may come to hold."""
+    return len(reply.ids) + reply.limit - reply.new_tokens

@@ -1,0 +1,125 @@
+"""A loaded model as the generation loops get it, and what every loop's engine shares: text ↔ tokens, memory figures.
+
+Not here: loading (loading/, zero3/), generating (serial.py, batched.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import psutil
+import torch
+
+from modules.engine.base import EngineStats, ModelInfo, TextPiece
+from modules.engine.control_tokens import PieceEncoder
+from modules.engine.process.footprint import peaks_by_device
+from modules.memory.forecasting.forecast import kv_work_bytes
+from modules.memory.planning.planner import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run. `device` is where input ids go; `eos_ids` end a reply; `plan` says what may be used.
+
+    `model` is a transformers model with a `generation_config`, or a DeepSpeed engine's module: it is called as
+    `model(input_ids=…, past_key_values=…, use_cache=True)`.
+    """
+
+    model: Any
+    tokenizer: Any
+    plan: Plan
+    device: torch.device
+    eos_ids: frozenset[int]
+    is_encoder_decoder: bool
+    info: ModelInfo
+
+    @property
+    def kv_budget_bytes(self) -> int:
+        """Bytes that the plan sets aside for KV caches on all devices; 0 where it says nothing."""
+        planned = sum(budget.kv_cache for budget in self.plan.budgets.values())
+        return max(0, planned - kv_work_bytes(self.plan.spec, self.plan.run))
+
+
+class TokenizerFace:
+    """Engine.info, encode and decode over a transformers tokenizer. Safe to call from any thread."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        self._codec = PieceCodec(loaded.tokenizer)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What was loaded."""
+        return self.loaded.info
+
+    def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
+        """Token ids of the pieces; content never yields control tokens. See PieceCodec."""
+        return self._codec.encode(pieces)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`, control tokens included."""
+        return self._codec.decode(token_ids)
+
+
+class PieceCodec:
+    """Pieces of text ↔ token ids, content never read as control tokens.
+
+    Control tokens are the tokenizer's special tokens (not the unknown token) and the other added tokens that the chat
+    template writes, as in transformers' `sanitize_control_tokens`.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()  # fast tokenizers set options on a shared Rust object while encoding
+        template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+        control = {
+            token.content: index
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if token.content and (token.special or (token.content in template and not token.content.isspace()))
+        }
+        self._encoder = PieceEncoder(
+            lambda text: tokenizer._encode_without_added_tokens(text),  # slow tokenizers have none
+            partial(tokenizer.encode, add_special_tokens=False),
+            control,
+            tokenizer.unk_token_id,
+        )
+
+    def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
+        """Token ids of the pieces in order, with none added before or after."""
+        with self._lock:
+            return self._encoder.encode(pieces)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`, control tokens included, spaces as they are."""
+        with self._lock:
+            text: str = self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        return text
+
+    def shown(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids` as a reader sees it: special tokens left out."""
+        with self._lock:
+            text: str = self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        return text
+
+
+def process_memory(active: int, queued: int, kv_used: int, kv_total: int, longest: int) -> EngineStats:
+    """EngineStats of this process now. Counts are rows and tokens."""
+    gpu = {f"cuda:{index}": torch.cuda.memory_allocated(index) for index in range(torch.cuda.device_count())}
+    return EngineStats(
+        active=active,
+        queued=queued,
+        rss_bytes=psutil.Process().memory_info().rss,
+        gpu_bytes=gpu,
+        kv_tokens_used=kv_used,
+        kv_tokens_total=kv_total,
+        longest_tokens=longest,
+        peak_bytes=peaks_by_device(),
+    )

@@ -1,0 +1,214 @@
+"""One row's logits → its next token, by the request's own chain of processors and its own random generator.
+
+The chain's order is documented at GenerationParams. Tokens that a truncation drops leave the row, so that what follows
+works on the few that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitsProcessor,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from modules.engine.base import TokenLogprob
+from modules.engine.loops.processors import (
+    Candidates,
+    Dry,
+    Mirostat,
+    OnHistory,
+    Penalty,
+    PresenceFrequency,
+    TopP,
+    Truncation,
+    Xtc,
+)
+from modules.engine.text import Decode
+from modules.errors import GenerationFailed
+from modules.sampling import GenerationParams
+
+DRY_BREAKERS = frozenset('\n:"*')
+# Beyond these, fp32 would overflow; the choice is as sharp as it gets long before.
+LARGEST_LOGIT = 1e30
+SMALLEST_DIVISOR = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The token chosen; `logprob` only where the request asked for logprobs."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+
+
+class Sampler:
+    """Chooses the tokens of one request and remembers them: call `next` once a step.
+
+    `seed` is the one in use, drawn where the request gives none. Some token always comes out, whatever the parameters.
+    """
+
+    def __init__(
+        self,
+        params: GenerationParams,
+        *,
+        prompt_ids: Sequence[int],
+        eos_ids: Sequence[int],
+        vocab_size: int,
+        reply_ids: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+        decode: Decode | None = None,
+    ) -> None:
+        """`prompt_ids`: of an encoder-decoder model, the decoder's start tokens. `decode` finds line ends and names
+        tokens for logprobs; without it DRY knows no breakers and XTC spares end tokens only.
+        """
+        self.seed = params.seed if params.seed >= 0 else int(torch.randint(2**31, (1,)).item())
+        self._params = params
+        self._vocab_size = vocab_size
+        self._eos_ids = frozenset(token_id for token_id in eos_ids if 0 <= token_id < vocab_size)
+        self._generator = torch.Generator(device=device).manual_seed(self.seed)
+        self._texts: dict[int, str] = {}
+        self._decode = decode
+        self._mirostat = Mirostat(params.mirostat_tau, params.mirostat_eta) if params.mirostat_mode else None
+        self._penalties = self._build_penalties(prompt_ids, reply_ids, device)
+        self._all_ids = torch.arange(vocab_size, device=device)
+        self._truncations = [] if params.greedy else self._build_truncations()
+
+    def next(self, logits: torch.Tensor) -> Sampled:
+        """The next token from `logits` (vocab,) of any floating dtype; `logits` is not changed.
+
+        Raises GenerationFailed where a logit is not a number.
+        """
+        raw = _cleaned(logits[: self._vocab_size])
+        scores = self._penalized(raw)
+        token_id = int(scores.argmax()) if self._params.greedy else self._draw(scores)
+        for penalty in self._penalties:
+            penalty.add(token_id)
+        return Sampled(token_id, self._logprob(raw, token_id) if self._params.logprobs else None)
+
+    def _build_penalties(
+        self, prompt_ids: Sequence[int], reply_ids: Sequence[int], device: torch.device | str
+    ) -> list[Penalty]:
+        p, ids = self._params, [*prompt_ids, *reply_ids]
+        penalties: list[Penalty] = []
+        if p.repetition_penalty != 1:
+            processor = RepetitionPenaltyLogitsProcessor(max(p.repetition_penalty, SMALLEST_DIVISOR))
+            penalties.append(OnHistory(processor, ids, device))
+        if p.presence_penalty or p.frequency_penalty:
+            penalties.append(
+                PresenceFrequency(p.presence_penalty, p.frequency_penalty, reply_ids, self._vocab_size, device)
+            )
+        if p.no_repeat_ngram_size:
+            penalties.append(OnHistory(NoRepeatNGramLogitsProcessor(p.no_repeat_ngram_size), ids, device))
+        if p.dry_multiplier:
+            penalties.append(
+                Dry(p.dry_multiplier, p.dry_base, p.dry_allowed_length, ids, breaks=self._breaks_repetition)
+            )
+        return penalties
+
+    def _build_truncations(self) -> list[Truncation]:
+        p = self._params
+        chain: list[Truncation] = [self._mirostat] if self._mirostat else self._build_plain_truncations()
+        if p.temperature == 1:
+            return chain
+        return [*chain, self._heat] if p.temperature_last else [self._heat, *chain]
+
+    def _build_plain_truncations(self) -> list[Truncation]:
+        p = self._params
+        chain: list[Truncation] = []
+        if p.top_k:
+            chain.append(_warp(TopKLogitsWarper(p.top_k)))
+        if p.top_p < 1:
+            chain.append(TopP(p.top_p))
+        if p.min_p:
+            chain.append(_warp(MinPLogitsWarper(p.min_p)))
+        if p.typical_p < 1:
+            chain.append(_warp(TypicalLogitsWarper(p.typical_p)))
+        if p.epsilon_cutoff:
+            chain.append(_warp(EpsilonLogitsWarper(p.epsilon_cutoff)))
+        if p.eta_cutoff:
+            chain.append(_warp(EtaLogitsWarper(p.eta_cutoff, device=str(self._generator.device))))
+        if p.xtc_probability:
+            chain.append(Xtc(p.xtc_threshold, p.xtc_probability, self._generator, is_kept=self._ends_line))
+        return chain
+
+    def _heat(self, candidates: Candidates) -> Candidates:
+        scores = (candidates.scores - candidates.scores.max()) / max(self._params.temperature, SMALLEST_DIVISOR)
+        return Candidates(candidates.token_ids, scores)
+
+    def _penalized(self, raw: torch.Tensor) -> torch.Tensor:
+        """Scores after ban and penalties; where they would leave nothing, those that leave something."""
+        banned = list(self._eos_ids) if self._params.ban_eos_token and len(self._eos_ids) < len(raw) else []
+        scores = allowed = raw.index_fill(0, torch.tensor(banned, device=raw.device), -torch.inf) if banned else raw
+        for penalty in self._penalties:
+            scores = penalty(scores)
+        if not banned and not self._params.no_repeat_ngram_size:
+            return scores
+        for choice in (scores, allowed):
+            if float(choice.max()) > -torch.inf:
+                return choice
+        return torch.zeros_like(raw).index_fill(0, torch.tensor(banned, device=raw.device), -torch.inf)
+
+    def _draw(self, scores: torch.Tensor) -> int:
+        candidates = Candidates(self._all_ids[: len(scores)], scores)
+        for truncation in self._truncations:
+            candidates = truncation(candidates)
+        probabilities = torch.softmax(candidates.scores, dim=-1, dtype=torch.float64)
+        cumulative = probabilities.cumsum(dim=-1)
+        point = torch.rand(1, generator=self._generator, dtype=torch.float64, device=scores.device) * cumulative[-1]
+        # The first token past the point: one of probability 0 never is.
+        index = int(torch.searchsorted(cumulative, point, right=True))
+        if self._mirostat:
+            self._mirostat.observe(float(probabilities[index]))
+        return int(candidates.token_ids[index])
+
+    def _logprob(self, raw: torch.Tensor, token_id: int) -> TokenLogprob:
+        logprobs = torch.log_softmax(raw, dim=-1)
+        values, indices = logprobs.topk(min(self._params.logprobs, len(raw)))
+        top = tuple(
+            (index, self._text(index), value) for index, value in zip(indices.tolist(), values.tolist(), strict=True)
+        )
+        return TokenLogprob(token_id, self._text(token_id), float(logprobs[token_id]), top)
+
+    def _breaks_repetition(self, token_id: int) -> bool:
+        return not DRY_BREAKERS.isdisjoint(self._text(token_id))
+
+    def _ends_line(self, token_id: int) -> bool:
+        return token_id in self._eos_ids or "\n" in self._text(token_id)
+
+    def _text(self, token_id: int) -> str:
+        if token_id not in self._texts:
+            self._texts[token_id] = self._decode([token_id]) if self._decode else ""
+        return self._texts[token_id]
+
+
+def _cleaned(logits: torch.Tensor) -> torch.Tensor:
+    """fp32 scores without +inf and with at least one that is finite."""
+    scores = logits.float()
+    peak = float(scores.max())
+    if peak != peak:
+        raise GenerationFailed(
+            "The model's output is not a number.", remedy="Load it with --dtype bf16 or fp32; its files may be damaged."
+        )
+    if peak == -torch.inf:
+        return torch.zeros_like(scores)
+    return scores.clamp(max=LARGEST_LOGIT) if peak > LARGEST_LOGIT else scores
+
+
+def _warp(processor: LogitsProcessor) -> Truncation:
+    """A truncation of transformers that does not look at the tokens before."""
+
+    def truncate(candidates: Candidates) -> Candidates:
+        scores = processor(None, candidates.scores[None])[0]
+        return candidates.keep(scores > -torch.inf)
+
+    return truncate

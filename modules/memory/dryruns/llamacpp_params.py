@@ -1,0 +1,50 @@
+"""(llama.cpp) The parameters with which a GGUF file is loaded: the same for the dry fit and for the engine.
+
+Not here: reading the fit (llamacpp_fit.py), running the model (engine/llamacpp/engine.py).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import xllamacpp
+
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.forecasting.llamacpp_sizes import SLOTS
+
+
+def load_params(path: Path, run: RunSpec) -> Any:
+    """xllamacpp's CommonParams for `run` of a file whose header is checked, on the CPU.
+
+    One KV cache of the run's whole context is shared by all slots and never shifted. llama.cpp's own stores beside
+    it are off: saved prompts take up to 8 GiB by its defaults, which no plan would know of. The file is read, not
+    mapped: of tensors that are repacked for the CPU a map would hold the pages a second time.
+    """
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE
+    params.n_ctx = run.context_tokens
+    params.n_batch = params.n_ubatch = run.prefill_chunk
+    params.n_parallel = SLOTS
+    params.kv_unified = True
+    params.ctx_shift = False
+    params.cache_ram_mib = 0
+    params.cache_idle_slots = False
+    params.n_ctx_checkpoints = 0
+    params.n_gpu_layers = 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
+    params.n_threads_http = SLOTS + 2
+    params.warmup = True
+    params.offline = True
+    params.ui = False
+    params.endpoint_slots = False
+    return params
+
+
+def _threads() -> int:
+    """One a physical core, or what OMP_NUM_THREADS says: the engine's process has it set so."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else psutil.cpu_count(logical=False) or 1

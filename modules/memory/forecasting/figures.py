@@ -1,0 +1,63 @@
+"""One device's Budget: forecast.py's formulas, or a dry run's peaks, each with its numbers put in.
+
+Pure arithmetic. Which layers lie on the device is the caller's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from modules.memory.forecasting.budget import Budget, Figure, Purpose
+from modules.memory.forecasting.forecast import (
+    CUDA_CONTEXT_BYTES,
+    RunSpec,
+    dequantize_bytes,
+    kv_work_bytes,
+    prefill_peak_bytes,
+)
+from modules.memory.forecasting.llamacpp_sizes import PROCESS_BYTES as LLAMACPP_BYTES
+from modules.memory.forecasting.process import decode_figure, load_peak_bytes, process_figures
+from modules.memory.model.spec import ModelSpec
+
+
+def device_budget(
+    spec: ModelSpec,
+    run: RunSpec,
+    device: str,
+    *,
+    weights: int = 0,
+    quant_meta: int = 0,
+    kv_cache: int = 0,
+    offload_buffer: int = 0,
+    computes: bool = True,
+    deepspeed: bool = False,
+) -> Budget:
+    """The Budget of `device` ("cuda:0", "cpu", "disk"), given the bytes of what lies on it.
+
+    `weights` is without `quant_meta`, the scales and code books of quantized weights. `offload_buffer` is for weights
+    that pass through the device; `computes` False means that it only stores. A device that computes with a cache that
+    is not plain needs room beside `kv_cache` itself, which is added here.
+    """
+    work = kv_work_bytes(spec, run) if computes else 0
+    figures: dict[Purpose, Figure] = {
+        "weights": Figure(weights, "exact"),
+        "quant_meta": Figure(quant_meta, "exact"),
+        "kv_cache": Figure(kv_cache + work, "exact" if run.kv_cache != "offloaded" else "formula"),
+        "offload_buffer": Figure(offload_buffer, "formula"),
+    }
+    if computes:
+        figures["prefill_peak"] = Figure(prefill_peak_bytes(spec, run, with_head=True), "formula")
+        figures["decode_peak"] = decode_figure(spec, run)
+        figures["dequant_buffer"] = Figure(dequantize_bytes(spec, run), "formula")
+    if device.startswith("cuda"):
+        figures["context"] = Figure(CUDA_CONTEXT_BYTES, "formula")
+    elif device == "cpu":
+        if run.runtime == "llamacpp":
+            figures["context"] = Figure(LLAMACPP_BYTES, "formula")
+        else:
+            figures |= process_figures(spec, run, computes=computes, deepspeed=deepspeed)
+    budget = Budget.of(figures)
+    if device == "disk" or run.runtime == "llamacpp":
+        return budget
+    peak = load_peak_bytes(spec, run, budget.resident, device=device, computes=computes)
+    return replace(budget, load_peak=peak)

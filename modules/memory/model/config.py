@@ -1,0 +1,113 @@
+"""A config file that may say anything, read within limits, and its numbers checked one by one.
+
+Raises BadConfig naming the field. Executes nothing that the file names. What the numbers mean is in shape.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modules.errors import BadConfig, ModelNotFound, RemoteCodeDisabled
+from modules.memory.model.formats import open_regular
+from modules.units import MiB, format_size
+
+MAX_CONFIG_BYTES = 10 * MiB
+_MAX_CONTAINERS = 50_000
+_MAX_DEPTH = 32
+_CODE_KEYS = ("auto_map", "_attn_implementation_internal", "_experts_implementation_internal", "custom_pipelines")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, within limits of size, nesting and number. Raises BadConfig naming the file."""
+    try:
+        with open_regular(path) as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+    except ModelNotFound as error:
+        raise BadConfig(error.message, remedy="Every model folder needs its config.json.") from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise _bad(path.name, f"is larger than {format_size(MAX_CONFIG_BYTES)}")
+    if raw.count(b"{") + raw.count(b"[") > _MAX_CONTAINERS:
+        raise _bad(path.name, "has too many lists and objects")
+    try:
+        content = json.loads(raw, parse_constant=_constant)
+    except (ValueError, RecursionError) as error:
+        raise _bad(path.name, f"is not valid JSON ({str(error)[:80]})") from error
+    if not isinstance(content, dict):
+        raise _bad(path.name, "does not hold an object")
+    _check_depth(path.name, content)
+    return content
+
+
+def refuse_remote_code(config: Mapping[str, Any], name: str) -> None:
+    """Raise RemoteCodeDisabled if `config` names Python code, at any depth, in a key or as a kernel to fetch."""
+    for key, value in _walk(config):
+        asks = key in _CODE_KEYS and bool(value)
+        # transformers fetches and runs a kernel for "org/repo" here; its own names hold no slash.
+        asks = asks or (key.lstrip("_").startswith("attn_implementation") and "/" in str(value))
+        if asks:
+            raise RemoteCodeDisabled(
+                f"{name} wants to run code of its own ({key} in config.json), which is off.",
+                remedy="If you trust its publisher, start Snug with --trust-remote-code.",
+            )
+
+
+def _walk(value: object) -> Sequence[tuple[str, object]]:
+    """Every (key, value) of every object inside `value`, at any depth."""
+    found: list[tuple[str, object]] = []
+    waiting: list[object] = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            found += [(str(key), inner) for key, inner in item.items()]
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+    return found
+
+
+def _check_depth(name: str, content: object) -> None:
+    level: list[object] = [content]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise _bad(name, f"is nested deeper than {_MAX_DEPTH} levels")
+
+
+def number(config: Mapping[str, Any], names: Sequence[str], low: int, high: int, default: int | None = None) -> int:
+    """The first of the fields `names` that is there and not null, a whole number from `low` to `high`."""
+    for name in names:
+        value = config.get(name)
+        if value is None:
+            continue
+        whole = type(value) is int or (type(value) is float and math.isfinite(value) and value == int(value))
+        if not whole or not low <= value <= high:
+            raise BadConfig(
+                f"config.json: {name} is {str(value)[:40]!r}; it must be a whole number from {low} to {high}.",
+                remedy="Fetch the model again.",
+                param=name,
+            )
+        return int(value)
+    if default is None:
+        raise BadConfig(f"config.json lacks {names[0]}.", remedy="Fetch the model again.", param=names[0])
+    return default
+
+
+def _constant(name: str) -> float:
+    """Infinity, which published configs of Mamba 2 hold; never NaN."""
+    if name == "NaN":
+        raise ValueError("NaN is not a number")
+    return math.inf if name == "Infinity" else -math.inf
+
+
+def _bad(name: str, problem: str) -> BadConfig:
+    return BadConfig(f"{name} {problem}.", remedy="Fetch the model again.", param=name)

@@ -1,0 +1,90 @@
+"""A model folder, or a config.json alone, as a ModelSpec: from headers where weights are, else from the config."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from modules.errors import BadConfig, TimedOut, UnsupportedModel
+from modules.memory.model.assembly import assemble, context_warning
+from modules.memory.model.crosscheck import with_description
+from modules.memory.model.describing import ELEMENT_BYTES, describe_in_process
+from modules.memory.model.formats import has_weights, read_model_tensors
+from modules.memory.model.model_config import CheckedConfig, check_config, refuse_code_files, stated_dtype
+from modules.memory.model.model_spec import Describe, ModelSpec, TensorInfo
+from modules.memory.model.naming import check_blocks, is_tied, name_tensors
+from modules.memory.model.tokenizers import TOKENIZER_REMEDY, lacks_tokenizer
+
+
+def inspect_folder(folder: Path, *, trust_remote_code: bool, describe: Describe | None) -> ModelSpec:
+    """The spec of a folder from its headers; of one with config.json alone, from the model that the config builds.
+
+    With `describe` the headers too are held against that model.
+    """
+    if not (folder / "config.json").exists():
+        read_model_tensors(folder)  # names the nearer problem where only pickles are
+        raise BadConfig(f"{folder.name} has no config.json.", remedy="Fetch the model again, with all its files.")
+    if not trust_remote_code:
+        refuse_code_files(folder)
+    if not has_weights(folder):
+        return inspect_config(folder / "config.json", trust_remote_code=trust_remote_code, describe=describe)
+    checked = check_config(folder / "config.json", folder.name, trust_remote_code=trust_remote_code)
+    tensors = name_tensors(read_model_tensors(folder), checked.model_type)
+    if not checked.custom:
+        check_blocks(tensors, checked.shape.layers, folder.name)
+    warnings = [f"{folder.name} has no tokenizer. {TOKENIZER_REMEDY}"] if lacks_tokenizer(folder) else []
+    spec = spec_from_headers(folder.name, folder, checked, tensors, warnings)
+    return checked_against_config(spec, describe, folder / "config.json") if describe and not checked.custom else spec
+
+
+def checked_against_config(spec: ModelSpec, describe: Describe, file: Path) -> ModelSpec:
+    """`spec` held against the model of its config; a config that builds none is told, for the headers serve alone."""
+    try:
+        return with_description(spec, describe(file))
+    except (BadConfig, UnsupportedModel, TimedOut) as error:
+        told = f"The files could not be held against their config: {error.message}"
+        return replace(spec, warnings=(*spec.warnings, told))
+
+
+def spec_from_headers(
+    name: str, path: Path, checked: CheckedConfig, tensors: tuple[TensorInfo, ...], warnings: list[str]
+) -> ModelSpec:
+    """The spec of a checked config and its files' tensors."""
+    return assemble(
+        name, path, "safetensors", checked.family.architecture, checked.model_type, checked.shape, tensors,
+        is_tied(checked.whole, checked.text, tensors), (*warnings, *context_warning(checked.shape)),
+        is_encoder_decoder=checked.family.is_encoder_decoder, prequantized=checked.prequantized, rotary=checked.rotary,
+    )  # fmt: skip
+
+
+def inspect_config(file: Path, *, trust_remote_code: bool, describe: Describe | None) -> ModelSpec:
+    """The spec of a config file without weights: the tensors that a model built of it has, in the config's precision.
+
+    Raises UnsupportedModel where the config does not say enough: code of its own, files that are quantized.
+    """
+    name = file.parent.name if file.name == "config.json" else file.stem
+    checked = check_config(file, name, trust_remote_code=trust_remote_code)
+    if checked.custom:
+        raise UnsupportedModel(
+            f"{name} brings code of its own; its size cannot be told without its weights.",
+            remedy="Fetch the whole model.",
+        )
+    if checked.prequantized != "none":
+        raise UnsupportedModel(
+            f"{name} is stored as {checked.prequantized}; its size cannot be told without its files.",
+            remedy="Fetch the whole model, or take the config of the model before it was quantized.",
+        )
+    found = (describe or describe_in_process)(file)
+    dtype = stated_dtype(checked)
+    warnings = [] if dtype else ["The config does not state a precision; 32 bits are assumed."]
+    tensors = tuple(_stored(tensor, dtype or "F32") for tensor in found.tensors)
+    spec = spec_from_headers(name, file.parent, checked, tensors, warnings)
+    return replace(with_description(spec, found), weights_here=False)
+
+
+def _stored(tensor: TensorInfo, dtype: str) -> TensorInfo:
+    """A described tensor in the precision that the config says its file has."""
+    if tensor.dtype not in ("BF16", "F16", "F32"):
+        return tensor
+    elements = tensor.size_bytes // ELEMENT_BYTES[tensor.dtype]
+    return replace(tensor, dtype=dtype, size_bytes=elements * ELEMENT_BYTES[dtype])

@@ -1,0 +1,131 @@
+"""Which of the ways that fit is taken, and which others are worth showing.
+
+Pure. The fastest way above a floor of quality; but speed beyond what one can read along with buys nothing, so a way
+that keeps the weights as they are stored is taken over a faster one if it is as fast as that. Near ties follow the
+seeds' ladder: 16-bit, 8-bit, 4-bit, split, disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modules.memory.planning.candidates import Way, Wishes
+from modules.memory.planning.fitting import LEAST_CONTEXT, Solution
+from modules.memory.planning.speed import Estimate
+
+QUALITY_FLOOR = 0.9
+# As stored; or in 16 bits what is stored in 32.
+_NO_LOSS = (1.0, 0.999)
+# Forecasts of speed are no better than this: what is closer counts as the same.
+_TIE = 1.1
+# A middling turn that takes no longer is as fast as one reads: 250 words a minute are about 5 tokens a second.
+COMFORTABLE_TURN_S = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A way with its solution and its speed."""
+
+    solution: Solution
+    estimate: Estimate
+
+    @property
+    def context(self) -> int:
+        """Tokens of context."""
+        return self.solution.run.context_tokens
+
+    @property
+    def quality(self) -> float:
+        """As in Plan."""
+        return self.solution.way.quality
+
+    @property
+    def kept_bytes(self) -> int:
+        """Weights and caches on all devices."""
+        budgets = self.solution.budgets.values()
+        return sum(budget.weights + budget.quant_meta + budget.kv_cache for budget in budgets)
+
+
+def choose(found: Sequence[Ranked], wishes: Wishes, wished_context: int) -> Ranked | None:
+    """The way to take, of those that fit and that may be taken unasked; None if there is none."""
+    allowed = [one for one in found if one.solution.fits and may_take(one.solution.way, wishes)]
+    if wishes.gpus and (wishes.options.gpu_memory or wishes.options.auto_devices):
+        allowed = [one for one in allowed if one.solution.way.place != "cpu"] or allowed
+    # Whoever asks for a split wants its context; otherwise a quarter is better than a way that is far slower.
+    enough = wished_context // 2 if wishes.placement else max(min(wished_context, LEAST_CONTEXT), wished_context // 4)
+    usable = [one for one in allowed if one.context >= enough] or allowed
+    if wishes.options.ctx_size is None:  # no context was asked for: a shorter one is better than a smaller cache
+        usable = [one for one in usable if one.solution.run.kv_cache == "plain"] or usable
+    if not usable:
+        return None
+    limit_s = _TIE * min(one.estimate.turn_s for one in usable)
+    kept = [one for one in usable if 2 * one.context >= wished_context]
+    for loss in _NO_LOSS:
+        as_stored = [one for one in kept if one.quality >= loss]
+        quick = [one for one in as_stored if one.estimate.turn_s <= max(limit_s, COMFORTABLE_TURN_S)]
+        if quick:
+            limit_s = _TIE * min(one.estimate.turn_s for one in quick)
+            usable = quick
+            break
+    return min(
+        (one for one in usable if one.estimate.turn_s <= limit_s),
+        key=lambda one: (
+            2 * one.context < wished_context,
+            one.solution.way.rung,
+            -one.context,
+            len(one.solution.budgets),
+            one.estimate.turn_s,
+        ),
+    )
+
+
+def may_take(way: Way, wishes: Wishes) -> bool:
+    """Disk and offloaded caches are slow, DeepSpeed has its own start: only where a flag asks. Quality above the floor,
+    or asked for.
+    """
+    if way.place == "zero3":
+        return wishes.options.deepspeed
+    if way.disk and not wishes.options.disk:
+        return False
+    if way.run.kv_cache == "offloaded" and wishes.options.kv_cache != "offloaded":
+        return False
+    return wishes.precision or way.quality >= QUALITY_FLOOR
+
+
+def front(found: Sequence[Ranked]) -> list[Ranked]:
+    """Those that fit and that no other beats in quality, speed, context and bytes at once; the fastest first."""
+    fitting = sorted((one for one in found if one.solution.fits), key=lambda one: one.estimate.turn_s)
+    kept: list[Ranked] = []
+    for one in fitting:
+        if not any(_beats(other, one) for other in fitting if other is not one):
+            kept.append(one)
+    return kept
+
+
+def _beats(one: Ranked, other: Ranked) -> bool:
+    """Whether `one` is nowhere worse than `other` and somewhere better; of two alike the lower rung."""
+    mine = (one.quality, -one.estimate.turn_s, one.context, -one.kept_bytes)
+    theirs = (other.quality, -other.estimate.turn_s, other.context, -other.kept_bytes)
+    if mine == theirs:
+        return one.solution.way.rung < other.solution.way.rung
+    return all(a >= b for a, b in zip(mine, theirs, strict=True))
+
+
+def nearest_misses(found: Sequence[Ranked]) -> list[Ranked]:
+    """Of each precision without disk that fits nowhere, the way that lacks least; the highest quality first."""
+    best: dict[tuple[float, str], Ranked] = {}
+    plain = [one for one in found if one.solution.run.kv_cache == "plain"] or found
+    fits = {(one.quality, one.solution.way.label) for one in plain if one.solution.fits}
+    for one in plain:
+        key = (one.quality, one.solution.way.label)
+        if key in fits or one.solution.way.disk or one.solution.way.place == "zero3":
+            continue
+        if key not in best or lacks(one) < lacks(best[key]):
+            best[key] = one
+    return sorted(best.values(), key=lambda one: -one.quality)
+
+
+def lacks(one: Ranked) -> int:
+    """Bytes that the worst device lacks; 0 if it fits."""
+    return max(one.solution.short.values(), default=0)

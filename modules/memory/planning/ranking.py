@@ -1,0 +1,131 @@
+"""A way solved and timed: with what was missed before, and with what a dry run counts.
+
+Pure, but for what it asks through `PeaksOf` and `ErrorsOf`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Protocol
+
+from modules.memory.dryruns.asking import Kind
+from modules.memory.forecasting.budget import Purpose
+from modules.memory.forecasting.forecast import RunSpec, kv_traffic_bytes
+from modules.memory.model.spec import ModelSpec
+from modules.memory.planning.candidates import Way
+from modules.memory.planning.choosing import Ranked
+from modules.memory.planning.fitting import Counted, Problem, Solution, solve
+from modules.memory.planning.ledger import ObservedErrors
+from modules.memory.planning.placement import make_groups
+from modules.memory.planning.speed import TURN_CONTEXT_TOKENS, Speeds, Work, estimate
+
+# Ratios of small models say little of large ones: what was observed raises forecasts by a quarter at most.
+_MOST_WIDENED = 1.25
+
+
+class RunPeaks(Protocol):
+    """Bytes of one run as a dry run counted them: memory/dryruns/asking.py's Peaks."""
+
+    @property
+    def prefill_peak(self) -> int:
+        """Most bytes beyond weights and cache while the prompt is read."""
+
+    @property
+    def decode_peak(self) -> int:
+        """The same while a token is written."""
+
+
+PeaksOf = Callable[[ModelSpec, RunSpec, Kind], RunPeaks | None]
+"""(model, run, where it computes) → what a dry run counted; None while it is not known."""
+ErrorsOf = Callable[[str, str], ObservedErrors]
+"""(device name, quantization) → how far forecasts of such loads were off so far."""
+
+
+def rank_way(
+    problem: Problem, way: Way, *, speeds: Speeds, observed: ErrorsOf | None, counted: Counted | None = None
+) -> Ranked | None:
+    """`way` solved and timed; None if it is no way here."""
+    solution = solve(replace(problem, widened=widened(problem, way, observed), counted=counted), way)
+    return None if solution is None else Ranked(solution, estimate(work_of(problem.spec, solution), speeds))
+
+
+def rank_ways(ways: Iterable[Way], rank: Callable[[Way], Ranked | None], wished_context: int) -> list[Ranked]:
+    """`ways` ranked, without those that are none here; of ways alike, those with a smaller cache follow.
+
+    Where the wished context fits, none that differs only in a smaller cache is of use.
+    """
+    found: list[Ranked] = []
+    enough: set[Way] = set()
+    for way in ways:
+        alike = replace(way, run=replace(way.run, kv_cache="plain"), quality=1.0)
+        one = None if alike in enough else rank(way)
+        if one is not None:
+            found.append(one)
+            if one.solution.fits and one.context >= wished_context:
+                enough.add(alike)
+    return found
+
+
+def with_dry_runs(
+    spec: ModelSpec,
+    found: list[Ranked],
+    chosen: Ranked | None,
+    peaks: PeaksOf,
+    rank: Callable[..., Ranked | None],
+    choose_again: Callable[[list[Ranked]], Ranked | None],
+) -> tuple[list[Ranked], Ranked | None]:
+    """The chosen way held to what a dry run of it counts, where that is known; what is chosen then likewise.
+
+    Only chosen ways are asked for: each question may set off a dry run.
+    """
+    asked: set[Way] = set()
+    while chosen is not None and chosen.solution.way not in asked:
+        way = chosen.solution.way
+        asked.add(way)
+        on_gpu = any(device.startswith("cuda") for device in chosen.solution.budgets)
+        known = peaks(spec, chosen.solution.run, "cuda" if on_gpu else "cpu")
+        if known is None:
+            break
+        figures: tuple[tuple[Purpose, int], ...] = (
+            ("prefill_peak", known.prefill_peak), ("decode_peak", known.decode_peak),
+        )  # fmt: skip
+        again = rank(way, counted=Counted(chosen.solution.run, figures))
+        found = [again if one is chosen and again is not None else one for one in found]
+        chosen = choose_again(found)
+    return found, chosen
+
+
+def widened(problem: Problem, way: Way, observed: ErrorsOf | None) -> dict[str, float]:
+    """By how much forecasts for each device are raised: what 95 % of those before stayed within."""
+    if observed is None:
+        return {}
+    return {
+        device.id: min(_MOST_WIDENED, observed(device.name, way.run.quantization).p95)
+        for device in (*problem.gpus, problem.cpu)
+    }  # fmt: skip
+
+
+def work_of(spec: ModelSpec, solution: Solution) -> Work:
+    """What `solution` does for each token. ZeRO-3 gathers every parameter for each, experts that rest included."""
+    run, layout = solution.run, solution.layout
+    groups = make_groups(spec, run)
+    plain = make_groups(spec, RunSpec(run.dtype)) if spec.prequantized == "none" else groups
+    width = 4 if run.dtype == "float32" else 2
+    read = sum(group.read for group in groups)
+    computing = max(solution.budgets, key=lambda name: solution.budgets[name].kv_cache)
+    gathered = sum(group.loaded for group in groups if group.kind != "idle")
+    return Work(
+        reads=layout.reads if layout else {computing: read},
+        streamed=layout.streamed if layout else gathered if computing.startswith("cuda") else 0,
+        from_disk=layout.from_disk if layout else gathered if solution.way.disk else 0,
+        active=sum(group.read for group in plain) // width,
+        cache=kv_traffic_bytes(spec, run, min(run.context_tokens, TURN_CONTEXT_TOKENS)),
+        full_cache=kv_traffic_bytes(spec, run, run.context_tokens),
+        cache_away=run.kv_cache == "offloaded",
+        layers=spec.layers,
+        chunk=min(run.prefill_chunk, run.context_tokens),
+        quantization=run.quantization,
+        double_quant=run.double_quant,
+        gathered=layout is None,
+    )
