@@ -98,7 +98,7 @@ class DryRuns:
         self._answer_s = answer_s
         self._idle_s = idle_s
         self._most_waiting = most_waiting
-        self._worker, self._gguf_worker = _worker("dryrun_worker"), _worker("llamacpp_worker")
+        self._worker, self._gguf_worker = _worker("worker"), _worker("llamacpp_worker")
         self._workers = (self._worker, self._gguf_worker)
         self._lock = threading.Condition()
         self._known: dict[str, Answer | SnugError] = {}
@@ -383,7 +383,7 @@ def _peaks(request: Mapping[str, Any], known: Mapping[str, int]) -> Peaks:
 
 
 def _worker(module: str) -> KillableWorker:
-    command = [sys.executable, "-X", "utf8", "-m", f"modules.memory.{module}"]
+    command = [sys.executable, "-X", "utf8", "-m", f"modules.memory.dryruns.{module}"]
     return KillableWorker(command, _environment(), start_s=_START_S)
 
 
