@@ -130,7 +130,7 @@ def measure(base: str, path: str, body: dict[str, Any]) -> tuple[Measured, str]:
             if piece := choice.get("text") or choice.get("delta", {}).get("content"):
                 times.append(at)
                 text += piece
-    tokens = usage["completion_tokens"]
+    tokens = usage.get("completion_tokens") or len(times)  # not every server counts
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     speed = (tokens - 1) / (times[-1] - times[0]) if tokens > 1 and times[-1] > times[0] else 0.0
     return Measured(times[0] - start, speed, tokens, cached), text

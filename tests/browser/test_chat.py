@@ -12,8 +12,9 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from modules.settings import LoadOptions
-from tests.browser.conftest import OpenPage, Snug
+from tests.browser.conftest import OpenPage
 from tests.fakes import Script
+from tests.page_rig import Snug
 from tests.test_host import until
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import OpenPage, Snug
+from tests.browser.conftest import OpenPage
 from tests.browser.test_tabs import open_tab
+from tests.page_rig import Snug
 from tests.test_host import until
 from tests.test_planning import PEAKS, FakeDryRuns
 

@@ -11,9 +11,10 @@ from playwright.sync_api import Locator, Page, expect
 
 from modules.hardware import Inventory
 from tests.browser import conftest
-from tests.browser.conftest import OpenPage, Snug
+from tests.browser.conftest import OpenPage
 from tests.browser.test_tabs import open_tab
 from tests.fakes import Script, fake_inventory, make_model_folder
+from tests.page_rig import Snug
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 

@@ -9,9 +9,10 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from modules.settings import LoadOptions
-from tests.browser.conftest import OpenPage, Snug
+from tests.browser.conftest import OpenPage
 from tests.browser.test_chat import last_reply, replies, send
 from tests.fakes import Script, make_model_folder
+from tests.page_rig import Snug
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 

@@ -1,0 +1,98 @@
+"""A whole Snug on a free port, its engine a script: for tests in Chromium and for benchmarks of the page."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from modules.api.app import build_api
+from modules.chat.presets import Presets
+from modules.chat.prompts import Prompts
+from modules.chat.service import ChatService
+from modules.chat.store import Store
+from modules.chat.templates import TemplateWorker
+from modules.engine.base import LoadEngine
+from modules.engine.host.host import Patience
+from modules.hardware import Inventory
+from modules.models.manager import ModelManager
+from modules.models.planning import DryRunner
+from modules.services import Services
+from modules.settings import LoadOptions, Settings
+from modules.ui.app import mount_ui
+from tests.fakes import Script, ScriptedLoad, fake_inventory, make_model_folder
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+PATIENCE = Patience(load_s=20.0, reply_s=10.0, cancel_s=0.5, call_s=10.0, close_s=2.0)
+
+
+@dataclass
+class Snug:
+    """A running server and its parts."""
+
+    url: str
+    services: Services
+
+
+def start_snug(
+    settings: Settings,
+    parts: ExitStack,
+    script: Script,
+    *,
+    loaded: bool = True,
+    dry_runs: DryRunner | None = None,
+    load: LoadEngine | None = None,
+) -> Snug:
+    """A Snug whose model "tiny" plays `script`, by `load` if one is given; `parts` ends it."""
+    make_model_folder(settings.model_dir, "tiny", script)
+    services = _services(settings, parts, dry_runs, load or ScriptedLoad())
+    if loaded:
+        services.models.load(LoadOptions.model_validate({"model": "tiny"}))
+    return Snug(_serve(services, parts), services)
+
+
+def _machine(_: Path) -> Inventory:
+    return fake_inventory(ram_gib=16)
+
+
+def _services(settings: Settings, parts: ExitStack, dry_runs: DryRunner | None, load: LoadEngine) -> Services:
+    store = Store(settings.user_data_dir / "snug.db")
+    parts.callback(store.close)
+    worker = TemplateWorker()
+    parts.callback(worker.close)
+    models = ModelManager(
+        settings, loaders={"transformers": load}, read_inventory=_machine, patience=PATIENCE, drain_s=0.5,
+        dry_runs=dry_runs,
+    )  # fmt: skip
+    parts.callback(models.close)
+    prompts = Prompts(worker)
+    chat = ChatService(models, store, prompts)
+    parts.callback(chat.shutdown)
+    presets = Presets(ROOT / "presets", settings.user_data_dir / "presets")
+    return Services(settings=settings, models=models, chat=chat, store=store, prompts=prompts, presets=presets)
+
+
+def _serve(services: Services, parts: ExitStack) -> str:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    app = mount_ui(build_api(services), services)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+
+    def end() -> None:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+    parts.callback(end)
+    deadline = time.monotonic() + 20
+    while not server.started and time.monotonic() < deadline:
+        thread.join(0.02)
+    return f"http://127.0.0.1:{port}"
