@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from modules.engine.base import Delta
 from modules.engine.loops.batched import BatchedEngine
 from modules.engine.loops.choice import choose_loop, why_not_batched
 from modules.engine.loops.loaded import LoadedModel
@@ -89,5 +90,21 @@ def test_more_requests_than_fit_wait_and_none_is_preempted(models: Path) -> None
         asks = [Ask(f"{n}", prompt, greedy(60), user=f"u{n}").submit(engine) for n, prompt in enumerate(prompts)]
         for ask, prompt in zip(asks, prompts, strict=True):
             assert ask.wait().tokens == generated(loaded, prompt, 60)
+    finally:
+        engine.close()
+
+
+def test_a_row_beside_others_tells_its_text_in_bunches_and_alone_each_piece(models: Path) -> None:
+    loaded = load(tiny_model("llama", models))
+    engine = BatchedEngine(loaded)
+    try:
+        prompt = loaded.tokenizer.encode(PROMPT, add_special_tokens=False)
+        alone = Ask("alone", prompt, greedy(60)).run(engine)
+        both = [Ask(f"{n}", prompt, greedy(60), user=f"u{n}").submit(engine) for n in range(2)]
+        assert [ask.wait().tokens for ask in both] == [alone.tokens] * 2
+        assert [ask.text for ask in both] == [alone.text] * 2
+        told_alone, *told = (sum(isinstance(event, Delta) for event in ask.events) for ask in (alone, *both))
+        assert told_alone > 30
+        assert max(told) < told_alone
     finally:
         engine.close()
