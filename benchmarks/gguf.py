@@ -1,12 +1,13 @@
-"""One GGUF file three ways in one run, turn about: Snug through llama.cpp, llama.cpp's own server at its defaults, and
-Snug through transformers (unpacked to 16 bits).
+"""One GGUF file in one run, turn about: Snug, llama.cpp's own server at its defaults, and that server as Snug sets it.
 
-`python -m benchmarks.gguf [--repeats 5]`. Goals: decode ≥ 0.97 × llama.cpp's server, first token at most 10 ms later.
+`python -m benchmarks.gguf [--repeats 5] [--transformers]`; the flag adds Snug through transformers, in 16 bits.
+Goals: decode ≥ 0.97 × llama.cpp's server, first token at most 10 ms later; with our settings faster than with its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,14 +17,34 @@ from typing import Any
 
 from benchmarks.common import ROOT, Measured, finish, measure, median, snug, spread
 from benchmarks.decode import prompt_ids
+from modules.hardware import read_inventory
+from modules.memory.model.spec import inspect
+from modules.memory.planning.planner import Question, make_plan
+from modules.settings import LoadOptions
 from modules.starter import fetch_gguf
 
 CONTEXTS = (100, 2000)
-NEW_TOKENS = 64
-BARE = """
-import sys, time, xllamacpp
+CONTEXT_TOKENS = 8192
+NEW_TOKENS = 96
+SNUG, DEFAULTS, OURS = "Snug, llama.cpp", "llama.cpp's server", "llama.cpp's server, our settings"
+SERVER = """
+import sys, xllamacpp
 params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.verbosity = sys.argv[1], 8192, 1
+params.model.path, params.n_ctx, params.verbosity = sys.argv[1], int(sys.argv[2]), 1
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+SERVER_WITH_OURS = """
+import json, sys, xllamacpp
+from pathlib import Path
+from modules.engine.process.spinning import spin_as_llamacpp_should
+from modules.memory.dryruns.llamacpp_params import load_params
+from modules.memory.forecasting.forecast import RunSpec
+spin_as_llamacpp_should()
+run = RunSpec("float16", context_tokens=int(sys.argv[2]), runtime="llamacpp", **json.loads(sys.argv[3]))
+params = load_params(Path(sys.argv[1]), run)
+params.verbosity = 1
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 sys.stdin.read()
@@ -31,11 +52,12 @@ sys.stdin.read()
 
 
 @contextmanager
-def bare_server(file: Path) -> Iterator[str]:
-    """llama.cpp's server with what it chooses by itself; yields its base address."""
+def bare_server(file: Path, code: str = SERVER, *arguments: str) -> Iterator[str]:
+    """llama.cpp's server as `code` starts it; yields its base address."""
     process = subprocess.Popen(
-        [sys.executable, "-c", BARE, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", code, str(file), str(CONTEXT_TOKENS), *arguments], cwd=ROOT,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
         if process.stdout is None:
             raise RuntimeError("the server has no output")
@@ -45,15 +67,18 @@ def bare_server(file: Path) -> Iterator[str]:
         process.wait()
 
 
-def compare(file: Path, repeats: int) -> list[dict[str, Any]]:
-    """Rows of all three sides."""
-    where = ("--model-dir", str(file.parent), "--ctx-size", "8192")
+def compare(file: Path, repeats: int, *, transformers: bool) -> list[dict[str, Any]]:
+    """Rows of all sides."""
+    where = ("--model-dir", str(file.parent), "--ctx-size", str(CONTEXT_TOKENS))
     with ExitStack() as stack:
         bases = {
-            "Snug, llama.cpp": stack.enter_context(snug(*where, "--loader", "llamacpp", model=file.name)),
-            "llama.cpp's server": stack.enter_context(bare_server(file)),
-            "Snug, transformers": stack.enter_context(snug(*where, "--loader", "transformers", model=file.name)),
+            SNUG: stack.enter_context(snug(*where, "--loader", "llamacpp", model=file.name)),
+            DEFAULTS: stack.enter_context(bare_server(file)),
+            OURS: stack.enter_context(bare_server(file, SERVER_WITH_OURS, json.dumps(planned_run(file)))),
         }
+        if transformers:
+            through = stack.enter_context(snug(*where, "--loader", "transformers", model=file.name))
+            bases["Snug, transformers"] = through
         rows = []
         for context in CONTEXTS:
             seen: dict[str, list[Measured]] = {name: [] for name in bases}
@@ -67,8 +92,15 @@ def compare(file: Path, repeats: int) -> list[dict[str, Any]]:
                     figures, _ = measure(base, "/v1/completions", body)
                     if turn:  # the first one warms up
                         seen[name].append(figures)
-            rows += [row(name, context, figures, seen["llama.cpp's server"]) for name, figures in seen.items()]
+            rows += [row(name, context, figures, seen[DEFAULTS]) for name, figures in seen.items()]
     return rows
+
+
+def planned_run(file: Path) -> dict[str, Any]:
+    """What Snug's plan says of the run, as far as llama.cpp's settings come from it."""
+    options = LoadOptions.model_validate({"model": file.name, "ctx_size": CONTEXT_TOKENS, "loader": "llamacpp"})
+    question = Question(inspect(file), options, read_inventory(file.parent), file.parent)
+    return {"prefill_chunk": make_plan(question).run.prefill_chunk}
 
 
 def row(name: str, context: int, ours: list[Measured], theirs: list[Measured]) -> dict[str, Any]:
@@ -83,7 +115,7 @@ def row(name: str, context: int, ours: list[Measured], theirs: list[Measured]) -
         "first_token_later_ms": round(1000 * (median(firsts) - median([one.first_token_s for one in theirs])), 1),
     }
     print(
-        f"{name:20} {context:5} tokens | {spread(speeds)} tok/s | first token {spread(firsts)} s | {shown['ratio']} ×"
+        f"{name:34} {context:5} tokens | {spread(speeds)} tok/s | first token {spread(firsts)} s | {shown['ratio']} ×"
     )
     return shown
 
@@ -92,8 +124,10 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--transformers", action="store_true", help="also Snug through transformers, which is slow")
     arguments = parser.parse_args()
-    finish("gguf", {"rows": compare(fetch_gguf(ROOT / "models" / ".gguf"), arguments.repeats)})
+    file = fetch_gguf(ROOT / "models" / ".gguf")
+    finish("gguf", {"rows": compare(file, arguments.repeats, transformers=arguments.transformers)})
 
 
 if __name__ == "__main__":
