@@ -12,7 +12,7 @@ from collections.abc import MutableMapping
 
 NAME = "GOMP_SPINCOUNT"
 FOR_TORCH = "10000"
-FOR_LLAMACPP = "1000"
+FOR_LLAMACPP = "30000"
 
 
 def spin_as_llamacpp_should(environment: MutableMapping[str, str] = os.environ) -> None:
