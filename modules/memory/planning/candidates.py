@@ -93,7 +93,8 @@ def list_ways(spec: ModelSpec, options: LoadOptions, gpus: int) -> tuple[tuple[W
     wishes = Wishes(options, gpus)
     _check(spec, options, gpus)
     runs, dropped = _precisions(spec, wishes)
-    caches, dropped_caches = _caches(spec, wishes, runs[0])
+    # llama.cpp's cache is of one kind only: whether another saves anything is asked of the runs that can have it.
+    caches, dropped_caches = _caches(spec, wishes, next((run for run in runs if run.runtime == "torch"), runs[0]))
     ways: list[Way] = []
     for run in runs:
         for place, disk in _places(spec, wishes, run):
@@ -112,6 +113,8 @@ def _caches(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> tuple[list[KVCache
     asked = wishes.options.kv_cache
     if asked != "auto":
         return [asked], []
+    if run.runtime == "llamacpp":
+        return ["plain"], []
     kept = [_CACHES[0]]
     dropped: dict[str, list[str]] = {}
     for kind in _CACHES[1:] if wishes.gpus else _CACHES[1:-1]:
