@@ -149,6 +149,8 @@ def _explain_budget(problem: Problem, solution: Solution, device: str, budget: B
     run, free = solution.run, format_size(problem.device(device).free_bytes)
     quantized = run.quantization != "none" and (not device.startswith("cpu") or len(solution.budgets) == 1)
     label = LABELS[run.quantization] if quantized else DTYPE_FLAGS[run.dtype]
+    if run.runtime == "llamacpp":
+        label = "As stored"  # the dtype is that of the cache
     where = place_name(problem, device, preposition=True)
     return f"{label}: {shown} = {format_size(budget.total)} of {free} free {where}."
 
