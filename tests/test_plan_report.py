@@ -220,6 +220,14 @@ def test_the_json_tells_what_the_terminal_tells() -> None:
     assert not refused["fits"] and refused["refusal"]["code"] == "out_of_memory" and refused["refusal"]["remedy"]
 
 
+def test_the_json_tells_how_each_figure_is_made_up() -> None:
+    for table in TABLES.values():
+        for plan in table_json(table, longest_context=0)["plans"]:
+            for device, told in plan["devices"].items():
+                for part in told["parts"]:
+                    assert part["formula"], (plan["title"], device, part)
+
+
 def test_training_prefers_the_fastest_that_fits_and_names_the_smallest_change() -> None:
     ways = list_ways(llama("7B"), "lora", machine(1, 80), tokens=None, cpu=False)
     assert ways.chosen is ways.ways[0] and not ways.chosen.run.checkpointing

@@ -13,6 +13,7 @@ from typing import Any
 from modules.errors import SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import Budget
+from modules.memory.forecasting.formulas import explained
 from modules.memory.model.model_spec import ModelSpec
 from modules.memory.planning.ledger import Entry
 from modules.memory.planning.planner import Plan, PlanTable
@@ -117,7 +118,7 @@ def _plan(plan: Plan, *, chosen: bool) -> dict[str, Any]:
         "high_tokens_per_s": plan.tokens_per_s[1],
         "low_prefill_tokens_per_s": plan.prefill_tokens_per_s[0],
         "high_prefill_tokens_per_s": plan.prefill_tokens_per_s[1],
-        "devices": {device: _budget(budget) for device, budget in plan.budgets.items()},
+        "devices": {device: _budget(explained(budget, plan.spec, plan.run)) for device, budget in plan.budgets.items()},
         "placement": plan.placement,
         "reasons": list(plan.reasons),
     }

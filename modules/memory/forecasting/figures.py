@@ -47,13 +47,14 @@ def device_budget(
     }
     if computes:
         figures["prefill_peak"] = Figure(prefill_peak_bytes(spec, run, with_head=True), "formula")
-        figures["decode_peak"] = decode_figure(spec, run)
+        if run.runtime == "torch":  # llama.cpp reads and writes in one buffer
+            figures["decode_peak"] = decode_figure(spec, run)
         figures["dequant_buffer"] = Figure(dequantize_bytes(spec, run), "formula")
     if device.startswith("cuda"):
         figures["context"] = Figure(CUDA_CONTEXT_BYTES, "formula")
     elif device == "cpu":
         if run.runtime == "llamacpp":
-            figures["context"] = Figure(LLAMACPP_BYTES, "formula")
+            figures["context"] = Figure(LLAMACPP_BYTES, "formula", "an engine process with llama.cpp, before any model")
         else:
             figures |= process_figures(spec, run, computes=computes, deepspeed=deepspeed)
     budget = Budget.of(figures)
