@@ -17,7 +17,6 @@ from modules.memory.forecasting.forecast import weight_bytes
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Place, Way
 from modules.memory.planning.fitting import CONTEXT_STEP, Problem, margin, solve_at
-from modules.memory.planning.ledger import ObservedErrors
 from modules.memory.planning.plan_flags import read_words
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context
 from modules.settings import LoadOptions, check_together
@@ -212,11 +211,11 @@ def test_a_file_that_is_quantized_already_never_leaves_the_gpu_in_part() -> None
 def test_forecasts_that_were_too_low_before_widen_the_margin() -> None:
     spec, inventory = MODELS["7B"], machine(1, 16.5, ram_gib=64)
     options = LoadOptions.model_validate({"dtype": "bf16", "ctx_size": 4096, "kv_cache": "plain"})
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, str, str]] = []
 
-    def observed(device_name: str, quantization: str) -> ObservedErrors:
-        asked.append((device_name, quantization))
-        return ObservedErrors(p50=1.05, p95=1.2, count=10)
+    def observed(device_name: str, loader: str, quantization: str) -> float:
+        asked.append((device_name, loader, quantization))
+        return 1.2
 
     calm = list_plans(Question(spec, options, inventory, Path("c")))
     warned = list_plans(Question(spec, options, inventory, Path("c"), observed=observed))
@@ -224,7 +223,7 @@ def test_forecasts_that_were_too_low_before_widen_the_margin() -> None:
     assert warned.chosen is not None
     assert calm.chosen.placement == {"": "cuda:0"}
     assert warned.chosen.placement != {"": "cuda:0"}
-    assert ("card", "none") in asked
+    assert ("card", "transformers", "none") in asked
 
 
 @pytest.mark.parametrize(("gpu_gib", "chunk", "method"), [(24, 512, "dry-run"), (17, 128, "formula")])

@@ -242,14 +242,14 @@ def report_table(entries: Sequence[Entry]) -> Table:
     """Measured over forecast, one row a model, way and device: no paths, nothing of a user in it."""
     table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
     table.add_column("measured over forecast", ratio=1)
-    for title in ("", "times", "weights", "loading", "in use", "worst"):
+    for title in ("", "times", "weights", "in use", "worst"):
         table.add_column(title, justify="right", no_wrap=True)
     model = ""
     for summary in summarize(entries):
         if summary.model != model:
             model = summary.model
             table.add_row(Text(model, style="bold"))
-        ratios = [summary.ratios.get(moment) for moment in ("weights", "load", "use")]
+        ratios = [summary.ratios.get(moment) for moment in ("weights", "use")]
         shown = [f"{ratio:.3f}" if ratio else "" for ratio in (*ratios, summary.worst)]
         table.add_row(f"  {summary.way}", device_title(summary.device), str(summary.count), *shown)
     table.caption = "Above 1: forecast too low; later ones are raised by it. Every record: --json"

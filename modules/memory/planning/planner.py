@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
 
 from modules.errors import SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.spec import ModelSpec
-from modules.memory.planning.candidates import DEFAULT_CONTEXT, Place, Way, Wishes, list_ways, wished_context
+from modules.memory.planning.candidates import Loader, Place, Way, Wishes, list_ways, wished_context
 from modules.memory.planning.choosing import Ranked, choose, front, lacks, may_take, nearest_misses
 from modules.memory.planning.comparing import why_chosen
 from modules.memory.planning.explaining import notes, speed_note, title
@@ -26,9 +25,7 @@ from modules.memory.planning.refusing import refusal
 from modules.memory.planning.speed import Speeds, defaults
 from modules.settings import LoadOptions
 
-__all__ = ["DEFAULT_CONTEXT", "Loader", "Plan", "PlanTable", "Question", "list_plans", "longest_context", "make_plan"]
-
-Loader = Literal["transformers", "deepspeed", "llamacpp"]
+__all__ = ["Plan", "PlanTable", "Question", "list_plans", "longest_context", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +192,7 @@ def _plan(
     return Plan(
         spec=problem.spec,
         run=solution.run,
-        loader="deepspeed" if layout is None else "llamacpp" if solution.run.runtime == "llamacpp" else "transformers",
+        loader=way.loader,
         placement=layout.device_map() if layout else {},
         limits=solution.limits,
         budgets=solution.budgets,

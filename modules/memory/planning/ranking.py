@@ -11,12 +11,11 @@ from typing import Protocol
 
 from modules.memory.dryruns.asking import Kind
 from modules.memory.forecasting.budget import Purpose
-from modules.memory.forecasting.forecast import RunSpec, kv_traffic_bytes
+from modules.memory.forecasting.forecast import Quantization, RunSpec, kv_traffic_bytes
 from modules.memory.model.spec import ModelSpec
-from modules.memory.planning.candidates import Way
+from modules.memory.planning.candidates import Loader, Way
 from modules.memory.planning.choosing import Ranked
 from modules.memory.planning.fitting import Counted, Problem, Solution, solve
-from modules.memory.planning.ledger import ObservedErrors
 from modules.memory.planning.placement import make_groups
 from modules.memory.planning.speed import TURN_CONTEXT_TOKENS, Speeds, Work, estimate
 
@@ -38,8 +37,8 @@ class RunPeaks(Protocol):
 
 PeaksOf = Callable[[ModelSpec, RunSpec, Kind], RunPeaks | None]
 """(model, run, where it computes) → what a dry run counted; None while it is not known."""
-ErrorsOf = Callable[[str, str], ObservedErrors]
-"""(device name, quantization) → how far forecasts of such loads were off so far."""
+ErrorsOf = Callable[[str, Loader, Quantization], float]
+"""(device name, loader, quantization) → measured over forecast, as 95 % of such loads stayed within."""
 
 
 def rank_way(
@@ -101,7 +100,7 @@ def widened(problem: Problem, way: Way, observed: ErrorsOf | None) -> dict[str, 
     if observed is None:
         return {}
     return {
-        device.id: min(_MOST_WIDENED, observed(device.name, way.run.quantization).p95)
+        device.id: min(_MOST_WIDENED, observed(device.name, way.loader, way.run.quantization))
         for device in (*problem.gpus, problem.cpu)
     }  # fmt: skip
 
