@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from modules.errors import NotAvailableHere, OutOfMemory
 from modules.hardware import Inventory
+from modules.memory.dryruns.asking import Peaks
 from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.forecast import weight_bytes
 from modules.memory.model.spec import ModelSpec
@@ -242,6 +243,23 @@ def test_a_dry_runs_count_replaces_the_formula_and_may_change_the_plan(gpu_gib: 
     assert plan.budgets["cuda:0"].figures["prefill_peak"].method == method
     assert plan.budgets["cuda:0"].prefill_peak == pytest.approx(3 * GiB * chunk / 512, rel=0.01)
     assert table(spec, inventory, dtype="bf16", ctx_size=4096).plans[0].run.prefill_chunk == 512
+
+
+def test_the_longest_context_is_held_to_the_dry_run_and_never_shorter_than_the_plans_own() -> None:
+    spec, inventory = llama("7B", context=32768), machine(1, 24, ram_gib=64)
+
+    def told(prefill_peak: int, **flags: object) -> tuple[int, int]:
+        """(the chosen plan's own context, the longest) where a dry run counts `prefill_peak`."""
+        options = LoadOptions.model_validate({"dtype": "bf16", "kv_cache": "plain", **flags})
+        counted = Peaks(weights=0, kv_cache=0, prefill_peak=prefill_peak, decode_peak=MiB)
+        found = list_plans(Question(spec, options, inventory, Path("c"), peaks=lambda _spec, _run, _kind: counted))
+        assert found.chosen is not None
+        return found.chosen.run.context_tokens, longest_context(found, found.chosen)
+
+    (_, roomy), (_, tight) = told(MiB), told(2 * GiB)
+    assert 8192 < tight < roomy < 32768
+    own, longest = told(MiB, ctx_size=roomy + 1)
+    assert own == longest == roomy + 1
 
 
 def test_what_a_dry_run_of_a_quantized_model_counted_holds_its_dequantized_weights() -> None:

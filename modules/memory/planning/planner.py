@@ -20,7 +20,7 @@ from modules.memory.planning.comparing import why_chosen
 from modules.memory.planning.explaining import notes, speed_note, title
 from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
 from modules.memory.planning.plan_flags import options_for, words
-from modules.memory.planning.ranking import ErrorsOf, PeaksOf, rank_way, rank_ways, widened, with_dry_runs
+from modules.memory.planning.ranking import ErrorsOf, PeaksOf, count_run, rank_way, rank_ways, widened, with_dry_runs
 from modules.memory.planning.refusing import refusal
 from modules.memory.planning.speed import Speeds, defaults
 from modules.settings import LoadOptions
@@ -158,16 +158,22 @@ def make_plan(question: Question) -> Plan:
 
 
 def longest_context(table: PlanTable, plan: Plan) -> int:
-    """The most tokens of context with which `plan`'s way of running still fits this machine; 0 if none do."""
-    options = table.options.model_copy(update={"ctx_size": None})
-    problem = _problem(table.question.asking(options))
+    """The most tokens of context with which `plan`'s way of running still fits this machine; 0 if none do.
+
+    Held to what a dry run of the chosen plan counted, as that plan is; of other plans no dry run is asked for.
+    """
+    question, counted = table.question, None
+    if question.peaks is not None and plan is table.chosen:
+        counted = count_run(question.peaks, plan.spec, plan.run, plan.budgets)
+    problem = _problem(question.asking(question.options.model_copy(update={"ctx_size": None})))
     way = Way(plan.run, _place(plan), _uses_disk(plan), plan.quality)
-    problem = replace(problem, widened=widened(problem, way, table.question.observed))
-    most = plan.spec.max_context
+    problem = replace(problem, widened=widened(problem, way, question.observed), counted=counted)
+    most, own = plan.spec.max_context, plan.run.context_tokens if plan.fits else 0
     if solve_at(problem, way, most) is not None:
         return most
     found = longest(problem, way, most, least=CONTEXT_STEP)
-    return found.run.context_tokens if found else 0
+    # Its own length may lie between two steps, or be counted as less than the formulas of its neighbours.
+    return max(own, found.run.context_tokens if found else 0)
 
 
 def _problem(question: Question) -> Problem:

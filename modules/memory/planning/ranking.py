@@ -82,17 +82,25 @@ def with_dry_runs(
     while chosen is not None and chosen.solution.way not in asked:
         way = chosen.solution.way
         asked.add(way)
-        on_gpu = any(device.startswith("cuda") for device in chosen.solution.budgets)
-        known = peaks(spec, chosen.solution.run, "cuda" if on_gpu else "cpu")
-        if known is None:
+        counted = count_run(peaks, spec, chosen.solution.run, chosen.solution.budgets)
+        if counted is None:
             break
-        figures: tuple[tuple[Purpose, int], ...] = (
-            ("prefill_peak", known.prefill_peak), ("decode_peak", known.decode_peak),
-        )  # fmt: skip
-        again = rank(way, counted=Counted(chosen.solution.run, figures))
+        again = rank(way, counted=counted)
         found = [again if one is chosen and again is not None else one for one in found]
         chosen = choose_again(found)
     return found, chosen
+
+
+def count_run(peaks: PeaksOf, spec: ModelSpec, run: RunSpec, devices: Iterable[str]) -> Counted | None:
+    """What a dry run of `run` on `devices` counted; None while it is not known."""
+    on_gpu = any(device.startswith("cuda") for device in devices)
+    known = peaks(spec, run, "cuda" if on_gpu else "cpu")
+    if known is None:
+        return None
+    figures: tuple[tuple[Purpose, int], ...] = (
+        ("prefill_peak", known.prefill_peak), ("decode_peak", known.decode_peak),
+    )  # fmt: skip
+    return Counted(run, figures)
 
 
 def widened(problem: Problem, way: Way, observed: ErrorsOf | None) -> dict[str, float]:
