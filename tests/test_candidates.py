@@ -18,11 +18,11 @@ from modules.memory.forecasting.forecast import weight_bytes
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Place, Way
 from modules.memory.planning.fitting import CONTEXT_STEP, Problem, margin, solve_at
-from modules.memory.planning.plan_flags import read_words
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context
 from modules.settings import LoadOptions, check_together
+from modules.ui.ways import options_of
 from modules.units import GiB, MiB
-from tests.shapes import llama, machine, mixtral, small_llama
+from tests.shapes import NO_FLAGS, llama, machine, mixtral, small_llama
 
 MODELS = {
     "1B": small_llama(), "7B": llama("7B"), "7B, 32k": llama("7B", context=32768), "13B": llama("13B"),
@@ -81,7 +81,7 @@ def test_every_plan_says_truly_whether_it_fits_and_its_flags_choose_it_again(mod
         assert not [plan for plan in found.plans if plan.fits and "--disk" not in plan.flags and plan.placement]
         return
     assert found.plans[0] is found.chosen
-    options = read_words(found.chosen.flags)
+    options = options_of(found.chosen.flags, NO_FLAGS)
     check_together(options)
     again = list_plans(Question(spec, options, inventory, Path("cache"))).chosen
     assert again is not None
@@ -189,7 +189,7 @@ def test_disk_and_deepspeed_are_listed_but_not_taken_unasked() -> None:
     assert isinstance(found.refusal, OutOfMemory)
     assert "--disk" in found.refusal.remedy
     disk = next(plan for plan in found.plans if "--disk" in plan.flags)
-    asked = list_plans(Question(MODELS["70B"], read_words(disk.flags), MACHINES["1x8, 8 GiB RAM"], Path("c")))
+    asked = list_plans(Question(MODELS["70B"], options_of(disk.flags, NO_FLAGS), MACHINES["1x8, 8 GiB RAM"], Path("c")))
     assert asked.chosen is not None
     assert asked.chosen.placement == disk.placement
 

@@ -17,12 +17,12 @@ from modules.memory.forecasting.kv_cache import KVCache, packed_bytes, why_not, 
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import list_ways
 from modules.memory.planning.fitting import margin
-from modules.memory.planning.plan_flags import read_words
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context, make_plan
 from modules.memory.planning.smaller import Failure, difference, smaller_plans
 from modules.settings import LoadOptions, check_machine
+from modules.ui.ways import options_of
 from modules.units import GiB
-from tests.shapes import llama, machine
+from tests.shapes import NO_FLAGS, llama, machine
 from tests.test_formulas import worked_out
 
 LONG = llama("7B", context=32768)
@@ -68,7 +68,7 @@ def test_a_cache_of_fewer_bits_makes_a_context_fit_that_was_asked_for() -> None:
     assert "KV cache in 8 bits: 8.30 GiB instead of 16.0 GiB for 32,768 tokens" in said
     assert "requests run one at a time" in said
     assert ("--kv-cache", "int8") in zip(found.chosen.flags, found.chosen.flags[1:], strict=False)
-    again = list_plans(replace(found.question, options=read_words(found.chosen.flags))).chosen
+    again = list_plans(replace(found.question, options=options_of(found.chosen.flags, NO_FLAGS))).chosen
     assert again is not None
     assert (again.run, again.budgets) == (found.chosen.run, found.chosen.budgets)
 

@@ -14,6 +14,7 @@ from modules.errors import SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.formulas import explained
+from modules.memory.forecasting.kinds import count_layers
 from modules.memory.model.model_spec import ModelSpec
 from modules.memory.planning.ledger import Entry
 from modules.memory.planning.planner import Plan, PlanTable
@@ -91,6 +92,7 @@ def _spec(spec: ModelSpec) -> dict[str, Any]:
         "family": spec.model_type,
         "parameter_count": spec.parameters,
         "layer_count": spec.layers,
+        "layers": [{"kind": kind, "layer_count": count} for kind, count in count_layers(spec).items()],
         "longest_context_tokens": spec.max_context,
         "stored_dtype": spec.stored_dtype,
         "stored_bytes": sum(tensor.size_bytes for tensor in spec.tensors),
