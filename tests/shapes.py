@@ -9,8 +9,10 @@ from typing import Any, Literal
 from modules.hardware import Device, Inventory
 from modules.memory.model.shape import read_shape
 from modules.memory.model.spec import ModelSpec, TensorInfo, block_of
+from modules.settings import LoadOptions
 from modules.units import GiB
 
+NO_FLAGS = LoadOptions.model_validate({})
 STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 

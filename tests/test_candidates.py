@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from modules.errors import NotAvailableHere, OutOfMemory
 from modules.hardware import Inventory
+from modules.memory.dryruns.asking import Peaks
 from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.forecast import weight_bytes
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Place, Way
 from modules.memory.planning.fitting import CONTEXT_STEP, Problem, margin, solve_at
-from modules.memory.planning.ledger import ObservedErrors
-from modules.memory.planning.plan_flags import read_words
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context
 from modules.settings import LoadOptions, check_together
+from modules.ui.ways import options_of
 from modules.units import GiB, MiB
-from tests.shapes import llama, machine, mixtral, small_llama
+from tests.shapes import NO_FLAGS, llama, machine, mixtral, small_llama
 
 MODELS = {
     "1B": small_llama(), "7B": llama("7B"), "7B, 32k": llama("7B", context=32768), "13B": llama("13B"),
@@ -81,7 +81,7 @@ def test_every_plan_says_truly_whether_it_fits_and_its_flags_choose_it_again(mod
         assert not [plan for plan in found.plans if plan.fits and "--disk" not in plan.flags and plan.placement]
         return
     assert found.plans[0] is found.chosen
-    options = read_words(found.chosen.flags)
+    options = options_of(found.chosen.flags, NO_FLAGS)
     check_together(options)
     again = list_plans(Question(spec, options, inventory, Path("cache"))).chosen
     assert again is not None
@@ -189,7 +189,7 @@ def test_disk_and_deepspeed_are_listed_but_not_taken_unasked() -> None:
     assert isinstance(found.refusal, OutOfMemory)
     assert "--disk" in found.refusal.remedy
     disk = next(plan for plan in found.plans if "--disk" in plan.flags)
-    asked = list_plans(Question(MODELS["70B"], read_words(disk.flags), MACHINES["1x8, 8 GiB RAM"], Path("c")))
+    asked = list_plans(Question(MODELS["70B"], options_of(disk.flags, NO_FLAGS), MACHINES["1x8, 8 GiB RAM"], Path("c")))
     assert asked.chosen is not None
     assert asked.chosen.placement == disk.placement
 
@@ -212,11 +212,11 @@ def test_a_file_that_is_quantized_already_never_leaves_the_gpu_in_part() -> None
 def test_forecasts_that_were_too_low_before_widen_the_margin() -> None:
     spec, inventory = MODELS["7B"], machine(1, 16.5, ram_gib=64)
     options = LoadOptions.model_validate({"dtype": "bf16", "ctx_size": 4096, "kv_cache": "plain"})
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, str, str]] = []
 
-    def observed(device_name: str, quantization: str) -> ObservedErrors:
-        asked.append((device_name, quantization))
-        return ObservedErrors(p50=1.05, p95=1.2, count=10)
+    def observed(device_name: str, loader: str, quantization: str) -> float:
+        asked.append((device_name, loader, quantization))
+        return 1.2
 
     calm = list_plans(Question(spec, options, inventory, Path("c")))
     warned = list_plans(Question(spec, options, inventory, Path("c"), observed=observed))
@@ -224,7 +224,7 @@ def test_forecasts_that_were_too_low_before_widen_the_margin() -> None:
     assert warned.chosen is not None
     assert calm.chosen.placement == {"": "cuda:0"}
     assert warned.chosen.placement != {"": "cuda:0"}
-    assert ("card", "none") in asked
+    assert ("card", "transformers", "none") in asked
 
 
 @pytest.mark.parametrize(("gpu_gib", "chunk", "method"), [(24, 512, "dry-run"), (17, 128, "formula")])
@@ -243,6 +243,23 @@ def test_a_dry_runs_count_replaces_the_formula_and_may_change_the_plan(gpu_gib: 
     assert plan.budgets["cuda:0"].figures["prefill_peak"].method == method
     assert plan.budgets["cuda:0"].prefill_peak == pytest.approx(3 * GiB * chunk / 512, rel=0.01)
     assert table(spec, inventory, dtype="bf16", ctx_size=4096).plans[0].run.prefill_chunk == 512
+
+
+def test_the_longest_context_is_held_to_the_dry_run_and_never_shorter_than_the_plans_own() -> None:
+    spec, inventory = llama("7B", context=32768), machine(1, 24, ram_gib=64)
+
+    def told(prefill_peak: int, **flags: object) -> tuple[int, int]:
+        """(the chosen plan's own context, the longest) where a dry run counts `prefill_peak`."""
+        options = LoadOptions.model_validate({"dtype": "bf16", "kv_cache": "plain", **flags})
+        counted = Peaks(weights=0, kv_cache=0, prefill_peak=prefill_peak, decode_peak=MiB)
+        found = list_plans(Question(spec, options, inventory, Path("c"), peaks=lambda _spec, _run, _kind: counted))
+        assert found.chosen is not None
+        return found.chosen.run.context_tokens, longest_context(found, found.chosen)
+
+    (_, roomy), (_, tight) = told(MiB), told(2 * GiB)
+    assert 8192 < tight < roomy < 32768
+    own, longest = told(MiB, ctx_size=roomy + 1)
+    assert own == longest == roomy + 1
 
 
 def test_what_a_dry_run_of_a_quantized_model_counted_holds_its_dequantized_weights() -> None:

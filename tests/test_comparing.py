@@ -79,6 +79,16 @@ def test_speed_beyond_reading_is_told_but_does_not_buy_quality() -> None:
     assert "times faster, but loses 2 to 6 % of quality; this is as fast as one reads." in said
 
 
+def test_a_way_that_loses_nothing_is_not_said_to_lose() -> None:
+    """fp32 rounded to 16 bits loses less than is worth telling; a GGUF file is the same through either loader."""
+    said = chosen(llama("7B", dtype="F32"), machine(1, 80)).reasons
+    assert "16-bit would be 1.7 times faster; this is as fast as one reads." in said
+    file = replace(llama("7B"), source="gguf", stored_dtype="bfloat16")
+    said = chosen(file, card("A100 80GB", 80)).reasons
+    assert any(re.fullmatch(r"As stored \(llama\.cpp\) also fits, but is \d+ times slower\.", one) for one in said)
+    assert "loses ." not in " ".join(chosen(file, machine(ram_gib=64)).reasons)
+
+
 def test_a_close_fit_says_so_and_a_roomy_one_does_not() -> None:
     assert re.search(r"A close fit: \d{3} MiB on the GPU stay free\.", why(llama("13B"), card("RTX 3060", 11.75)))
     assert "close fit" not in why(llama("7B"), card("RTX 3090", 24))
@@ -88,6 +98,12 @@ def test_layers_off_the_gpu_are_not_called_quantized() -> None:
     plan = chosen(llama("7B"), card("card", 8), load_in_8bit=True, gpu_memory="5GiB")
     said = [reason for reason in plan.reasons if "in CPU memory" in reason and "=" in reason]
     assert said and said[0].startswith("fp16: ")
+
+
+def test_what_llama_cpp_keeps_as_stored_is_not_called_16_bits() -> None:
+    file = replace(llama("7B"), source="gguf", stored_dtype="bfloat16")
+    said = chosen(file, machine(ram_gib=64), loader="llamacpp").reasons
+    assert [reason.partition(":")[0] for reason in said if " = " in reason] == ["As stored"]
 
 
 def test_where_quantizing_is_slow_on_this_cpu_the_stored_weights_are_taken() -> None:

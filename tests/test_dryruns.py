@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from modules.errors import BadConfig, NotAvailableHere, SnugError, TimedOut, UnsupportedModel
+from modules.memory.dryruns import asking
 from modules.memory.dryruns.asking import DryRuns
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.forecasting.training import TrainingRun
@@ -97,6 +98,18 @@ def test_a_description_that_takes_too_long_is_named_as_such(tmp_path: Path) -> N
     with pytest.raises(TimedOut, match="Building the model"):
         client.describe(model_of(tmp_path).path, cache_folder=tmp_path / "described")
     client.close()
+
+
+def test_a_worker_that_does_not_start_is_told_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when its file was moved: plans go on by formulas, so that nothing else would tell."""
+    monkeypatch.setattr(asking, "_TORCH_WORKER", "modules.memory.dryruns.moved_away")
+    client = DryRuns(tmp_path / "cache")
+    with pytest.raises(NotAvailableHere, match="does not start"):
+        client.measure(model_of(tmp_path), RUN)
+    client.close()
+    assert "does not start" in caplog.text
 
 
 def test_a_worker_that_was_prepared_answers_and_leaves_no_answer_of_its_own(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from modules.memory.forecasting.forecast import (
     kv_cache_bytes,
     layer_cache_bytes,
     prefill_peak_bytes,
-    quantized_share,
     weight_bytes,
 )
+from modules.memory.forecasting.kinds import quantizable
 from modules.memory.model.spec import inspect
 from modules.units import GiB
 from tests.shapes import gptj, llama, make_spec, t5_3b
@@ -108,7 +108,7 @@ def test_the_tied_table_of_t5_is_counted_once_and_its_wo_is_not_quantized() -> N
     assert weight_bytes(spec, RunSpec("bfloat16", "int8")) == kept * 2 + sum(
         int8_bytes(*t.shape) for t in spec.tensors if t.block and not t.name.endswith("wo.weight")
     )
-    assert quantized_share(spec) == pytest.approx(1 - kept / total)
+    assert quantizable(spec).share == pytest.approx(1 - kept / total)
 
 
 def test_experts_and_falcon_layers_are_out_of_reach_of_bitsandbytes() -> None:
@@ -119,8 +119,8 @@ def test_experts_and_falcon_layers_are_out_of_reach_of_bitsandbytes() -> None:
     config = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 1000}
     spec = replace(make_spec("moe", "qwen2_moe", config, shapes, dtype="BF16"), experts=8)
     total = sum(t.size_bytes for t in spec.tensors) // 2
-    assert quantized_share(spec) == pytest.approx((128 * 64 + 64 * 64) / total)
-    assert quantized_share(replace(spec, model_type="falcon")) == 0
+    assert quantizable(spec).share == pytest.approx((128 * 64 + 64 * 64) / total)
+    assert quantizable(replace(spec, model_type="falcon")).share == 0
 
 
 def test_eager_attention_pays_for_its_scores_and_sdpa_does_not() -> None:

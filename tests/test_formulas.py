@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from modules.memory.forecasting.budget import Purpose
+from modules.memory.forecasting.figures import device_budget
 from modules.memory.forecasting.forecast import Quantization, RunSpec, prefill_peak_bytes
 from modules.memory.forecasting.formulas import formula_text
 from modules.memory.forecasting.process import process_figures
@@ -74,6 +75,14 @@ def test_every_formula_gives_its_figure(flags: dict[str, object]) -> None:
             checked.add(purpose)
     assert {"weights", "kv_cache", "prefill_peak"} <= checked
     assert ("quant_meta" in checked) == ("load_in_8bit" in flags or "load_in_4bit" in flags)
+
+
+def test_the_formula_of_llama_cpps_buffer_gives_its_figure() -> None:
+    run = RunSpec("float16", context_tokens=8192, runtime="llamacpp")
+    text = formula_text("prefill_peak", llama(), run, prefill_peak_bytes(llama(), run, with_head=True))
+    assert worked_out(text) == prefill_peak_bytes(llama(), run, with_head=True)
+    figures = device_budget(llama(), run, "cpu").figures
+    assert set(figures) == {"prefill_peak", "context"} and "llama.cpp" in figures["context"].formula
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])

@@ -145,6 +145,22 @@ def test_the_web_process_imports_no_torch(module: str) -> None:
     assert done.stdout.split() == []
 
 
+def test_every_module_that_is_named_in_a_text_is_there() -> None:
+    """Processes are started, and engines loaded, by names that no import checks: `modules.x.y`, `modules.x.y:load`."""
+    texts = [
+        (path, node.value)
+        for path in sources()
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    named = [(path, text) for path, text in texts if re.fullmatch(r"modules(\.\w+)+(:\w+)?", text)]
+    assert len(named) >= 8
+    missing = [
+        (path, text) for path, text in named if not (ROOT / f"{text.partition(':')[0].replace('.', '/')}.py").is_file()
+    ]
+    assert missing == []
+
+
 def test_the_scan_sees_what_it_should() -> None:
     """Guards the guard: a scan that finds nothing would pass every test above."""
     found = list(imports_of("modules/engine/host/host.py"))

@@ -17,12 +17,12 @@ from modules.memory.forecasting.kv_cache import KVCache, packed_bytes, why_not, 
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import list_ways
 from modules.memory.planning.fitting import margin
-from modules.memory.planning.plan_flags import read_words
-from modules.memory.planning.planner import PlanTable, Question, list_plans, longest_context
+from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context, make_plan
 from modules.memory.planning.smaller import Failure, difference, smaller_plans
 from modules.settings import LoadOptions, check_machine
+from modules.ui.ways import options_of
 from modules.units import GiB
-from tests.shapes import llama, machine
+from tests.shapes import NO_FLAGS, llama, machine
 from tests.test_formulas import worked_out
 
 LONG = llama("7B", context=32768)
@@ -68,7 +68,7 @@ def test_a_cache_of_fewer_bits_makes_a_context_fit_that_was_asked_for() -> None:
     assert "KV cache in 8 bits: 8.30 GiB instead of 16.0 GiB for 32,768 tokens" in said
     assert "requests run one at a time" in said
     assert ("--kv-cache", "int8") in zip(found.chosen.flags, found.chosen.flags[1:], strict=False)
-    again = list_plans(replace(found.question, options=read_words(found.chosen.flags))).chosen
+    again = list_plans(replace(found.question, options=options_of(found.chosen.flags, NO_FLAGS))).chosen
     assert again is not None
     assert (again.run, again.budgets) == (found.chosen.run, found.chosen.budgets)
 
@@ -177,6 +177,19 @@ def test_where_memory_ran_out_a_smaller_cache_is_tried_before_fewer_bits() -> No
     assert difference(found.chosen, smaller[0]) == "KV cache in 8 bits"
     bound = replace(failure, options=found.options.model_copy(update={"kv_cache": "plain"}), flags_bind=True)
     assert {plan.run.kv_cache for plan in smaller_plans(bound, found, replan)} <= {"plain"}  # type: ignore[arg-type]
+
+
+def test_where_memory_ran_out_with_double_quantization_the_next_ways_keep_it() -> None:
+    found = table(LONG, 0, ram_gib=40, ctx_size=32768, load_in_4bit=True, use_double_quant=True)
+    assert found.chosen is not None
+    chosen = replace(found.chosen, flags=())  # Snug's own choice: no flag of the user's says so
+    options = found.options.model_copy(update={"load_in_4bit": False, "use_double_quant": False})
+
+    def replan(options: LoadOptions) -> Plan:
+        return make_plan(found.question.asking(options))
+
+    first = smaller_plans(Failure(chosen, options, least_tokens=1000), found, replan)[0]
+    assert (first.run.context_tokens, first.run.quantization, first.run.double_quant) == (16384, "nf4", True)
 
 
 @settings(max_examples=60, deadline=None)

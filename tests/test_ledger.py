@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modules.memory.planning import ledger
-from modules.memory.planning.ledger import Entry, Ledger, ObservedErrors, summarize
+from modules.memory.planning.ledger import Entry, Ledger, summarize
 from modules.units import GiB
 
 ENTRY = Entry(
@@ -30,8 +30,14 @@ def used(ratio: float, **changes: object) -> Entry:
     return replace(ENTRY, measured_bytes=int(ENTRY.forecast_bytes * ratio), **changes)  # type: ignore[arg-type]
 
 
+def observed(kept: Ledger, **changes: str) -> float:
+    """The error of loads like ENTRY but for `changes`."""
+    alike = {"family": "llama", "device_name": "x86_64", "loader": "transformers", "quantization": "none"}
+    return kept.observed_error(**alike | changes)
+
+
 def test_what_is_recorded_is_there_again_in_order(kept: Ledger) -> None:
-    first, second = used(0.9), used(1.1, device="cuda:0", moment="load")
+    first, second = used(0.9), used(1.1, device="cuda:0", moment="weights")
     kept.record([first])
     kept.record([second])
     assert Ledger(kept.path).entries() == [first, second]
@@ -40,33 +46,31 @@ def test_what_is_recorded_is_there_again_in_order(kept: Ledger) -> None:
 
 def test_asking_makes_no_file(kept: Ledger) -> None:
     assert kept.entries() == []
-    assert kept.observed_error() == ObservedErrors(1.0, 1.0, 0)
+    assert observed(kept) == 1.0
     assert not kept.path.exists()
 
 
 def test_too_few_records_say_nothing(kept: Ledger) -> None:
     kept.record([used(1.2)] * (ledger.LEAST_RECORDS - 1))
-    assert kept.observed_error().count == 0
+    assert observed(kept) == 1.0
     kept.record([used(1.2)])
-    found = kept.observed_error()
-    assert found.count == ledger.LEAST_RECORDS
-    assert [found.p50, found.p95] == pytest.approx([1.2, 1.2])
+    assert observed(kept) == pytest.approx(1.2)
 
 
-def test_the_observed_error_is_the_middle_and_the_95th_percentile_of_peaks_in_use(kept: Ledger) -> None:
+def test_the_observed_error_is_the_95th_percentile_of_peaks_in_use(kept: Ledger) -> None:
     kept.record([used(1 + step / 100) for step in range(101)])
-    kept.record([used(9.0, moment="load"), used(9.0, moment="weights")])
-    found = kept.observed_error()
-    assert found.count == 101
-    assert [found.p50, found.p95] == pytest.approx([1.5, 1.95])
+    kept.record([used(9.0, moment="weights")] * 101)
+    assert observed(kept) == pytest.approx(1.95)
 
 
 def test_the_observed_error_is_that_of_the_same_kind_of_run(kept: Ledger) -> None:
     kept.record([used(1.0)] * 5 + [used(1.5, device_name="card")] * 5 + [used(2.0, quantization="nf4")] * 5)
-    assert kept.observed_error(device_name="card").p95 == pytest.approx(1.5)
-    assert kept.observed_error(quantization="nf4", device_name="x86_64").p50 == pytest.approx(2.0)
-    assert kept.observed_error(family="gpt2").count == 0
-    assert kept.observed_error(loader="transformers").count == 15
+    kept.record([used(3.0, loader="llamacpp")] * 5)
+    assert observed(kept) == pytest.approx(1.0)
+    assert observed(kept, device_name="card") == pytest.approx(1.5)
+    assert observed(kept, quantization="nf4") == pytest.approx(2.0)
+    assert observed(kept, loader="llamacpp") == pytest.approx(3.0)
+    assert observed(kept, family="gpt2") == 1.0
 
 
 @pytest.mark.parametrize("content", [b"no database at all " * 100, b"SQLite format 3\x00" + b"\x00" * 5000])

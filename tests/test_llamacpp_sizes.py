@@ -14,6 +14,7 @@ from modules.memory.dryruns.asking import DryRuns
 from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, prefill_peak_bytes, weight_bytes
 from modules.memory.forecasting.llamacpp_sizes import SLOTS, layer_cache_bytes
 from modules.memory.model.spec import ModelSpec, inspect
+from modules.memory.planning.candidates import list_ways
 from modules.memory.planning.planner import PlanTable, Question, list_plans
 from modules.models.starting import load_engine_for
 from modules.settings import LoadOptions
@@ -74,6 +75,15 @@ def test_both_ways_are_weighed_where_there_is_a_gpu(spec: ModelSpec, tmp_path: P
     assert table.chosen is not None and table.chosen.fits
     alone = list_plans(Question(spec, options_of(loader="llamacpp"), ONE_GPU, tmp_path))
     assert alone.chosen is not None and alone.chosen.placement == {"": "cpu"}
+
+
+def test_smaller_caches_are_weighed_for_transformers_though_llama_cpp_has_none(spec: ModelSpec, tmp_path: Path) -> None:
+    assert not [why for _, why in table_of(spec, tmp_path).dropped if "save next to nothing" in why]
+    alone = table_of(spec, tmp_path, loader="llamacpp")
+    assert not [what for what, _ in alone.dropped if "KV cache" in what]
+    ways = list_ways(spec, options_of(), 0)[0]
+    assert {way.run.kv_cache for way in ways if way.run.runtime == "torch"} == {"plain", "int8", "int4"}
+    assert {way.run.kv_cache for way in ways if way.run.runtime == "llamacpp"} == {"plain"}
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from modules.memory.forecasting.budget import Budget
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.choosing import COMFORTABLE_TURN_S
 from modules.memory.planning.fitting import margin
-from modules.memory.planning.plan_flags import read_words
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans
 from modules.settings import LoadOptions, check_together
+from modules.ui.ways import options_of
 from modules.units import GiB
-from tests.shapes import random_llama
+from tests.shapes import NO_FLAGS, random_llama
 
 KERNELS = frozenset({"avx512f", "avx512_bf16"})
 CARDS = ("RTX 3060", "RTX 3090", "RTX 4090", "A100 80GB", "unknown card")
@@ -134,7 +134,7 @@ def test_more_memory_is_never_slower_than_comfortable_never_worse_for_nothing_an
 def test_the_flags_of_every_way_that_fits_give_exactly_that_way(spec: ModelSpec, machine: Inventory) -> None:
     for plan in table(spec, machine, {}).plans:
         if plan.fits:
-            options = read_words(plan.flags)
+            options = options_of(plan.flags, NO_FLAGS)
             check_together(options)
             again = list_plans(Question(spec, options, machine, Path("cache"))).chosen
             assert again is not None, plan.flags
@@ -152,7 +152,7 @@ def test_the_printed_gpu_memory_gives_the_same_split_and_a_step_less_moves_somet
     plan = table(spec, machine, {"auto_devices": True, "bf16": True}).chosen
     if plan is None or "--gpu-memory" not in plan.flags:
         return
-    options = read_words(plan.flags)
+    options = options_of(plan.flags, NO_FLAGS)
     assert options.gpu_memory is not None
     (limit,) = options.gpu_memory
     again = list_plans(Question(spec, options, machine, Path("cache"))).chosen

@@ -21,6 +21,7 @@ from modules.hardware import Inventory, read_inventory
 from modules.memory.dryruns.asking import DryRuns, TrainingPeaks
 from modules.memory.forecasting.budget import Budget, Figure, Purpose
 from modules.memory.forecasting.training import TrainingRun
+from modules.memory.model.layers import LayerKind
 from modules.memory.planning import fitting
 from modules.memory.planning.ledger import LEDGER_NAME, Entry, Ledger
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans
@@ -29,6 +30,7 @@ from modules.plan_command.bars import Signs, draw
 from modules.plan_command.report import STARTER_CONFIG, find_sources, run_plan
 from modules.plan_command.text import (
     Notes,
+    layers_text,
     machine_table,
     overview_table,
     plan_parts,
@@ -43,7 +45,7 @@ from modules.ui.plan_values import Bar
 from modules.units import GiB, MiB
 from tests.conftest import STARTER_MODEL
 from tests.fakes import make_model_folder
-from tests.shapes import llama, machine
+from tests.shapes import llama, machine, mixtral
 
 ROOT = Path(__file__).parent.parent
 UNITS = ("_bytes", "_tokens", "_tokens_per_s", "_count", "_ratio", "schema_version")
@@ -218,6 +220,26 @@ def test_the_json_tells_what_the_terminal_tells() -> None:
         }
     refused = table_json(TABLES["nothing"], longest_context=0)
     assert not refused["fits"] and refused["refusal"]["code"] == "out_of_memory" and refused["refusal"]["remedy"]
+
+
+def test_the_json_tells_how_each_figure_is_made_up() -> None:
+    for table in TABLES.values():
+        for plan in table_json(table, longest_context=0)["plans"]:
+            for device, told in plan["devices"].items():
+                for part in told["parts"]:
+                    assert part["formula"], (plan["title"], device, part)
+
+
+def test_layers_that_are_not_plain_attention_are_told_by_kind() -> None:
+    assert layers_text(llama("7B")) == "32 layers"
+    assert layers_text(mixtral()) == "32 layers (32 full attention, 32 mixture of experts)"
+    pair: list[LayerKind] = ["sliding", "full"]
+    assert (
+        layers_text(replace(llama("7B"), layer_kinds=tuple(pair * 16)))
+        == "32 layers (16 sliding window, 16 full attention)"
+    )
+    told = table_json(TABLES["split"], longest_context=0)["model"]
+    assert told["layers"] == [{"kind": "full attention", "layer_count": told["layer_count"]}]
 
 
 def test_training_prefers_the_fastest_that_fits_and_names_the_smallest_change() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modules.memory.forecasting.figures import device_budget
+from modules.memory.forecasting.figures import Held, device_budget
 from modules.memory.forecasting.forecast import RunSpec, elements, is_quantizable
 from modules.memory.forecasting.process import attention_bytes, conversion_bytes, process_figures
 from modules.memory.model.spec import ModelSpec, inspect
@@ -66,14 +66,14 @@ def test_quantizing_a_matrix_takes_what_the_formula_says(starter: ModelSpec, qua
 
 
 def test_a_change_of_dtype_alone_takes_nothing_beside(starter: ModelSpec) -> None:
-    budget = device_budget(starter, replace(RUN, dtype="float32"), "cpu", weights=500 * MiB)
+    budget = device_budget(starter, replace(RUN, dtype="float32"), "cpu", Held(weights=500 * MiB))
     assert budget.load_peak == budget.resident
 
 
 def test_a_large_matrix_makes_the_load_the_peak(starter: ModelSpec) -> None:
     matrix = next(tensor for tensor in starter.tensors if is_quantizable(starter, tensor))
     large = replace(starter, tensors=(replace(matrix, shape=(32_768, 8_192)),))
-    budget = device_budget(large, replace(RUN, quantization="nf4"), "cpu", weights=256 * MiB)
+    budget = device_budget(large, replace(RUN, quantization="nf4"), "cpu", Held(weights=256 * MiB))
     assert budget.load_peak == budget.total == budget.resident + 14 * 32_768 * 8_192
 
 
@@ -101,6 +101,6 @@ def test_a_process_that_only_stores_has_no_peaks(starter: ModelSpec) -> None:
 
 
 def test_every_figure_says_what_it_is_made_of(starter: ModelSpec) -> None:
-    budget = device_budget(starter, RUN, "cpu", weights=1)
+    budget = device_budget(starter, RUN, "cpu", Held(weights=1))
     for purpose in ("context", "prefill_peak", "decode_peak", "allocator"):
         assert budget.figures[purpose].formula, purpose

@@ -151,7 +151,18 @@ def test_a_config_that_is_no_config_is_refused(raw: bytes, why: str, tmp_path: P
         inspect(folder)
 
 
-FIELDS = st.sampled_from([*LLAMA, "layer_types", "sliding_window", "kv_lora_rank", "multi_query", "state_size"])
+FIELDS = st.sampled_from(
+    [
+        *LLAMA,
+        "layer_types",
+        "sliding_window",
+        "kv_lora_rank",
+        "multi_query",
+        "state_size",
+        "global_head_dim",
+        "per_layer_config",
+    ]
+)
 NUMBERS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 
 
@@ -193,6 +204,24 @@ def test_the_kind_of_each_layer_follows_the_config(
     changes: dict[str, object], kinds: list[str], tmp_path: Path
 ) -> None:
     assert list(inspect(make_model(tmp_path / "m", **changes)).layer_kinds) == kinds
+
+
+def test_layers_with_heads_of_their_own_are_counted_one_by_one() -> None:
+    """Gemma 4 as published: wider heads in full layers, fewer of them where keys serve as values."""
+    published = {**LLAMA, "num_hidden_layers": 6, "head_dim": 4, "sliding_window": 16, "num_key_value_heads": 2}
+    heads = {"num_global_key_value_heads": 1, "attention_k_eq_v": True}
+
+    def sizes(config: dict[str, object]) -> tuple[int, ...]:
+        return read_shape(config, "gemma4_text", encoder_decoder=False).layer_kv_elements
+
+    assert sizes({**published, "global_head_dim": 8}) == (16,) * 5 + (32,)
+    assert sizes({**published, "global_head_dim": 8, **heads}) == ()
+    assert sizes({**published, "global_head_dim": 32, **heads}) == (16,) * 5 + (64,)
+    assert sizes({**published, "global_head_dim": 32, **heads, "attention_k_eq_v": False}) == (16,) * 5 + (128,)
+    assert sizes(published) == (16,) * 5 + (2048,)
+    assert sizes({**published, "per_layer_config": {"1": {"head_dim": 2}}}) == (16, 8, 16, 16, 16, 16)
+    with pytest.raises(BadConfig, match="head_dim"):
+        sizes({**published, "per_layer_config": {"1": {"head_dim": "wide"}}})
 
 
 def test_latent_and_multi_query_attention_have_small_caches(tmp_path: Path) -> None:

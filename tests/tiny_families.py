@@ -38,6 +38,12 @@ _BART: dict[str, Any] = {
     "d_model": 64, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 96, "decoder_ffn_dim": 80,
     "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 512,
 }  # fmt: skip
+_GEMMA_4: dict[str, Any] = {
+    **_LLAMA, "num_hidden_layers": 6, "head_dim": 16, "global_head_dim": 32, "sliding_window": 32,
+    "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 260,
+    "tie_word_embeddings": True,
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "sliding", "sliding", "full", "sliding", "full")],
+}  # fmt: skip
 _T5: dict[str, Any] = {
     "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4,
     "decoder_start_token_id": 0,
@@ -118,6 +124,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
                      "vocab_size_per_layer_input": VOCAB, "altup_num_inputs": 2, "tie_word_embeddings": True,
                      "activation_sparsity_pattern": [0.0] * 5,
                      "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "full", "sliding", "full")]},
+    "gemma4_text": _GEMMA_4,
+    "gemma4_text_k_eq_v": {**_GEMMA_4, "model_type": "gemma4_text", "attention_k_eq_v": True,
+                           "num_global_key_value_heads": 1, "global_head_dim": 64},
     "t5": _T5,
     "mt5": {**_T5, "tie_word_embeddings": False},
     "bart": _BART,

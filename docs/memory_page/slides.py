@@ -9,7 +9,8 @@ from docs.memory_page.models import Models
 from docs.memory_page.picture import Bar, Line, draw
 from docs.memory_page.text import gb, gib, gib_number, table
 from modules.memory.forecasting.budget import Budget
-from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, quantized_share
+from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes
+from modules.memory.forecasting.kinds import quantizable
 from modules.memory.forecasting.training import TrainingRun, saved_per_token, targets, trained_count, training_budget
 from modules.memory.known_gpus import find_gpu
 from modules.memory.model.model_spec import ModelSpec
@@ -88,7 +89,7 @@ def _coming_and_going(budget: Budget) -> int:
 def _claims(spec: ModelSpec) -> str:
     gpu = find_gpu(CARD)
     half, four = FP16.weights(spec), NF4.weights(spec)
-    left_out = 1 - quantized_share(spec)
+    left_out = 1 - quantizable(spec).share
     full, lora = TrainingRun("full", tokens=TOKENS), TrainingRun("lora", tokens=TOKENS)
     gradients = training_budget(spec, full).gradients
     adapters, trained = trained_count(spec, lora), trained_count(spec, full)

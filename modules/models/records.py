@@ -10,7 +10,7 @@ from modules.engine.base import ModelInfo
 from modules.engine.host.host import EngineHost
 from modules.hardware import Inventory
 from modules.measuring import entries_after_load, entries_after_use
-from modules.memory.planning.ledger import LEDGER_NAME, Ledger, ObservedErrors
+from modules.memory.planning.ledger import LEDGER_NAME, Ledger
 from modules.memory.planning.planner import Plan
 from modules.memory.planning.ranking import ErrorsOf
 from modules.models.state import Current, held_by
@@ -34,8 +34,5 @@ class Records:
             self._ledger.record(entries_after_use(host.plan, host.info, held_by(current), self._machine()))
 
     def errors_of(self, family: str) -> ErrorsOf:
-        """How far forecasts for such models were off so far, by device and quantization."""
-        return partial(self._observed, family)
-
-    def _observed(self, family: str, device_name: str, quantization: str) -> ObservedErrors:
-        return self._ledger.observed_error(family=family, device_name=device_name, quantization=quantization)
+        """How far forecasts for models of `family` were off so far, by device, loader and quantization."""
+        return partial(self._ledger.observed_error, family)

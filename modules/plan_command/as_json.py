@@ -13,6 +13,8 @@ from typing import Any
 from modules.errors import SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import Budget
+from modules.memory.forecasting.formulas import explained
+from modules.memory.forecasting.kinds import count_layers
 from modules.memory.model.model_spec import ModelSpec
 from modules.memory.planning.ledger import Entry
 from modules.memory.planning.planner import Plan, PlanTable
@@ -90,6 +92,7 @@ def _spec(spec: ModelSpec) -> dict[str, Any]:
         "family": spec.model_type,
         "parameter_count": spec.parameters,
         "layer_count": spec.layers,
+        "layers": [{"kind": kind, "layer_count": count} for kind, count in count_layers(spec).items()],
         "longest_context_tokens": spec.max_context,
         "stored_dtype": spec.stored_dtype,
         "stored_bytes": sum(tensor.size_bytes for tensor in spec.tensors),
@@ -117,7 +120,7 @@ def _plan(plan: Plan, *, chosen: bool) -> dict[str, Any]:
         "high_tokens_per_s": plan.tokens_per_s[1],
         "low_prefill_tokens_per_s": plan.prefill_tokens_per_s[0],
         "high_prefill_tokens_per_s": plan.prefill_tokens_per_s[1],
-        "devices": {device: _budget(budget) for device, budget in plan.budgets.items()},
+        "devices": {device: _budget(explained(budget, plan.spec, plan.run)) for device, budget in plan.budgets.items()},
         "placement": plan.placement,
         "reasons": list(plan.reasons),
     }

@@ -225,9 +225,7 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, dry_runs: DryRu
         trust_remote_code=settings.trust_remote_code,
         speeds=machine.speeds,
         peaks=lambda _spec, run, _kind: known.get(run),
-        observed=lambda device, quantization: ledger.observed_error(
-            family=spec.model_type, device_name=device, quantization=quantization
-        ),
+        observed=partial(ledger.observed_error, spec.model_type),
     )
     table = list_plans(question)
     deadline = time.monotonic() + patience_s

@@ -16,6 +16,7 @@ from rich.text import Text
 from modules.errors import SnugError
 from modules.hardware import Inventory
 from modules.memory.forecasting.budget import PURPOSE_TITLES, Method
+from modules.memory.forecasting.kinds import count_layers
 from modules.memory.model.model_spec import ModelSpec
 from modules.memory.planning.ledger import Entry, summarize
 from modules.memory.planning.planner import Plan, PlanTable
@@ -74,11 +75,18 @@ def model_text(spec: ModelSpec) -> Text:
     """The model's name, and below it `6.74 B parameters · 32 layers · up to 4,096 tokens · float16, 12.6 GiB`."""
     facts = [
         f"{parameters_text(spec.parameters)} parameters",
-        f"{spec.layers} layers",
+        layers_text(spec),
         f"up to {spec.max_context:,} tokens",
         f"{spec.stored_dtype}, {format_size(sum(tensor.size_bytes for tensor in spec.tensors))}",
     ]
     return Text(spec.name, style="bold").append("\n" + " · ".join(facts), style="not bold dim")
+
+
+def layers_text(spec: ModelSpec) -> str:
+    """`32 layers`; where not all are plain attention `48 layers (8 full attention, 40 sliding window)`."""
+    counts = count_layers(spec)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return f"{spec.layers} layers" + (f" ({kinds})" if counts.keys() - {"full attention"} else "")
 
 
 def parameters_text(count: int) -> str:
@@ -242,14 +250,14 @@ def report_table(entries: Sequence[Entry]) -> Table:
     """Measured over forecast, one row a model, way and device: no paths, nothing of a user in it."""
     table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
     table.add_column("measured over forecast", ratio=1)
-    for title in ("", "times", "weights", "loading", "in use", "worst"):
+    for title in ("", "times", "weights", "in use", "worst"):
         table.add_column(title, justify="right", no_wrap=True)
     model = ""
     for summary in summarize(entries):
         if summary.model != model:
             model = summary.model
             table.add_row(Text(model, style="bold"))
-        ratios = [summary.ratios.get(moment) for moment in ("weights", "load", "use")]
+        ratios = [summary.ratios.get(moment) for moment in ("weights", "use")]
         shown = [f"{ratio:.3f}" if ratio else "" for ratio in (*ratios, summary.worst)]
         table.add_row(f"  {summary.way}", device_title(summary.device), str(summary.count), *shown)
     table.caption = "Above 1: forecast too low; later ones are raised by it. Every record: --json"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from modules.engine.base import EngineStats, ModelInfo
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import PURPOSE_TITLES, Budget, Figure, Method
-from modules.memory.forecasting.formulas import formula_text
+from modules.memory.forecasting.formulas import explained
 from modules.memory.planning.planner import Plan
 from modules.units import format_size
 
@@ -94,19 +94,10 @@ def bars_of(
     found, budgets = measured or {}, {id: budget for id, budget in plan.budgets.items() if budget.total}
     devices = (*inventory.gpus, inventory.cpu, inventory.disk) if budgets else ()
     return [
-        Bar(device, _explained(plan, budgets.get(device.id, Budget())), found.get(device.id))
+        Bar(device, explained(budgets.get(device.id, Budget()), plan.spec, plan.run), found.get(device.id))
         for device in devices
         if device.id in budgets or (idle_gpus and device.kind == "cuda")
     ]
-
-
-def _explained(plan: Plan, budget: Budget) -> Budget:
-    """The budget with formulas for figures that bring none of their own."""
-    figures = {
-        purpose: replace(figure, formula=figure.formula or formula_text(purpose, plan.spec, plan.run, figure.bytes))
-        for purpose, figure in budget.figures.items()
-    }
-    return replace(budget, figures=figures)
 
 
 def measured_by_device(info: ModelInfo, stats: EngineStats) -> dict[str, Measured]:

@@ -27,7 +27,7 @@ from modules.memory.dryruns.llamacpp_fit import Buffers
 from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes
 from modules.memory.forecasting.training import TrainingRun
 from modules.memory.model.config import read_json
-from modules.memory.model.describing import config_file, decode, keep_answer, known_description
+from modules.memory.model.describing import described
 from modules.memory.model.model_spec import Description
 from modules.memory.model.spec import ModelSpec
 
@@ -45,6 +45,7 @@ _METHOD = 2
 _COUNTED = ("peaks", "training", "fit")
 _LIBRARIES = ("torch", "transformers", "bitsandbytes")
 _GGUF_LIBRARIES = ("xllamacpp",)
+_TORCH_WORKER, _GGUF_WORKER = "modules.memory.dryruns.worker", "modules.memory.dryruns.llamacpp_worker"
 _ROOT = Path(__file__).parent.parent.parent.parent
 _KEPT_VARIABLES = ("PATH", "HOME", "USERPROFILE", "SYSTEMROOT", "TMPDIR", "TEMP", "TZ", "LD_LIBRARY_PATH")
 _ERRORS = {kind.code: kind for kind in (BadConfig, BadGguf, UnsupportedModel, OutOfMemory, NotAvailableHere)}
@@ -98,7 +99,7 @@ class DryRuns:
         self._answer_s = answer_s
         self._idle_s = idle_s
         self._most_waiting = most_waiting
-        self._worker, self._gguf_worker = _worker("worker"), _worker("llamacpp_worker")
+        self._worker, self._gguf_worker = _worker(_TORCH_WORKER), _worker(_GGUF_WORKER)
         self._workers = (self._worker, self._gguf_worker)
         self._lock = threading.Condition()
         self._known: dict[str, Answer | SnugError] = {}
@@ -159,14 +160,12 @@ class DryRuns:
 
     def describe(self, config: Path, *, cache_folder: Path, timeout_s: float = _START_S + ANSWER_S) -> Description:
         """As describing.describe_in_process, by the worker that dry runs need anyway. Raises as `measure` does."""
-        known = known_description(config, cache_folder)
-        if known is not None:
-            return known
-        file = config_file(config)
-        request = {"question": "describe", "name": file.name, "file": str(file.resolve()), "config": read_json(file)}
-        answer = self._wait(request, timeout_s)
-        keep_answer(file, json.dumps(answer).encode("ascii"), cache_folder)
-        return decode(answer)
+
+        def ask(file: Path) -> Answer:
+            asked = {"question": "describe", "name": file.name, "file": str(file.resolve()), "config": read_json(file)}
+            return self._wait(asked, timeout_s)
+
+        return described(config, ask, cache_folder)
 
     def prepare(self) -> None:
         """Start the worker, which takes some seconds, before it is asked anything. Returns at once."""
@@ -278,6 +277,8 @@ class DryRuns:
             if isinstance(answer, SnugError) and before != self._times_let_go:
                 self._give_up(key)
             else:
+                if isinstance(answer, NotAvailableHere) and not self._closed:
+                    log.warning("%s: %s", _doing(request), answer.message)  # plans go on by formulas, and tell nobody
                 self._settle(request, key, answer)
         for worker in self._workers:
             worker.close()
@@ -383,7 +384,7 @@ def _peaks(request: Mapping[str, Any], known: Mapping[str, int]) -> Peaks:
 
 
 def _worker(module: str) -> KillableWorker:
-    command = [sys.executable, "-X", "utf8", "-m", f"modules.memory.dryruns.{module}"]
+    command = [sys.executable, "-X", "utf8", "-m", module]
     return KillableWorker(command, _environment(), start_s=_START_S)
 
 

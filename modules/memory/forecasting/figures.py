@@ -5,7 +5,7 @@ Pure arithmetic. Which layers lie on the device is the caller's.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from modules.memory.forecasting.budget import Budget, Figure, Purpose
 from modules.memory.forecasting.forecast import (
@@ -20,40 +20,47 @@ from modules.memory.forecasting.process import decode_figure, load_peak_bytes, p
 from modules.memory.model.spec import ModelSpec
 
 
-def device_budget(
-    spec: ModelSpec,
-    run: RunSpec,
-    device: str,
-    *,
-    weights: int = 0,
-    quant_meta: int = 0,
-    kv_cache: int = 0,
-    offload_buffer: int = 0,
-    computes: bool = True,
-    deepspeed: bool = False,
-) -> Budget:
-    """The Budget of `device` ("cuda:0", "cpu", "disk"), given the bytes of what lies on it.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes of a model that lie on one device.
 
-    `weights` is without `quant_meta`, the scales and code books of quantized weights. `offload_buffer` is for weights
-    that pass through the device; `computes` False means that it only stores. A device that computes with a cache that
-    is not plain needs room beside `kv_cache` itself, which is added here.
+    `weights` is without `quant_meta`, the scales and code books of quantized weights; `offload_buffer` is for weights
+    that pass through the device.
     """
+
+    weights: int = 0
+    quant_meta: int = 0
+    kv_cache: int = 0
+    offload_buffer: int = 0
+
+
+def device_budget(
+    spec: ModelSpec, run: RunSpec, device: str, held: Held | None = None, *, computes: bool = True,
+    deepspeed: bool = False,
+) -> Budget:  # fmt: skip
+    """The Budget of `device` ("cuda:0", "cpu", "disk"), given what lies on it: nothing if None.
+
+    `computes` False means that it only stores. A device that computes with a cache that is not plain needs room beside
+    `held.kv_cache`, which is added here.
+    """
+    held = held or Held()
     work = kv_work_bytes(spec, run) if computes else 0
     figures: dict[Purpose, Figure] = {
-        "weights": Figure(weights, "exact"),
-        "quant_meta": Figure(quant_meta, "exact"),
-        "kv_cache": Figure(kv_cache + work, "exact" if run.kv_cache != "offloaded" else "formula"),
-        "offload_buffer": Figure(offload_buffer, "formula"),
+        "weights": Figure(held.weights, "exact"),
+        "quant_meta": Figure(held.quant_meta, "exact"),
+        "kv_cache": Figure(held.kv_cache + work, "exact" if run.kv_cache != "offloaded" else "formula"),
+        "offload_buffer": Figure(held.offload_buffer, "formula"),
     }
     if computes:
         figures["prefill_peak"] = Figure(prefill_peak_bytes(spec, run, with_head=True), "formula")
-        figures["decode_peak"] = decode_figure(spec, run)
+        if run.runtime == "torch":  # llama.cpp reads and writes in one buffer
+            figures["decode_peak"] = decode_figure(spec, run)
         figures["dequant_buffer"] = Figure(dequantize_bytes(spec, run), "formula")
     if device.startswith("cuda"):
         figures["context"] = Figure(CUDA_CONTEXT_BYTES, "formula")
     elif device == "cpu":
         if run.runtime == "llamacpp":
-            figures["context"] = Figure(LLAMACPP_BYTES, "formula")
+            figures["context"] = Figure(LLAMACPP_BYTES, "formula", "an engine process with llama.cpp, before any model")
         else:
             figures |= process_figures(spec, run, computes=computes, deepspeed=deepspeed)
     budget = Budget.of(figures)

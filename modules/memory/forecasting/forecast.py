@@ -178,12 +178,6 @@ def buffer_bytes(spec: ModelSpec, run: RunSpec) -> int:
     return sum(tensor_bytes(spec, buffer, run, quantize=False) for buffer in spec.buffers)
 
 
-def quantized_share(spec: ModelSpec) -> float:
-    """The share of a model's weights, 0 to 1, that bitsandbytes can quantize."""
-    total = sum(elements(tensor) for tensor in spec.tensors)
-    return sum(elements(tensor) for tensor in spec.tensors if is_quantizable(spec, tensor)) / max(1, total)
-
-
 def layer_cache_bytes(spec: ModelSpec, run: RunSpec, layer: int, tokens: int) -> int:
     """KV cache, or recurrent state, of decoder layer `layer` after `tokens` tokens of one conversation.
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
-from modules.memory.forecasting.budget import Purpose
+from modules.memory.forecasting.budget import Budget, Purpose
 from modules.memory.forecasting.forecast import (
-    CPU_PROCESS_BYTES,
     CUDA_CONTEXT_BYTES,
     RunSpec,
     dequantize_bytes,
@@ -35,10 +35,20 @@ from modules.memory.forecasting.kv_cache import (
     packed_tokens,
     scale_count,
 )
+from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
 from modules.units import format_size
 
 _WIDTHS = {0.5: "½", 1.0: "1", 2.0: "2", 4.0: "4"}
+
+
+def explained(budget: Budget, spec: ModelSpec, run: RunSpec) -> Budget:
+    """`budget` with formulas for the figures that bring none of their own."""
+    figures = {
+        purpose: replace(figure, formula=figure.formula or formula_text(purpose, spec, run, figure.bytes))
+        for purpose, figure in budget.figures.items()
+    }
+    return replace(budget, figures=figures)
 
 
 def formula_text(purpose: Purpose, spec: ModelSpec, run: RunSpec, size_bytes: int) -> str:
@@ -58,8 +68,6 @@ def formula_text(purpose: Purpose, spec: ModelSpec, run: RunSpec, size_bytes: in
         return "the largest part that is fetched to this device for each use"
     if purpose == "context" and size_bytes == CUDA_CONTEXT_BYTES:
         return "CUDA context, cuBLAS and loaded kernels"
-    if purpose == "context" and size_bytes == CPU_PROCESS_BYTES:
-        return "an engine process with its libraries and a first step, before any model"
     return ""
 
 
@@ -151,11 +159,15 @@ def _cache_of_device(spec: ModelSpec, run: RunSpec, size_bytes: int) -> str:
 
 
 def _prefill(spec: ModelSpec, run: RunSpec, size_bytes: int) -> str:
-    """The largest of three formulas, named by its numbers."""
+    """The largest of three formulas, named by its numbers; llama.cpp has one of its own."""
     width = element_bytes(run.dtype)
     tokens = run.context_tokens if spec.is_encoder_decoder else min(run.prefill_chunk, run.context_tokens)
     routed = max(1, spec.experts_per_token)
     inner = f"{spec.intermediate_size:,}" + (f" · {routed} experts" if routed > 1 else "")
+    if run.runtime == "llamacpp":
+        mask = f"2 B · {run.context_tokens:,} tokens"
+        rows = f"{SLOTS} rows of logits · {spec.vocab_size:,} · 4 B"
+        return f"{tokens:,} tokens · (4 B · (3 · {inner} + 5 · {spec.hidden_size:,}) + {mask}) + {rows}"
     if size_bytes == tokens * width * (4 * spec.hidden_size + 3 * spec.intermediate_size * routed):
         return f"{tokens:,} tokens · {width} B · (4 · {spec.hidden_size:,} + 3 · {inner})"
     if size_bytes == spec.vocab_size * (width + 4):

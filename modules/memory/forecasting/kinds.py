@@ -36,14 +36,6 @@ class Quantizable:
     parameters: int
     skipped: tuple[SkippedGroup, ...]
 
-    def sentence(self) -> str:
-        """`bitsandbytes quantizes 2.9 % of it; it skips 45.1 billion parameters of experts: they are …`."""
-        told = f"bitsandbytes quantizes {self.share:.1%} of the parameters"
-        if not self.skipped:
-            return f"{told}."
-        first = self.skipped[0]
-        return f"{told}; what it skips is mostly {first.what} ({first.parameters:,}): {first.why}."
-
 
 def count_layers(spec: ModelSpec) -> dict[str, int]:
     """The kinds of decoder layers in words, each with how many there are; one layer can be of several kinds."""

@@ -1,7 +1,7 @@
 """Asks a process of its own what a config's model consists of: meta.py needs torch, which the web process never loads.
 
-One process a question, killed after `timeout_s` (DryRuns.describe asks a process that stays); answers are kept on disk
-where a folder is given.
+Here one process a question, killed after `timeout_s`; DryRuns.describe asks one that stays. `described` keeps the
+answers of both on disk.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ def describe_in_process(config: Path, *, timeout_s: float = TIMEOUT_S, cache_fol
 
     Raises BadConfig or UnsupportedModel where no model can be built of it, TimedOut where that takes too long.
     """
+    return described(config, lambda file: _ask(file, timeout_s), cache_folder)
+
+
+def described(config: Path, ask: Callable[[Path], Mapping[str, Any]], cache_folder: Path | None = None) -> Description:
+    """The Description of a config file (or of a folder's): an earlier answer, else what `ask` says, which is kept."""
     known = known_description(config, cache_folder) if cache_folder else None
     if known is not None:
         return known
     file = config_file(config)
-    raw = _ask(file, timeout_s)
-    description = decode(read_answer(raw))
+    answer = ask(file)
+    description = decode(answer)
     if cache_folder is not None:
-        keep_answer(file, raw, cache_folder)
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(_kept(file, cache_folder), json.dumps(answer))
     return description
-
-
-def keep_answer(file: Path, raw: bytes, cache_folder: Path) -> None:
-    """Keep the answer about config `file` for `known_description`."""
-    cache_folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(_kept(file, cache_folder), raw)
 
 
 def known_description(config: Path, cache_folder: Path) -> Description | None:
@@ -85,7 +85,7 @@ def cache_key(file: Path) -> str:
     return hashlib.sha256("\0".join([str(_FORMAT), *versions, content]).encode()).hexdigest()[:32]
 
 
-def _ask(file: Path, timeout_s: float) -> bytes:
+def _ask(file: Path, timeout_s: float) -> Mapping[str, Any]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "modules.memory.model.meta", str(file.resolve())]
     root = Path(__file__).parent.parent.parent.parent
@@ -101,7 +101,7 @@ def _ask(file: Path, timeout_s: float) -> bytes:
     if done.returncode or not done.stdout:
         last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"])[-1]
         raise BadConfig(f"No model could be built of {file.name}: {last[:200]}.", remedy="Fetch the model again.")
-    return done.stdout
+    return read_answer(done.stdout)
 
 
 def read_answer(raw: bytes) -> Mapping[str, Any]:

@@ -22,7 +22,11 @@ _SHARED_NAMES = frozenset({"moe", "mlp"})
 # "M-M*E": a mixer a layer (Nemotron-H); layers of "-" and "E" keep nothing.
 _MIXERS: dict[str, LayerKind] = {"M": "recurrent", "*": "full", "-": "shared", "E": "shared"}
 # One full layer in so many, the last of each group, where the config does not say.
-_FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4, "exaone4": 4, "gpt_oss": 2}
+_FULL_EVERY = {
+    "gemma2": 2, "gemma3": 6, "gemma3_text": 6, "gemma4": 6, "gemma4_text": 6, "cohere2": 4, "exaone4": 4, "gpt_oss": 2,
+}  # fmt: skip
+# Numbers a head of layers that see everything, where the config does not say (configuration_gemma4.py).
+_FULL_HEAD_DIM = {"gemma4": 512, "gemma4_text": 512}
 _MAMBA_1 = frozenset({"mamba", "falcon_mamba", "jamba", "zamba"})
 
 
@@ -38,6 +42,31 @@ def layer_kinds(config: Mapping[str, Any], model_type: str, layers: int, window:
         kinds = _mixed(config, model_type, layers) or _windowed(config, model_type, layers, window)
     kinds[layers - shared :] = ["shared"] * shared
     return tuple(kinds)
+
+
+def layer_kv_elements(
+    config: Mapping[str, Any], model_type: str, kinds: tuple[LayerKind, ...], kv_heads: int, head_dim: int
+) -> tuple[int, ...]:
+    """What one token takes in each layer's cache, where layers have heads of their own; () where all are alike.
+
+    Gemma 4's full layers have wider and fewer heads: as published `global_head_dim` and `num_global_key_value_heads`,
+    the latter with attention_k_eq_v only; as transformers 5 saves it `per_layer_config`, by the layer's number.
+    """
+    stated = config.get("per_layer_config")
+    if not isinstance(stated, Mapping):
+        names = {"head_dim": "global_head_dim"}
+        if config.get("attention_k_eq_v") is True:
+            names["num_key_value_heads"] = "num_global_key_value_heads"
+        full = {name: config.get(published) for name, published in names.items()}
+        full["head_dim"] = full["head_dim"] or _FULL_HEAD_DIM.get(model_type)
+        stated = {str(layer): full for layer, kind in enumerate(kinds) if kind == "full"}
+    sizes = []
+    for layer in range(len(kinds)):
+        own = stated.get(str(layer))
+        own = own if isinstance(own, Mapping) else {}
+        heads = number(own, ("num_key_value_heads",), 1, 2**16, default=kv_heads)
+        sizes.append(2 * heads * number(own, ("head_dim",), 1, 2**16, default=head_dim))
+    return tuple(sizes) if len(set(sizes)) > 1 else ()
 
 
 def _kind(name: str, window: int) -> LayerKind:

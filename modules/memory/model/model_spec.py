@@ -44,9 +44,9 @@ class ModelSpec(Shape):
 
     `buffers` are tensors that no file holds and every loaded model has (rotary tables, masks), as they are once loaded;
     known where the model was built on the meta device. `weights_here`: False where only config and headers are, so
-    that the model can be planned and not loaded. `layer_kv_elements` is `kv_elements` layer by layer where layers
-    differ, else empty. `kept_fp32` are tensors that stay fp32 in a 16-bit model, `kept_fp32_in_fp16` those that do
-    where it is fp16, `linear_weights` the matrices that bitsandbytes would replace; None where not known.
+    that the model can be planned and not loaded. `kept_fp32` are tensors that stay fp32 in a 16-bit model,
+    `kept_fp32_in_fp16` those that do where it is fp16, `linear_weights` the matrices that bitsandbytes would replace;
+    None where not known.
     """
 
     name: str
@@ -63,7 +63,6 @@ class ModelSpec(Shape):
     prequantized: Prequantized = "none"
     buffers: tuple[TensorInfo, ...] = ()
     weights_here: bool = True
-    layer_kv_elements: tuple[int, ...] = ()
     kept_fp32: frozenset[str] = frozenset()
     kept_fp32_in_fp16: frozenset[str] = frozenset()
     linear_weights: frozenset[str] | None = None

@@ -11,7 +11,14 @@ from typing import Any
 
 from modules.errors import BadConfig
 from modules.memory.model.config import number
-from modules.memory.model.layers import MAX_LAYERS, RECURRENT_TYPES, LayerKind, layer_kinds, recurrent_state
+from modules.memory.model.layers import (
+    MAX_LAYERS,
+    RECURRENT_TYPES,
+    LayerKind,
+    layer_kinds,
+    layer_kv_elements,
+    recurrent_state,
+)
 
 MAX_CONTEXT = 2**31
 
@@ -37,8 +44,9 @@ class Shape:
     """A model's shape.
 
     `layers` counts decoder layers, `layer_kinds` says what each keeps; `kv_elements` is one token in one attention
-    layer's cache; `state_elements` and `state_fp32` one recurrent layer's whole state. `latent_attention`: the cache
-    holds MLA's compressed rows. `context_stated`: False where `max_context` is a guess.
+    layer's cache, `layer_kv_elements` the same layer by layer where layers differ, else empty; `state_elements` and
+    `state_fp32` one recurrent layer's whole state. `latent_attention`: the cache holds MLA's compressed rows.
+    `context_stated`: False where `max_context` is a guess.
     """
 
     layers: int
@@ -60,6 +68,7 @@ class Shape:
     state_fp32: int = 0
     context_stated: bool = True
     latent_attention: bool = False
+    layer_kv_elements: tuple[int, ...] = ()
 
     def as_fields(self) -> dict[str, Any]:
         """Field by field, to make a ModelSpec of."""
@@ -83,6 +92,7 @@ def read_shape(config: Mapping[str, Any], model_type: str, *, encoder_decoder: b
     rope_dim = number(config, ("qk_rope_head_dim",), 0, 2**20, default=0)
     state, state_fp32 = recurrent_state(config, model_type, hidden, heads * head_dim * head_dim)
     context = number(config, _CONTEXT, 1, MAX_CONTEXT, default=0)
+    kinds = layer_kinds(config, model_type, layers, window)
     experts = number(config, ("num_local_experts", "num_experts", "n_routed_experts"), 0, 2**16, default=0)
     return Shape(
         layers=layers,
@@ -96,7 +106,7 @@ def read_shape(config: Mapping[str, Any], model_type: str, *, encoder_decoder: b
         max_context=context or 2048,
         learned_positions=model_type in _LEARNED_POSITIONS,
         kv_elements=lora_rank + rope_dim if lora_rank else 2 * cached_heads * head_dim,
-        layer_kinds=layer_kinds(config, model_type, layers, window),
+        layer_kinds=kinds,
         sliding_window=window,
         experts=experts,
         experts_per_token=number(config, ("num_experts_per_tok", "moe_topk"), 0, 2**16, default=min(experts, 2)),
@@ -104,6 +114,7 @@ def read_shape(config: Mapping[str, Any], model_type: str, *, encoder_decoder: b
         state_fp32=state_fp32,
         context_stated=context > 0,
         latent_attention=lora_rank > 0,
+        layer_kv_elements=() if lora_rank else layer_kv_elements(config, model_type, kinds, cached_heads, head_dim),
     )
 
 

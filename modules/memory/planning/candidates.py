@@ -22,6 +22,7 @@ from modules.memory.planning.quality import expected_quality
 from modules.settings import LoadOptions
 
 Place = Literal["gpu", "gpus", "split", "cpu", "zero3"]
+Loader = Literal["transformers", "deepspeed", "llamacpp"]
 DEFAULT_CONTEXT = 8192
 _DTYPES = {flag: dtype for dtype, flag in DTYPE_FLAGS.items()}
 LABELS: dict[Quantization, str] = {"none": "", "int8": "8-bit", "nf4": "4-bit (nf4)", "fp4": "4-bit (fp4)"}
@@ -49,6 +50,13 @@ class Way:
         place = 3 if self.place == "zero3" else 2 if self.disk else 1 if self.place in ("split", "cpu") else 0
         precision = {"none": 0, "int8": 1, "nf4": 2, "fp4": 3}[self.run.quantization]
         return place, 2 * precision + self.run.double_quant, _CACHES.index(self.run.kv_cache)
+
+    @property
+    def loader(self) -> Loader:
+        """Whose engine runs it."""
+        if self.place == "zero3":
+            return "deepspeed"
+        return "llamacpp" if self.run.runtime == "llamacpp" else "transformers"
 
     @property
     def label(self) -> str:
@@ -93,7 +101,8 @@ def list_ways(spec: ModelSpec, options: LoadOptions, gpus: int) -> tuple[tuple[W
     wishes = Wishes(options, gpus)
     _check(spec, options, gpus)
     runs, dropped = _precisions(spec, wishes)
-    caches, dropped_caches = _caches(spec, wishes, runs[0])
+    # llama.cpp's cache is of one kind only: whether another saves anything is asked of the runs that can have it.
+    caches, dropped_caches = _caches(spec, wishes, next((run for run in runs if run.runtime == "torch"), runs[0]))
     ways: list[Way] = []
     for run in runs:
         for place, disk in _places(spec, wishes, run):
@@ -112,6 +121,8 @@ def _caches(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> tuple[list[KVCache
     asked = wishes.options.kv_cache
     if asked != "auto":
         return [asked], []
+    if run.runtime == "llamacpp":
+        return ["plain"], []
     kept = [_CACHES[0]]
     dropped: dict[str, list[str]] = {}
     for kind in _CACHES[1:] if wishes.gpus else _CACHES[1:-1]:

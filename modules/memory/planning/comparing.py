@@ -81,7 +81,10 @@ def _against_precision(problem: Problem, chosen: Ranked, others: Sequence[Ranked
 
 
 def _compared(problem: Problem, chosen: Ranked, other: Ranked, *, better: bool) -> str:
-    """`would keep all of the quality, but is 15 times slower`; `would be 1.8 times faster, but loses …`."""
+    """`would keep all of the quality, but is 15 times slower`; `would be 1.8 times faster, but loses …`.
+
+    Ways of one quality (a GGUF file through either loader) and losses too small to tell have nothing to lose.
+    """
     ratio = other.estimate.turn_s / chosen.estimate.turn_s
     slower = f"is {_times(ratio)} slower" if ratio >= _CLEARLY else ""
     if better:
@@ -93,11 +96,13 @@ def _compared(problem: Problem, chosen: Ranked, other: Ranked, *, better: bool) 
             why = f": {format_size(disk.weights)} come from disk for each token" if disk and disk.weights else ""
             return f"{gain}, but {slower}{why}"
         return f"{gain} and is about as fast, but {_why_not_better(problem, other)}"
-    loss = f"loses {loss_text(other.quality)}"
+    lost = loss_text(other.quality)
+    loss = f"loses {lost}" if lost else ""
     if ratio <= 1 / _CLEARLY:
         enough = "; this is as fast as one reads" if other.quality < chosen.quality else ""
-        return f"would be {_times(1 / ratio)} faster, but {loss}{enough}"
-    return f"also fits, but {' and '.join(filter(None, (slower, loss)))}"
+        return f"would be {_times(1 / ratio)} faster{', but ' if loss else ''}{loss}{enough}"
+    against = " and ".join(filter(None, (slower, loss)))
+    return f"also fits, {f'but {against}' if against else 'and is about as fast'}"
 
 
 def _why_not_better(problem: Problem, other: Ranked) -> str:

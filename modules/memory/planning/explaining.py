@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from modules.memory.forecasting.budget import Budget
-from modules.memory.forecasting.forecast import DTYPE_FLAGS, kv_cache_bytes, quantized_share
+from modules.memory.forecasting.forecast import DTYPE_FLAGS, kv_cache_bytes
+from modules.memory.forecasting.kinds import quantizable
 from modules.memory.forecasting.kv_cache import LABELS as CACHE_LABELS
 from modules.memory.forecasting.kv_cache import LAYERS_ON_GPU
 from modules.memory.forecasting.kv_cache import QUALITY as CACHE_QUALITY
@@ -77,7 +78,7 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
     if spec.prequantized != "none":
         yield f"The file is quantized already: {LABELS[spec.prequantized]}."
     elif run.quantization != "none":
-        share = quantized_share(spec)
+        share = quantizable(spec).share
         little = " It hardly helps this model: its experts or layers are of a kind that bitsandbytes skips."
         told = f"{LABELS[run.quantization]} reaches {share:.1%} of the weights".replace("%", " %")
         yield f"{told}; the rest stays in {32 if run.dtype == 'float32' else 16} bits.{little if share < 0.3 else ''}"
@@ -149,6 +150,8 @@ def _explain_budget(problem: Problem, solution: Solution, device: str, budget: B
     run, free = solution.run, format_size(problem.device(device).free_bytes)
     quantized = run.quantization != "none" and (not device.startswith("cpu") or len(solution.budgets) == 1)
     label = LABELS[run.quantization] if quantized else DTYPE_FLAGS[run.dtype]
+    if run.runtime == "llamacpp":
+        label = "As stored"  # the dtype is that of the cache
     where = place_name(problem, device, preposition=True)
     return f"{label}: {shown} = {format_size(budget.total)} of {free} free {where}."
 

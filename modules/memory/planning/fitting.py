@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from modules.hardware import Device
 from modules.memory.forecasting.budget import Budget, Figure, Purpose
-from modules.memory.forecasting.figures import device_budget
+from modules.memory.forecasting.figures import Held, device_budget
 from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, layer_cache_away, weight_bytes
 from modules.memory.forecasting.remembered import PerSpec
 from modules.memory.model.spec import ModelSpec
@@ -318,18 +318,14 @@ def _solution(problem: Problem, way: Way, run: RunSpec, layout: Layout) -> Solut
     budgets: dict[str, Budget] = {}
     for device in sorted({*layout.weights, *layout.caches, *computing, *(["cpu"] if away else [])}):
         meta = layout.quant_meta.get(device, 0)
-        budgets[device] = _budget(
-            problem,
-            run,
-            device,
+        beside = (encoder if device == computing[0] else 0) + (away if device == "cpu" else 0)
+        held = Held(
             weights=layout.weights.get(device, 0) - meta,
             quant_meta=meta,
-            kv_cache=layout.caches.get(device, 0)
-            + (encoder if device == computing[0] else 0)
-            + (away if device == "cpu" else 0),
+            kv_cache=layout.caches.get(device, 0) + beside,
             offload_buffer=layout.offload_buffer if device == computing[0] else 0,
-            computes=device in computing,
         )
+        budgets[device] = _budget(problem, run, device, held, computes=device in computing)
     written = {"disk": layout.rewritten} if layout.rewritten else {}
     return Solution(way, run, layout, budgets, dict(layout.weights), _lacking(problem, budgets, written))
 
@@ -342,13 +338,19 @@ def _zero3(problem: Problem, way: Way, run: RunSpec) -> Solution:
     live = max(group.loaded for group in make_groups(problem.spec, run))
     budgets = {
         device: _budget(
-            problem, run, device,
-            weights=weights if device == stored else 0, quant_meta=0,
-            kv_cache=kv_cache_bytes(problem.spec, run, run.context_tokens) if device == computing else 0,
-            offload_buffer=live if device == computing else 0, computes=device == computing, deepspeed=True,
+            problem,
+            run,
+            device,
+            Held(
+                weights=weights if device == stored else 0,
+                kv_cache=kv_cache_bytes(problem.spec, run, run.context_tokens) if device == computing else 0,
+                offload_buffer=live if device == computing else 0,
+            ),
+            computes=device == computing,
+            deepspeed=True,
         )
         for device in dict.fromkeys(("cpu", computing, stored))
-    }  # fmt: skip
+    }
     if stored == "cpu":  # DeepSpeed gathers a part whole, to cut it anew, before the last one is gone
         budgets["cpu"] = replace(budgets["cpu"], load_peak=budgets["cpu"].load_peak + live)
     written = {"disk": weights} if way.disk else {}
@@ -356,14 +358,10 @@ def _zero3(problem: Problem, way: Way, run: RunSpec) -> Solution:
 
 
 def _budget(
-    problem: Problem, run: RunSpec, device: str, *,
-    weights: int, quant_meta: int, kv_cache: int, offload_buffer: int, computes: bool, deepspeed: bool = False,
-) -> Budget:  # fmt: skip
+    problem: Problem, run: RunSpec, device: str, held: Held, *, computes: bool, deepspeed: bool = False
+) -> Budget:
     """One device's budget, its margin the observed error or what a plan leaves alone."""
-    budget = device_budget(
-        problem.spec, run, device, weights=weights, quant_meta=quant_meta, kv_cache=kv_cache,
-        offload_buffer=offload_buffer, computes=computes, deepspeed=deepspeed,
-    )  # fmt: skip
+    budget = device_budget(problem.spec, run, device, held, computes=computes, deepspeed=deepspeed)
     budget = _with_peaks(problem, run, device, budget, computes=computes)
     unsure = int(budget.total * (max(1.0, problem.widened.get(device, 1.0)) - 1))
     return replace(budget, margin=0 if device == "disk" else max(_LEAST_MARGIN // 2, unsure))

@@ -18,7 +18,7 @@ from typing import Literal
 
 log = logging.getLogger(__name__)
 
-Moment = Literal["weights", "load", "use"]
+Moment = Literal["weights", "use"]
 
 LEDGER_NAME = "ledger.db"
 ROWS_KEPT = 10_000
@@ -29,7 +29,7 @@ _SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One device of one load. `moment`: "weights" once loaded, the peak of the "load", the peak of the whole "use".
+    """One device of one load. `moment`: "weights" once loaded, or the peak of the whole "use", the load included.
 
     On a GPU both figures leave the CUDA context out. `context_used` is the share of the context, 0 to 1, that was
     reached; `forecast_bytes` counts the KV cache up to there. `way` is the plan's title.
@@ -52,15 +52,6 @@ class Entry:
     def ratio(self) -> float:
         """Measured over forecast: above 1 the forecast was too low."""
         return self.measured_bytes / max(1, self.forecast_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class ObservedErrors:
-    """Measured over forecast, as seen so far: the middle and the 95th percentile of `count` records; 1 without any."""
-
-    p50: float = 1.0
-    p95: float = 1.0
-    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,25 +111,14 @@ class Ledger:
         except (sqlite3.Error, OSError) as error:
             log.warning("The forecast's measure was not kept: %s", error)
 
-    def observed_error(
-        self,
-        *,
-        family: str | None = None,
-        device_name: str | None = None,
-        loader: str | None = None,
-        quantization: str | None = None,
-    ) -> ObservedErrors:
-        """How far peaks in use lay from their forecasts, over the records that match; None matches all.
+    def observed_error(self, family: str, device_name: str, loader: str, quantization: str) -> float:
+        """Measured over forecast that 95 % of the peaks of such loads stayed within; 1.0 below LEAST_RECORDS of them.
 
-        Fewer than LEAST_RECORDS say nothing: the count is 0 then.
+        Loaders count apart: llama.cpp and transformers are forecast by formulas that share nothing.
         """
-        wanted = {"family": family, "device_name": device_name, "loader": loader, "quantization": quantization}
-        matching = {name: value for name, value in wanted.items() if value is not None}
-        ratios = [entry.ratio for entry in self._read({"moment": "use", **matching})]
-        if len(ratios) < LEAST_RECORDS:
-            return ObservedErrors()
-        steps = quantiles(ratios, n=20, method="inclusive")
-        return ObservedErrors(p50=steps[9], p95=steps[18], count=len(ratios))
+        alike = {"family": family, "device_name": device_name, "loader": loader, "quantization": quantization}
+        ratios = [entry.ratio for entry in self._read({"moment": "use", **alike})]
+        return quantiles(ratios, n=20, method="inclusive")[-1] if len(ratios) >= LEAST_RECORDS else 1.0
 
     def entries(self) -> list[Entry]:
         """Every record, oldest first; none if the file is absent or cannot be read."""

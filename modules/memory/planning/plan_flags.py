@@ -8,7 +8,7 @@ from typing import Any
 
 from modules.memory.forecasting.forecast import DTYPE_FLAGS
 from modules.memory.planning.fitting import Problem, Solution
-from modules.settings import LoadOptions, build_parser, flag_name
+from modules.settings import LoadOptions, flag_name
 from modules.units import GiB, MiB, parse_size
 
 
@@ -94,8 +94,3 @@ def _size_text(size: int) -> str:
     if parse_size(text) == size:
         return text
     return f"{size}B" if size % MiB else f"{size // MiB}MiB"
-
-
-def read_words(spoken: tuple[str, ...], *, model: str | None = None) -> LoadOptions:
-    """The load options that `words` spoke of, for `model`."""
-    return LoadOptions.model_validate(vars(build_parser().parse_args(list(spoken))) | {"model": model})

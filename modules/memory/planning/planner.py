@@ -8,27 +8,24 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
 
 from modules.errors import SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.spec import ModelSpec
-from modules.memory.planning.candidates import DEFAULT_CONTEXT, Place, Way, Wishes, list_ways, wished_context
+from modules.memory.planning.candidates import Loader, Place, Way, Wishes, list_ways, wished_context
 from modules.memory.planning.choosing import Ranked, choose, front, lacks, may_take, nearest_misses
 from modules.memory.planning.comparing import why_chosen
 from modules.memory.planning.explaining import notes, speed_note, title
 from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
 from modules.memory.planning.plan_flags import options_for, words
-from modules.memory.planning.ranking import ErrorsOf, PeaksOf, rank_way, rank_ways, widened, with_dry_runs
+from modules.memory.planning.ranking import ErrorsOf, PeaksOf, count_run, rank_way, rank_ways, widened, with_dry_runs
 from modules.memory.planning.refusing import refusal
 from modules.memory.planning.speed import Speeds, defaults
 from modules.settings import LoadOptions
 
-__all__ = ["DEFAULT_CONTEXT", "Loader", "Plan", "PlanTable", "Question", "list_plans", "longest_context", "make_plan"]
-
-Loader = Literal["transformers", "deepspeed", "llamacpp"]
+__all__ = ["Plan", "PlanTable", "Question", "list_plans", "longest_context", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +158,22 @@ def make_plan(question: Question) -> Plan:
 
 
 def longest_context(table: PlanTable, plan: Plan) -> int:
-    """The most tokens of context with which `plan`'s way of running still fits this machine; 0 if none do."""
-    options = table.options.model_copy(update={"ctx_size": None})
-    problem = _problem(table.question.asking(options))
+    """The most tokens of context with which `plan`'s way of running still fits this machine; 0 if none do.
+
+    Held to what a dry run of the chosen plan counted, as that plan is; of other plans no dry run is asked for.
+    """
+    question, counted = table.question, None
+    if question.peaks is not None and plan is table.chosen:
+        counted = count_run(question.peaks, plan.spec, plan.run, plan.budgets)
+    problem = _problem(question.asking(question.options.model_copy(update={"ctx_size": None})))
     way = Way(plan.run, _place(plan), _uses_disk(plan), plan.quality)
-    problem = replace(problem, widened=widened(problem, way, table.question.observed))
-    most = plan.spec.max_context
+    problem = replace(problem, widened=widened(problem, way, question.observed), counted=counted)
+    most, own = plan.spec.max_context, plan.run.context_tokens if plan.fits else 0
     if solve_at(problem, way, most) is not None:
         return most
     found = longest(problem, way, most, least=CONTEXT_STEP)
-    return found.run.context_tokens if found else 0
+    # Its own length may lie between two steps, or be counted as less than the formulas of its neighbours.
+    return max(own, found.run.context_tokens if found else 0)
 
 
 def _problem(question: Question) -> Problem:
@@ -195,7 +198,7 @@ def _plan(
     return Plan(
         spec=problem.spec,
         run=solution.run,
-        loader="deepspeed" if layout is None else "llamacpp" if solution.run.runtime == "llamacpp" else "transformers",
+        loader=way.loader,
         placement=layout.device_map() if layout else {},
         limits=solution.limits,
         budgets=solution.budgets,

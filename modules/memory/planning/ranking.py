@@ -11,12 +11,11 @@ from typing import Protocol
 
 from modules.memory.dryruns.asking import Kind
 from modules.memory.forecasting.budget import Purpose
-from modules.memory.forecasting.forecast import RunSpec, kv_traffic_bytes
+from modules.memory.forecasting.forecast import Quantization, RunSpec, kv_traffic_bytes
 from modules.memory.model.spec import ModelSpec
-from modules.memory.planning.candidates import Way
+from modules.memory.planning.candidates import Loader, Way
 from modules.memory.planning.choosing import Ranked
 from modules.memory.planning.fitting import Counted, Problem, Solution, solve
-from modules.memory.planning.ledger import ObservedErrors
 from modules.memory.planning.placement import make_groups
 from modules.memory.planning.speed import TURN_CONTEXT_TOKENS, Speeds, Work, estimate
 
@@ -38,8 +37,8 @@ class RunPeaks(Protocol):
 
 PeaksOf = Callable[[ModelSpec, RunSpec, Kind], RunPeaks | None]
 """(model, run, where it computes) → what a dry run counted; None while it is not known."""
-ErrorsOf = Callable[[str, str], ObservedErrors]
-"""(device name, quantization) → how far forecasts of such loads were off so far."""
+ErrorsOf = Callable[[str, Loader, Quantization], float]
+"""(device name, loader, quantization) → measured over forecast, as 95 % of such loads stayed within."""
 
 
 def rank_way(
@@ -83,17 +82,25 @@ def with_dry_runs(
     while chosen is not None and chosen.solution.way not in asked:
         way = chosen.solution.way
         asked.add(way)
-        on_gpu = any(device.startswith("cuda") for device in chosen.solution.budgets)
-        known = peaks(spec, chosen.solution.run, "cuda" if on_gpu else "cpu")
-        if known is None:
+        counted = count_run(peaks, spec, chosen.solution.run, chosen.solution.budgets)
+        if counted is None:
             break
-        figures: tuple[tuple[Purpose, int], ...] = (
-            ("prefill_peak", known.prefill_peak), ("decode_peak", known.decode_peak),
-        )  # fmt: skip
-        again = rank(way, counted=Counted(chosen.solution.run, figures))
+        again = rank(way, counted=counted)
         found = [again if one is chosen and again is not None else one for one in found]
         chosen = choose_again(found)
     return found, chosen
+
+
+def count_run(peaks: PeaksOf, spec: ModelSpec, run: RunSpec, devices: Iterable[str]) -> Counted | None:
+    """What a dry run of `run` on `devices` counted; None while it is not known."""
+    on_gpu = any(device.startswith("cuda") for device in devices)
+    known = peaks(spec, run, "cuda" if on_gpu else "cpu")
+    if known is None:
+        return None
+    figures: tuple[tuple[Purpose, int], ...] = (
+        ("prefill_peak", known.prefill_peak), ("decode_peak", known.decode_peak),
+    )  # fmt: skip
+    return Counted(run, figures)
 
 
 def widened(problem: Problem, way: Way, observed: ErrorsOf | None) -> dict[str, float]:
@@ -101,7 +108,7 @@ def widened(problem: Problem, way: Way, observed: ErrorsOf | None) -> dict[str, 
     if observed is None:
         return {}
     return {
-        device.id: min(_MOST_WIDENED, observed(device.name, way.run.quantization).p95)
+        device.id: min(_MOST_WIDENED, observed(device.name, way.loader, way.run.quantization))
         for device in (*problem.gpus, problem.cpu)
     }  # fmt: skip
 

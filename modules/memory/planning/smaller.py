@@ -125,7 +125,11 @@ def _same_bits(plan: Plan) -> dict[str, Any]:
     """Flags for the bits that a plan has: a step at a time."""
     if plan.spec.prequantized != "none":
         return {}
-    return {"load_in_8bit": plan.run.quantization == "int8", "load_in_4bit": plan.run.quantization in ("nf4", "fp4")}
+    return {
+        "load_in_8bit": plan.run.quantization == "int8",
+        "load_in_4bit": plan.run.quantization in ("nf4", "fp4"),
+        "use_double_quant": plan.run.double_quant,
+    }
 
 
 def _saves(failure: Failure, after: Plan) -> bool:
