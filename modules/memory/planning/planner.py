@@ -29,6 +29,7 @@ from modules.settings import LoadOptions
 __all__ = ["DEFAULT_CONTEXT", "Loader", "Plan", "PlanTable", "Question", "list_plans", "longest_context", "make_plan"]
 
 Loader = Literal["transformers", "deepspeed", "llamacpp"]
+Speculate = Literal["off", "ngram", "draft"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Plan:
     tokens_per_s: tuple[float, float] = (0.0, 0.0)
     prefill_tokens_per_s: tuple[float, float] = (0.0, 0.0)
     short_bytes: int = 0
+    speculate: Speculate = "off"
 
     @property
     def offloads_quantized(self) -> bool:
