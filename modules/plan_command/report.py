@@ -223,6 +223,7 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, dry_runs: DryRu
         machine.inventory,
         cache,
         trust_remote_code=settings.trust_remote_code,
+        draft=find_draft(settings, settings.load_options),
         speeds=machine.speeds,
         peaks=lambda _spec, run, _kind: known.get(run),
         observed=lambda device, quantization: ledger.observed_error(

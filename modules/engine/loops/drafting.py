@@ -37,19 +37,18 @@ class Drafter(Protocol):
 class Odds:
     """How often guesses of each class came true, the latest counting most."""
 
-    def __init__(self) -> None:
-        self._counted = [_PRIOR] * len(_CLASSES)
-        self._true = [_PRIOR * start for _, start in _CLASSES]
+    def __init__(self, starts: Sequence[float]) -> None:
+        """`starts`: what is thought of each class at first."""
+        self._counted = [_PRIOR] * len(starts)
+        self._true = [_PRIOR * start for start in starts]
 
-    def count(self, matching: int, *, came_true: bool) -> None:
-        """A guess made after so many matching tokens came true, or did not."""
-        index = _class_of(matching)
+    def count(self, index: int, *, came_true: bool) -> None:
+        """A guess of class `index` came true, or did not."""
         self._counted[index] = self._counted[index] * _FADING + 1
         self._true[index] = self._true[index] * _FADING + came_true
 
-    def of(self, matching: int) -> float:
-        """The chance of a guess after so many matching tokens."""
-        index = _class_of(matching)
+    def of(self, index: int) -> float:
+        """The chance of a guess of class `index`."""
         return self._true[index] / self._counted[index]
 
 
@@ -59,7 +58,7 @@ class Lookup:
     def __init__(self, prompt_ids: Sequence[int]) -> None:
         self._ids = list(prompt_ids)
         self._learned = 0  # of the reply
-        self._odds = Odds()
+        self._odds = Odds([start for _, start in _CLASSES])
         # n tokens → where the next one stood, the latest.
         self._after = {n: _places(self._ids, n) for n in _GRAMS}
         self._place = -1  # where the next token is guessed to stand; -1: no guess
@@ -73,12 +72,13 @@ class Lookup:
         self._learned = len(reply_ids)
         if self._place < 0:
             return []
-        return self._read(best_length((self._odds.of(self._matching + n) for n in range(most)), TOKEN_COST))
+        chances = (self._odds.of(_class_of(self._matching + n)) for n in range(most))
+        return self._read(best_length(chances, TOKEN_COST))
 
     def _learn(self, token: int) -> None:
         if self._place >= 0:
             came_true = self._ids[self._place] == token
-            self._odds.count(self._matching, came_true=came_true)
+            self._odds.count(_class_of(self._matching), came_true=came_true)
             self._place, self._matching = (self._place + 1, self._matching + 1) if came_true else (-1, 0)
         self._ids.append(token)
         end = len(self._ids)

@@ -118,11 +118,6 @@ class PackedLayer(RowLayer):
         """See RowLayer: a block is kept whole or not at all."""
         return length if length >= self.packed[0].tokens else length // BLOCK_TOKENS * BLOCK_TOKENS
 
-    def droppable(self, most: int) -> int:
-        """See RowLayer: none that would have others packed before their time."""
-        next_one = self.get_seq_length() + 1
-        return min(most, packed_tokens(next_one) + BLOCK_TOKENS + RECENT_TOKENS - 1 - next_one)
-
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens; `keepable` of what is left must be just that."""
         left = self.get_seq_length() + tokens_to_remove

@@ -1,4 +1,4 @@
-"""Drafted tokens in continuous batching: a row reads them behind its last token, and those that are wrong are forgotten.
+"""Drafted tokens in continuous batching: a row reads them behind its last token, and forgets those that are wrong.
 
 It touches inner parts of transformers 5.23: generation/continuous_batching. A row that writes may be given several
 tokens to process; logits are asked for at each of them, and before the library's own update the row is set back to

@@ -47,10 +47,6 @@ class RowLayer(DynamicLayer):
         """The most of the first `length` tokens that can be kept without the others."""
         return length
 
-    def droppable(self, most: int) -> int:
-        """Of `most` tokens read after the next one, how many could be forgotten again with no trace of them left."""
-        return most
-
     @property
     @abstractmethod
     def size_bytes(self) -> int:
@@ -275,10 +271,8 @@ def _can_crop(layer: Any) -> bool:
 
 
 def _droppable(layer: Any, most: int) -> int:
-    """See RowLayer.droppable. States keep what they have read, and so does a window that gets full."""
-    if isinstance(layer, RowLayer):
-        return layer.droppable(most)
-    if isinstance(layer, DynamicSlidingWindowLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin):
+    """See CausalRow.droppable. States keep what they have read, and so does a window that gets full."""
+    if type(layer) is DynamicSlidingWindowLayer:
         return min(most, layer.sliding_window - 2 - layer.get_seq_length())
     return most if _can_crop(layer) else 0
 

@@ -15,8 +15,8 @@ import torch
 
 from modules.engine.base import FinishReason, Prefill
 from modules.engine.loops.attention import prefer_cpu_attention
-from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.drafting import MOST_DRAFTED
+from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.loop import QUEUE_LIMIT, LoopEngine
 from modules.engine.loops.packed_cache import cache_maker
 from modules.engine.loops.reply import (

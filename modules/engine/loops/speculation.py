@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from modules.engine.loops.drafting import Lookup
+from modules.engine.loops.draft_model import DraftModel, ModelDrafter
+from modules.engine.loops.drafting import Drafter, Lookup
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.paged_drafts import NOT_CHOSEN
 from modules.engine.loops.reply import Reply
@@ -23,8 +24,10 @@ class Speculation:
     """What one engine drafts for its replies, as its plan says."""
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self._on = loaded.plan.speculate != "off" and not loaded.is_encoder_decoder
-        self._on = self._on and loaded.plan.run.kv_cache != "offloaded"
+        self._model = None if loaded.draft is None else DraftModel(loaded.draft, loaded)
+        # Packed caches turn the least difference of rounding into one of a whole code, now and then.
+        plain = loaded.plan.run.kv_cache == "plain" and not loaded.is_encoder_decoder
+        self._on = plain and loaded.plan.speculate != "off"
 
     def draft(self, reply: Reply, most: int) -> list[int]:
         """Tokens that may follow those of `reply`, of which the last is not read yet; at most `most`, often none."""
@@ -33,10 +36,15 @@ class Speculation:
         if not self._on or most < 1 or not reply.new_tokens:
             return []
         if reply.drafter is None:
-            reply.drafter = Lookup(reply.request.prompt_ids)
+            reply.drafter = self.new_drafter(reply)
         drafted = reply.drafter.draft(reply.tokens, most)
         reply.expect(drafted)
         return drafted
+
+    def new_drafter(self, reply: Reply) -> Drafter:
+        """What guesses for `reply`."""
+        ids = reply.request.prompt_ids
+        return Lookup(ids) if self._model is None else ModelDrafter(self._model, ids)
 
 
 class Chosen:
