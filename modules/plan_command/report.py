@@ -35,6 +35,7 @@ from modules.memory.model.spec import inspect
 from modules.memory.planning.ledger import LEDGER_NAME, Ledger
 from modules.memory.planning.planner import PlanTable, Question, list_plans, longest_context
 from modules.memory.planning.speed import Speeds
+from modules.models.planning import find_draft
 from modules.plan_command.as_json import entries_json, error_json, report_json, table_json, training_json
 from modules.plan_command.bars import Signs
 from modules.plan_command.text import (
