@@ -51,7 +51,7 @@ def test_its_bytes_are_counted_once_where_the_model_computes_first(gpus: int) ->
 
 
 def test_a_draft_model_that_does_not_fit_beside_the_model_leaves_less_for_it() -> None:
-    flags = {"dtype": "bf16", "ctx_size": 2048, "cpu": True}
+    flags: dict[str, Any] = {"dtype": "bf16", "ctx_size": 2048, "cpu": True}
     roomy = plan(LARGE, SMALL, 0, **flags)
     assert roomy.fits
     tight = machine(0, ram_gib=36)
