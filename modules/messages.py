@@ -22,7 +22,8 @@ class ChatMessage:
 class ReplyStats:
     """How one reply went. Times in seconds; `dropped_messages` lay outside the model's context.
 
-    `told` are sentences about what the engine had to give up for it.
+    `drafted_tokens` were guessed ahead, `accepted_tokens` of them rightly. `told` are sentences about what the engine
+    had to give up for it.
     """
 
     prompt_tokens: int
@@ -36,6 +37,8 @@ class ReplyStats:
     model: str
     dropped_messages: int = 0
     told: tuple[str, ...] = ()
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,15 @@ class LoadOptions(BaseModel):
         description="How the conversation's keys and values are kept: as computed, in 8 or 4 bits, or in CPU memory "
         "beside a GPU. auto: as computed, unless a context that you ask for fits only otherwise.",
     )
+    speculate: Annotated[Literal["auto", "off", "ngram"], Flag("model")] = Field(
+        "auto",
+        description="Guess several tokens ahead and check them at once; the reply stays what it is. ngram: guess what "
+        "followed the same words earlier in the conversation. auto: ngram, except for quantized models.",
+    )
+    draft_model: Annotated[str | None, Flag("model", "NAME")] = Field(
+        None,
+        description="Let this smaller model guess ahead instead: a folder under --model-dir with the same vocabulary.",
+    )
     cpu: Annotated[bool, Flag("model")] = Field(False, description="Use the CPU even where a GPU is.")
     load_in_8bit: Annotated[bool, Flag("quantization")] = Field(
         False, description="Load the model in 8-bit (bitsandbytes int8)."
@@ -284,6 +293,7 @@ _EXCLUDES: tuple[tuple[str, str, str], ...] = (
     ("deepspeed", "auto_devices", "ZeRO-3 places the weights itself; drop one of them."),
     ("deepspeed", "gpu_memory", "ZeRO-3 places the weights itself; drop one of them."),
     ("deepspeed", "cpu_memory", "ZeRO-3 places the weights itself; drop one of them."),
+    ("deepspeed", "draft_model", "Ranks in step read token by token; drop one of them."),
     ("deepspeed", "disk", "With DeepSpeed, use --nvme-offload-dir FOLDER for the disk."),
     ("cpu", "gpu_memory", "Without the GPU there is nothing to limit; drop one of them."),
     ("chat", "notebook", "Only one tab can open first."),
@@ -315,6 +325,25 @@ def check_together(options: LoadOptions) -> None:
             raise BadFlag(f"{flag_name(name)} needs {named}.", remedy=why, param=name)
     if getattr(options, "mode", "infer") != "infer" and not getattr(options, "plan", False):
         raise BadFlag("--mode needs --plan.", remedy="Snug plans training but does not train.", param="mode")
+    if options.draft_model and options.speculate != "auto":
+        raise BadFlag(
+            f"--draft-model and --speculate {options.speculate} cannot go together.",
+            remedy="Drop one of them: a draft model is what guesses.",
+            param="speculate",
+        )
+    if options.kv_cache not in ("auto", "plain") and (options.draft_model or options.speculate == "ngram"):
+        guessing = "--draft-model" if options.draft_model else "--speculate ngram"
+        raise BadFlag(
+            f"{guessing} and --kv-cache {options.kv_cache} cannot go together.",
+            remedy="The reply would not stay what it is: drop one of them.",
+            param="kv_cache",
+        )
+    if options.deepspeed and options.speculate == "ngram":
+        raise BadFlag(
+            "--deepspeed and --speculate ngram cannot go together.",
+            remedy="Ranks in step read token by token; drop --speculate.",
+            param="speculate",
+        )
     if options.bf16 and options.dtype not in ("auto", "bf16"):
         raise BadFlag(f"--bf16 and --dtype {options.dtype} cannot go together.", remedy="Drop one.", param="dtype")
 

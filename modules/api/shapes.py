@@ -191,6 +191,8 @@ def _timings_json(timings: Timings) -> Json:
         "first_token_s": round(timings.first_token_s, 4),
         "decode_s": round(timings.decode_s, 4),
         "tokens_per_s": round(timings.tokens_per_s, 2),
+        "drafted_tokens": timings.drafted_tokens,
+        "accepted_tokens": timings.accepted_tokens,
     }
 
 

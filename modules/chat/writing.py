@@ -196,6 +196,8 @@ class Writer:
             model=self._model,
             dropped_messages=self._dropped,
             told=self._told,
+            drafted_tokens=timings.drafted_tokens,
+            accepted_tokens=timings.accepted_tokens,
         )
         if event.reason == "error":
             self._end("interrupted" if isinstance(event.error, EngineDied) else "error", event.error, stats)

@@ -55,13 +55,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds spent waiting, reading the prompt, until the first token (since submit), and decoding after it."""
+    """Seconds spent waiting, reading the prompt, until the first token (since submit), and decoding after it.
+
+    `drafted_tokens` were guessed and checked several at a time, `accepted_tokens` of them were what the reply says.
+    """
 
     queue_s: float
     prefill_s: float
     first_token_s: float
     decode_s: float
     decoded_tokens: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def tokens_per_s(self) -> float:

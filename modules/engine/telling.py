@@ -50,6 +50,7 @@ class Telling:
         self.cancelled = False
         self.finished = False
         self.cached_tokens = 0
+        self.drafted_tokens = self.accepted_tokens = 0
         self.limit = min(request.params.max_new_tokens, longest - held)
         self._emit = emit
         self._ending = text
@@ -155,4 +156,6 @@ class Telling:
             first_token_s=first - self._submitted,
             decode_s=now - first,
             decoded_tokens=self._made,
+            drafted_tokens=self.drafted_tokens,
+            accepted_tokens=self.accepted_tokens,
         )

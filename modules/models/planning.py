@@ -19,6 +19,7 @@ from modules.hardware import Device, Inventory
 from modules.memory.dryruns.asking import Kind
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.describing import describer_for
+from modules.memory.model.listing import check_loadable
 from modules.memory.model.spec import ModelSpec, inspect
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, make_plan
 from modules.memory.planning.ranking import PeaksOf, RunPeaks
@@ -127,6 +128,7 @@ class Planning:
             self._with_freed(inventory, freed),
             self._cache,
             trust_remote_code=trusted,
+            draft=find_draft(self._settings, options),
             speeds=self._speeds(inventory),
             peaks=self._peaks(sharpen=sharpen),
             observed=self._records.errors_of(spec.model_type),
@@ -152,7 +154,21 @@ class Planning:
         )
 
 
-def find_model(model_dir: Path, name: str | None) -> Path:
+def find_draft(settings: Settings, options: LoadOptions) -> ModelSpec | None:
+    """The model that --draft-model names; None where it names none. Raises SnugError."""
+    if not options.draft_model:
+        return None
+    path = find_model(settings.model_dir, options.draft_model, param="draft_model")
+    spec = inspect(
+        path,
+        trust_remote_code=settings.trust_remote_code,
+        describe=describer_for(path, settings.user_data_dir / "cache" / "described"),
+    )
+    check_loadable(spec)
+    return spec
+
+
+def find_model(model_dir: Path, name: str | None, *, param: str = "model") -> Path:
     """Where the model `name` lies. Raises ModelNotFound, BadName."""
     if not name:
         raise ModelNotFound("No model is named.", remedy="Choose one from the list.", param="model")
@@ -161,6 +177,6 @@ def find_model(model_dir: Path, name: str | None) -> Path:
         raise ModelNotFound(
             f"There is no model {name!r} in {model_dir}.",
             remedy="Choose one that is there, or put its folder there.",
-            param="model",
+            param=param,
         )
     return path

@@ -35,6 +35,7 @@ from modules.memory.model.spec import inspect
 from modules.memory.planning.ledger import LEDGER_NAME, Ledger
 from modules.memory.planning.planner import PlanTable, Question, list_plans, longest_context
 from modules.memory.planning.speed import Speeds
+from modules.models.planning import find_draft
 from modules.plan_command.as_json import entries_json, error_json, report_json, table_json, training_json
 from modules.plan_command.bars import Signs
 from modules.plan_command.text import (
@@ -223,6 +224,7 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, dry_runs: DryRu
         machine.inventory,
         cache,
         trust_remote_code=settings.trust_remote_code,
+        draft=find_draft(settings, settings.load_options),
         speeds=machine.speeds,
         peaks=lambda _spec, run, _kind: known.get(run),
         observed=partial(ledger.observed_error, spec.model_type),

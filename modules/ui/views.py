@@ -118,12 +118,17 @@ def waiting_line(reply: ReplyView) -> str:
 
 
 def stats_line(stats: ReplyStats | None) -> str:
-    """`37 tokens · 41.2 tok/s · first token 0.12 s · 512 cached`; says so where the length limit ended the reply."""
+    """`37 tokens · 41.2 tok/s · 12 of 15 guessed ahead · first token 0.12 s · 512 cached`.
+
+    It says so where the length limit ended the reply.
+    """
     if stats is None or not stats.completion_tokens:
         return ""
     parts = [f"{stats.completion_tokens} token{'s' if stats.completion_tokens > 1 else ''}"]
     if stats.tokens_per_s:
         parts.append(f"{stats.tokens_per_s:,.{0 if stats.tokens_per_s >= 100 else 1}f} tok/s")
+    if stats.drafted_tokens:
+        parts.append(f"{stats.accepted_tokens} of {stats.drafted_tokens} guessed ahead")
     parts.append(f"first token {format_duration(stats.first_token_s)}")
     if stats.cached_tokens:
         parts.append(f"{stats.cached_tokens} cached")

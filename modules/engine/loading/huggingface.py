@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 import weakref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from modules.engine.base import Engine, ModelInfo, OnProgress, Progress
 from modules.engine.control_tokens import CHAT_END_TOKENS
+from modules.engine.loading.draft import load_draft
 from modules.engine.loading.library_messages import route_library_messages, weights_progress
 from modules.engine.loading.loading_errors import named_failures, named_tokenizer_failures
 from modules.engine.loading.pretrained import from_pretrained_kwargs, source_folder
@@ -57,13 +59,20 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
     on_progress(Progress("Reading the tokenizer", 0.0))
     tokenizer = load_tokenizer(plan)
     with named_failures(plan):
+        draft = load_draft(plan, tokenizer, load_tokenizer, partial(_load_draft_model, on_progress, started))
         model = _load_model(plan, on_progress)
-        loaded = describe(plan, model, tokenizer, started)
+        loaded = replace(describe(plan, model, tokenizer, started), draft=draft)
         on_progress(Progress("Trying it out", _WEIGHTS_SHARE[1]))
         engine = choose_loop(loaded, partial(_arranging, on_progress))
     log.info("%s loaded in %.1f s, peak %s", plan.spec.name, loaded.info.load_s, format_size(loaded.info.peak_bytes))
     on_progress(Progress("Ready", 1.0))
     return engine
+
+
+def _load_draft_model(on_progress: OnProgress, started: float, plan: Plan, tokenizer: Any) -> LoadedModel:
+    on_progress(Progress("Reading the draft model", _WEIGHTS_SHARE[0]))
+    with named_failures(plan):
+        return describe(plan, _load_model(plan, lambda _: None), tokenizer, started)
 
 
 def load_tokenizer(plan: Plan) -> Any:

@@ -12,11 +12,13 @@ from collections import deque
 import torch
 
 from modules.engine.base import FinishReason
+from modules.engine.loops.drafting import MOST_DRAFTED
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.loop import QUEUE_LIMIT, LoopEngine
 from modules.engine.loops.paged import PagedModel, Stretch
 from modules.engine.loops.reply import SMALLEST_CHUNK_TOKENS, Reply, end_without_gpu, is_out_of_memory, smaller_chunk
 from modules.engine.loops.serial import release_memory
+from modules.engine.loops.speculation import Chosen, Speculation
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ class BatchedEngine(LoopEngine):
         super().__init__(loaded, queue_limit=queue_limit)
         self._paged = PagedModel(loaded, self._choose, page_tokens=page_tokens)
         self._rows: dict[str, Reply] = {}
-        self._chosen: dict[str, int | Exception] = {}
+        self._chosen: dict[str, Chosen] = {}
+        self._speculation = Speculation(loaded)
         self._reserved: dict[str, int] = {}
         self._unproven: set[str] = set()  # rows that have not come through a step yet
         self._suspects: deque[Reply] = deque()  # rows of a failed step; each has to come through one alone
@@ -54,6 +57,7 @@ class BatchedEngine(LoopEngine):
         for reply in self._rows.values():
             reply.gather(GATHER_S if len(self._rows) > 1 else 0.0)
         try:
+            self._draft()
             stretches = self._paged.step()
         except Exception as error:
             self._recover(error)
@@ -111,14 +115,23 @@ class BatchedEngine(LoopEngine):
         self._unproven.add(row_id)
 
     def _choose(self, row_ids: list[str], logits: torch.Tensor) -> list[int]:
-        """Each row's next token; a sampler that fails gets its own row into trouble only."""
-        self._chosen.clear()
-        for row_id, scores in zip(row_ids, logits, strict=True):
-            try:
-                self._chosen[row_id] = self._rows[row_id].choose(scores)
-            except Exception as error:
-                self._chosen[row_id] = error
-        return [token if isinstance(token, int) else 0 for token in self._chosen.values()]
+        """Each row's next token, or tokens where some were drafted: NOT_CHOSEN in the places after a wrong guess.
+
+        A sampler that fails gets its own row into trouble only.
+        """
+        self._chosen = {row_id: Chosen(self._paged.drafted(row_id)) for row_id in row_ids}
+        return [
+            self._chosen[row_id].choose(self._rows[row_id], scores)
+            for row_id, scores in zip(row_ids, logits, strict=True)
+        ]
+
+    def _draft(self) -> None:
+        """Let a row that is alone and writes read what may follow with its last token: many rows fill a step anyway."""
+        if len(self._rows) != 1 or self._unproven:
+            return
+        ((row_id, reply),) = self._rows.items()
+        if drafted := self._speculation.draft(reply, self._paged.droppable(row_id, MOST_DRAFTED)):
+            self._paged.draft(row_id, drafted)
 
     def _advance(self, stretch: Stretch) -> Exception | None:
         """Tell `stretch`'s row what was read, and its token, if one was chosen. The error, if memory ran out for it."""
@@ -133,13 +146,16 @@ class BatchedEngine(LoopEngine):
             reply.prefilled(stretch.end, total)
         if not stretch.chose:
             return None
-        token = self._chosen[stretch.row_id]
-        if isinstance(token, Exception):
-            if is_out_of_memory(token):
-                return token
-            self._fail(reply, token)
-        elif reason := reply.take(token):
-            self._end(reply, reason)
+        chosen = self._chosen[stretch.row_id]
+        for sampled in chosen.tokens:
+            reason = "cancelled" if reply.cancelled else reply.take(sampled.token_id, sampled)
+            if reason:
+                self._end(reply, reason)
+                return None
+        if chosen.error is not None:
+            if is_out_of_memory(chosen.error):
+                return chosen.error
+            self._fail(reply, chosen.error)
         return None
 
     def _end(self, reply: Reply, reason: FinishReason) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from modules.engine.base import Engine
+from modules.engine.loops.attention import prefer_cpu_attention
 from modules.engine.loops.batched import BatchedEngine
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.paged import PagedModel
@@ -38,10 +39,13 @@ def choose_loop(loaded: LoadedModel, tell: Callable[[float], None] = lambda _: N
     `tell` hears how far the weights are arranged, which takes seconds for large ones.
     """
     reason = why_not_batched(loaded)
-    speed_up_norms(loaded)
-    pack_linears(loaded, tell)
-    fuse_linears(loaded)
-    speed_up_linears(loaded)
+    for model in filter(None, (loaded, loaded.draft)):
+        speed_up_norms(model)
+        pack_linears(model, tell)
+        fuse_linears(model)
+        speed_up_linears(model)
+    if loaded.draft is not None:
+        prefer_cpu_attention(loaded.draft, many_rows=False)
     loop = "serial" if reason else "batched"
     log.info("loop: %s %s", loop, reason)
     if reason:

@@ -25,6 +25,8 @@ from modules.memory.planning.planner import Plan
 class LoadedModel:
     """A model ready to run. `device` is where input ids go; `eos_ids` end a reply; `plan` says what may be used.
 
+    `draft` is a smaller model of the same vocabulary that guesses ahead, if there is one.
+
     `model` is a transformers model with a `generation_config`, or a DeepSpeed engine's module: it is called as
     `model(input_ids=…, past_key_values=…, use_cache=True)`.
     """
@@ -36,6 +38,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
     is_encoder_decoder: bool
     info: ModelInfo
+    draft: LoadedModel | None = None
 
     @property
     def kv_budget_bytes(self) -> int:

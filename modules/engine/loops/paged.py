@@ -23,6 +23,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from modules.engine.loops.attention import prefer_cpu_attention
 from modules.engine.loops.loaded import LoadedModel
+from modules.engine.loops.paged_drafts import PagedDrafts
 from modules.engine.loops.pages import lay_out_by_layer, take_lowest_first
 from modules.engine.loops.serial import release_memory
 from modules.engine.process.heap import LARGE_STEP_TOKENS, give_back
@@ -94,6 +95,7 @@ class PagedModel:
             raise
         self._allocators: list[Any] = list(self._cache.cache_allocators.values())
         self._processor.model_runner._sample = self._sample
+        self._drafts = PagedDrafts(self._processor)
         self.closed = False
         self.limit_batch(self._budget)
 
@@ -150,6 +152,18 @@ class PagedModel:
         state = RequestState(request_id=row_id, initial_tokens=list(tokens), max_new_tokens=None)
         self._processor.scheduler.add_waiting_request(state)
 
+    def droppable(self, row_id: str, most: int) -> int:
+        """Of `most` tokens that the row would read after its last one, how many could be forgotten again."""
+        return self._drafts.droppable(row_id, min(most, self._budget - 1))
+
+    def draft(self, row_id: str, tokens: Sequence[int]) -> None:
+        """Let the row read `tokens` too in the next step: `choose` gets it once for each of them and once more."""
+        self._drafts.put(row_id, tokens)
+
+    def drafted(self, row_id: str) -> tuple[int, ...]:
+        """What the row reads in this step behind its last token."""
+        return self._drafts.tokens.get(row_id, ())
+
     def remove(self, row_id: str) -> None:
         """Forget a row; its whole pages may serve others that begin alike."""
         self._processor.scheduler.set_request_cancellation(row_id)
@@ -178,7 +192,10 @@ class PagedModel:
             )
             for f in self._processor.inputs_and_outputs.requests_in_batch
         ]
-        self._processor._generation_step(self._model)
+        try:
+            self._processor._generation_step(self._model)
+        finally:
+            self._drafts.tokens.clear()
         self._processor.update_batch()
         if sum(stretch.end - stretch.start for stretch in batch) >= LARGE_STEP_TOKENS:
             give_back()
@@ -200,9 +217,11 @@ class PagedModel:
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         """Take ModelRunner._sample's place. Rows that read only a part of their prompt come last and get no token."""
         batch = self._processor.inputs_and_outputs.requests_in_batch
-        row_ids = [future.state.request_id for future in batch if future.has_new_token]
+        row_ids = self._drafts.row_ids(batch)
         if row_ids:
             tokens = self._choose(row_ids, scores[0, : len(row_ids)])
+            if self._drafts.tokens:
+                tokens = self._drafts.settle(row_ids, tokens)
             output_ids[0, : len(tokens)] = torch.tensor(tokens, dtype=output_ids.dtype)
 
     def _make_room(self, reserved_units: int, tokens: Sequence[int]) -> None:

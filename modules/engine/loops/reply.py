@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
 from modules.engine.base import EXIT_GPU_LOST, Emit, FinishReason, GenerationRequest
+from modules.engine.loops.drafting import Drafter
 from modules.engine.loops.loaded import LoadedModel, PieceCodec
 from modules.engine.loops.sampler import Sampled, Sampler
 from modules.engine.telling import Telling
@@ -46,6 +48,8 @@ class Reply(Telling):
         self.given_up: set[Rung] = set()
         self._loaded = loaded
         self._codec = codec
+        self.drafter: Drafter | None = None  # made where tokens are drafted for it
+        self._guesses: deque[int] = deque()
         self._sampler: Sampler | None = None
         self._sampled: Sampled | None = None
 
@@ -63,15 +67,34 @@ class Reply(Telling):
             decode=self._codec.decode,
         )
 
-    def choose(self, logits: torch.Tensor) -> int:
-        """The next token from `logits` (vocab,), by the request's own sampler."""
+    def sample(self, logits: torch.Tensor) -> Sampled:
+        """The next token from `logits` (vocab,), by the request's own sampler; `take` it before the reply's end."""
         assert self._sampler is not None  # start() comes first
-        self._sampled = self._sampler.next(logits)
+        return self._sampler.next(logits)
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """The next token from `logits` (vocab,) for a loop that takes each before it chooses another."""
+        self._sampled = self.sample(logits)
         return self._sampled.token_id
 
-    def take(self, token: int) -> FinishReason | None:
-        """Count the token chosen and stream its text. Says why the reply ends with it, None while it goes on."""
+    def expect(self, drafted: Sequence[int]) -> None:
+        """The next tokens are guessed to be `drafted`: counted as drafted, and as accepted as far as they are."""
+        self._guesses = deque(drafted)
+        self.drafted_tokens += len(drafted)
+
+    def take(self, token: int, sampled: Sampled | None = None) -> FinishReason | None:
+        """Count the token chosen and stream its text. Says why the reply ends with it, None while it goes on.
+
+        `sampled`: as `sample` gave it, where it was not the last that `choose` gave.
+        """
+        if sampled is not None:
+            self._sampled = sampled
         self._count(self._made + 1)
+        if self._guesses:
+            if self._guesses.popleft() == token:
+                self.accepted_tokens += 1
+            else:
+                self._guesses.clear()
         if token in self._loaded.eos_ids:
             return "stop"
         self.tokens.append(token)

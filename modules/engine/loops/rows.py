@@ -128,6 +128,19 @@ class CausalRow:
         logits: torch.Tensor = output.logits[0, -1]
         return logits
 
+    @torch.no_grad()
+    def read_each(self, ids: Sequence[int]) -> torch.Tensor:
+        """Read `ids`; the logits (ids, vocab) of what follows each of them."""
+        inputs = self._inputs | ({"logits_to_keep": len(ids)} if "logits_to_keep" in self._inputs else {})
+        output = self._model(input_ids=torch.tensor([list(ids)], device=self._device), **inputs)
+        self.tokens.extend(ids)
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def droppable(self, most: int) -> int:
+        """Of `most` tokens read after the next one, how many could be forgotten again with no trace of them left."""
+        return max(0, min((_droppable(layer, most) for layer in self.cache.layers), default=0))
+
     @property
     def size_bytes(self) -> int:
         """What the cache takes."""
@@ -255,6 +268,13 @@ def _can_crop(layer: Any) -> bool:
     if isinstance(layer, DynamicSlidingWindowLayer):
         return layer.get_seq_length() < layer.sliding_window
     return isinstance(layer, DynamicLayer | DummyLayer)
+
+
+def _droppable(layer: Any, most: int) -> int:
+    """See CausalRow.droppable. States keep what they have read, and so does a window that gets full."""
+    if type(layer) is DynamicSlidingWindowLayer:
+        return min(most, layer.sliding_window - 2 - layer.get_seq_length())
+    return most if _can_crop(layer) else 0
 
 
 def _layer_bytes(layer: Any) -> int:

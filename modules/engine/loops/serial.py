@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
 import torch
 
 from modules.engine.base import FinishReason, Prefill
 from modules.engine.loops.attention import prefer_cpu_attention
+from modules.engine.loops.drafting import MOST_DRAFTED
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.loop import QUEUE_LIMIT, LoopEngine
 from modules.engine.loops.packed_cache import cache_maker
@@ -27,6 +28,7 @@ from modules.engine.loops.reply import (
     smaller_chunk,
 )
 from modules.engine.loops.rows import CausalRow, EncoderDecoderRow, Row, Shelf
+from modules.engine.loops.speculation import Speculation
 from modules.engine.process.heap import LARGE_STEP_TOKENS, give_back
 
 log = logging.getLogger(__name__)
@@ -34,14 +36,21 @@ log = logging.getLogger(__name__)
 DEFAULT_SHELF_BYTES = 256 * 1024**2  # where the plan names no KV budget
 
 Choose = Callable[[torch.Tensor], int | None]
+Draft = Callable[[], list[int]]
 
 
-def steps(row: Row, ids: Sequence[int], choose: Choose, *, chunk: int) -> Iterator[Prefill | int]:
+def steps(
+    row: Row, ids: Sequence[int], choose: Choose, *, chunk: int, draft: Draft | None = None
+) -> Iterator[Prefill | int]:
     """Read what `row` lacks of `ids` in stretches of `chunk` tokens, then yield token after token without end.
 
     Yields Prefill before and after each stretch, then each token that `choose` takes from the logits (vocab,), before
     the model reads it. It ends where `choose` gives None, or where the caller stops asking. Ranks in step: all ranks
     run it, `choose` broadcasts rank 0's token, and the callers agree at each yield whether to go on.
+
+    `draft` gives tokens that may follow, [] where none: the model reads them with the token before, and those are
+    yielded as if read one by one that `choose` takes in their places. A caller that stops among them finds the rest of
+    them in `row`.
     """
     done = len(row.tokens)
     yield Prefill(done, len(ids))
@@ -52,9 +61,27 @@ def steps(row: Row, ids: Sequence[int], choose: Choose, *, chunk: int) -> Iterat
         if len(stretch) >= LARGE_STEP_TOKENS:
             give_back()
         yield Prefill(done, len(ids))
-    while (token := choose(logits)) is not None:
+    token = choose(logits)
+    while token is not None:
         yield token
-        logits = row.read([token])
+        drafted = draft() if draft is not None else []
+        if drafted and isinstance(row, CausalRow):
+            token = yield from _checked(row, token, drafted, choose)
+        else:
+            token = choose(row.read([token]))
+
+
+def _checked(row: CausalRow, token: int, drafted: list[int], choose: Choose) -> Generator[int, None, int | None]:
+    """Read `token` and `drafted`; yield those of `drafted` that are chosen in their places, return the next token."""
+    logits = row.read_each([token, *drafted])
+    end = len(row.tokens)
+    for place, guess in enumerate(drafted):
+        chosen = choose(logits[place])
+        if chosen != guess:
+            row.keep_prefix(end - len(drafted) + place)
+            return chosen
+        yield guess
+    return choose(logits[-1])
 
 
 class SerialEngine(LoopEngine):
@@ -64,6 +91,7 @@ class SerialEngine(LoopEngine):
         super().__init__(loaded, queue_limit=queue_limit)
         self._shelf_bytes = loaded.kv_budget_bytes or DEFAULT_SHELF_BYTES
         self._shelf = Shelf(self._shelf_bytes)
+        self._speculation = Speculation(loaded)
         self._new_cache = cache_maker(loaded)
         self._bytes_per_token = 0
         self._row: Row | None = None
@@ -129,12 +157,14 @@ class SerialEngine(LoopEngine):
         self._row = row
         reason = self._run_steps(reply, row, ids, chunk)
         if isinstance(row, CausalRow) and row.tokens:
+            row.keep_prefix(min(len(row.tokens), len(reply.ids)))
             self._bytes_per_token = row.size_bytes // len(row.tokens)
             self._shelf.put(row)
         return reason
 
     def _run_steps(self, reply: Reply, row: Row, ids: list[int], chunk: int) -> FinishReason:
-        for step in steps(row, ids, reply.choose, chunk=chunk):
+        draft = partial(self._draft, reply, row) if isinstance(row, CausalRow) else None
+        for step in steps(row, ids, reply.choose, chunk=chunk, draft=draft):
             self._attend()
             if reply.cancelled:
                 break
@@ -144,6 +174,9 @@ class SerialEngine(LoopEngine):
             elif isinstance(row, CausalRow):  # an encoder has told its own progress
                 reply.prefilled(step.done, step.total)
         return "cancelled"
+
+    def _draft(self, reply: Reply, row: CausalRow) -> list[int]:
+        return self._speculation.draft(reply, row.droppable(MOST_DRAFTED))
 
     def _row_for(self, reply: Reply) -> tuple[Row, list[int]]:
         """A row for `reply`, holding what is known of its prompt, and all ids that it has to hold."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 Method = Literal["exact", "dry-run", "formula"]
 Purpose = Literal[
-    "weights", "quant_meta", "kv_cache", "prefill_peak", "decode_peak", "dequant_buffer", "offload_buffer",
+    "weights", "quant_meta", "kv_cache", "draft", "prefill_peak", "decode_peak", "dequant_buffer", "offload_buffer",
     "gradients", "optimizer", "activations", "allocator", "context",
 ]  # fmt: skip
 
@@ -19,6 +19,7 @@ PURPOSE_TITLES: dict[Purpose, str] = {
     "weights": "weights",
     "quant_meta": "quantization data",
     "kv_cache": "KV cache",
+    "draft": "draft model",
     "gradients": "gradients",
     "optimizer": "optimizer states",
     "offload_buffer": "buffer for offloaded layers",
@@ -62,6 +63,11 @@ class Budget:
         kept = {purpose: figures[purpose] for purpose in PURPOSE_TITLES if purpose in figures}
         return cls({purpose: figure for purpose, figure in kept.items() if figure.bytes}, load_peak, margin)
 
+    def with_figure(self, purpose: Purpose, figure: Figure) -> Budget:
+        """This budget with one more thing that stays, and is there while the rest is loaded."""
+        load_peak = self.load_peak + figure.bytes if self.load_peak else 0
+        return Budget.of({**self.figures, purpose: figure}, load_peak=load_peak, margin=self.margin)
+
     def __getitem__(self, purpose: Purpose) -> int:
         """Bytes for one purpose, 0 where there is none."""
         return self.figures.get(purpose, _NOTHING).bytes
@@ -80,6 +86,11 @@ class Budget:
     def kv_cache(self) -> int:
         """Keys, values and recurrent states of the whole context."""
         return self["kv_cache"]
+
+    @property
+    def draft(self) -> int:
+        """A smaller model that guesses ahead, with its cache."""
+        return self["draft"]
 
     @property
     def prefill_peak(self) -> int:
@@ -130,7 +141,7 @@ class Budget:
     def resident(self) -> int:
         """What stays from the end of the load on."""
         kept: tuple[Purpose, ...] = (
-            "weights", "quant_meta", "kv_cache", "offload_buffer", "gradients", "optimizer", "context",
+            "weights", "quant_meta", "kv_cache", "draft", "offload_buffer", "gradients", "optimizer", "context",
         )  # fmt: skip
         return sum(self[purpose] for purpose in kept)
 

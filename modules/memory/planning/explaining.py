@@ -161,6 +161,7 @@ def sum_words(device: str, budget: Budget) -> str:
     parts = [
         (budget.weights + budget.quant_meta, "weights"),
         (budget.kv_cache, "KV cache"),
+        (budget.draft, "draft model"),
         (budget.transient + budget.offload_buffer, "buffers"),
         (budget.context, "CUDA context" if device.startswith("cuda") else "engine process"),
     ]

@@ -15,6 +15,7 @@ from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, layer_c
 from modules.memory.forecasting.remembered import PerSpec
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Way
+from modules.memory.planning.drafts import draft_figure
 from modules.memory.planning.placement import (
     Group,
     Layout,
@@ -49,7 +50,8 @@ class Counted:
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A model, the wishes and the machine. `widened`: by how much forecasts for a device are raised, from 1 on, since
-    they were too low before. `counted`: what a dry run counted, where one is known.
+    they were too low before. `counted`: what a dry run counted, where one is known. `draft`: a model that guesses
+    ahead, on the first device that computes.
     `gpus` are those that may be used, of `gpus_there`.
     """
 
@@ -61,6 +63,7 @@ class Problem:
     gpus_there: int = 0
     widened: Mapping[str, float] = field(default_factory=dict)
     counted: Counted | None = None
+    draft: ModelSpec | None = None
 
     def device(self, name: str) -> Device:
         """The device of that id."""
@@ -326,6 +329,9 @@ def _solution(problem: Problem, way: Way, run: RunSpec, layout: Layout) -> Solut
             offload_buffer=layout.offload_buffer if device == computing[0] else 0,
         )
         budgets[device] = _budget(problem, run, device, held, computes=device in computing)
+    if problem.draft is not None:
+        figure = draft_figure(problem.draft, problem.spec, run)
+        budgets[computing[0]] = budgets[computing[0]].with_figure("draft", figure)
     written = {"disk": layout.rewritten} if layout.rewritten else {}
     return Solution(way, run, layout, budgets, dict(layout.weights), _lacking(problem, budgets, written))
 

@@ -17,6 +17,7 @@ from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Loader, Place, Way, Wishes, list_ways, wished_context
 from modules.memory.planning.choosing import Ranked, choose, front, lacks, may_take, nearest_misses
 from modules.memory.planning.comparing import why_chosen
+from modules.memory.planning.drafts import Speculate, check_draft, how_to_speculate
 from modules.memory.planning.explaining import notes, speed_note, title
 from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
 from modules.memory.planning.plan_flags import options_for, words
@@ -36,7 +37,8 @@ class Plan:
     {} leaves it to DeepSpeed). `limits` are the most weight bytes that each device may hold; `budgets` what each
     device will hold, by purpose. `flags` is what to type to get exactly this. `quality` is 1 for weights as stored,
     else the expected ratio of perplexities, below 1; speeds are (low, high), (0, 0) if unknown; `short_bytes` is what
-    the worst device lacks, 0 if it fits.
+    the worst device lacks, 0 if it fits. `speculate` says what guesses ahead: nothing, look-up in the conversation, or
+    the model `draft`.
     """
 
     spec: ModelSpec
@@ -56,6 +58,8 @@ class Plan:
     tokens_per_s: tuple[float, float] = (0.0, 0.0)
     prefill_tokens_per_s: tuple[float, float] = (0.0, 0.0)
     short_bytes: int = 0
+    speculate: Speculate = "off"
+    draft: ModelSpec | None = None
 
     @property
     def offloads_quantized(self) -> bool:
@@ -68,7 +72,8 @@ class Plan:
 class Question:
     """What is to be planned: a model, what the user asks for, a machine, and what is known of how it behaves there.
 
-    `user_cache_dir` is where the disk cache goes if no flag says otherwise. `speeds` None: the published ones.
+    `draft` is the model that --draft-model names. `user_cache_dir` is where the disk cache goes if no
+    flag says otherwise. `speeds` None: the published ones.
     `peaks` tells what a dry run counted, or None while it is not known; it must not block, and is asked for chosen
     ways only. `observed` tells how far such forecasts were off so far.
     """
@@ -79,6 +84,7 @@ class Question:
     user_cache_dir: Path
     _: KW_ONLY
     trust_remote_code: bool = False
+    draft: ModelSpec | None = None
     speeds: Speeds | None = None
     peaks: PeaksOf | None = field(default=None, compare=False, repr=False)
     observed: ErrorsOf | None = field(default=None, compare=False, repr=False)
@@ -126,6 +132,7 @@ def list_plans(question: Question) -> PlanTable:
     what cannot be here.
     """
     spec, options = question.spec, question.options
+    check_draft(spec, question.draft, options)
     problem = _problem(question)
     ways, dropped = list_ways(spec, options, len(problem.gpus))
     wishes, wished = Wishes(options, len(problem.gpus)), wished_context(spec, options)
@@ -183,7 +190,7 @@ def _problem(question: Question) -> Problem:
     there = len(gpus)
     if options.gpu_memory:
         gpus = gpus[: len(options.gpu_memory)]
-    return Problem(question.spec, options, gpus, inventory.cpu, inventory.disk, there)
+    return Problem(question.spec, options, gpus, inventory.cpu, inventory.disk, there, draft=question.draft)
 
 
 def _plan(
@@ -213,6 +220,8 @@ def _plan(
         tokens_per_s=one.estimate.tokens_per_s,
         prefill_tokens_per_s=one.estimate.prefill_tokens_per_s,
         short_bytes=lacks(one),
+        speculate=how_to_speculate(problem.spec, problem.draft, options, solution.run),
+        draft=problem.draft,
     )
 
 
