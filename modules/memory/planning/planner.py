@@ -24,11 +24,12 @@ from modules.memory.planning.plan_flags import options_for, words
 from modules.memory.planning.ranking import ErrorsOf, PeaksOf, rank_way, rank_ways, widened, with_dry_runs
 from modules.memory.planning.refusing import refusal
 from modules.memory.planning.speed import Speeds, defaults
+from modules.remote_server import RemoteServer
 from modules.settings import LoadOptions
 
 __all__ = ["DEFAULT_CONTEXT", "Loader", "Plan", "PlanTable", "Question", "list_plans", "longest_context", "make_plan"]
 
-Loader = Literal["transformers", "deepspeed", "llamacpp"]
+Loader = Literal["transformers", "deepspeed", "llamacpp", "remote"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Plan:
     {} leaves it to DeepSpeed). `limits` are the most weight bytes that each device may hold; `budgets` what each
     device will hold, by purpose. `flags` is what to type to get exactly this. `quality` is 1 for weights as stored,
     else the expected ratio of perplexities, below 1; speeds are (low, high), (0, 0) if unknown; `short_bytes` is what
-    the worst device lacks, 0 if it fits.
+    the worst device lacks, 0 if it fits. `remote` is where the model runs if that is not here.
     """
 
     spec: ModelSpec
@@ -59,6 +60,7 @@ class Plan:
     tokens_per_s: tuple[float, float] = (0.0, 0.0)
     prefill_tokens_per_s: tuple[float, float] = (0.0, 0.0)
     short_bytes: int = 0
+    remote: RemoteServer | None = None
 
     @property
     def offloads_quantized(self) -> bool:
