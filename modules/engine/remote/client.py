@@ -101,13 +101,21 @@ class RemoteClient:
         `path` begins with a slash: below /v1, or with two below the server's root.
         """
         try:
-            async with self._sent(path, body, self.patience.answer_s) as response:
-                text = await self._whole(response, MAX_ANSWER_BYTES)
-                return json.loads(text)
+            return json.loads(await self._asked(path, body))
         except Unreached as error:
             raise error.error from error
         except (ValueError, RecursionError) as error:
             raise self._nonsense("no JSON") from error
+
+    async def _asked(self, path: str, body: Mapping[str, Any] | None, *, again: bool = True) -> bytes:
+        """The whole answer of a route; once more where the connection had gone stale."""
+        try:
+            async with self._sent(path, body, self.patience.answer_s) as response:
+                return await self._whole(response, MAX_ANSWER_BYTES)
+        except Unreached:
+            if not again:
+                raise
+        return await self._asked(path, body, again=False)
 
     @asynccontextmanager
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Json]]:

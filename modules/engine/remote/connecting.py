@@ -11,7 +11,7 @@ from typing import Any
 from modules.engine.remote.client import RemoteClient
 from modules.engine.remote.dialect import TITLES, Kind
 from modules.engine.remote.tokens import LlamaServerTokens, RemoteTokens, SnugTokens, VllmTokens
-from modules.errors import GenerationFailed, ModelNotFound, SnugError
+from modules.errors import BadValue, GenerationFailed, ModelNotFound, SnugError
 from modules.remote_server import RemoteServer
 
 _OWNERS: dict[str, Kind] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llamacpp", "snug": "snug"}
@@ -44,14 +44,25 @@ class Found:
 
 def find_out(client: RemoteClient, server: RemoteServer) -> Found:
     """Ask the server at `client` who it is. Raises SnugError: nothing answers, a key, an unknown or unnamed model."""
-    listed = _models(client.ask_now("/models"))
-    kind = _kind_of(client, listed)
+    kind, listed = _listed(client)
     card = _choose(listed, server, client.where, kind)
     model = str(card.get("id") or server.model)
     known = _first_number(card, _CONTEXT_NAMES) or server.context_tokens
     plain = Found(kind, model, TITLES[kind], known, known, rows=_ROWS.get(kind, _DEFAULT_ROWS))
     look = {"llamacpp": _llama_server, "vllm": _vllm, "snug": _snug}.get(kind)
     return plain if look is None else look(client, plain, card)
+
+
+def _listed(client: RemoteClient) -> tuple[Kind, list[Mapping[str, Any]]]:
+    """The kind of server and the cards of its models."""
+    try:
+        listed = _models(client.ask_now("/models"))
+    except GenerationFailed:
+        kind = _kind_of(client, [])
+        if kind != "transformers":  # whose list fails on a machine without a download cache
+            raise
+        return kind, []
+    return _kind_of(client, listed), listed
 
 
 def _models(answer: Any) -> list[Mapping[str, Any]]:
@@ -69,13 +80,13 @@ def _kind_of(client: RemoteClient, cards: list[Mapping[str, Any]]) -> Kind:
     for card in cards:
         if kind := _OWNERS.get(str(card.get("owned_by", "")).lower()):
             return kind
-    described = _try(client, "//openapi.json")
-    paths = described.get("paths") if isinstance(described, dict) else None
-    if isinstance(paths, dict):
-        if {"/load_model", "/reset", "/v1/responses"} <= paths.keys():  # transformers' cli/serving/server.py
+    try:
+        client.ask_now("//load_model", {})
+    except BadValue as error:  # cli/serving/server.py of transformers 5.23; its openapi.json and its list may both fail
+        if "Missing `model` field" in error.message:
             return "transformers"
-        if "/v1/internal/token/encode" in paths:
-            return "snug"
+    except SnugError:
+        pass
     return "openai"
 
 
