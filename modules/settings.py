@@ -92,10 +92,11 @@ class LoadOptions(BaseModel):
         "auto",
         description="Precision of weights that are not quantized. auto: as stored, bf16 instead of fp16 on a CPU.",
     )
-    loader: Annotated[Literal["auto", "transformers", "llamacpp"], Flag("model")] = Field(
+    loader: Annotated[Literal["auto", "transformers", "llamacpp", "vllm"], Flag("model")] = Field(
         "auto",
         description="What runs a .gguf file: llama.cpp, on the CPU and as it is stored, or transformers, unpacked to "
-        "16 bits. auto: the faster one that fits; files in other formats run with transformers.",
+        "16 bits. auto: the faster one that fits; files in other formats run with transformers. "
+        "vllm: a vLLM server that Snug starts and ends.",
     )
     bf16: Annotated[bool, Flag("model")] = Field(False, description="The same as --dtype bf16.")
     attn_implementation: Annotated[
@@ -153,6 +154,9 @@ class Settings(LoadOptions):
     )
     trust_remote_code: Annotated[bool, Flag("model")] = Field(
         False, description="Let models bring and run Python code of their own. Only for models that you trust."
+    )
+    vllm_python: Annotated[UserPath | None, Flag("model", "FILE")] = Field(
+        None, description="With --loader vllm: the Python of the environment that has vLLM. Default: Snug's own."
     )
     local_rank: Annotated[int | None, Flag("deepspeed", "N", aliases=("--local_rank",))] = Field(
         None, ge=0, description="This process's rank. The deepspeed launcher passes it; do not set it yourself."
@@ -315,6 +319,7 @@ _EXCLUDES: tuple[tuple[str, str, str], ...] = (
     ("plan", "check", "Choose one of them."),
     ("engine_url", "model", "--model names one on this machine; the server's own is named with --engine-model."),
     ("engine_url", "check", "--check tests this machine; drop one of them."),
+    ("engine_url", "vllm_python", "That server is there already; drop one of them."),
     ("engine_url", "deepspeed", "The model runs elsewhere; drop one of them."),
     ("cpu", "gpu", "Without the GPU there is nothing to plan on it; drop one of them."),
 )

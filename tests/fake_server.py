@@ -157,6 +157,9 @@ def fake_server(*cards: Json, play: Play | None = None, key: str = "", port: int
             if self.path in fake.routes:
                 line.refuse(200, fake.routes[self.path](body))
                 return
+            if not self.path.endswith("/completions"):
+                line.refuse(404, {"detail": "Not Found"})
+                return
             with fake.changed:
                 fake.asked.append(line)
                 fake.changed.notify_all()

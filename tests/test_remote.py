@@ -328,8 +328,11 @@ def test_silence_ends_before_anybody_has_to_wait_for_ever() -> None:
     reader = fault(silent)
     assert reader.text == "Hm"
     assert "said nothing" in error_of(reader).message
-    reader = fault(lambda line: line.wait_until_gone() and None)
-    assert isinstance(error_of(reader), ServerLost)
+
+    def mute(line: Line) -> None:
+        line.wait_until_gone()
+
+    assert isinstance(error_of(fault(mute)), ServerLost)
 
 
 def garbage(raw: bytes, kind: str = "text/event-stream") -> Callable[[Line], None]:

@@ -18,6 +18,8 @@ from modules.sampling import GenerationParams
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EXIT_GPU_LOST = 76
 """The exit code of an engine process whose GPU takes no more calls."""
+EXIT_SERVER_GONE = 77
+"""The exit code of an engine process whose own server (vLLM) ended."""
 
 
 @dataclass(frozen=True, slots=True)

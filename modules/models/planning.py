@@ -144,6 +144,7 @@ class Planning:
             speeds=self._speeds(inventory),
             peaks=self._peaks(sharpen=sharpen),
             observed=self._records.errors_of(spec.model_type),
+            vllm_python=self._settings.vllm_python,
         )
 
     def _peaks(self, *, sharpen: bool) -> PeaksOf | None:

@@ -88,7 +88,12 @@ class RemoteClient:
     def ask_now(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """`ask` for other threads."""
         work = self.spawn(self.ask(path, body))
-        return work.result(self.patience.connect_s + 2 * self.patience.answer_s)
+        most_s = self.patience.connect_s + 2 * self.patience.answer_s
+        try:
+            return work.result(most_s)
+        except TimeoutError as error:  # an answer that goes on and on
+            work.cancel()
+            raise self._silent(most_s) from error
 
     def call_soon(self, call: Any) -> None:
         """Have `call` called in the loop; nothing happens once it is closed."""

@@ -65,7 +65,7 @@ def connect(
     client = RemoteClient(server.url, key, patience=patience)
     try:
         found = find_out(client, server)
-        engine = RemoteEngine(client, found, _info(plan, server, found, started))
+        engine = RemoteEngine(client, found, describe(plan, server, found, started))
     except BaseException:
         client.close()
         raise
@@ -230,7 +230,7 @@ async def _follow(reply: RemoteReply, events: AsyncIterator[Json]) -> FinishReas
     return reply.ended
 
 
-def _info(plan: Plan, server: RemoteServer, found: Found, started: float) -> ModelInfo:
+def describe(plan: Plan, server: RemoteServer, found: Found, started: float) -> ModelInfo:
     """What is to be said of a model that runs elsewhere."""
     by_ids = found.tokens is not None
     prefix, suffix = found.tokens.border_ids() if found.tokens is not None else ((), ())

@@ -19,7 +19,7 @@ from modules.memory.planning.candidates import DEFAULT_CONTEXT, Place, Way, Wish
 from modules.memory.planning.choosing import Ranked, choose, front, lacks, may_take, nearest_misses
 from modules.memory.planning.comparing import why_chosen
 from modules.memory.planning.explaining import notes, speed_note, title
-from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
+from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, Solution, longest, solve_at
 from modules.memory.planning.plan_flags import options_for, words
 from modules.memory.planning.ranking import ErrorsOf, PeaksOf, rank_way, rank_ways, widened, with_dry_runs
 from modules.memory.planning.refusing import refusal
@@ -29,7 +29,7 @@ from modules.settings import LoadOptions
 
 __all__ = ["DEFAULT_CONTEXT", "Loader", "Plan", "PlanTable", "Question", "list_plans", "longest_context", "make_plan"]
 
-Loader = Literal["transformers", "deepspeed", "llamacpp", "remote"]
+Loader = Literal["transformers", "deepspeed", "llamacpp", "remote", "vllm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class Plan:
     {} leaves it to DeepSpeed). `limits` are the most weight bytes that each device may hold; `budgets` what each
     device will hold, by purpose. `flags` is what to type to get exactly this. `quality` is 1 for weights as stored,
     else the expected ratio of perplexities, below 1; speeds are (low, high), (0, 0) if unknown; `short_bytes` is what
-    the worst device lacks, 0 if it fits. `remote` is where the model runs if that is not here.
+    the worst device lacks, 0 if it fits. `remote` is where the model runs if that is not here,
+    `vllm_python` the Python that has vLLM, None for this one.
     """
 
     spec: ModelSpec
@@ -61,6 +62,7 @@ class Plan:
     prefill_tokens_per_s: tuple[float, float] = (0.0, 0.0)
     short_bytes: int = 0
     remote: RemoteServer | None = None
+    vllm_python: Path | None = None
 
     @property
     def offloads_quantized(self) -> bool:
@@ -87,6 +89,7 @@ class Question:
     speeds: Speeds | None = None
     peaks: PeaksOf | None = field(default=None, compare=False, repr=False)
     observed: ErrorsOf | None = field(default=None, compare=False, repr=False)
+    vllm_python: Path | None = None
 
     def asking(self, options: LoadOptions) -> Question:
         """The same of other options."""
@@ -197,7 +200,7 @@ def _plan(
     return Plan(
         spec=problem.spec,
         run=solution.run,
-        loader="deepspeed" if layout is None else "llamacpp" if solution.run.runtime == "llamacpp" else "transformers",
+        loader=_loader(solution, options),
         placement=layout.device_map() if layout else {},
         limits=solution.limits,
         budgets=solution.budgets,
@@ -212,7 +215,17 @@ def _plan(
         tokens_per_s=one.estimate.tokens_per_s,
         prefill_tokens_per_s=one.estimate.prefill_tokens_per_s,
         short_bytes=lacks(one),
+        vllm_python=question.vllm_python if options.loader == "vllm" else None,
     )
+
+
+def _loader(solution: Solution, options: LoadOptions) -> Loader:
+    """What loads a solved way."""
+    if solution.layout is None:
+        return "deepspeed"
+    if solution.run.runtime == "llamacpp":
+        return "llamacpp"
+    return "vllm" if options.loader == "vllm" else "transformers"
 
 
 def _would_fit(question: Question, options: LoadOptions, *, more_cpu: int = 0, more_gpu: int = 0) -> bool:
