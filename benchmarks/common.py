@@ -101,7 +101,7 @@ def _is_ready(base: str) -> bool:
         return False
 
 
-def measure(base: str, path: str, body: dict[str, Any]) -> tuple[Measured, str]:
+def measure(base: str, path: str, body: dict[str, Any], *, key: str = "") -> tuple[Measured, str]:
     """Stream one request to an OpenAI-compatible endpoint; returns the figures and the text.
 
     Lines are only noted while they come and read afterwards: the client shares the machine with what it measures.
@@ -111,7 +111,8 @@ def measure(base: str, path: str, body: dict[str, Any]) -> tuple[Measured, str]:
     connection = http.client.HTTPConnection(base.removeprefix("http://"), timeout=600)
     with contextlib.closing(connection):
         start = time.perf_counter()
-        connection.request("POST", path, json.dumps(request), {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        connection.request("POST", path, json.dumps(request), headers)
         response = connection.getresponse()
         if response.status != 200:
             raise RuntimeError(response.read().decode())

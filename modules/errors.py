@@ -137,6 +137,18 @@ class EngineDied(SnugError):
     code, http_status = "engine_died", 503
 
 
+class ServerLost(EngineDied):
+    """The server that runs the model does not answer, or stopped in the midst of a reply."""
+
+    code, http_status = "server_lost", 502
+
+
+class ServerRefused(SnugError):
+    """The server that runs the model wants nothing of what it is asked: a key, a route, another address."""
+
+    code, http_status = "server_refused", 502
+
+
 class GenerationFailed(SnugError):
     code, http_status = "generation_failed", 500
 

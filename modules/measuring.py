@@ -59,8 +59,8 @@ def _reached(budget: Budget, share: float, *, device: str, loop: str) -> int:
 def _entries(
     plan: Plan, machine: Inventory, moment: Moment, pairs: Iterable[tuple[str, int, int]], share: float = 0.0
 ) -> list[Entry]:
-    """One entry for each (device, forecast, measured); none of a model shared among ranks, which one cannot measure."""
-    if plan.loader == "deepspeed":
+    """One entry for each (device, forecast, measured); none of a model in processes that one cannot measure."""
+    if plan.loader in ("deepspeed", "vllm"):
         return []
     names = {device.id: device.name for device in (*machine.gpus, machine.cpu)}
     return [

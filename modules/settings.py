@@ -18,14 +18,16 @@ from pydantic.fields import FieldInfo
 from modules.errors import BadFlag, NotAvailableHere
 from modules.hardware import Inventory
 from modules.memory.known_gpus import find_gpu
+from modules.remote_server import RemoteServer, check_url
 from modules.units import format_size, parse_size
 
-Group = Literal["model", "quantization", "placement", "deepspeed", "page", "plan", "check"]
+Group = Literal["model", "quantization", "placement", "deepspeed", "remote", "page", "plan", "check"]
 GROUP_TITLES: dict[Group, str] = {
     "model": "Model",
     "quantization": "Quantization",
     "placement": "Placement on GPU, CPU and disk",
     "deepspeed": "DeepSpeed ZeRO-3",
+    "remote": "A model on another server",
     "page": "Page and server",
     "plan": "What fits, before anything is loaded",
     "check": "Machine test",
@@ -62,6 +64,11 @@ def _gpus(value: object) -> object:
     return tuple(str(card) for card in cards)
 
 
+def _engine_url(value: object) -> object:
+    """An address up to its /v1."""
+    return value if value is None else check_url(str(value))
+
+
 Sizes = Annotated[tuple[int, ...], BeforeValidator(_sizes)]
 Size = Annotated[int, BeforeValidator(_size)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -85,10 +92,11 @@ class LoadOptions(BaseModel):
         "auto",
         description="Precision of weights that are not quantized. auto: as stored, bf16 instead of fp16 on a CPU.",
     )
-    loader: Annotated[Literal["auto", "transformers", "llamacpp"], Flag("model")] = Field(
+    loader: Annotated[Literal["auto", "transformers", "llamacpp", "vllm"], Flag("model")] = Field(
         "auto",
         description="What runs a .gguf file: llama.cpp, on the CPU and as it is stored, or transformers, unpacked to "
-        "16 bits. auto: the faster one that fits; files in other formats run with transformers.",
+        "16 bits. auto: the faster one that fits; files in other formats run with transformers. "
+        "vllm: a vLLM server that Snug starts and ends.",
     )
     bf16: Annotated[bool, Flag("model")] = Field(False, description="The same as --dtype bf16.")
     attn_implementation: Annotated[
@@ -156,8 +164,22 @@ class Settings(LoadOptions):
     trust_remote_code: Annotated[bool, Flag("model")] = Field(
         False, description="Let models bring and run Python code of their own. Only for models that you trust."
     )
+    vllm_python: Annotated[UserPath | None, Flag("model", "FILE")] = Field(
+        None, description="With --loader vllm: the Python of the environment that has vLLM. Default: Snug's own."
+    )
     local_rank: Annotated[int | None, Flag("deepspeed", "N", aliases=("--local_rank",))] = Field(
         None, ge=0, description="This process's rank. The deepspeed launcher passes it; do not set it yourself."
+    )
+    engine_url: Annotated[str | None, BeforeValidator(_engine_url), Flag("remote", "URL")] = Field(
+        None,
+        description="Use the model of an OpenAI-compatible server: http://host:8000/v1 of vLLM, SGLang, Ray Serve, "
+        "llama-server, transformers serve or another Snug.",
+    )
+    engine_key_file: Annotated[UserPath | None, Flag("remote", "FILE")] = Field(
+        None, description="A file that holds that server's API key."
+    )
+    engine_model: Annotated[str | None, Flag("remote", "NAME")] = Field(
+        None, max_length=500, description="Which of that server's models to use. Default: the only one it has."
     )
     chat: Annotated[bool, Flag("page")] = Field(False, description="Open the Chat tab first (the default).")
     notebook: Annotated[bool, Flag("page")] = Field(False, description="Open the Notebook tab first.")
@@ -211,6 +233,13 @@ class Settings(LoadOptions):
     def host(self) -> str:
         """The address to bind."""
         return self.listen_host or ("0.0.0.0" if self.listen else "127.0.0.1")  # noqa: S104 - asked for by --listen
+
+    @property
+    def remote_server(self) -> RemoteServer | None:
+        """The server that --engine-url names."""
+        if self.engine_url is None:
+            return None
+        return RemoteServer(self.engine_url, self.engine_key_file, self.engine_model or "", self.ctx_size or 0)
 
     @property
     def load_options(self) -> LoadOptions:
@@ -298,6 +327,10 @@ _EXCLUDES: tuple[tuple[str, str, str], ...] = (
     ("cpu", "gpu_memory", "Without the GPU there is nothing to limit; drop one of them."),
     ("chat", "notebook", "Only one tab can open first."),
     ("plan", "check", "Choose one of them."),
+    ("engine_url", "model", "--model names one on this machine; the server's own is named with --engine-model."),
+    ("engine_url", "check", "--check tests this machine; drop one of them."),
+    ("engine_url", "vllm_python", "That server is there already; drop one of them."),
+    ("engine_url", "deepspeed", "The model runs elsewhere; drop one of them."),
     ("cpu", "gpu", "Without the GPU there is nothing to plan on it; drop one of them."),
 )
 _NEEDS: tuple[tuple[str, str, str], ...] = (  # several needed ones, separated by |: any of them will do
@@ -306,6 +339,8 @@ _NEEDS: tuple[tuple[str, str, str], ...] = (  # several needed ones, separated b
     ("compute_dtype", "load_in_4bit", "It belongs to 4-bit loading."),
     ("disk_cache_dir", "disk", "It says where --disk puts the layers."),
     ("nvme_offload_dir", "deepspeed", "It belongs to ZeRO-3; for the ordinary loader use --disk --disk-cache-dir."),
+    ("engine_key_file", "engine_url", "It is that server's key."),
+    ("engine_model", "engine_url", "It is one of that server's models; --model names one on this machine."),
     ("json_output", "plan|check", "It is the output format of these."),
     ("gpu", "plan", "It plans for a machine that is not here."),
     ("ram", "plan", "It plans for a machine that is not here."),

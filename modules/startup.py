@@ -87,11 +87,14 @@ def _bind_error(settings: Settings, error: OSError) -> SnugError:
 
 
 def first_model(settings: Settings) -> str | None:
-    """The model to load at start: the one named, else the only one there is; fetches the starter where it is wanted.
+    """The model to load at start: on another server, the one named, else the only one; fetches the starter if wanted.
 
     Raises NotAvailableHere for flags that ask for what this machine lacks, ModelNotFound, and what `fetch` raises.
     """
     model = settings.model
+    if (server := settings.remote_server) is not None:
+        server.read_key()  # a file that is not there is told at once
+        return server.name
     check_machine(settings, read_inventory(settings.user_data_dir))
     if is_wanted(settings.model_dir, model):
         fetch_in_terminal(settings.model_dir)

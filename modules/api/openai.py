@@ -164,6 +164,8 @@ def _built(services: Services, engine: EngineHost, prompt: Prompt, max_new_token
         except ContextLengthExceeded as error:  # here the field is called otherwise
             raise ContextLengthExceeded(error.message, remedy=error.remedy, param="prompt") from error
     info = engine.info
+    if info.takes == "words":
+        raise BadValue("This model runs on a server that takes text only.", remedy="Send text.", param="prompt")
     if any(not 0 <= token < info.vocab_size for token in prompt):
         raise BadValue(f"Token ids go from 0 to {info.vocab_size - 1}.", param="prompt")
     free = 0 if info.is_encoder_decoder else free_tokens(info, max_new_tokens)
@@ -192,5 +194,5 @@ def _model_json(info: ModelInfo) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": "snug",
-        "context_length": info.context_tokens,
+        "context_length": info.context_tokens or None,
     }

@@ -36,6 +36,7 @@ class Job:
             user=user,
             prompt_ids=self.prompt.prompt_ids,
             reply_ids=self.prompt.reply_ids,
+            words=self.prompt.words,
             params=self.params.model_copy(update={"stop": (*self.params.stop, *self.prompt.stop)}),
         )
 

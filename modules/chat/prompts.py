@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from modules.chat.rendering import ChatTemplate, Rendered, render_pieces
 from modules.chat.templates import TemplateWorker
-from modules.engine.base import ModelInfo, TextPiece
+from modules.engine.base import ModelInfo, TextPiece, Words
 from modules.errors import BadValue, ContextLengthExceeded
 from modules.messages import ChatMessage
 
@@ -45,7 +45,8 @@ class BuiltPrompt:
     """A prompt ready to submit.
 
     `reply_ids` are what the reply already holds, `stop` strings to add to the request's own, `dropped` the number of
-    messages that did not fit, `notice` "" or what else had to be changed, for people.
+    messages that did not fit, `notice` "" or what else had to be changed, for people. An engine that takes words gets
+    `words` and no ids.
     """
 
     prompt_ids: Ids
@@ -53,6 +54,7 @@ class BuiltPrompt:
     stop: tuple[str, ...] = ()
     dropped: int = 0
     notice: str = ""
+    words: Words | None = None
 
 
 class Prompts:
@@ -85,6 +87,8 @@ class Prompts:
         start = whole_characters(reply_start or "")
         if not any(m.role != "system" for m in turns):
             raise BadValue("There is no message to answer.", remedy="Send at least one user message.", param="messages")
+        if engine.info.takes == "words":
+            return BuiltPrompt((), words=Words(tuple(turns), reply_start=start, may_drop=truncate))
         if engine.info.is_encoder_decoder:
             return self._last_message_alone(engine, turns, start)
         free = free_tokens(engine.info, max_new_tokens)
@@ -99,6 +103,8 @@ class Prompts:
         Raises ContextLengthExceeded if it does not fit; with `truncate` its beginning is left out instead.
         """
         info = engine.info
+        if info.takes == "words":
+            return BuiltPrompt((), words=Words(text=whole_characters(text)))
         free = 0 if info.is_encoder_decoder else free_tokens(info, max_new_tokens)
         limit = info.context_tokens - free
         characters = limit * _LONGEST_TOKEN_CHARACTERS

@@ -145,7 +145,9 @@ class Writer:
         self.reply.change(notice=_notice(built, engine.info.context_tokens))
         stop = tuple(dict.fromkeys((*self._task.params.stop, *built.stop)))[:MAX_STOP_STRINGS]
         params = self._task.params.model_copy(update={"stop": stop})
-        request = GenerationRequest(uuid4().hex, self._task.owner, built.prompt_ids, params, built.reply_ids)
+        request = GenerationRequest(
+            uuid4().hex, self._task.owner, built.prompt_ids, params, built.reply_ids, built.words
+        )
         with self._lock:
             if self._cut_short is not None:
                 return None

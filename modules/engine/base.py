@@ -12,11 +12,28 @@ from typing import Literal, Protocol
 
 from modules.errors import SnugError
 from modules.memory.planning.planner import Plan
+from modules.messages import ChatMessage
 from modules.sampling import GenerationParams
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EXIT_GPU_LOST = 76
 """The exit code of an engine process whose GPU takes no more calls."""
+EXIT_SERVER_GONE = 77
+"""The exit code of an engine process whose own server (vLLM) ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A prompt for an engine that keeps its tokenizer and its template to itself: a conversation, or a raw `text`.
+
+    `reply_start` is what the reply holds already ("continue"). With `may_drop` the oldest turns may be left out where
+    the whole does not fit.
+    """
+
+    messages: tuple[ChatMessage, ...] = ()
+    text: str = ""
+    reply_start: str = ""
+    may_drop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +41,8 @@ class GenerationRequest:
     """One generation. `prompt_ids` go to the encoder of an encoder-decoder model, else to the model itself.
 
     `reply_ids` are tokens that the reply already holds ("continue"): they follow the prompt (in the decoder of an
-    encoder-decoder model), count as reply for penalties, and are not emitted again.
+    encoder-decoder model), count as reply for penalties, and are not emitted again. An engine that takes words
+    (ModelInfo.takes) gets `words` and no ids.
     """
 
     id: str
@@ -32,11 +50,15 @@ class GenerationRequest:
     prompt_ids: tuple[int, ...]
     params: GenerationParams
     reply_ids: tuple[int, ...] = ()
+    words: Words | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token's natural-log probability under the raw model distribution, with its likeliest alternatives."""
+    """One token's natural-log probability under the raw model distribution, with its likeliest alternatives.
+
+    An id of -1: the server that made it tells texts only.
+    """
 
     token_id: int
     text: str
@@ -143,12 +165,13 @@ class ModelInfo:
     `loop` is the generation loop in use, `loop_reason` why. `end_texts` are the texts of the end tokens;
     `longest_context` is what the model was made for, 0 where nothing says; `special_tokens` maps a name ("bos_token")
     to its text. `text_prefix_ids` and `text_suffix_ids` are what the tokenizer itself puts around a plain text
-    (`add_special_tokens=True`): Llama's BOS, T5's end token.
+    (`add_special_tokens=True`): Llama's BOS, T5's end token. An engine that `takes` "words" encodes nothing and may
+    not know its `context_tokens`, which are 0 then.
     """
 
     name: str
     architecture: str
-    loop: Literal["batched", "serial", "zero3", "llamacpp"]
+    loop: Literal["batched", "serial", "zero3", "llamacpp", "remote"]
     loop_reason: str
     context_tokens: int
     vocab_size: int
@@ -166,6 +189,7 @@ class ModelInfo:
     longest_context: int = 0
     text_prefix_ids: tuple[int, ...] = ()
     text_suffix_ids: tuple[int, ...] = ()
+    takes: Literal["tokens", "words"] = "tokens"
 
     @property
     def can_grow(self) -> bool:

@@ -74,6 +74,14 @@ class PieceEncoder:
         return sum(token in self._control_ids for token in ids)
 
 
+def border_of(bare: Sequence[int], whole: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands before and after the ids `bare` in `whole`: what a tokenizer by itself puts around a text."""
+    for start in range(len(whole) - len(bare) + 1):
+        if list(whole[start : start + len(bare)]) == list(bare):
+            return tuple(whole[:start]), tuple(whole[start + len(bare) :])
+    return (), ()
+
+
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """A pattern that finds any of `texts`, the longest first; nothing where there are none."""
     longest_first = sorted(texts, key=len, reverse=True)

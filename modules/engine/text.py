@@ -163,3 +163,23 @@ class TextStream:
     def flush(self) -> str:
         """What is left at the end of the reply. May turn `finished` True; an incomplete character is dropped."""
         return self._matcher.push(self._detokenizer.flush()) + self._matcher.flush()
+
+
+class ReadyText:
+    """The text of a reply that comes as text: whole characters, end tokens left out by who made it."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._matcher = StopMatcher(stop)
+
+    @property
+    def finished(self) -> bool:
+        """True once a stop string was found."""
+        return self._matcher.found
+
+    def push(self, text: str) -> str:
+        """As much as may be shown."""
+        return self._matcher.push(text)
+
+    def flush(self) -> str:
+        """What was held back."""
+        return self._matcher.flush()

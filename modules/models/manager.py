@@ -89,8 +89,10 @@ class ModelManager:
         return self._slot.wait_state(version, timeout_s)
 
     def list(self) -> list[ModelEntry]:
-        """What is in the models folder."""
-        return list_models(self._settings.model_dir, trust_remote_code=self._settings.trust_remote_code)
+        """What is in the models folder, and first of all the model that runs elsewhere, if a flag names one."""
+        server = self._settings.remote_server
+        there = [] if server is None else [ModelEntry(server.name, "remote", 0)]
+        return there + list_models(self._settings.model_dir, trust_remote_code=self._settings.trust_remote_code)
 
     def plan(self, options: LoadOptions) -> Plan:
         """What loading with `options` would do now, if the loaded model gave way. Raises SnugError if nothing fits."""

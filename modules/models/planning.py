@@ -21,11 +21,13 @@ from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.describing import describer_for
 from modules.memory.model.listing import check_loadable
 from modules.memory.model.spec import ModelSpec, inspect
+from modules.memory.planning.elsewhere import plan_elsewhere
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, make_plan
 from modules.memory.planning.ranking import PeaksOf, RunPeaks
 from modules.memory.planning.smaller import Failure, smaller_plans
 from modules.memory.planning.speed import Speeds
 from modules.models.records import Records
+from modules.remote_server import RemoteServer
 from modules.settings import LoadOptions, Settings, check_machine, check_together
 
 log = logging.getLogger(__name__)
@@ -88,11 +90,23 @@ class Planning:
 
     def plan(self, options: LoadOptions, freed: EngineStats) -> Plan:
         """The plan to load by. Raises SnugError for impossible flags, and where nothing fits."""
+        if (server := self.elsewhere(options)) is not None:
+            return plan_elsewhere(server)
         return make_plan(self.question(options, freed))
 
     def table(self, options: LoadOptions, freed: EngineStats, *, sharpen: bool = False) -> PlanTable:
         """Every way to load. Raises SnugError for impossible flags. `sharpen` has a dry run of the chosen one made."""
+        if (server := self.elsewhere(options)) is not None:
+            plan = plan_elsewhere(server)
+            return PlanTable(
+                Question(plan.spec, options, self._read_inventory(self._cache), self._cache), (plan,), plan
+            )
         return list_plans(self.question(options, freed, sharpen=sharpen))
+
+    def elsewhere(self, options: LoadOptions) -> RemoteServer | None:
+        """The server whose model `options` name; None for a model of this machine."""
+        server = self._settings.remote_server
+        return server if server is not None and options.model == server.name else None
 
     def smaller(self, failure: Failure, freed: EngineStats) -> list[Plan]:
         """What to try instead of a plan that memory ran out for; nothing where that cannot be told."""
@@ -132,6 +146,7 @@ class Planning:
             speeds=self._speeds(inventory),
             peaks=self._peaks(sharpen=sharpen),
             observed=self._records.errors_of(spec.model_type),
+            vllm_python=self._settings.vllm_python,
         )
 
     def _peaks(self, *, sharpen: bool) -> PeaksOf | None:

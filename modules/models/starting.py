@@ -18,6 +18,8 @@ LOADERS: Mapping[str, LoadEngine] = {
     "transformers": LoadByName("modules.engine.loading.huggingface:load"),
     "deepspeed": LoadByName("modules.engine.zero3.doors:load"),
     "llamacpp": LoadByName("modules.engine.llamacpp.engine:load"),
+    "vllm": LoadByName("modules.engine.vllm.engine:load"),
+    "remote": LoadByName("modules.engine.remote.engine:load"),
 }
 
 

@@ -38,6 +38,7 @@ from modules.memory.planning.speed import Speeds
 from modules.models.planning import find_draft
 from modules.plan_command.as_json import entries_json, error_json, report_json, table_json, training_json
 from modules.plan_command.bars import Signs
+from modules.plan_command.elsewhere import ask, elsewhere_json, print_elsewhere
 from modules.plan_command.text import (
     Notes,
     machine_table,
@@ -49,6 +50,7 @@ from modules.plan_command.text import (
     training_parts,
 )
 from modules.plan_command.training import TrainingTable, list_ways
+from modules.remote_server import RemoteServer
 from modules.settings import Settings, check_machine
 from modules.starter import STARTER_NAME, is_wanted
 
@@ -99,6 +101,8 @@ def run_plan(settings: Settings) -> int:
     console = Console()
     if settings.report:
         return _report(settings, console)
+    if (server := settings.remote_server) is not None:
+        return _elsewhere(server, console, as_json=settings.json_output)
     with closing(DryRuns(settings.user_data_dir / "cache" / "dryruns")) as dry_runs:
         sources = find_sources(settings, dry_runs)
         alone = len(sources) == 1
@@ -115,6 +119,15 @@ def run_plan(settings: Settings) -> int:
         console.print()
         _show(console, answers, imagined=machine.imagined)
     return 0 if any(answer.table is not None and answer.table.chosen is not None for answer in answers) else 1
+
+
+def _elsewhere(server: RemoteServer, console: Console, *, as_json: bool) -> int:
+    answer = ask(server)
+    if as_json:
+        _write_json({"models": [elsewhere_json(server, answer)]})
+    else:
+        print_elsewhere(console, server, answer)
+    return 1 if isinstance(answer, SnugError) else 0
 
 
 def _report(settings: Settings, console: Console) -> int:

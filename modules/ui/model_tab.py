@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from modules.errors import BadValue, SnugError
+from modules.memory.model.listing import ModelEntry
 from modules.memory.planning.planner import Plan, longest_context
 from modules.services import Services
 from modules.settings import GROUP_TITLES, LoadOptions, flag_of
@@ -85,13 +86,13 @@ class ModelTab:
             )
         return cards
 
-    def _entry_html(self, entry: Any, chosen: str | None) -> str:
+    def _entry_html(self, entry: ModelEntry, chosen: str | None) -> str:
         problem = f'<span class="entry-problem">{html.escape(str(entry.problem))}</span>' if entry.problem else ""
         return (
             f'<button type="button" class="entry" data-model="{html.escape(entry.name)}" '
             f'aria-pressed="{str(entry.name == chosen).lower()}"{" disabled" if entry.problem else ""}>'
             f'<span class="entry-name">{html.escape(entry.name)}</span>'
-            f'<span class="entry-facts">{html.escape(entry.kind)} · {format_size(entry.size_bytes)}</span>'
+            f'<span class="entry-facts">{html.escape(_facts(entry))}</span>'
             f"{problem}</button>"
         )
 
@@ -106,6 +107,8 @@ class ModelTab:
     def _pictured(self, options: LoadOptions) -> Seen:
         answered = self.models.dry_run_progress.answered
         table = self.models.plans(options)
+        if table.chosen is not None and table.chosen.remote is not None:
+            return Seen(elsewhere_html(table.chosen), loaded=self.models.state.plan == table.chosen)
         misses = (plan for plan in table.plans if not plan.fits)
         plan = table.chosen or min(misses, key=lambda miss: miss.short_bytes, default=next(iter(table.plans), None))
         free = options_of((), options)
@@ -170,6 +173,19 @@ class ModelTab:
             f'<div class="state {state.status}"><h2><span class="dot"></span>{title}</h2>{problem}'
             f'<details class="how"><summary>How it runs</summary>{info_html(state.info)}</details></div>'
         )
+
+
+def _facts(entry: ModelEntry) -> str:
+    return "on another server" if entry.kind == "remote" else f"{entry.kind} · {format_size(entry.size_bytes)}"
+
+
+def elsewhere_html(plan: Plan) -> str:
+    """What is to be said of a model that runs on another server, before anybody has asked that."""
+    reasons = "".join(f"<p>{html.escape(reason)}</p>" for reason in plan.reasons)
+    return (
+        '<div class="plan"><div class="plan-head"><div class="verdict ok"><span class="dot"></span>'
+        f"<strong>{html.escape(plan.title)}</strong></div>{reasons}</div></div>"
+    )
 
 
 def without_aliases(options: LoadOptions) -> LoadOptions:

@@ -6,7 +6,7 @@ import signal
 
 import psutil
 
-from modules.engine.base import EXIT_GPU_LOST
+from modules.engine.base import EXIT_GPU_LOST, EXIT_SERVER_GONE
 from modules.engine.host.deaths import MemoryWatch
 from modules.engine.host.patience import TRY_AGAIN
 from modules.errors import EngineDied, LoadFailed, OutOfMemory, SnugError
@@ -40,6 +40,8 @@ def death_of(plan: Plan, exit_code: int | None, watch: MemoryWatch, *, loading: 
         return death, starved
     if exit_code == EXIT_GPU_LOST:
         return EngineDied("The GPU failed, and the engine process ended with it.", remedy=TRY_AGAIN), False
+    if exit_code == EXIT_SERVER_GONE:
+        return EngineDied("vLLM, which ran the model, ended.", remedy=f"{TRY_AGAIN} The log says more."), False
     again = "Try again; the log says more." if loading else TRY_AGAIN
     when = " while it was loading" if loading else ""
     return EngineDied(f"The engine process ended{when} ({_exit_words(exit_code)}).", remedy=again), False

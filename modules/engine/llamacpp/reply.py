@@ -9,7 +9,7 @@ from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogp
 from modules.engine.llamacpp.sampling import sampling_fields
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.telling import Telling
-from modules.engine.text import StopMatcher
+from modules.engine.text import ReadyText
 
 
 class LlamaReply(Telling):
@@ -19,7 +19,7 @@ class LlamaReply(Telling):
         self, request: GenerationRequest, emit: Emit, encode: Callable[[str], list[int]], *, longest: int
     ) -> None:
         """`encode` gives the ids of plain text; `longest`: tokens that one sequence may have."""
-        self._text = _ReadyText(request.params.stop)
+        self._text = ReadyText(request.params.stop)
         super().__init__(
             request, emit, self._text, held=len(request.prompt_ids) + len(request.reply_ids), longest=longest
         )
@@ -96,26 +96,6 @@ class LlamaReply(Telling):
     def _take_ids(self, ids: Sequence[int]) -> None:
         self.tokens += ids
         self._pending_ids += ids
-
-
-class _ReadyText:
-    """The text of a reply that comes as text: whole characters, end tokens left out by llama.cpp."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._matcher = StopMatcher(stop)
-
-    @property
-    def finished(self) -> bool:
-        """True once a stop string was found."""
-        return self._matcher.found
-
-    def push(self, text: str) -> str:
-        """As much as may be shown."""
-        return self._matcher.push(text)
-
-    def flush(self) -> str:
-        """What was held back."""
-        return self._matcher.flush()
 
 
 def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:

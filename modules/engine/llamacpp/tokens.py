@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from modules.engine.base import TextPiece
-from modules.engine.control_tokens import PieceEncoder
+from modules.engine.control_tokens import PieceEncoder, border_of
 from modules.engine.llamacpp.server import LlamaServer
 from modules.memory.model.gguf import ArrayValue, GgufHeader, read_gguf
 
@@ -73,11 +73,7 @@ class LlamaTokens:
 
     def border_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the tokenizer by itself puts before and after a text."""
-        bare, whole = self._ask("a", special=False), self._ask("a", special=False, add=True)
-        for start in range(len(whole) - len(bare) + 1):
-            if whole[start : start + len(bare)] == bare:
-                return tuple(whole[:start]), tuple(whole[start + len(bare) :])
-        return (), ()
+        return border_of(self._ask("a", special=False), self._ask("a", special=False, add=True))
 
     def _as_template(self, text: str) -> list[int]:
         return self._ask(text, special=True)

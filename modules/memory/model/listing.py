@@ -17,10 +17,10 @@ from modules.memory.model.tokenizers import TOKENIZER_REMEDY, lacks_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """One model under the models folder. `problem` says why it cannot be loaded; "" if nothing speaks against it."""
+    """One model under the models folder, or on another server. `problem` says why it cannot be loaded, else ""."""
 
     name: str
-    kind: Literal["folder", "gguf"]
+    kind: Literal["folder", "gguf", "remote"]
     size_bytes: int
     problem: str = ""
 
@@ -46,6 +46,8 @@ def list_models(model_dir: Path, *, trust_remote_code: bool = False) -> list[Mod
 
 def check_loadable(spec: ModelSpec) -> None:
     """Raise ModelNotFound for a model without weights here, BadTokenizer for one without a tokenizer."""
+    if spec.source == "remote":
+        return
     if not spec.weights_here:
         raise ModelNotFound(
             f"{spec.name} has no weights here: it can be planned and not loaded.",

@@ -15,7 +15,7 @@ from typing import Literal
 
 from modules.memory.model.shape import Shape
 
-Source = Literal["safetensors", "gguf"]
+Source = Literal["safetensors", "gguf", "remote"]
 Prequantized = Literal["none", "int8", "nf4", "fp4"]
 
 _BLOCK = re.compile(r"^(.*?\.)??(\w+)\.(\d+)\.")

@@ -22,7 +22,7 @@ from modules.memory.planning.quality import expected_quality
 from modules.settings import LoadOptions
 
 Place = Literal["gpu", "gpus", "split", "cpu", "zero3"]
-Loader = Literal["transformers", "deepspeed", "llamacpp"]
+Loader = Literal["transformers", "deepspeed", "llamacpp", "remote", "vllm"]
 DEFAULT_CONTEXT = 8192
 _DTYPES = {flag: dtype for dtype, flag in DTYPE_FLAGS.items()}
 LABELS: dict[Quantization, str] = {"none": "", "int8": "8-bit", "nf4": "4-bit (nf4)", "fp4": "4-bit (fp4)"}
@@ -118,7 +118,7 @@ def list_ways(spec: ModelSpec, options: LoadOptions, gpus: int) -> tuple[tuple[W
 
 def _caches(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> tuple[list[KVCache], list[tuple[str, str]]]:
     """The kinds of KV cache to try, as computed first; of those that no flag names, what was dropped with why."""
-    asked = wishes.options.kv_cache
+    asked = "plain" if wishes.options.loader == "vllm" else wishes.options.kv_cache
     if asked != "auto":
         return [asked], []
     if run.runtime == "llamacpp":
@@ -229,6 +229,8 @@ def _precisions(spec: ModelSpec, wishes: Wishes) -> tuple[list[RunSpec], list[tu
         context_tokens=wished_context(spec, options),
         attention="sdpa" if options.attn_implementation == "auto" else options.attn_implementation,
     )
+    if options.loader == "vllm":
+        return _vllm_runs(spec, wishes, base)
     if spec.prequantized != "none":
         return [base], [("other precisions", f"the file is stored as {spec.prequantized}")]
     if spec.source == "gguf":
@@ -240,6 +242,27 @@ def _precisions(spec: ModelSpec, wishes: Wishes) -> tuple[list[RunSpec], list[tu
     runs = [base] if half == dtype else [base, lower]
     kept, dropped = _that_change_something(spec, lower)
     return runs + kept, dropped
+
+
+def _vllm_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[RunSpec], list[tuple[str, str]]]:
+    """What vLLM can run as the flags say: whole on one device, its cache as computed."""
+    options = wishes.options
+    reasons = {
+        "it needs a folder with safetensors": spec.source == "gguf",
+        "its server runs no encoder-decoder models": spec.is_encoder_decoder,
+        "it splits no model over devices": options.auto_devices or options.disk or options.deepspeed,
+        "it has no 8-bit of this kind; use --load-in-4bit": options.load_in_8bit,
+        "its 4-bit is nf4 without double quantization": options.use_double_quant or options.quant_type == "fp4",
+        "it quantizes on a GPU only": options.load_in_4bit and (options.cpu or not wishes.gpus),
+        "its KV cache is kept as computed here": options.kv_cache not in ("auto", "plain"),
+        "it chooses how attention is computed itself": options.attn_implementation != "auto",
+    }
+    reason = next((why for why, holds in reasons.items() if holds), "")
+    if reason:
+        raise NotAvailableHere(
+            f"--loader vllm for {spec.name}: {reason}.", remedy="Change that, or drop --loader vllm.", param="loader"
+        )
+    return [base], [("8-bit, splits, disk, other KV caches", "vLLM runs a model whole on one device")]
 
 
 def _gguf_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[RunSpec], list[tuple[str, str]]]:
@@ -304,6 +327,9 @@ def _places(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> Iterator[tuple[Pla
     options = wishes.options
     if run.runtime == "llamacpp":
         yield "cpu", False
+        return
+    if options.loader == "vllm":
+        yield ("gpu" if wishes.gpus else "cpu"), False
         return
     if options.deepspeed:
         yield "zero3", options.nvme_offload_dir is not None

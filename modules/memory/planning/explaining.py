@@ -73,6 +73,8 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
         yield f"--gpu-memory names {len(problem.gpus)} of {problem.gpus_there} GPUs; the others are left alone."
     if spec.source == "gguf" and run.runtime == "torch":
         yield "The GGUF file is unpacked to 16 bits when it is loaded."
+    elif options.loader == "vllm":
+        yield "vLLM runs it in processes of its own, which take about 2 GiB of memory beside what is counted here."
     elif run.runtime == "llamacpp":
         yield "llama.cpp computes with the file's own formats, on the CPU; its KV cache has 16 bits."
     if spec.prequantized != "none":

@@ -14,7 +14,7 @@ from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.spec import ModelSpec
-from modules.memory.planning.candidates import Loader, Place, Way, Wishes, list_ways, wished_context
+from modules.memory.planning.candidates import DEFAULT_CONTEXT, Loader, Place, Way, Wishes, list_ways, wished_context
 from modules.memory.planning.choosing import Ranked, choose, front, lacks, may_take, nearest_misses
 from modules.memory.planning.comparing import why_chosen
 from modules.memory.planning.drafts import Speculate, check_draft, how_to_speculate
@@ -24,9 +24,10 @@ from modules.memory.planning.plan_flags import options_for, words
 from modules.memory.planning.ranking import ErrorsOf, PeaksOf, count_run, rank_way, rank_ways, widened, with_dry_runs
 from modules.memory.planning.refusing import refusal
 from modules.memory.planning.speed import Speeds, defaults
+from modules.remote_server import RemoteServer
 from modules.settings import LoadOptions
 
-__all__ = ["Plan", "PlanTable", "Question", "list_plans", "longest_context", "make_plan"]
+__all__ = ["DEFAULT_CONTEXT", "Loader", "Plan", "PlanTable", "Question", "list_plans", "longest_context", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Plan:
     device will hold, by purpose. `flags` is what to type to get exactly this. `quality` is 1 for weights as stored,
     else the expected ratio of perplexities, below 1; speeds are (low, high), (0, 0) if unknown; `short_bytes` is what
     the worst device lacks, 0 if it fits. `speculate` says what guesses ahead: nothing, look-up in the conversation, or
-    the model `draft`.
+    the model `draft`. `remote` is where the model runs if that is not here, `vllm_python` the Python that has vLLM,
+    None for this one.
     """
 
     spec: ModelSpec
@@ -60,6 +62,8 @@ class Plan:
     short_bytes: int = 0
     speculate: Speculate = "off"
     draft: ModelSpec | None = None
+    remote: RemoteServer | None = None
+    vllm_python: Path | None = None
 
     @property
     def offloads_quantized(self) -> bool:
@@ -88,6 +92,7 @@ class Question:
     speeds: Speeds | None = None
     peaks: PeaksOf | None = field(default=None, compare=False, repr=False)
     observed: ErrorsOf | None = field(default=None, compare=False, repr=False)
+    vllm_python: Path | None = None
 
     def asking(self, options: LoadOptions) -> Question:
         """The same of other options."""
@@ -205,7 +210,7 @@ def _plan(
     return Plan(
         spec=problem.spec,
         run=solution.run,
-        loader=way.loader,
+        loader="vllm" if options.loader == "vllm" and way.loader == "transformers" else way.loader,
         placement=layout.device_map() if layout else {},
         limits=solution.limits,
         budgets=solution.budgets,
@@ -222,6 +227,7 @@ def _plan(
         short_bytes=lacks(one),
         speculate=how_to_speculate(problem.spec, problem.draft, options, solution.run),
         draft=problem.draft,
+        vllm_python=question.vllm_python if options.loader == "vllm" else None,
     )
 
 

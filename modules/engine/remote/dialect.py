@@ -1,0 +1,130 @@
+"""GenerationParams in the words of each kind of server, and what that server cannot do, by name. Pure.
+
+What a kind takes is written down here from its source or documentation; an unknown one is asked for OpenAI's own fields
+alone. Whatever a user switched on and the server lacks is told, never left out without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from modules.engine.llamacpp.sampling import notices, sampling_fields
+from modules.errors import BadValue
+from modules.sampling import GenerationParams
+
+Kind = Literal["openai", "vllm", "sglang", "llamacpp", "transformers", "snug"]
+TITLES: dict[Kind, str] = {
+    "openai": "an OpenAI-compatible server", "vllm": "vLLM", "sglang": "SGLang", "llamacpp": "llama-server",
+    "transformers": "transformers serve", "snug": "Snug",
+}  # fmt: skip
+# Every parameter that changes which tokens come, and the value that switches it off.
+_OFF: dict[str, float] = {
+    "top_k": 0, "min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "xtc_probability": 0,
+    "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0, "no_repeat_ngram_size": 0,
+    "dry_multiplier": 0, "mirostat_mode": 0, "temperature_last": False, "ban_eos_token": False,
+}  # fmt: skip
+# What counts even where the likeliest token is taken each time.
+_GREEDY = frozenset(
+    {"repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "dry_multiplier",
+     "ban_eos_token"}
+)  # fmt: skip
+_OPENAI = frozenset({"presence_penalty", "frequency_penalty"})
+_VLLM = _OPENAI | {"top_k", "min_p", "repetition_penalty", "ban_eos_token"}
+_ABLE: dict[Kind, frozenset[str]] = {
+    "openai": _OPENAI,
+    "vllm": _VLLM,
+    "sglang": _VLLM,
+    "llamacpp": frozenset(_OFF) - {"epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size"},
+    "transformers": frozenset(
+        {"top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size"}
+    ),
+    "snug": frozenset(_OFF),
+}
+_STOPS = {"openai": 4}  # OpenAI's own limit; Snug looks for all of them itself in any case
+_CONTINUES: dict[Kind, dict[str, Any]] = {
+    "vllm": {"add_generation_prompt": False, "continue_final_message": True},
+    "sglang": {"add_generation_prompt": False, "continue_final_message": True},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The sampling fields of a request, and sentences about what they leave out."""
+
+    fields: dict[str, Any]
+    told: tuple[str, ...] = ()
+
+
+def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens: int) -> Asked:
+    """How to ask a server of `kind` for `params`. Raises BadValue for log-probabilities that it does not give.
+
+    `context_tokens` 0: not known.
+    """
+    if params.logprobs and kind == "transformers":
+        raise BadValue("transformers serve gives no log-probabilities.", remedy="Leave logprobs out.", param="logprobs")
+    missing = [name for name, off in _OFF.items() if name not in _ABLE[kind] and getattr(params, name) != off]
+    if params.greedy:
+        missing = [name for name in missing if name in _GREEDY]
+    told = [_left_out(missing, kind)] if missing else []
+    fields: dict[str, Any] = {"temperature": params.temperature, "top_p": params.top_p}
+    if kind == "snug":
+        fields = params.model_dump(exclude={"stop", "logprobs", "max_new_tokens"})
+    elif kind == "llamacpp":
+        fields = sampling_fields(params, context_tokens)
+        told += notices(params)
+    elif kind == "transformers":
+        fields |= {"generation_config": json.dumps(_generation_config(params))}
+    else:
+        fields |= {"presence_penalty": params.presence_penalty, "frequency_penalty": params.frequency_penalty}
+    if kind in ("vllm", "sglang"):
+        fields |= {
+            "top_k": params.top_k or -1, "min_p": params.min_p, "repetition_penalty": params.repetition_penalty,
+            "ignore_eos": params.ban_eos_token,
+        }  # fmt: skip
+    if params.seed >= 0:
+        fields.setdefault("seed", params.seed)
+    if params.stop:
+        fields["stop"] = list(params.stop[: _STOPS.get(kind)])
+    if params.logprobs and kind != "llamacpp":
+        fields |= {"logprobs": True, "top_logprobs": params.logprobs} if chat else {"logprobs": params.logprobs}
+    return Asked(fields, tuple(told))
+
+
+def counts_asked_for(kind: Kind) -> dict[str, Any]:
+    """What makes a stream carry its token counts."""
+    options: dict[str, Any] = {"include_usage": True}
+    if kind in ("vllm", "sglang"):
+        options["continuous_usage_stats"] = True
+    return {} if kind == "transformers" else {"stream_options": options}
+
+
+def continuing(kind: Kind) -> dict[str, Any]:
+    """Fields that let a chat go on in its last message. Raises BadValue for a server that only begins new ones."""
+    if kind not in _CONTINUES:
+        raise BadValue(
+            f"This reply cannot be continued: {TITLES[kind]} begins a new one for each question.",
+            remedy="Regenerate it.",
+            param="message_id",
+        )
+    return _CONTINUES[kind]
+
+
+def _left_out(names: list[str], kind: Kind) -> str:
+    listed = ", ".join(names)
+    return f"{listed} {'was' if len(names) == 1 else 'were'} left out: {TITLES[kind]} has no such setting."
+
+
+def _generation_config(params: GenerationParams) -> dict[str, Any]:
+    """What `transformers serve` makes its GenerationConfig of; without it a model's own defaults would decide."""
+    config: dict[str, Any] = {
+        "do_sample": not params.greedy,
+        "repetition_penalty": params.repetition_penalty,
+        "no_repeat_ngram_size": params.no_repeat_ngram_size,
+    }
+    if not params.greedy:
+        config |= {
+            name: getattr(params, name) for name in ("top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+        }
+    return config
