@@ -29,7 +29,8 @@ from modules.engine.control_tokens import CHAT_END_TOKENS
 from modules.engine.intake import QUEUE_LIMIT, Intake, check_fits, check_ids
 from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, notices
-from modules.engine.llamacpp.server import LlamaServer, Stream
+from modules.engine.llamacpp.server import LlamaServer
+from modules.engine.llamacpp.stream import Stream
 from modules.engine.llamacpp.tokens import LlamaTokens, TokenTable
 from modules.engine.process.resident import peak_resident, reset_peak_resident
 from modules.errors import GenerationFailed, ModelNotFound, SnugError
@@ -177,10 +178,10 @@ class LlamaCppEngine(Intake[LlamaReply]):
 
 def _follow(reply: LlamaReply, stream: Stream) -> FinishReason:
     """Tell the events of `stream` until one ends the reply, or its user does."""
-    for event in stream:
+    for events in stream:
         if reply.cancelled:
             return "cancelled"
-        if reason := reply.take(event):
+        if reason := reply.take(events):
             return reason
     if reply.cancelled:
         return "cancelled"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogprob
 from modules.engine.llamacpp.sampling import sampling_fields
-from modules.engine.llamacpp.server import Stream
+from modules.engine.llamacpp.stream import Stream
 from modules.engine.telling import Telling
 from modules.engine.text import StopMatcher
 
@@ -56,23 +56,34 @@ class LlamaReply(Telling):
         if self.stream is not None:
             self.stream.close()
 
-    def take(self, event: Mapping[str, Any]) -> FinishReason | None:
-        """Tell what `event` says. Says why the reply ends with it, None while it goes on."""
-        if progress := event.get("prompt_progress"):
-            self.cached_tokens = max(self.cached_tokens, int(progress["cache"]))
-            self.prefilled(int(progress["processed"]), int(progress["total"]))
-            return None
-        if event.get("stop"):
-            return self._take_end(event)
-        content, made = str(event.get("content", "")), int(event["tokens_predicted"])
+    def take(self, events: Iterable[Mapping[str, Any]]) -> FinishReason | None:
+        """Tell what `events` say, their text at once. Says why the reply ends with them, None while it goes on."""
+        texts: list[str] = []
+        reason: FinishReason | None = None
+        for event in events:
+            if progress := event.get("prompt_progress"):
+                self.cached_tokens = max(self.cached_tokens, int(progress["cache"]))
+                self.prefilled(int(progress["processed"]), int(progress["total"]))
+                continue
+            if event.get("stop"):
+                reason = self._take_end(event)
+            else:
+                self._take_tokens(event)
+            texts.append(self._text.push(str(event.get("content", ""))))
+            if reason or self._text.finished:
+                reason = reason or "stop"
+                break
+        self._show("".join(texts))
+        return reason
+
+    def _take_tokens(self, event: Mapping[str, Any]) -> None:
+        made = int(event["tokens_predicted"])
         ids = [int(token) for token in event.get("tokens", ())]
         # Of a character of several tokens only the last one's id is told: the others are read off its text.
-        self._take_ids(ids if made - self._written == len(ids) else self._encode(content))
+        self._take_ids(ids if made - self._written == len(ids) else self._encode(str(event.get("content", ""))))
         self._written = made
         self._count(made)
         self._pending_logprobs += map(_logprob, event.get("completion_probabilities", ()))
-        self._show(self._text.push(content))
-        return "stop" if self._text.finished else None
 
     def _take_end(self, event: Mapping[str, Any]) -> FinishReason:
         by_itself = event.get("stop_type") == "eos"
@@ -80,7 +91,6 @@ class LlamaReply(Telling):
         self._written = made - by_itself
         self._count(made)
         self.cached_tokens = int(event.get("timings", {}).get("cache_n", self.cached_tokens))
-        self._show(self._text.push(str(event.get("content", ""))))
         return "length" if event.get("stop_type") == "limit" else "stop"
 
     def _take_ids(self, ids: Sequence[int]) -> None:

@@ -13,49 +13,16 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modules.engine.llamacpp.stream import Stream, checked
 from modules.engine.process.spinning import spin_as_llamacpp_should
-from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, LoadFailed, OutOfMemory, SnugError
+from modules.errors import LoadFailed, OutOfMemory
 from modules.memory.forecasting.forecast import RunSpec
 
 _UNIX = "unix://"
-_DATA = b"data: "
-
-
-class Stream:
-    """The events of one completion. Iterate it in one thread; `close` from any: llama.cpp then drops the row.
-
-    llama.cpp answers when the first part of the prompt is read; until then too, `close` ends it.
-    """
-
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
-        """`connection`: the request is sent, its answer not yet read."""
-        self._connection = connection
-        self._closed = False
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        try:
-            response = self._connection.getresponse()
-            if response.status != http.client.OK:
-                raise _error_of(json.loads(response.read()))
-            for line in response:
-                if line.startswith(_DATA) and not line.startswith(b"data: [DONE]"):
-                    yield _checked(json.loads(line[len(_DATA) :]))
-        except (OSError, ValueError, AttributeError, http.client.HTTPException):
-            if not self._closed:  # a socket that is shut under a reader fails in many ways
-                raise
-        finally:
-            self._connection.close()
-
-    def close(self) -> None:
-        """End it now."""
-        self._closed = True
-        if (sock := self._connection.sock) is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
 
 
 class LlamaServer:
@@ -88,63 +55,31 @@ class LlamaServer:
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer of one endpoint, JSON; POST where there is a `body`."""
-        connection = self._connect()
-        try:
-            self._send(connection, path, body)
-            return _checked(json.loads(connection.getresponse().read()))
-        finally:
-            connection.close()
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = self._open()
+        payload = None if body is None else json.dumps(body).encode("ascii")
+        with contextlib.closing(connection):
+            connection.request("GET" if payload is None else "POST", path, payload, self._headers)
+            return checked(json.loads(connection.getresponse().read()))
 
     def stream(self, body: Mapping[str, Any]) -> Stream:
         """Begin a completion."""
-        connection = self._connect()
-        self._send(connection, "/completion", {**body, "stream": True})
-        return Stream(connection)
+        return Stream(self._open(), "/completion", self._headers, {**body, "stream": True})
 
     def close(self) -> None:
         """Free the model."""
         self._server = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _send(self, connection: http.client.HTTPConnection, path: str, body: Mapping[str, Any] | None) -> None:
-        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-        payload = None if body is None else json.dumps(body).encode("ascii")
-        connection.request("GET" if payload is None else "POST", path, payload, headers)
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
 
-    def _connect(self) -> http.client.HTTPConnection:
+    def _open(self) -> socket.socket:
+        """A connection to the server."""
         if self._address.startswith(_UNIX):
-            return _UnixConnection(self._address.removeprefix(_UNIX))
-        return http.client.HTTPConnection(self._address.rpartition("/")[2])
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP through a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        """Open the socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(self._path)
-
-
-def _checked(message: Any) -> Any:
-    """`message`, unless it is an error."""
-    if isinstance(message, dict) and isinstance(message.get("error"), dict):
-        raise _error_of(message)
-    return message
-
-
-def _error_of(message: Mapping[str, Any]) -> SnugError:
-    """llama.cpp's error as the user may see it."""
-    error = message.get("error", {})
-    text, kind = str(error.get("message", ""))[:300], error.get("type", "")
-    if kind == "exceed_context_size_error" or "context size" in text.lower():
-        return ContextLengthExceeded(
-            "The context is full.", remedy="Shorten the text, or load the model with a larger --ctx-size."
-        )
-    if kind == "invalid_request_error":
-        return BadValue(f"llama.cpp refuses the request: {text}", remedy="Change the parameter that it names.")
-    return GenerationFailed(f"llama.cpp failed: {text}", remedy="Try again; the log has the details.")
+            connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connected.connect(self._address.removeprefix(_UNIX))
+            return connected
+        host, _, port = self._address.rpartition("/")[2].rpartition(":")
+        return socket.create_connection((host, int(port)))
