@@ -74,6 +74,9 @@ def test_a_gguf_file_runs_with_llama_cpp_unless_a_flag_says_otherwise(spec: Mode
 def test_both_ways_are_weighed_where_there_is_a_gpu(spec: ModelSpec, tmp_path: Path) -> None:
     table = list_plans(Question(spec, options_of(), ONE_GPU, tmp_path))
     assert table.chosen is not None and table.chosen.fits
+    (compared,) = [reason for reason in table.chosen.reasons if "llama.cpp" in reason]
+    assert compared.endswith("slower.")
+    assert ("llama.cpp on the GPU", "not built yet: Snug runs it on the CPU alone") in table.dropped
     alone = list_plans(Question(spec, options_of(loader="llamacpp"), ONE_GPU, tmp_path))
     assert alone.chosen is not None and alone.chosen.placement == {"": "cpu"}
 

@@ -93,11 +93,12 @@ def _compared(problem: Problem, chosen: Ranked, other: Ranked, *, better: bool) 
             why = f": {format_size(disk.weights)} come from disk for each token" if disk and disk.weights else ""
             return f"{gain}, but {slower}{why}"
         return f"{gain} and is about as fast, but {_why_not_better(problem, other)}"
-    loss = f"loses {loss_text(other.quality)}"
+    lost = loss_text(other.quality)
+    loss = f"loses {lost}" if lost else ""
     if ratio <= 1 / _CLEARLY:
         enough = "; this is as fast as one reads" if other.quality < chosen.quality else ""
-        return f"would be {_times(1 / ratio)} faster, but {loss}{enough}"
-    return f"also fits, but {' and '.join(filter(None, (slower, loss)))}"
+        return f"would be {_times(1 / ratio)} faster" + (f", but {loss}{enough}" if loss else "")
+    return f"also fits, but {' and '.join(filter(None, (slower, loss))) or 'is no faster'}"
 
 
 def _why_not_better(problem: Problem, other: Ranked) -> str:
