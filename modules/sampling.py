@@ -7,9 +7,11 @@ engine/loops/sampler.py turns it into logits processors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from modules.errors import BadValue
 
 Group = Literal["length", "core", "truncation", "repetition", "mirostat", "other"]
 GROUP_TITLES: dict[Group, str] = {
@@ -21,6 +23,8 @@ GROUP_TITLES: dict[Group, str] = {
     "other": "Other",
 }
 MAX_STOP_STRINGS = 64
+UNSAVED = frozenset({"grammar", "json_schema"})
+"""Parameters of one request's own: no slider shows them and no preset keeps them."""
 StopString = Annotated[str, Field(min_length=1, max_length=500)]
 
 
@@ -127,6 +131,23 @@ class GenerationParams(BaseModel):
         default=0, ge=0, le=20, description="Report the log-probabilities of each token and of this many alternatives."
     )
 
+    grammar: str = Field(
+        default="", max_length=65_536, description="A GBNF grammar that the reply follows. GGUF files only."
+    )
+    json_schema: str = Field(
+        default="", max_length=65_536, description="A JSON schema, as JSON, that the reply follows. GGUF files only."
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if self.grammar and self.json_schema:
+            raise BadValue(
+                "A reply can follow a grammar or a JSON schema, not both.",
+                remedy="Leave out grammar or response_format.",
+                param="grammar",
+            )
+        return self
+
     @property
     def greedy(self) -> bool:
         """True where no random draw is made."""
@@ -134,7 +155,7 @@ class GenerationParams(BaseModel):
 
 
 def control_of(name: str) -> Control | None:
-    """How the page shows the parameter `name`; None for those without a slider (`stop`, `logprobs`)."""
+    """How the page shows the parameter `name`; None for those without a slider (`stop`, `logprobs`, UNSAVED)."""
     found = [item for item in GenerationParams.model_fields[name].metadata if isinstance(item, Control)]
     return found[0] if found else None
 

@@ -16,7 +16,7 @@ import sys, xllamacpp
 from pathlib import Path
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.dryruns.llamacpp_params import load_params
-run = RunSpec("float16", context_tokens=int(sys.argv[2]), prefill_chunk=int(sys.argv[3]))
+run = RunSpec("float16", context_tokens=int(sys.argv[2]), prefill_chunk=int(sys.argv[3]), kv_cache=sys.argv[5])
 params = load_params(Path(sys.argv[1]), run)
 params.verbosity, params.warmup, params.hostnames = 5, False, [sys.argv[4]]
 server = xllamacpp.Server(params)
@@ -28,5 +28,6 @@ def allocated(path: Path, run: RunSpec) -> dict[str, Buffers]:
     """By device, as llama.cpp logs them while it loads `path`."""
     with tempfile.TemporaryDirectory(prefix="snug-") as folder:
         command = [sys.executable, "-c", _LOAD, str(path), str(run.context_tokens), str(run.prefill_chunk)]
-        done = subprocess.run([*command, f"{folder}/load.sock"], capture_output=True, timeout=300, check=True, cwd=ROOT)
+        command += [f"{folder}/load.sock", run.kv_cache]
+        done = subprocess.run(command, capture_output=True, timeout=300, check=True, cwd=ROOT)
     return read_load(done.stderr.decode("utf-8", "replace").splitlines())

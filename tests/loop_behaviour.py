@@ -16,7 +16,7 @@ from modules.engine.base import EXIT_GPU_LOST, Degraded, Delta, Event, Prefill, 
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.loop import LoopEngine
 from modules.engine.loops.sampler import Sampled, Sampler
-from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, OutOfMemory, QueueFull
+from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, NotAvailableHere, OutOfMemory, QueueFull
 from modules.sampling import GenerationParams
 from tests.loop_rig import TIMEOUT_S, Ask, generated, greedy, load
 from tests.tiny_models import tiny_model
@@ -234,6 +234,14 @@ class LoopBehaviour:
         Ask("1", prompt, greedy(20)).submit(engine)
         assert ended.wait(TIMEOUT_S)
         assert codes == [EXIT_GPU_LOST]
+
+    @pytest.mark.parametrize("name", ["grammar", "json_schema"])
+    def test_a_form_that_it_cannot_hold_is_refused_by_name(
+        self, engine: LoopEngine, prompt: list[int], name: str
+    ) -> None:
+        with pytest.raises(NotAvailableHere, match="llamacpp") as caught:
+            Ask("1", prompt, GenerationParams.model_validate({name: "true"})).submit(engine)
+        assert caught.value.param == {"grammar": "grammar", "json_schema": "response_format"}[name]
 
     def test_what_cannot_run_is_refused_at_once(self, engine: LoopEngine, prompt: list[int]) -> None:
         with pytest.raises(ContextLengthExceeded, match="512"):

@@ -135,6 +135,7 @@ async def test_every_sampling_parameter_arrives_as_given(desk: Desk, client: htt
         "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": -0.5, "no_repeat_ngram_size": 3,
         "dry_multiplier": 0.8, "dry_base": 2.0, "dry_allowed_length": 4, "mirostat_mode": 2, "mirostat_tau": 4.0,
         "mirostat_eta": 0.2, "temperature_last": True, "ban_eos_token": True, "seed": 99,
+        "grammar": 'root ::= "a"',
     }  # fmt: skip
     assert set(values) == set(GenerationParams.model_fields) - RESHAPED, "a new parameter belongs here"
     for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)):
@@ -313,7 +314,9 @@ async def test_prompts_that_make_no_sense_are_refused(client: httpx.AsyncClient,
         ("chat/completions", {"model": 5}, "model"),
         ("chat/completions", {"stream": "yes"}, "stream"),
         ("chat/completions", {"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-        ("chat/completions", {"response_format": {"type": "json_object"}}, "response_format"),
+        ("chat/completions", {"response_format": {"type": "json_schema"}}, "response_format"),
+        ("chat/completions", {"response_format": {"type": "xml"}}, "response_format.type"),
+        ("chat/completions", {"response_format": {"type": "json_object"}, "grammar": 'root ::= "a"'}, "grammar"),
         ("completions", {"best_of": 5}, "best_of"),
         ("completions", {"suffix": "end"}, "suffix"),
     ],
@@ -326,6 +329,20 @@ async def test_limits_and_missing_features_are_named(
     assert response.status_code == 400
     assert error_of(response)["param"] == param
     assert desk.engine.requests == []
+
+
+async def test_the_form_of_a_reply_reaches_the_engine(desk: Desk, client: httpx.AsyncClient) -> None:
+    schema = {"type": "object", "properties": {"ä": {"$ref": "#"}}}
+    for given in (
+        {"type": "text"},
+        {"type": "json_object"},
+        {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}},
+    ):
+        assert (await client.post("/v1/chat/completions", json=CHAT | {"response_format": given})).status_code == 200
+    assert (await client.post("/v1/completions", json=COMPLETION | {"grammar": 'root ::= "a"'})).status_code == 200
+    *schemas, last = [request.params for request in desk.engine.requests]
+    assert [json.loads(params.json_schema or "null") for params in schemas] == [None, {"type": "object"}, schema]
+    assert (last.grammar, last.json_schema) == ('root ::= "a"', "")
 
 
 async def test_fields_that_ask_for_nothing_are_no_reason_to_refuse(client: httpx.AsyncClient) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,26 +23,22 @@ from modules.engine.host.host import EngineHost
 from modules.engine.host.worker import LoadByName
 from modules.engine.llamacpp.engine import LlamaCppEngine, load
 from modules.engine.llamacpp.sampling import check_params, sampling_fields
-from modules.errors import BadValue, ContextLengthExceeded, LoadFailed, ModelNotFound, OutOfMemory, QueueFull
-from modules.memory.forecasting.forecast import RunSpec
+from modules.errors import (
+    BadValue,
+    ContextLengthExceeded,
+    EngineDied,
+    LoadFailed,
+    ModelNotFound,
+    OutOfMemory,
+    QueueFull,
+)
+from modules.memory.forecasting.kv_cache import KVCache
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import inspect
-from modules.memory.planning.planner import Plan
 from modules.sampling import GenerationParams
+from tests.llamacpp_rig import CONTEXT, TEXT, engine_of, ignore, long, plan_of
 from tests.loop_rig import TIMEOUT_S, Ask, greedy
 from tests.tiny_models import SPECIALS, tiny_gguf
-
-CONTEXT = 512
-TEXT = "The harbour wakes before the town does. "
-
-
-def plan_of(path: Path, context: int = CONTEXT) -> Plan:
-    run = RunSpec("float16", context_tokens=context, prefill_chunk=64)
-    return Plan(inspect(path), run, "llamacpp", {"": "cpu"})
-
-
-def ignore(_: object) -> None:
-    """Nobody watches the load."""
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +56,6 @@ def engine(file: Path) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def prompt(engine: Engine) -> list[int]:
     return engine.encode([TextPiece(TEXT)])
-
-
-def long(tokens: int, **params: Any) -> GenerationParams:
-    """A reply that ends at its limit only."""
-    return GenerationParams(temperature=0, max_new_tokens=tokens, ban_eos_token=True, **params)
 
 
 def test_the_probabilities_are_those_of_the_same_file_in_transformers(
@@ -112,6 +105,25 @@ def test_a_reply_goes_on_where_it_ended(engine: Engine, prompt: list[int]) -> No
     rest = Ask("rest", prompt, long(20), reply_ids=tuple(whole[:10])).run(engine)
     assert rest.tokens == whole[10:]
     assert rest.end.usage.completion_tokens == 20
+
+
+def test_packed_caches_change_probabilities_the_more_the_fewer_bits(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path, width=128)  # heads of 32
+    kinds: tuple[KVCache, ...] = ("plain", "int8", "int4")
+    told: dict[str, dict[int, float]] = {}
+    for kind in kinds:
+        with engine_of(plan_of(path, kv_cache=kind)) as engine:
+            params = GenerationParams(temperature=0, max_new_tokens=1, logprobs=20)
+            ask = Ask("p", engine.encode([TextPiece(TEXT * 3)]), params).run(engine)
+        (one,) = [one for event in ask.events if isinstance(event, Delta) for one in event.logprobs]
+        told[kind] = {token: value for token, _, value in one.top}
+
+    def gap(kind: str) -> float:
+        shared = told["plain"].keys() & told[kind].keys()
+        assert len(shared) >= 10
+        return max(abs(told["plain"][token] - told[kind][token]) for token in shared)
+
+    assert 0 < gap("int8") < 0.3 and gap("int8") < gap("int4")
 
 
 def test_the_next_turn_reads_only_what_is_new(engine: Engine, prompt: list[int]) -> None:
@@ -294,6 +306,7 @@ from pathlib import Path
 import psutil
 from modules.engine.llamacpp.engine import load
 from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.forecasting.kv_cache import KVCache
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.planning.planner import Plan
 from modules.memory.model.spec import inspect
@@ -319,3 +332,22 @@ def test_it_runs_as_an_engine_process_behind_a_host(file: Path, prompt: list[int
         assert host.decode(host.encode([TextPiece("Grüße")])) == "Grüße"
     finally:
         host.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_crash_in_native_code_costs_the_reply_and_the_engine_process_only(
+    number: signal.Signals, file: Path, prompt: list[int]
+) -> None:
+    host = EngineHost.start(plan_of(file, 4096), LoadByName("modules.engine.llamacpp.engine:load"))
+    text = ""
+    with host.submit(GenerationRequest("1", "u", tuple(prompt), long(3800))) as generation:
+        for event in generation:
+            if isinstance(event, Delta) and not text:
+                assert host.pid is not None
+                os.kill(host.pid, number)
+            text += event.text if isinstance(event, Delta) else ""
+    assert isinstance(event, Finished) and isinstance(event.error, EngineDied) and text
+    assert not host.alive
+    host.close()
+    with engine_of(plan_of(file)) as engine:
+        assert len(Ask("after", prompt, long(5)).run(engine).tokens) == 5

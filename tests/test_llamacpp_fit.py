@@ -10,7 +10,9 @@ import pytest
 from modules.errors import BadGguf, SnugError, UnsupportedModel
 from modules.memory.dryruns.asking import DryRuns
 from modules.memory.dryruns.llamacpp_fit import Buffers, read_fit
-from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes
+from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, prefill_peak_bytes
+from modules.memory.forecasting.kv_cache import KVCache
+from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import inspect
 from modules.starter import fetch_gguf
 from modules.units import MiB
@@ -46,6 +48,24 @@ def test_the_dry_fit_is_what_the_load_allocates(
 ) -> None:
     path = tiny_gguf(tmp_path, width=512, inner=1024, layers=4, kind=kind, context=8192)
     compare(runs, path, RunSpec("float16", context_tokens=context, prefill_chunk=chunk))
+
+
+@pytest.mark.parametrize(("cache", "each"), [("plain", 64), ("int8", 34), ("int4", 18)])
+@pytest.mark.parametrize(("context", "chunk"), [(1024, 512), (8192, 128)])
+def test_packed_caches_take_what_their_formats_say(
+    runs: DryRuns, tmp_path: Path, cache: KVCache, each: int, context: int, chunk: int
+) -> None:
+    path = tiny_gguf(tmp_path, width=512, inner=1024, layers=4, kind="Q8_0", context=8192)
+    run = RunSpec("float16", context_tokens=context, prefill_chunk=chunk, kv_cache=cache, runtime="llamacpp")
+    compare(runs, path, run)
+    spec = inspect(path)
+    assert kv_cache_bytes(spec, run, context) == 4 * context * 2 * 512 * each // 32
+    outputs = SLOTS * spec.vocab_size * 4
+    fit = runs.fit(spec, run)["cpu"]
+    assert fit.context == pytest.approx(kv_cache_bytes(spec, run, context) + outputs, abs=0.02 * MiB)
+    assert fit.compute + fit.context == pytest.approx(
+        kv_cache_bytes(spec, run, context) + prefill_peak_bytes(spec, run, with_head=True), rel=0.02
+    )
 
 
 @pytest.mark.model

@@ -12,6 +12,7 @@ from modules.engine.host.worker import LoadByName
 from modules.errors import NotAvailableHere
 from modules.memory.dryruns.asking import DryRuns
 from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, prefill_peak_bytes, weight_bytes
+from modules.memory.forecasting.formulas import formula_text
 from modules.memory.forecasting.llamacpp_sizes import SLOTS, layer_cache_bytes
 from modules.memory.model.spec import ModelSpec, inspect
 from modules.memory.planning.candidates import list_ways
@@ -73,6 +74,9 @@ def test_a_gguf_file_runs_with_llama_cpp_unless_a_flag_says_otherwise(spec: Mode
 def test_both_ways_are_weighed_where_there_is_a_gpu(spec: ModelSpec, tmp_path: Path) -> None:
     table = list_plans(Question(spec, options_of(), ONE_GPU, tmp_path))
     assert table.chosen is not None and table.chosen.fits
+    (compared,) = [reason for reason in table.chosen.reasons if "llama.cpp" in reason]
+    assert compared.endswith("slower.")
+    assert ("llama.cpp on the GPU", "not built yet: Snug runs it on the CPU alone") in table.dropped
     alone = list_plans(Question(spec, options_of(loader="llamacpp"), ONE_GPU, tmp_path))
     assert alone.chosen is not None and alone.chosen.placement == {"": "cpu"}
 
@@ -119,3 +123,24 @@ def test_the_chosen_plan_takes_the_figures_of_the_fit_once_they_are_known(spec: 
     figure = plan.budgets["cpu"].figures["prefill_peak"]
     assert figure.method == "dry-run"
     assert plan.budgets["cpu"].weights + plan.budgets["cpu"].kv_cache + figure.bytes == fit.total
+
+
+def test_packed_caches_are_ways_of_llama_cpp_too_but_not_taken_unasked(spec: ModelSpec, tmp_path: Path) -> None:
+    ways, _ = list_ways(spec, options_of(loader="llamacpp"), 0)
+    assert [way.run.kv_cache for way in ways] == ["plain", "int8", "int4"]
+    unasked = table_of(spec, tmp_path).chosen
+    assert unasked is not None and unasked.run.kv_cache == "plain"
+    taken: dict[str, int] = {}
+    for kind, told in (("plain", "2 B"), ("int8", "34/32 B"), ("int4", "18/32 B")):
+        plan = table_of(spec, tmp_path, kv_cache=kind).chosen
+        assert plan is not None and (plan.loader, plan.run.kv_cache) == ("llamacpp", kind)
+        assert told in formula_text("kv_cache", spec, plan.run, plan.budgets["cpu"].kv_cache)
+        taken[kind] = plan.budgets["cpu"].kv_cache
+    assert taken["int8"] * 64 == taken["plain"] * 34 and taken["int4"] * 64 == taken["plain"] * 18
+
+
+def test_heads_that_no_block_fits_leave_packed_caches_to_transformers(tmp_path: Path) -> None:
+    narrow = inspect(tiny_gguf(tmp_path))  # heads of 16
+    assert {plan.run.kv_cache for plan in table_of(narrow, tmp_path, loader="llamacpp").plans} == {"plain"}
+    with pytest.raises(NotAvailableHere, match="heads of 16"):
+        table_of(narrow, tmp_path, loader="llamacpp", kv_cache="int8")

@@ -43,6 +43,14 @@ def test_the_shipped_presets_load_and_say_what_they_are_for(presets: Presets) ->
         assert path.read_text().startswith("# ")
 
 
+def test_a_grammar_is_one_requests_own(presets: Presets, tmp_path: Path) -> None:
+    presets.save("mine", GenerationParams(top_k=3, grammar='root ::= "a"'))
+    assert presets.get("mine") == GenerationParams(top_k=3)
+    write(tmp_path, 'json_schema: "{}"')
+    with pytest.raises(BadPreset, match="json_schema"):
+        presets.get("mine")
+
+
 def test_a_saved_preset_comes_back_as_it_was(presets: Presets) -> None:
     params = GenerationParams(temperature=1.3, stop=("\nUser:", "百"), seed=2**62, temperature_last=True)
     presets.save("Für mich", params)

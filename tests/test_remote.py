@@ -15,7 +15,7 @@ import pytest
 from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, Queued, Words
 from modules.engine.remote.client import PATIENCE, Patience
 from modules.engine.remote.complaints import complaint
-from modules.engine.remote.dialect import ask_for
+from modules.engine.remote.dialect import Kind, ask_for
 from modules.engine.remote.engine import RemoteEngine, connect
 from modules.errors import (
     BadFlag,
@@ -600,3 +600,20 @@ def test_log_probabilities_that_a_server_does_not_give_are_refused() -> None:
 def test_a_long_complaint_is_cut() -> None:
     error = complaint("h:1", 400, "x" * 50_000, {}, key="")
     assert len(error.message) < 400
+
+
+def test_a_form_for_the_reply_goes_to_servers_that_hold_it_and_is_refused_for_others() -> None:
+    schema = GenerationParams(json_schema='{"type": "object"}')
+    grammar = GenerationParams(grammar='root ::= "yes" | "no"')
+    holding: tuple[Kind, ...] = ("openai", "vllm", "sglang", "snug")
+    for kind in holding:
+        form = ask_for(kind, schema, chat=True, context_tokens=0).fields["response_format"]
+        assert form["json_schema"]["schema"] == {"type": "object"}
+    assert "json_schema" not in ask_for("snug", schema, chat=True, context_tokens=0).fields
+    assert ask_for("snug", grammar, chat=True, context_tokens=0).fields["grammar"] == grammar.grammar
+    for params in (schema, grammar):
+        assert ask_for("llamacpp", params, chat=True, context_tokens=0).fields["grammar"]
+    lacking: tuple[Kind, ...] = ("transformers", "openai", "vllm")
+    for kind in lacking:
+        with pytest.raises(NotAvailableHere):
+            ask_for(kind, schema if kind == "transformers" else grammar, chat=True, context_tokens=0)

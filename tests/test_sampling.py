@@ -7,9 +7,9 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from modules.sampling import GROUP_TITLES, MAX_STOP_STRINGS, GenerationParams, control_of, controls
+from modules.sampling import GROUP_TITLES, MAX_STOP_STRINGS, UNSAVED, GenerationParams, control_of, controls
 
-WITHOUT_SLIDER = {"stop", "logprobs"}
+WITHOUT_SLIDER = {"stop", "logprobs", *UNSAVED}
 NUMBERS = sorted(
     name
     for name, field in GenerationParams.model_fields.items()

@@ -6,6 +6,7 @@ Types are strict ("5" and true are no numbers). Fields that nobody declared are 
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -32,7 +33,7 @@ MAX_LOGPROBS = 20
 
 Prompt = str | tuple[int, ...]
 
-RESHAPED = frozenset({"stop", "logprobs"})
+RESHAPED = frozenset({"stop", "logprobs", "json_schema"})
 """Parameters that OpenAI's bodies hold in another shape than GenerationParams."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -40,7 +41,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "logit_bias": ({},),
     "modalities": (["text"],),
     "audio": (),
@@ -169,6 +169,44 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = Field(None, description="Send the token counts in a last event of their own.")
 
 
+class NamedSchema(BaseModel):
+    """What OpenAI's `response_format` holds under `json_schema`. Every schema is held strictly."""
+
+    model_config = _STRICT
+
+    schema_: dict[str, Any] | bool = Field(alias="schema")
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """The form of a reply: any text, any JSON object, or JSON of a schema."""
+
+    model_config = _STRICT
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @property
+    def text(self) -> str:
+        """The schema as JSON; "" for none. Raises BadValue."""
+        if self.type == "text":
+            return ""
+        if self.type == "json_object":
+            return '{"type": "object"}'
+        if self.json_schema is None:
+            raise BadValue(
+                "response_format of type json_schema needs json_schema.",
+                remedy='Send {"type": "json_schema", "json_schema": {"name": "…", "schema": {…}}}.',
+                param="response_format",
+            )
+        try:
+            return json.dumps(self.json_schema.schema_, ensure_ascii=False)
+        except RecursionError as error:
+            raise BadValue("The schema nests too deeply.", remedy="Use $defs.", param="response_format") from error
+
+
 class TextRequest(DerivedFields):
     """What both text routes take, besides the sampling parameters."""
 
@@ -186,6 +224,10 @@ class TextRequest(DerivedFields):
         BeforeValidator(_strings, json_schema_input_type=str | list[str] | None),
     ] = Field((), description="The reply ends before any of these strings.")
 
+    response_format: ResponseFormat | None = Field(
+        None, description="JSON of a schema, or any JSON object, in place of free text. GGUF files only."
+    )
+
     @property
     def choices(self) -> int:
         """How many replies to make."""
@@ -202,6 +244,7 @@ class TextRequest(DerivedFields):
         given["max_new_tokens"] = self._length()
         # The engine reports nothing at 0 alternatives; what OpenAI calls 0 is cut down to it in the answer.
         given["logprobs"] = None if self.alternatives is None else max(1, self.alternatives)
+        given["json_schema"] = self.response_format.text if self.response_format else None
         return GenerationParams(stop=self.stop, **{name: value for name, value in given.items() if value is not None})
 
     def _length(self) -> int | None:

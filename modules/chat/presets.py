@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from modules.errors import BadPreset, NotFound, StoreFailed
 from modules.files import atomic_write, check_name, safe_path
-from modules.sampling import GenerationParams
+from modules.sampling import UNSAVED, GenerationParams
 from modules.units import KiB, format_size
 from modules.yaml_files import parse_yaml
 
@@ -63,7 +63,7 @@ class Presets:
         for other in _names(self._own):
             if other != name and other.casefold() == name.casefold():
                 raise _bad(name, f"differs from the preset {other!r} only in case", remedy="Choose another name.")
-        content = params.model_dump(mode="json", exclude_defaults=True)
+        content = params.model_dump(mode="json", exclude_defaults=True, exclude=set(UNSAVED))
         try:
             self._own.mkdir(parents=True, exist_ok=True)
             atomic_write(safe_path(self._own, name, SUFFIX), _as_yaml(content))
@@ -96,10 +96,12 @@ def _params(name: str, values: object) -> GenerationParams:
     if not isinstance(values, dict):
         raise _bad(name, "must hold lines of the form name: value")
     for key in values:
-        if key not in GenerationParams.model_fields:
+        if key not in GenerationParams.model_fields or key in UNSAVED:
             near = difflib.get_close_matches(str(key), GenerationParams.model_fields, n=1)
             hint = f"Did you mean {near[0]}?" if near else "Remove that line."
-            raise BadPreset(f"The preset {name!r} holds the unknown parameter {str(key)[:60]!r}.", remedy=hint)
+            raise BadPreset(
+                f"The preset {name!r} holds the unknown parameter {str(key)[:60]!r}.", remedy=hint, param=str(key)[:60]
+            )
     if isinstance(values.get("stop"), list):
         values = values | {"stop": tuple(values["stop"])}
     try:

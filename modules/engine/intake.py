@@ -13,7 +13,8 @@ from typing import Generic, TypeVar
 from modules.engine.admission import FairQueue
 from modules.engine.base import GenerationRequest
 from modules.engine.telling import Telling
-from modules.errors import BadValue, ContextLengthExceeded, NoModelLoaded
+from modules.errors import BadValue, ContextLengthExceeded, NoModelLoaded, NotAvailableHere
+from modules.sampling import GenerationParams
 
 log = logging.getLogger(__name__)
 
@@ -151,3 +152,13 @@ def check_ids(request: GenerationRequest, vocab_size: int) -> None:
     known = range(vocab_size)
     if min(ids := (*request.prompt_ids, *request.reply_ids)) not in known or max(ids) not in known:
         raise BadValue(f"Token ids must be 0 to {known[-1]}.", remedy="Use this model's tokenizer.", param="prompt")
+
+
+def check_free(params: GenerationParams) -> None:
+    """Raise NotAvailableHere for a reply that is to follow a grammar: without one it would take any form."""
+    if params.grammar or params.json_schema:
+        raise NotAvailableHere(
+            "This engine cannot hold a reply to a grammar or a JSON schema.",
+            remedy="Load a GGUF file with --loader llamacpp, or leave the field out.",
+            param="grammar" if params.grammar else "response_format",
+        )

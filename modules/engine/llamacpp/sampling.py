@@ -6,8 +6,11 @@ Pure. The order is the one documented at GenerationParams.
 from __future__ import annotations
 
 import secrets
+from functools import lru_cache
 from typing import Any
 
+from modules.engine.llamacpp.gbnf import check_gbnf
+from modules.engine.llamacpp.schema_grammar import grammar_of
 from modules.errors import BadValue
 from modules.sampling import GenerationParams
 
@@ -21,7 +24,13 @@ REPLY_PENALTIES = "The presence and frequency penalties count the prompt's token
 
 
 def check_params(params: GenerationParams) -> None:
-    """Raise BadValue for what llama.cpp has no sampler for: it would be ignored without a word."""
+    """Raise BadValue for what llama.cpp has no sampler for, and for grammars that it cannot take."""
+    if grammar_for(params) and params.ban_eos_token:
+        raise BadValue(
+            "A reply that follows a grammar ends with it; ban_eos_token forbids that.",
+            remedy="Leave out one of them.",
+            param="ban_eos_token",
+        )
     for name, off in _MISSING.items():
         if getattr(params, name) != off:
             raise _refusal(params, name, f"llama.cpp has no sampler for {name}", f"Set it to {off:g}")
@@ -29,6 +38,29 @@ def check_params(params: GenerationParams) -> None:
         for name, off in _PENALTIES.items():
             if getattr(params, name) != off:
                 raise _refusal(params, name, f"llama.cpp leaves out {name} under mirostat", f"Set it to {off:g}")
+
+
+def grammar_for(params: GenerationParams) -> str:
+    """The GBNF grammar that the reply is to follow, "" for none. Raises BadValue."""
+    return _schema_grammar(params.json_schema) if params.json_schema else _own_grammar(params.grammar)
+
+
+@lru_cache(maxsize=32)
+def _schema_grammar(schema: str) -> str:
+    grammar = grammar_of(schema)
+    try:
+        check_gbnf(grammar)
+    except BadValue as error:
+        problem = error.message.replace("The grammar", "The JSON schema, written as a grammar,")
+        raise BadValue(problem, remedy="Make it smaller, or less ambiguous.", param="response_format") from error
+    return grammar
+
+
+@lru_cache(maxsize=32)
+def _own_grammar(grammar: str) -> str:
+    if grammar:
+        check_gbnf(grammar)
+    return grammar
 
 
 def notices(params: GenerationParams) -> tuple[str, ...]:
@@ -64,6 +96,7 @@ def sampling_fields(params: GenerationParams, context_tokens: int) -> dict[str, 
         "seed": params.seed % _SEEDS if params.seed >= 0 else secrets.randbelow(_SEEDS),
         "n_probs": params.logprobs,
         "post_sampling_probs": False,
+        "grammar": grammar_for(params),
     }
     return fields
 

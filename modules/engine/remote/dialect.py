@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from modules.engine.llamacpp.sampling import notices, sampling_fields
-from modules.errors import BadValue
+from modules.errors import BadValue, NotAvailableHere
 from modules.sampling import GenerationParams
 
 Kind = Literal["openai", "vllm", "sglang", "llamacpp", "transformers", "snug"]
@@ -70,7 +70,7 @@ def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens:
     told = [_left_out(missing, kind)] if missing else []
     fields: dict[str, Any] = {"temperature": params.temperature, "top_p": params.top_p}
     if kind == "snug":
-        fields = params.model_dump(exclude={"stop", "logprobs", "max_new_tokens"})
+        fields = params.model_dump(exclude={"stop", "logprobs", "max_new_tokens", "json_schema"})
     elif kind == "llamacpp":
         fields = sampling_fields(params, context_tokens)
         told += notices(params)
@@ -83,6 +83,7 @@ def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens:
             "top_k": params.top_k or -1, "min_p": params.min_p, "repetition_penalty": params.repetition_penalty,
             "ignore_eos": params.ban_eos_token,
         }  # fmt: skip
+    fields |= _form(kind, params)
     if params.seed >= 0:
         fields.setdefault("seed", params.seed)
     if params.stop:
@@ -90,6 +91,20 @@ def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens:
     if params.logprobs and kind != "llamacpp":
         fields |= {"logprobs": True, "top_logprobs": params.logprobs} if chat else {"logprobs": params.logprobs}
     return Asked(fields, tuple(told))
+
+
+def _form(kind: Kind, params: GenerationParams) -> dict[str, Any]:
+    """The form that the reply is to follow. Raises NotAvailableHere where the server would let it take any."""
+    if (params.grammar and kind not in ("snug", "llamacpp")) or (params.json_schema and kind == "transformers"):
+        raise NotAvailableHere(
+            f"{TITLES[kind]} cannot hold a reply to {'a grammar' if params.grammar else 'a JSON schema'}.",
+            remedy="Leave the field out.",
+            param="grammar" if params.grammar else "response_format",
+        )
+    if not params.json_schema or kind == "llamacpp":  # llama-server gets both as a grammar
+        return {}
+    schema = {"name": "reply", "strict": True, "schema": json.loads(params.json_schema)}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def counts_asked_for(kind: Kind) -> dict[str, Any]:

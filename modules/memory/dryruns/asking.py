@@ -357,7 +357,7 @@ def _gguf_request(spec: ModelSpec, run: dict[str, Any], kind: Kind) -> dict[str,
     except OSError as error:
         raise BadGguf(f"{spec.name} cannot be read ({error.strerror}).", remedy="Is the file still there?") from error
     whole = RunSpec(**{**run, "runtime": "llamacpp"})
-    asked = {name: run[name] for name in ("context_tokens", "prefill_chunk")}
+    asked = {name: run[name] for name in ("context_tokens", "prefill_chunk", "kv_cache")}
     config = {"file": str(file), "size": found.st_size, "modified_ns": found.st_mtime_ns,
               "stored_bytes": sum(tensor.size_bytes for tensor in spec.tensors),
               "cache_bytes": kv_cache_bytes(spec, whole, whole.context_tokens)}  # fmt: skip

@@ -1,18 +1,20 @@
 """(llama.cpp) The process of one dry fit: it logs what a GGUF file would take, and then begins to load it.
 
-`python -m modules.memory.dryruns.llamacpp_dry FILE CONTEXT CHUNK FOLDER`, started and read by llamacpp_fit.py, which
-kills it as soon as the figures are there.
+`python -m modules.memory.dryruns.llamacpp_dry FILE CONTEXT CHUNK KV_CACHE FOLDER`, started and read by
+llamacpp_fit.py, which kills it as soon as the figures are there.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import xllamacpp
 
 from modules.memory.dryruns.llamacpp_params import load_params
 from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.forecasting.kv_cache import KVCache
 
 _ALL_LINES = 5
 
@@ -22,12 +24,14 @@ def main(argv: list[str]) -> None:
 
     `no_alloc` would forbid the load altogether, but llama.cpp then aborts before its last lines are written.
     """
-    run = RunSpec("float16", context_tokens=int(argv[1]), prefill_chunk=int(argv[2]))
-    params = load_params(Path(argv[0]), run)
+    file, context, chunk, cache, folder = argv
+    kind = next(kind for kind in get_args(KVCache) if kind == cache)
+    run = RunSpec("float16", context_tokens=int(context), prefill_chunk=int(chunk), kv_cache=kind)
+    params = load_params(Path(file), run)
     params.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_MMAP
     params.fit_params, params.warmup = True, False
     params.verbosity = _ALL_LINES
-    params.hostnames = [f"{argv[3]}/dry.sock"]  # no network port
+    params.hostnames = [f"{folder}/dry.sock"]  # no network port
     xllamacpp.Server(params)
 
 

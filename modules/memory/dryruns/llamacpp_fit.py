@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from modules.errors import BadGguf, UnsupportedModel
 from modules.units import MiB
@@ -41,14 +42,14 @@ class Buffers:
         return self.model + self.context + self.compute
 
 
-def dry_fit(file: str, run: Mapping[str, int], stored_bytes: int) -> dict[str, Buffers]:
+def dry_fit(file: str, run: Mapping[str, Any], stored_bytes: int) -> dict[str, Buffers]:
     """Buffers by device ("cpu", "cuda:0") of a checked GGUF file of `stored_bytes` of tensors.
 
-    `run` gives context_tokens and prefill_chunk. Raises UnsupportedModel or BadGguf where llama.cpp cannot load it.
-    The process ends as soon as the figures are there: after them it would go on to load.
+    `run` gives context_tokens, prefill_chunk, kv_cache. Raises UnsupportedModel or BadGguf where llama.cpp cannot load
+    it. The process ends as soon as the figures are there: after them it would go on to load.
     """
     command = [sys.executable, "-X", "utf8", "-m", "modules.memory.dryruns.llamacpp_dry", file,
-               str(run["context_tokens"]), str(run["prefill_chunk"])]  # fmt: skip
+               str(run["context_tokens"]), str(run["prefill_chunk"]), run["kv_cache"]]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="snug-") as folder, subprocess.Popen(
         [*command, folder], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True, encoding="utf-8", errors="replace",

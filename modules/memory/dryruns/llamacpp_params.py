@@ -13,7 +13,14 @@ import psutil
 import xllamacpp
 
 from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.forecasting.kv_cache import KVCache
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
+
+_CACHE_TYPES: dict[KVCache, Any] = {
+    "plain": xllamacpp.ggml_type.GGML_TYPE_F16,
+    "int8": xllamacpp.ggml_type.GGML_TYPE_Q8_0,
+    "int4": xllamacpp.ggml_type.GGML_TYPE_Q4_0,
+}
 
 
 def load_params(path: Path, run: RunSpec) -> Any:
@@ -27,6 +34,9 @@ def load_params(path: Path, run: RunSpec) -> Any:
     params.model.path = str(path)
     params.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE
     params.n_ctx = run.context_tokens
+    params.cache_type_k = params.cache_type_v = _CACHE_TYPES[run.kv_cache]
+    if run.kv_cache != "plain":
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED  # packed values need it
     params.n_batch = params.n_ubatch = run.prefill_chunk
     params.n_parallel = SLOTS
     params.kv_unified = True

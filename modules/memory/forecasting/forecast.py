@@ -188,7 +188,7 @@ def layer_cache_bytes(spec: ModelSpec, run: RunSpec, layer: int, tokens: int) ->
     """
     kind = _layer_kind(spec, layer)
     if run.runtime == "llamacpp":
-        return llamacpp_sizes.layer_cache_bytes(spec, kind, tokens, run.prefill_chunk)
+        return llamacpp_sizes.layer_cache_bytes(spec, kind, tokens, run.prefill_chunk, run.kv_cache)
     width = element_bytes(run.dtype)
     if kind == "shared":
         return 0
@@ -215,8 +215,10 @@ def layer_cache_away(spec: ModelSpec, run: RunSpec, layer: int, tokens: int) -> 
 def kv_work_bytes(spec: ModelSpec, run: RunSpec) -> int:
     """What computing with a cache that is not plain takes on each device that computes, beside the cache itself.
 
-    One layer unpacked; of an offloaded cache the layers that are on the GPU at once.
+    One layer unpacked; of an offloaded cache the layers that are on the GPU at once; llama.cpp reads it as it is kept.
     """
+    if run.runtime == "llamacpp":
+        return 0
     if run.kv_cache in BITS:
         return work_bytes(
             spec.kv_heads, spec.head_dim, run.context_tokens,
@@ -229,7 +231,7 @@ def kv_work_bytes(spec: ModelSpec, run: RunSpec) -> int:
 def kv_traffic_bytes(spec: ModelSpec, run: RunSpec, tokens: int) -> int:
     """Bytes that are read and written for the cache of `tokens` tokens while one more is computed."""
     kept = kv_cache_bytes(spec, run, tokens)
-    if run.kv_cache not in UNPACKING:
+    if run.kv_cache not in UNPACKING or run.runtime == "llamacpp":
         return kept
     return kept + int(UNPACKING[run.kv_cache] * kv_cache_bytes(spec, replace(run, kv_cache="plain"), tokens))
 

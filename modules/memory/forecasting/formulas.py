@@ -35,7 +35,7 @@ from modules.memory.forecasting.kv_cache import (
     packed_tokens,
     scale_count,
 )
-from modules.memory.forecasting.llamacpp_sizes import SLOTS
+from modules.memory.forecasting.llamacpp_sizes import BLOCK, BLOCK_BYTES, SLOTS
 from modules.memory.model.spec import ModelSpec
 from modules.units import format_size
 
@@ -120,8 +120,10 @@ def _cache(spec: ModelSpec, run: RunSpec) -> str:
     """`32 layers · 2 · 8 heads · 128 · 8,192 tokens · 2 B`; layers that keep different amounts are terms of a sum."""
     width, tokens = element_bytes(run.dtype), run.context_tokens
     sizes = Counter(layer_cache_bytes(spec, run, layer, tokens) for layer in range(spec.layers))
-    full = tokens * spec.kv_elements * width
+    number, full = f"{width} B", tokens * spec.kv_elements * width
     packed = layer_cache_bytes(spec, run, spec.layer_kinds.index("full"), tokens) if run.kv_cache in BITS else -1
+    if run.runtime == "llamacpp" and packed >= 0:
+        number, full, packed = f"{BLOCK_BYTES[run.kv_cache]}/{BLOCK} B", packed, -1
     plain = f"2 · {spec.kv_heads} heads · {spec.head_dim}"
     each = plain if spec.kv_elements == 2 * spec.kv_heads * spec.head_dim else f"{spec.kv_elements:,} numbers"
     terms = []
@@ -129,7 +131,7 @@ def _cache(spec: ModelSpec, run: RunSpec) -> str:
         if size == packed:
             terms.append(f"{count} layers · ({_packed_layer(spec, run)})")
         elif size == full:
-            terms.append(f"{count} layers · {each} · {tokens:,} tokens · {width} B")
+            terms.append(f"{count} layers · {each} · {tokens:,} tokens · {number}")
         elif size:
             terms.append(f"{count} layers · {size:,} B")
     if spec.is_encoder_decoder:
@@ -153,7 +155,7 @@ def _cache_of_device(spec: ModelSpec, run: RunSpec, size_bytes: int) -> str:
     kept, work = kv_cache_bytes(spec, run, run.context_tokens), kv_work_bytes(spec, run)
     if run.kv_cache == "offloaded" and size_bytes == work:
         return f"{LAYERS_ON_GPU} layers at once · {work // LAYERS_ON_GPU:,} B"
-    if run.kv_cache not in BITS:
+    if run.kv_cache not in BITS or run.runtime == "llamacpp":
         return _part_of(_cache(spec, run), kept, size_bytes)
     return _part_of(f"{_cache(spec, run)} + 1 layer unpacked · {work:,} B", kept + work, size_bytes)
 

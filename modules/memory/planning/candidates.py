@@ -17,6 +17,7 @@ from modules.memory.forecasting.kinds import quantizable
 from modules.memory.forecasting.kv_cache import LABELS as CACHE_LABELS
 from modules.memory.forecasting.kv_cache import QUALITY as CACHE_QUALITY
 from modules.memory.forecasting.kv_cache import KVCache, why_not
+from modules.memory.forecasting.llamacpp_sizes import why_not_cached
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.quality import expected_quality
 from modules.settings import LoadOptions
@@ -108,7 +109,7 @@ def list_ways(spec: ModelSpec, options: LoadOptions, gpus: int) -> tuple[tuple[W
         for place, disk in _places(spec, wishes, run):
             placed = _on_cpu(spec, options, run) if place == "cpu" else run
             for cache in caches:
-                if cache != "plain" and run.runtime == "llamacpp":
+                if run.runtime == "llamacpp" and why_not_cached(cache, spec):
                     continue
                 if _goes_with(cache, place, disk=disk, wishes=wishes):
                     kept = replace(placed, kv_cache=cache)
@@ -276,6 +277,8 @@ def _gguf_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[Run
         )
     if options.loader == "transformers" or reason:
         return [base], [*dropped, *([("llama.cpp", reason)] if reason else [])]
+    if wishes.gpus:
+        dropped.append(("llama.cpp on the GPU", "not built yet: Snug runs it on the CPU alone"))
     through = replace(base, runtime="llamacpp", dtype="float16", compute_dtype="float16", attention="sdpa")
     return [through] if options.loader == "llamacpp" else [through, base], dropped
 
@@ -289,8 +292,8 @@ def _why_not_llamacpp(spec: ModelSpec, wishes: Wishes) -> str:
         return "its server runs no encoder-decoder models"
     if options.dtype != "auto" or options.bf16 or options.attn_implementation != "auto":
         return "it computes with the file's own formats, not with --dtype or --attn-implementation"
-    if options.kv_cache not in ("auto", "plain"):
-        return "its KV cache is kept in 16 bits here"
+    if options.kv_cache != "auto" and (reason := why_not_cached(options.kv_cache, spec)):
+        return reason
     return "it runs on the CPU alone here, without splitting" if wishes.placement and not options.cpu_memory else ""
 
 

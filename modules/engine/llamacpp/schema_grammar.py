@@ -1,0 +1,360 @@
+"""A JSON schema as a GBNF grammar for llama.cpp: every reply that it lets through is valid.
+
+llama.cpp's own way to take schemas writes free text where it cannot read one, without a word. Here a keyword that no
+grammar can hold is refused by name. Members come in the order of `properties`; no others are written beside them.
+Pure; the syntax and the cost of what comes out are gbnf.py's to check.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modules.engine.llamacpp.gbnf import MAX_REPEATS
+from modules.errors import BadValue
+from modules.units import KiB
+
+MAX_BYTES = 64 * KiB
+MAX_DEPTH = 32
+
+_ANNOTATIONS = frozenset({
+    "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "discriminator",
+    "$schema", "$id", "$comment", "$defs", "definitions", "strict",
+})  # fmt: skip
+_KEYWORDS: dict[str, frozenset[str]] = {
+    "object": frozenset({"properties", "required", "additionalProperties"}),
+    "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
+    "string": frozenset({"minLength", "maxLength", "format"}),
+    "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
+    "number": frozenset(),
+    "boolean": frozenset(),
+    "null": frozenset(),
+}
+_TYPES = tuple(_KEYWORDS)
+_DAY = '("0" [1-9] | [12] [0-9])'
+_DATE = (
+    '[0-9]{3} [1-9] "-" ("02-" DAY28 | ("0" [469] | "11") "-" (DAY | "30") | '
+    '("0" [13578] | "10" | "12") "-" (DAY | "3" [01]))'
+).replace("DAY28", '("0" [1-9] | "1" [0-9] | "2" [0-8])').replace("DAY", _DAY)  # fmt: skip
+_TIME = '("0" [0-9] | "1" [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? ("Z" | [+-] ("0" [0-9] | "1" [0-3]) ":" [0-5] [0-9])'  # noqa: E501
+_HEX = "[0-9a-f]"
+_ESCAPE = r'["\\/bfnrt] | "u" ([0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2})'  # no half characters
+_RULES = {
+    "ws": '(" " | "\\n" [ ]{0,20})?',
+    "char": rf'[^"\\\x00-\x1F\x7F] | "\\" ({_ESCAPE})',
+    "string": '"\\"" char* "\\""',
+    "integer": '"-"? ("0" | [1-9] [0-9]{0,14})',
+    "number": '"-"? ("0" | [1-9] [0-9]{0,14}) ("." [0-9]{1,15})? ([eE] [-+]? [0-9]{1,2})?',
+    "boolean": '"true" | "false"',
+    "null": '"null"',
+    "value": "object | array | string | number | boolean | null",
+    "object": '"{" ws (string ":" ws value ("," ws string ":" ws value)* ws)? "}"',
+    "array": '"[" ws (value ("," ws value)* ws)? "]"',
+    "date": f'"\\"" {_DATE} "\\""',
+    "time": f'"\\"" {_TIME} "\\""',
+    "date-time": f'"\\"" {_DATE} "T" {_TIME} "\\""',
+    "uuid": f'"\\"" {_HEX}{{8}} "-" {_HEX}{{4}} "-" {_HEX}{{4}} "-" {_HEX}{{4}} "-" {_HEX}{{12}} "\\""',
+}
+_NEEDS = {
+    "string": ("char",), "value": ("object", "array", "string", "number", "boolean", "null"),
+    "object": ("ws", "string", "value"), "array": ("ws", "value"),
+}  # fmt: skip
+
+
+def grammar_of(text: str) -> str:
+    """The grammar of the schema that `text` spells in JSON. Raises BadValue naming the place and the keyword."""
+    if len(text.encode()) > MAX_BYTES:
+        raise _bad("", f"it is larger than {MAX_BYTES // KiB} KiB", "Make it smaller.")
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _bad("", "it is not JSON", "Correct it.") from error
+    if _too_deep(schema):
+        raise _bad("", f"it nests deeper than {MAX_DEPTH}", "Use $defs and $ref.")
+    return _Writer(schema).grammar()
+
+
+class _Writer:
+    """Rules, as a schema needs them."""
+
+    def __init__(self, schema: object) -> None:
+        self._schema = schema
+        self._rules: dict[str, str] = {}
+        self._refs: dict[str, str] = {}
+
+    def grammar(self) -> str:
+        """All rules, root first."""
+        root = self._write(self._schema, "$")
+        return "\n".join(f"{name} ::= {body}" for name, body in {"root": root, **self._rules}.items()) + "\n"
+
+    def _write(self, schema: object, at: str) -> str:
+        """What stands for `schema` in a sequence: a name, or a group."""
+        if schema is True or schema == {}:
+            return self._known("value")
+        if not isinstance(schema, dict):
+            raise _bad(at, f"{json.dumps(schema)[:40]} is no schema", "Use an object, or true.")
+        kinds = _kinds(schema, at)
+        for keyword in ("$ref", "anyOf", "allOf", "const", "enum"):
+            if keyword in schema:
+                _check_keywords(schema, at, {keyword, "type"} if keyword in ("const", "enum") else {keyword})
+                return self._special(keyword, schema, kinds, at)
+        _check_keywords(schema, at, {"type"}.union(*(_KEYWORDS[kind] for kind in kinds)))
+        return _group([self._typed(kind, schema, at) for kind in kinds])
+
+    def _special(self, keyword: str, schema: Mapping[str, Any], kinds: Sequence[str], at: str) -> str:
+        given = schema[keyword]
+        if keyword == "$ref":
+            return self._ref(given, at)
+        if keyword == "const":
+            return self._one_of([given], kinds, at)
+        if not isinstance(given, list) or not given:
+            raise _bad(at, f"{keyword} is no list with something in it", "Correct it.")
+        if keyword == "enum":
+            return self._one_of(given, kinds, at)
+        if keyword == "allOf" and len(given) > 1:
+            raise _bad(at, "allOf of several schemas cannot be held", "Write them as one.")
+        return _group([self._write(one, f"{at}.{keyword}[{number}]") for number, one in enumerate(given)])
+
+    def _one_of(self, values: Sequence[object], kinds: Sequence[str], at: str) -> str:
+        fitting = [value for value in values if any(_is_kind(value, kind) for kind in kinds)]
+        if not fitting:
+            raise _bad(at, "none of the values is of its type", "Correct one of both.")
+        return _group(list(dict.fromkeys(_json_literal(value) for value in fitting)))
+
+    def _ref(self, ref: object, at: str) -> str:
+        """The rule of what a reference points to, written once: it may lead back to itself."""
+        if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
+            raise _bad(at, f"$ref {str(ref)[:60]!r} leads out of the schema", "Put what it names under $defs.")
+        if ref not in self._refs:
+            found = self._schema
+            for part in ref.split("/")[1:]:
+                name = part.replace("~1", "/").replace("~0", "~")
+                if not isinstance(found, dict) or name not in found:
+                    raise _bad(at, f"$ref {ref[:60]!r} leads nowhere", "Put what it names under $defs.")
+                found = found[name]
+            if len(self._refs) >= MAX_REPEATS:
+                raise _bad(at, "it has too many references", "Use fewer.")
+            self._refs[ref] = name = self._new("ref", "")
+            self._rules[name] = self._write(found, ref)
+        return self._refs[ref]
+
+    def _typed(self, kind: str, schema: Mapping[str, Any], at: str) -> str:
+        if kind == "object":
+            return self._object(schema, at)
+        if kind == "array":
+            return self._array(schema, at)
+        if kind == "string":
+            return self._string(schema, at)
+        if kind == "integer" and not _KEYWORDS["integer"].isdisjoint(schema):
+            return _integers(schema, at)
+        return self._known(kind)
+
+    def _string(self, schema: Mapping[str, Any], at: str) -> str:
+        if "format" in schema:
+            if (
+                schema["format"] not in ("date", "time", "date-time", "uuid")
+                or len(_KEYWORDS["string"] & {*schema}) > 1
+            ):
+                raise _bad(at, f"format {schema['format']!r} cannot be held here", "Leave it out, check the reply.")
+            return self._known(str(schema["format"]))
+        least, most = _count(schema, "minLength", at) or 0, _count(schema, "maxLength", at)
+        if (least, most) == (0, None):
+            return self._known("string")
+        return f'"\\"" {self._known("char")}{_repeat(least, most, at)} "\\""' if most != 0 else '"\\"\\""'
+
+    def _array(self, schema: Mapping[str, Any], at: str) -> str:
+        first = schema.get("prefixItems", [])
+        if not isinstance(first, list):
+            raise _bad(at, "prefixItems is no list", "Correct it.")
+        least, most = _count(schema, "minItems", at) or 0, _count(schema, "maxItems", at)
+        if most is not None and most < max(least, len(first)):
+            raise _bad(at, "maxItems is less than what must be there", "Correct it.")
+        ws = self._known("ws")
+        items = [self._write(one, f"{at}.prefixItems[{number}]") for number, one in enumerate(first)]
+        rest = schema.get("items", True)
+        if rest is False or most == len(first):
+            if least > len(first):
+                raise _bad(at, "minItems is more than there can be", "Correct it.")
+            return " ".join(['"["', ws, *_joined(items, f'"," {ws}'), *([ws] if items else []), '"]"'])
+        item = self._new("item", self._write(rest, f"{at}.items"))
+        least, most = max(0, least - len(first)), None if most is None else most - len(first)
+        if items:
+            more = f'("," {ws} {item}){_repeat(least, most, at)}'
+            return " ".join(['"["', ws, *_joined(items, f'"," {ws}'), more, ws, '"]"'])
+        tail = (
+            ""
+            if most == 1
+            else f'("," {ws} {item}){_repeat(max(0, least - 1), None if most is None else most - 1, at)}'
+        )
+        some = f"{item} {tail} {ws}"
+        return f'"[" {ws} {some} "]"' if least else f'"[" {ws} ({some})? "]"'
+
+    def _object(self, schema: Mapping[str, Any], at: str) -> str:
+        properties, required = schema.get("properties", {}), schema.get("required", [])
+        more = schema.get("additionalProperties", True)
+        if not isinstance(properties, dict) or not isinstance(required, list):
+            raise _bad(at, "properties must be an object and required a list", "Correct them.")
+        if missing := [str(name) for name in required if name not in properties]:
+            if more is False:
+                raise _bad(at, f"{missing[0][:60]!r} is required and not allowed", "Add it to properties.")
+            properties = properties | dict.fromkeys(missing, more)
+        ws = self._known("ws")
+        if not properties:
+            return f'"{{" {ws} "}}"' if more is False else self._map(more, at)
+        members = [
+            (f'{_json_literal(name)} ":" {ws} {self._write(one, f"{at}.{name}")}', name in required)
+            for name, one in properties.items()
+        ]
+        return f'"{{" {ws} {self._members(members, ws)} "}}"'
+
+    def _map(self, values: object, at: str) -> str:
+        """An object of any members whose values are all alike."""
+        ws, string = self._known("ws"), self._known("string")
+        member = self._new("member", f'{string} ":" {ws} {self._write(values, f"{at}.additionalProperties")}')
+        return f'"{{" {ws} ({member} ("," {ws} {member})* {ws})? "}}"'
+
+    def _members(self, members: Sequence[tuple[str, bool]], ws: str) -> str:
+        """Members in their order, of which the optional ones may be left out: what may follow each, as a rule."""
+        names = [self._new("member", text) for text, _ in members]
+        after = ws  # what follows the last one
+        starts: list[str] = []
+        for name, (_, needed) in zip(reversed(names), reversed(members), strict=True):
+            starts = [f"{name} {after}"] if needed else [f"{name} {after}", *starts]
+            more = f'"," {ws} {name} {after}'
+            after = self._new("rest", more if needed else f"{more} | {after}")
+        return _group(starts) + ("" if any(needed for _, needed in members) else "?")
+
+    def _known(self, name: str) -> str:
+        if name not in self._rules:
+            self._rules[name] = _RULES[name]
+            for other in _NEEDS.get(name, ()):
+                self._known(other)
+        return name
+
+    def _new(self, kind: str, body: str) -> str:
+        name = f"{kind}-{len(self._rules)}"
+        self._rules[name] = body
+        return name
+
+
+def _kinds(schema: Mapping[str, Any], at: str) -> tuple[str, ...]:
+    """The types that a schema names, or else that its keywords are about, or else all."""
+    given = schema.get("type")
+    if given is None:
+        return tuple(kind for kind in _TYPES if not _KEYWORDS[kind].isdisjoint(schema))[:1] or _TYPES
+    kinds = given if isinstance(given, list) else [given]
+    if not kinds or any(kind not in _TYPES for kind in kinds):
+        raise _bad(at, f"type {json.dumps(given)[:60]} is none of JSON's", f"Use {', '.join(_TYPES)}.")
+    return tuple(dict.fromkeys(kinds))
+
+
+def _check_keywords(schema: Mapping[str, Any], at: str, held: set[str]) -> None:
+    """Refuse what says something about what is to be written, and is not `held`."""
+    elsewhere = frozenset[str]().union(*_KEYWORDS.values()) - _KEYWORDS["integer"] if "type" in held else frozenset()
+    if "integer" in schema.get("type", ()) and "number" not in schema.get("type", ()):
+        elsewhere |= _KEYWORDS["integer"]
+    for keyword in schema:
+        if keyword not in _ANNOTATIONS | held | elsewhere:
+            raise _bad(at, f"{keyword!r} cannot be held here", "Leave it out, and check the reply for it.")
+
+
+def _is_kind(value: object, kind: str) -> bool:
+    if isinstance(value, bool) or value is None:
+        return kind == ("null" if value is None else "boolean")
+    if isinstance(value, (int, float)):
+        return kind == "number" or (kind == "integer" and value == int(value))
+    return kind == ("string" if isinstance(value, str) else "array" if isinstance(value, list) else "object")
+
+
+def _integers(schema: Mapping[str, Any], at: str) -> str:
+    """Integers of up to 15 digits between two bounds."""
+    most = 10**15 - 1
+    low, high = -most, most
+    for keyword, value in ((name, schema[name]) for name in _KEYWORDS["integer"] if name in schema):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= most:
+            raise _bad(at, f"{keyword} is no number of at most 15 digits", "Correct it.")
+        exclusive = keyword.startswith("exclusive")
+        if keyword.endswith("inimum"):
+            low = max(low, math.floor(value) + 1 if exclusive else math.ceil(value))
+        else:
+            high = min(high, math.ceil(value) - 1 if exclusive else math.floor(value))
+    if low > high:
+        raise _bad(at, "no integer lies between its bounds", "Correct them.")
+    written = [f'"-" {_group(_digits(max(1, -high), -low))}'] if low < 0 else []
+    return _group([*written, *(_digits(max(0, low), high) if high >= 0 else [])])
+
+
+def _digits(low: int, high: int) -> list[str]:
+    """Ways to write the numbers from `low` to `high`, neither negative."""
+    found: list[str] = []
+    for length in range(len(str(low)), len(str(high)) + 1):
+        least = max(low, 10 ** (length - 1) if length > 1 else 0)
+        found += _same_length(str(least), str(min(high, 10**length - 1)))
+    return found
+
+
+def _same_length(low: str, high: str) -> list[str]:
+    rest = len(low) - 1
+    if not rest or (set(low[1:]) == {"0"} and set(high[1:]) == {"9"}):
+        return [f"[{low[0]}-{high[0]}]" + (f" [0-9]{{{rest}}}" if rest else "")]
+    if low[0] == high[0]:
+        return [f'"{low[0]}" {_group(_same_length(low[1:], high[1:]))}']
+    first, last = int(low[0]) + 1, int(high[0]) - 1
+    middle = [f"[{first}-{last}] [0-9]{{{rest}}}"] if first <= last else []
+    return [
+        f'"{low[0]}" {_group(_same_length(low[1:], "9" * rest))}', *middle,
+        f'"{high[0]}" {_group(_same_length("0" * rest, high[1:]))}',
+    ]  # fmt: skip
+
+
+def _count(schema: Mapping[str, Any], keyword: str, at: str) -> int | None:
+    value = schema.get(keyword)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_REPEATS:
+        raise _bad(at, f"{keyword} {str(value)[:20]} is no count up to {MAX_REPEATS}", "Use a smaller one, or none.")
+    return value
+
+
+def _repeat(least: int, most: int | None, at: str) -> str:
+    if most is not None and most < least:
+        raise _bad(at, "the most is less than the least", "Correct them.")
+    if most is None:
+        return "*" if not least else f"{{{least},}}"
+    return "" if least == most == 1 else f"{{{least},{most}}}"
+
+
+def _joined(items: Sequence[str], between: str) -> list[str]:
+    return [part for number, item in enumerate(items) for part in ([between] if number else []) + [item]]
+
+
+def _group(alternatives: Sequence[str]) -> str:
+    return f"({' | '.join(alternatives)})"
+
+
+def _json_literal(value: object) -> str:
+    """The text that JSON spells `value` with, as GBNF spells texts."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _bad("", "it holds half a character (a lone surrogate)", "Correct it.") from error
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _too_deep(value: object) -> bool:
+    """Whether values nest deeper than MAX_DEPTH times what a schema's level takes (a keyword, a name, a list)."""
+    level = [value]
+    for _ in range(3 * MAX_DEPTH):
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        level = [item for items in inner for item in items]
+        if not level:
+            return False
+    return True
+
+
+def _bad(at: str, problem: str, remedy: str) -> BadValue:
+    where = f"at {at[:120]}: " if at else ""
+    return BadValue(f"The JSON schema cannot be used: {where}{problem}.", remedy=remedy, param="response_format")

@@ -1,0 +1,162 @@
+"""Replies that follow a grammar or a JSON schema: all of them do, streamed, stopped, cancelled or many at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from datetime import date
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, TextPiece
+from modules.errors import BadValue
+from modules.sampling import GenerationParams
+from tests.llamacpp_rig import TEXT, engine_of, ignore, plan_of
+from tests.loop_rig import TIMEOUT_S, Ask
+from tests.tiny_models import tiny_gguf
+
+Short = Annotated[str, Field(max_length=4)]
+
+
+class Colour(StrEnum):
+    """Three texts, one with what JSON escapes."""
+
+    RED = "red"
+    QUOTED = 'a "quoted" \\ one'
+    GREEN = "grün"
+
+
+class Point(BaseModel):
+    """Bounds on both sides of zero."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    x: Annotated[int, Field(ge=-12, le=345)]
+    y: Annotated[int, Field(gt=0, lt=3)]
+    on: bool | None = None
+
+
+class Drawing(BaseModel):
+    """Everything that a schema may say."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=2, max_length=6)]
+    colour: Colour
+    kind: Literal["line"]
+    points: Annotated[list[Point], Field(min_length=1, max_length=2)]
+    weight: float
+    day: date | None = None
+    key: UUID | None = None
+    pair: tuple[bool, int] | None = None
+
+
+class Tree(BaseModel):
+    """It may hold itself."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    leaf: bool
+    under: Annotated[list[Tree], Field(max_length=1)] = []
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with engine_of(plan_of(tiny_gguf(tmp_path_factory.mktemp("models"), readable=True), 4096)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def prompt(engine: Engine) -> list[int]:
+    return engine.encode([TextPiece(TEXT)])
+
+
+def drawn(seed: int, **params: Any) -> GenerationParams:
+    """A reply drawn at random, so that nothing but the grammar gives it form."""
+    return GenerationParams(
+        **{"temperature": 1.0, "top_p": 1.0, "top_k": 50, "max_new_tokens": 900, "seed": seed, **params}
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", [Point, Drawing, Tree, Colour, Annotated[dict[str, bool], Field(max_length=10**6)], int, bool | None],
+    ids=str,
+)  # fmt: skip
+def test_every_reply_is_valid(engine: Engine, prompt: list[int], kind: Any) -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    schema = adapter.json_schema()
+    schema.pop("maxProperties", None)
+    asks = [
+        Ask(f"{kind} {seed}", prompt, drawn(seed, json_schema=json.dumps(schema))).submit(engine) for seed in range(12)
+    ]
+    whole = [ask for ask in asks if ask.wait().end.reason == "stop"]
+    assert len(whole) >= 6 and all(ask.end.error is None for ask in asks)
+    for ask in whole:
+        adapter.validate_json(ask.text)
+    assert all(ask.text == "".join(event.text for event in ask.events if isinstance(event, Delta)) for ask in asks)
+
+
+def test_any_object_is_one(engine: Engine, prompt: list[int]) -> None:
+    asks = [
+        Ask(f"object {seed}", prompt, drawn(seed, json_schema='{"type": "object"}')).run(engine) for seed in range(8)
+    ]
+    whole = [ask for ask in asks if ask.end.reason == "stop"]
+    assert whole and all(isinstance(json.loads(ask.text), dict) for ask in whole)
+
+
+def test_a_grammar_of_its_own_is_followed_and_stop_strings_end_it(engine: Engine, prompt: list[int]) -> None:
+    grammar = 'root ::= "<" [a-z]{5,9} ">" tail\ntail ::= "yes" | "no"'
+    for seed in range(6):
+        whole = Ask(f"g {seed}", prompt, drawn(seed, grammar=grammar)).run(engine)
+        assert re.fullmatch("<[a-z]{5,9}>(yes|no)", whole.text) and whole.end.reason == "stop"
+        stopped = Ask(f"s {seed}", prompt, drawn(seed, grammar=grammar, stop=(">",))).run(engine)
+        assert (stopped.text, stopped.end.reason) == (whole.text.partition(">")[0], "stop")
+
+
+def test_one_row_follows_its_grammar_while_others_are_free(engine: Engine, prompt: list[int]) -> None:
+    free = drawn(3, max_new_tokens=60, ban_eos_token=True)
+    alone = Ask("alone", prompt, free).run(engine)
+    asks = [Ask(f"free {n}", prompt, free, user=f"u{n}").submit(engine) for n in range(2)]
+    held = Ask("held", prompt, drawn(1, grammar="root ::= [0-9]{30}")).submit(engine)
+    assert re.fullmatch("[0-9]{30}", held.wait().text)
+    assert {ask.wait().end.usage.completion_tokens for ask in asks} == {alone.end.usage.completion_tokens} == {60}
+
+
+def test_a_held_reply_can_be_cancelled(engine: Engine, prompt: list[int]) -> None:
+    events: list[Event] = []
+    started, ended = threading.Event(), threading.Event()
+
+    def emit(event: Event) -> None:
+        events.append(event)
+        (started if isinstance(event, Delta) else ended if isinstance(event, Finished) else threading.Event()).set()
+
+    engine.submit(
+        GenerationRequest("c", "u", tuple(prompt), drawn(1, grammar="root ::= [a-z]{1900}", max_new_tokens=1900)), emit
+    )
+    assert started.wait(TIMEOUT_S)
+    engine.cancel("c")
+    assert ended.wait(TIMEOUT_S)
+    end = events[-1]
+    assert isinstance(end, Finished) and end.reason == "cancelled" and end.usage.completion_tokens < 1900
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({"grammar": "root ::= ("}, "grammar"), ({"json_schema": "{"}, "response_format"),
+        ({"json_schema": '{"type": "string", "pattern": "a"}'}, "response_format"),
+        ({"grammar": 'root ::= "a"', "ban_eos_token": True}, "ban_eos_token"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_held_is_refused_before_it_begins(
+    engine: Engine, prompt: list[int], params: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(BadValue) as caught:
+        engine.submit(GenerationRequest("no", "u", tuple(prompt), GenerationParams(**params)), ignore)
+    assert caught.value.param == name

@@ -1,0 +1,157 @@
+"""JSON schemas as grammars and grammars' checks: what is refused, by name; what would take for ever is never begun."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+
+from modules.engine.llamacpp.gbnf import MAX_REPEATS, check_gbnf
+from modules.engine.llamacpp.sampling import check_params, grammar_for
+from modules.engine.llamacpp.schema_grammar import _digits, grammar_of
+from modules.errors import BadValue
+from modules.sampling import GenerationParams
+
+CHESS = """
+# moves
+root   ::= "1. " move " " move "\\n" ([1-9] [0-9]? ". " move " " move "\\n")+
+move   ::= (pawn | nonpawn | castle) [+#]?
+pawn   ::= ([a-h] "x")? [a-h] [1-8] ("=" [NBKQR])?
+nonpawn ::= [NBKQR] [a-h]? [1-8]? "x"? [a-h] [1-8]
+castle ::= "O-O" "-O"?
+"""
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        CHESS, 'root ::= "yes" | "no"', 'root ::= (\n  "a" |\n  "b"\n)\n', 'root ::= [^\\x00-\\x1F"\\\\]{1,20} "\\""',
+        'root ::= r\nr ::= [a-z] r | [0-9] r | "!"',
+        'root ::= (v ",")* v\nv ::= "[" (v ("," v)*)? "]" | "{" v "}" | [0-9]+',
+        'root ::= expr\nexpr ::= term ("+" term)*\nterm ::= "(" expr ")" | [0-9]+', 'root ::= "a"{3} "b"{2,} .?',
+    ],
+)  # fmt: skip
+def test_sound_grammars_pass(grammar: str) -> None:
+    check_gbnf(grammar)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "problem"),
+    [
+        ('root ::= "yes', "line 1: a literal that does not end"),
+        ('foo ::= "a"', "no rule named root"),
+        ('root ::= "a"\n  | foo', "the name of a rule is missing"),
+        ("root ::= foo", "'foo', which does not exist"),
+        ('root ::= root "a" | "a"', "'root' begins with itself"),
+        ('root ::= a\na ::= "x"? b\nb ::= a "y"', "begins with itself"),
+        ('root ::= ("a"', "closing bracket"),
+        ("root ::= " + "(" * 100_000 + '"a"' + ")" * 100_000, "larger than|deeper"),
+        ("root ::= " + "(" * 1000 + '"a"' + ")" * 1000, "deeper than"),
+        ('root ::= "a"{1000000}', f"more than {MAX_REPEATS}"),
+        ('root ::= ((("a"{0,30}){0,30}){0,30}){0,30}', "repeats what may be empty"),
+        ('root ::= ("a"*)*', "repeats what may be empty"),
+        ('root ::= "a" "b"?+', "repetition follows|cannot stand"),
+        ('root ::= "a"{0}', "repeats nothing"),
+        ("root ::= r0\n" + "\n".join(f"r{n} ::= r{n + 1}? r{n + 1}?" for n in range(40)) + '\nr40 ::= "z"', "ways"),
+        ("root ::= r0\n" + "\n".join(f"r{n} ::= r{n + 1}" for n in range(400)) + '\nr400 ::= "z"', "begin with one"),
+        ("root ::= " + " ".join('"abcdefghijklmnopqrstuvwxyz"{2000}' for _ in range(5)), "elements"),
+        ('root ::= s\ns ::= "a" s "b" | "a" s "c"', "'s' leads back to itself"),
+        ('root ::= s\ns ::= p | q\np ::= "a" s "b"\nq ::= "a" s "c"', "'s' leads back to itself"),
+        ('root ::= s\ns ::= "a" (s "b")? s "c" | "d"', "'s' leads back to itself"),
+        ('root ::= s\ns ::= "x" ("\\x61" s "b" | "a" s "c") | "d"', "'s' leads back to itself"),
+        ("%llguidance {}\nstart: /a/", "is no grammar"),
+        ("x" * 70_000, "larger than"),
+    ],
+)
+def test_hostile_and_wrong_grammars_are_refused_at_once(grammar: str, problem: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(BadValue, match=problem) as caught:
+        check_gbnf(grammar)
+    assert caught.value.param == "grammar" and caught.value.remedy
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ({"type": "string", "pattern": "^a$"}, "'pattern' cannot be held"),
+        ({"type": "number", "minimum": 1}, "'minimum' cannot be held"),
+        ({"type": "array", "uniqueItems": True}, "'uniqueItems' cannot be held"),
+        ({"type": "object", "properties": {"a": {"not": {}}}}, r"at \$\.a: 'not' cannot be held"),
+        ({"type": "nonesuch"}, "none of JSON's"),
+        ({"$ref": "http://localhost:1/x.json"}, "leads out of the schema"),
+        ({"$ref": "#/$defs/gone"}, "leads nowhere"),
+        ({"$ref": "#"}, "begins with itself"),
+        ({"anyOf": [{"$ref": "#"}]}, "begins with itself"),
+        ({"type": "string", "maxLength": 100_000}, "no count up to"),
+        ({"type": "string", "minLength": 5, "maxLength": 4}, "less than the least"),
+        ({"type": "integer", "minimum": 5, "maximum": 4}, "no integer"),
+        ({"type": "integer", "minimum": 1e300}, "at most 15 digits"),
+        ({"type": "object", "required": ["a"], "additionalProperties": False}, "required and not allowed"),
+        ({"enum": []}, "no list with something"),
+        ({"type": "string", "enum": [1]}, "none of the values"),
+        ({"const": "\ud800"}, "half a character"),
+        (False, "is no schema"),
+        ({"type": "array", "maxItems": 1, "prefixItems": [{}, {}]}, "maxItems is less"),
+    ],
+)
+def test_what_no_grammar_can_hold_is_refused_by_place_and_name(schema: Any, problem: str) -> None:
+    with pytest.raises(BadValue, match=problem) as caught:
+        check_params(GenerationParams(json_schema=json.dumps(schema)))
+    assert caught.value.param == "response_format" and caught.value.remedy
+
+
+EXPRESSION = {
+    "anyOf": [{"$ref": "#/$defs/add"}, {"$ref": "#/$defs/mul"}, {"type": "integer"}],
+    "$defs": {
+        name: {
+            "type": "object", "required": ["op", "left"],
+            "properties": {"op": {"const": name}, "left": {"$ref": "#"}, "right": {"$ref": "#"}, "more": {"$ref": "#"}},
+        }
+        for name in ("add", "mul")
+    },
+}  # fmt: skip
+
+
+def test_recursive_schemas_pass_where_their_first_members_tell_them_apart() -> None:
+    check_params(GenerationParams(json_schema=json.dumps(EXPRESSION)))
+    alike = json.loads(json.dumps(EXPRESSION).replace('"op"', '"zz"').replace('{"const": "mul"}', "true"))
+    for schema in alike["$defs"].values():
+        schema["properties"].pop("zz")
+        schema["required"].remove("zz")
+    with pytest.raises(BadValue, match="leads back to itself") as caught:
+        check_params(GenerationParams(json_schema=json.dumps(alike)))
+    assert caught.value.param == "response_format"
+
+
+def test_deep_and_large_schemas_are_refused() -> None:
+    deep = '{"type": "array", "items": ' * 200 + "{}" + "}" * 200
+    with pytest.raises(BadValue, match="nests deeper"):
+        grammar_of(deep)
+    with pytest.raises(BadValue, match="not JSON"):
+        grammar_of("[" * 30_000)
+    with pytest.raises(BadValue, match="larger than"):
+        grammar_of(json.dumps("é" * 40_000, ensure_ascii=False))
+
+
+def test_bounds_of_integers_are_exact() -> None:
+    for low in range(0, 130, 7):
+        for high in range(low, 1200, 13):
+            pattern = re.compile("|".join(map(_as_regex, _digits(low, high))))
+            found = {number for number in range(1300) if pattern.fullmatch(str(number))}
+            assert found == set(range(low, high + 1)), (low, high)
+
+
+def _as_regex(grammar: str) -> str:
+    return f"(?:{grammar.replace(' ', '').replace(chr(34), '')})"
+
+
+def test_a_grammar_and_a_schema_or_a_ban_of_the_end_do_not_go_together() -> None:
+    with pytest.raises(BadValue, match="not both"):
+        GenerationParams(grammar='root ::= "a"', json_schema="{}")
+    with pytest.raises(BadValue, match="ban_eos_token"):
+        check_params(GenerationParams(json_schema="true", ban_eos_token=True))
+    assert grammar_for(GenerationParams()) == ""
