@@ -57,7 +57,7 @@ def start_snug(
     return Snug(_serve(services, parts), services)
 
 
-def _machine(_: Path) -> Inventory:
+def fake_machine(_: Path) -> Inventory:
     return fake_inventory(ram_gib=16)
 
 
@@ -67,7 +67,7 @@ def _services(settings: Settings, parts: ExitStack, dry_runs: DryRunner | None, 
     worker = TemplateWorker()
     parts.callback(worker.close)
     models = ModelManager(
-        settings, loaders={"transformers": load}, read_inventory=_machine, patience=PATIENCE, drain_s=0.5,
+        settings, loaders={"transformers": load}, read_inventory=fake_machine, patience=PATIENCE, drain_s=0.5,
         dry_runs=dry_runs,
     )  # fmt: skip
     parts.callback(models.close)

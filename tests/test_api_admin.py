@@ -173,7 +173,7 @@ def sampling_table() -> str:
             schema.get("maximum", schema.get("exclusiveMaximum")),
         )
         values = ", ".join(map(str, schema["enum"])) if "enum" in schema else f"{low} to {high}"
-        values = "true, false" if schema["type"] == "boolean" else values
+        values = {"boolean": "true, false", "string": "text"}.get(schema["type"], values)
         if name not in RESHAPED:
             rows.append(f"| `{name}` | {json.dumps(field.default)} | {values} | {field.description} |")
     return "\n".join(rows)

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from modules.hardware import Inventory
-from tests.browser import conftest
+from tests import page_rig
 from tests.browser.conftest import OpenPage
 from tests.browser.test_tabs import open_tab
 from tests.fakes import Script, fake_inventory, make_model_folder
@@ -95,7 +95,7 @@ def test_the_picture_follows_every_option_and_one_click_takes_it_back(model_tab:
 def test_gpus_have_bars_and_meters_of_their_own(
     model_tab: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conftest, "_machine", two_gpus)
+    monkeypatch.setattr(page_rig, "fake_machine", two_gpus)
     page = model_tab()
     expect(page.locator("#snug-plan .plan-device[data-device='cuda:0']")).to_contain_text("GPU 0")
     expect(page.locator("#snug-strip .meter-name")).to_have_text(["RAM", "GPU 0", "GPU 1"])
@@ -145,7 +145,7 @@ def test_the_legend_tells_too_and_a_stretch_stands_out_with_its_entry(model_tab:
 def free(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The share of 16 GiB that is free, which a test may change while the page shows it."""
     share = [0.9]
-    monkeypatch.setattr(conftest, "_machine", lambda _: fake_inventory(ram_gib=16, free_share=share[0]))
+    monkeypatch.setattr(page_rig, "fake_machine", lambda _: fake_inventory(ram_gib=16, free_share=share[0]))
     return share
 
 
