@@ -273,7 +273,8 @@ def build(services: Services) -> None:
 
     def start(data: Data) -> Any:
         try:
-            tab.load(data)
+            # Who is faster than the first look at the folder means the model that it would have chosen.
+            tab.load(data if data[name] else data | tab.mirrored(None))
         except SnugError as error:
             return {told: note(error)}
         return {card: tab.state_html()}
