@@ -262,6 +262,22 @@ def test_a_message_below_one_that_was_deleted_elsewhere_stays_in_the_composer(st
     expect(page.locator(".message")).to_have_count(0)
 
 
+def test_what_is_sent_while_its_conversation_still_opens_is_sent_to_it_then(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="Yes."))
+    page = visit(snug)
+    send(page, "One")
+    expect(replies(page)).to_have_count(1)
+    conversation = page.url.split("c=")[1]
+    page.locator("#snug-new").click()
+    release = hold(page, "open")
+    page.locator(f'.conversation[data-id="{conversation}"] > a').click()
+    send(page, "Two")
+    release()
+    expect(replies(page)).to_have_count(2)
+    expect(page.locator(".message.user").last).to_contain_text("Two")
+    expect(page.locator("#snug-input")).to_have_value("")
+
+
 def test_a_double_click_on_send_stores_one_message(start: Start, visit: OpenPage) -> None:
     snug = start()
     page = visit(snug)

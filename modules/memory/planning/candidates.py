@@ -102,7 +102,7 @@ def list_ways(spec: ModelSpec, options: LoadOptions, gpus: int) -> tuple[tuple[W
     wishes = Wishes(options, gpus)
     _check(spec, options, gpus)
     runs, dropped = _precisions(spec, wishes)
-    # llama.cpp's cache is of one kind only: whether another saves anything is asked of the runs that can have it.
+    # What saves something is asked of transformers where it may run the model; llama.cpp then drops what it lacks.
     caches, dropped_caches = _caches(spec, wishes, next((run for run in runs if run.runtime == "torch"), runs[0]))
     ways: list[Way] = []
     for run in runs:
@@ -122,12 +122,11 @@ def _caches(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> tuple[list[KVCache
     asked = "plain" if wishes.options.loader == "vllm" else wishes.options.kv_cache
     if asked != "auto":
         return [asked], []
-    if run.runtime == "llamacpp":
-        return ["plain"], []
     kept = [_CACHES[0]]
     dropped: dict[str, list[str]] = {}
     for kind in _CACHES[1:] if wishes.gpus else _CACHES[1:-1]:
-        reason = why_not(kind, spec, wishes.gpus) or _why_no_saving(spec, replace(run, kv_cache=kind))
+        impossible = why_not_cached(kind, spec) if run.runtime == "llamacpp" else why_not(kind, spec, wishes.gpus)
+        reason = impossible or _why_no_saving(spec, replace(run, kv_cache=kind))
         if reason:
             dropped.setdefault(reason, []).append(CACHE_LABELS[kind])
         else:

@@ -9,7 +9,7 @@
     ["Some code", "Write a Python function that counts the words in a text, with an example."],
   ];
   const LOST_AFTER_MS = 2500;
-  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, wanted: null, revision: null, atEnd: true };
+  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, wanted: null, eager: false, revision: null, atEnd: true };
   const unsaved = new Map();  // by message, edits that were begun
   let scroller, column, list, input, sendButton, stopButton, jump, prompt, empty, live, notice;
 
@@ -65,7 +65,7 @@
   }
 
   function leave() {
-    Object.assign(state, { editing: null, opening: state.opening + 1, running: null, sending: false, opId: null, wanted: null });
+    Object.assign(state, { editing: null, opening: state.opening + 1, running: null, sending: false, opId: null, wanted: null, eager: false });
   }
 
   function openNew({ replace = false, keepUrl = false } = {}) {
@@ -94,6 +94,8 @@
     if (!keepUrl) setUrl(id, replace);
     toEnd(false);
     if (window.innerWidth > 800) input.focus({ preventScroll: true });
+    if (state.eager && !state.running) send();
+    state.eager = false;
   }
 
   /* Takes a thread as the server tells it; nodes of unchanged messages stay. */
@@ -333,7 +335,8 @@
   function send() { submit(input.value); }
 
   async function submit(text) {
-    if (!text.trim() || state.sending || state.running || state.wanted) return;
+    if (!text.trim() || state.sending || state.running) return;
+    if (state.wanted) { state.eager = true; return; }  // it is sent as soon as the conversation is open
     state.sending = true;
     const typed = text === input.value, opId = typed && state.opId || newId();
     if (typed) state.opId = opId;
