@@ -66,7 +66,7 @@ class Generate:
 def compare(kind: str, repeats: int) -> list[dict[str, Any]]:
     """Rows of both sides for one kind of weights."""
     rows: list[dict[str, Any]] = []
-    with snug(*FLAGS[kind]) as base:
+    with snug(*FLAGS[kind], "--speculate", "off") as base:  # `generate` does not guess ahead either
         other = Generate(kind)
         try:
             for context in CONTEXTS:

@@ -138,7 +138,8 @@ def last_turns(side: Side, run: int) -> float:
 def compare(repeats: int) -> list[dict[str, Any]]:
     """All rows; each side's measurements take turns, and the first of each is thrown away."""
     with ExitStack() as stack:
-        ours = Side(stack.enter_context(snug("--dtype", "bf16")), STARTER, {"ban_eos_token": True})
+        flags = ("--dtype", "bf16", "--speculate", "off")  # the other does not guess ahead either
+        ours = Side(stack.enter_context(snug(*flags)), STARTER, {"ban_eos_token": True})
         other = stack.enter_context(transformers_serve(ROOT / "models" / STARTER))
         names = list(GOALS)
         rows = [

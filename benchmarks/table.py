@@ -100,16 +100,28 @@ def _chat() -> Iterator[Row]:
 
 def _speculative() -> Iterator[Row]:
     for row in _read("speculative").get("rows", []):
+        repeats = row["text"] in ("repeat", "code")
         yield Row(
-            f"Speculative decoding, {row['what']}", "Snug without", f"{row['without']:.3g} tok/s",
-            f"{row['with']:.3g} tok/s", row["ratio"], row["goal"],
+            f"Guessing ahead, {row['dtype']}, {row['sampling']}: {row['text']}", "Snug without",
+            f"{median(row['plain']):.3g} tok/s", f"{median(row['guessing']):.3g} tok/s", row["ratio"],
+            1 if repeats else 0.97,
         )  # fmt: skip
 
 
 def _vllm() -> Iterator[Row]:
-    for row in _read("vllm").get("rows", []):
-        yield Row(f"--loader vllm, {row['what']}", "vLLM's own server", f"{row['other']:.3g}", f"{row['snug']:.3g}",
-                  row["ratio"], row["goal"])  # fmt: skip
+    result = _read("vllm")
+    speeds = {
+        (row["side"], row["users"], row["context"]): f"{row['tokens_per_s']:.3g} tok/s"
+        for row in result.get("rows", [])
+    }
+    for row in result.get("ratios", []):
+        place = row["users"], row["context"]
+        others = [speed for (side, *rest), speed in speeds.items() if side != "Snug" and tuple(rest) == place]
+        users = "one user" if row["users"] == 1 else f"{row['users']} users together"
+        yield Row(
+            f"--loader vllm, {users} after {row['context']:,} tokens", "the same vLLM, asked directly",
+            others[0] if others else "", speeds["Snug", *place], row["ratio"], 0.97,
+        )  # fmt: skip
 
 
 def _page() -> Iterator[Row]:
