@@ -115,12 +115,12 @@ def _vllm() -> Iterator[Row]:
         for row in result.get("rows", [])
     }
     for row in result.get("ratios", []):
-        place = row["users"], row["context"]
-        others = [speed for (side, *rest), speed in speeds.items() if side != "Snug" and tuple(rest) == place]
+        place, side = (row["users"], row["context"]), row.get("side", "Snug")
         users = "one user" if row["users"] == 1 else f"{row['users']} users together"
+        what, goal = ("--loader vllm", 0.97) if side == "Snug" else ("bf16 by our own engine", 0.79)
         yield Row(
-            f"--loader vllm, {users} after {row['context']:,} tokens", "the same vLLM, asked directly",
-            others[0] if others else "", speeds["Snug", *place], row["ratio"], 0.97,
+            f"{what}, {users} after {row['context']:,} tokens", "vLLM's own server", speeds["vLLM", *place],
+            speeds[side, *place], row["ratio"], goal,
         )  # fmt: skip
 
 
