@@ -1,7 +1,7 @@
 """What Snug costs on top of vLLM: the vLLM server that `--loader vllm` starts, asked through Snug and asked directly,
 turn about in one run; beside them Snug's own engine with the same weights.
 
-`python -m benchmarks.vllm --vllm-python /path/bin/python [--repeats 5]`. Goals: ≥ 0.97 × of vLLM's own decode through it;
+`python -m benchmarks.vllm --vllm-python /path/bin/python [--repeats 5]`. Goals: through it ≥ 0.97 × of vLLM's decode;
 by our own engine ≥ 0.79 ×, which is half of the way from 45 tok/s to the 78.7 that vLLM reached on the first machine.
 """
 
