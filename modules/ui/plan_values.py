@@ -77,8 +77,7 @@ class Bar:
         for purpose, size in self.budget.parts():
             parts.append(Part(purpose, capital(PURPOSE_TITLES[purpose]), start, size, self.budget.figures[purpose]))
             start += size
-        if start < self.budget.total:
-            rest = self.budget.total - start
+        if rest := self.budget.loading:
             formula = f"{format_size(self.budget.load_peak)} while loading, {format_size(start)} of them counted here"
             parts.append(Part("loading", "More while loading", start, rest, Figure(rest, "formula", formula)))
         return parts

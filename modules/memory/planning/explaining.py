@@ -157,12 +157,13 @@ def _explain_budget(problem: Problem, solution: Solution, device: str, budget: B
 
 
 def sum_words(device: str, budget: Budget) -> str:
-    """`6.5 GiB weights + 1.0 GiB KV cache + 0.6 GiB buffers`."""
+    """`6.5 GiB weights + 1.0 GiB KV cache + 0.6 GiB buffers`: all that its total holds."""
     parts = [
         (budget.weights + budget.quant_meta, "weights"),
         (budget.kv_cache, "KV cache"),
         (budget.transient + budget.offload_buffer, "buffers"),
         (budget.context, "CUDA context" if device.startswith("cuda") else "engine process"),
+        (budget.loading, "more while loading"),
     ]
     return " + ".join(f"{format_size(size)} {what}" for size, what in parts if size)
 

@@ -56,8 +56,10 @@ def _needs(first: Ranked) -> str:
         (sum(budget.kv_cache for budget in budgets), f"KV cache for {first.context:,} tokens"),
         (sum(budget.context for budget in budgets), "libraries"),
     ]
-    parts.append((total - sum(size for size, _ in parts), "buffers"))
-    shown = " + ".join(f"{format_size(size)} {what}" for size, what in parts)
+    loading = sum(budget.loading for budget in budgets)
+    parts.append((total - loading - sum(size for size, _ in parts), "buffers"))
+    parts.append((loading, "more while loading"))
+    shown = " + ".join(f"{format_size(size)} {what}" for size, what in parts if size)
     text = f"{first.solution.way.label} it needs {shown} = {format_size(total)}"
     return text.removeprefix("16-bit ")
 
