@@ -183,6 +183,13 @@ def test_more_key_heads_than_heads_are_refused(tmp_path: Path) -> None:
         inspect(make_model(tmp_path / "m", num_key_value_heads=4))
 
 
+def test_heads_that_cannot_share_their_key_heads_and_more_experts_a_token_than_there_are_are_refused() -> None:
+    with pytest.raises(BadConfig, match="8 heads cannot be shared among them"):
+        read_shape({**LLAMA, "num_attention_heads": 8, "num_key_value_heads": 3}, "llama", encoder_decoder=False)
+    with pytest.raises(BadConfig, match="num_experts_per_tok is 9, more than the 8 experts"):
+        read_shape({**LLAMA, "num_local_experts": 8, "num_experts_per_tok": 9}, "mixtral", encoder_decoder=False)
+
+
 def test_a_folder_with_fewer_blocks_than_its_config_says_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="should have 5 layers, but its files hold 2"):
         inspect(make_model(tmp_path / "m", num_hidden_layers=5))

@@ -223,6 +223,7 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, dry_runs: DryRu
         machine.inventory,
         cache,
         trust_remote_code=settings.trust_remote_code,
+        imagined=machine.imagined,
         speeds=machine.speeds,
         peaks=lambda _spec, run, _kind: known.get(run),
         observed=partial(ledger.observed_error, spec.model_type),

@@ -9,6 +9,7 @@ from modules.engine.base import EngineStats, ModelInfo
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import PURPOSE_TITLES, Budget, Figure, Method
 from modules.memory.forecasting.formulas import explained
+from modules.memory.planning.fitting import lacks_bytes
 from modules.memory.planning.planner import Plan
 from modules.units import format_size
 
@@ -63,6 +64,11 @@ class Bar:
     def over(self) -> int:
         """Bytes beyond what is free. A disk's are the model's own files, most of which lie there already."""
         return 0 if self.device.kind == "disk" else max(0, self.budget.total - self.device.free_bytes)
+
+    @property
+    def lacks(self) -> int:
+        """Bytes that must be free in addition, as plans count it: with what a plan keeps free."""
+        return 0 if self.device.kind == "disk" else lacks_bytes(self.device.free_bytes, self.budget.total)
 
     @property
     def lens_span(self) -> int:

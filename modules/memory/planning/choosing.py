@@ -132,13 +132,16 @@ def _beats(one: Ranked, other: Ranked) -> bool:
     return all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
-def nearest_misses(found: Sequence[Ranked]) -> list[Ranked]:
-    """Of each precision without disk that fits nowhere, the way that lacks least; the highest quality first."""
-    best: dict[tuple[float, str], Ranked] = {}
-    plain = [one for one in found if one.solution.run.kv_cache == "plain"] or found
-    fits = {(one.quality, one.solution.way.label) for one in plain if one.solution.fits}
+def nearest_misses(found: Sequence[Ranked], *, cut: bool = False) -> list[Ranked]:
+    """Of each precision without disk that fits nowhere, the way that lacks least; the highest quality first.
+
+    `cut`: they are cut down as far as they can be, their caches included.
+    """
+    best: dict[str, Ranked] = {}
+    plain = found if cut else [one for one in found if one.solution.run.kv_cache == "plain"] or found
+    fits = {one.solution.way.label for one in plain if one.solution.fits}
     for one in plain:
-        key = (one.quality, one.solution.way.label)
+        key = one.solution.way.label
         if key in fits or one.solution.way.disk or one.solution.way.place == "zero3":
             continue
         if key not in best or lacks(one) < lacks(best[key]):

@@ -145,7 +145,7 @@ def _against_places(problem: Problem, chosen: Ranked, same: Sequence[Ranked]) ->
     if place in ("split", "cpu"):
         whole = [one for one in same if one.solution.way.place in ("gpu", "gpus")]
         if whole and not any(one.solution.fits for one in whole):
-            yield f"On {place_name(problem)} alone it lacks {format_size(min(map(lacks, whole)))}."
+            yield f"On {place_name(problem)} alone it lacks {format_size(min(map(lacks, whole)), up=True)}."
     other_place = {"cpu": "split", "split": "cpu"}.get(place)
     other = next((one for one in same if one.solution.way.place == other_place), None)
     if other is None:
@@ -203,4 +203,7 @@ def _times(ratio: float) -> str:
 def _lacks(problem: Problem, one: Ranked) -> str:
     """`lacks 5.9 GiB in CPU memory`."""
     device = max(one.solution.short, key=lambda name: one.solution.short[name])
-    return f"lacks {format_size(lacks(one))} {place_name(problem, device, preposition=True)}"
+    size = format_size(lacks(one), up=True)
+    if one.solution.way.place == "gpus" and device.startswith("cuda"):
+        return f"lacks {size} over {'both' if len(problem.gpus) == 2 else 'all'} GPUs"
+    return f"lacks {size} {place_name(problem, device, preposition=True)}"

@@ -5,6 +5,7 @@ Pure. It knows devices and bytes; which way is the best is planner.py's, what th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -52,7 +53,7 @@ class Counted:
 class Problem:
     """A model, the wishes and the machine. `widened`: by how much forecasts for a device are raised, from 1 on, since
     they were too low before. `counted`: what a dry run counted, where one is known.
-    `gpus` are those that may be used, of `gpus_there`.
+    `gpus` are those that may be used, of `gpus_there`; `imagined`: the machine is not here.
     """
 
     spec: ModelSpec
@@ -61,6 +62,7 @@ class Problem:
     cpu: Device
     disk: Device
     gpus_there: int = 0
+    imagined: bool = False
     widened: Mapping[str, float] = field(default_factory=dict)
     counted: Counted | None = None
 
@@ -133,6 +135,15 @@ class _Try:
 def margin(free_bytes: int) -> int:
     """Bytes of a device that a plan leaves alone."""
     return max(_LEAST_MARGIN, free_bytes // 50)
+
+
+def lacks_bytes(free_bytes: int, total_bytes: int, widened: float = 1.0) -> int:
+    """How many bytes more must be free for a forecast of `total_bytes` to fit, with the margin that it then leaves;
+    0 where it fits.
+    """
+    raised = math.ceil(total_bytes * max(1.0, widened))
+    needed = max(raised + _LEAST_MARGIN, -(-raised * 50 // 49))
+    return max(0, needed - free_bytes)
 
 
 def solve(problem: Problem, way: Way) -> Solution | None:
@@ -372,9 +383,11 @@ def _budget(
 
 def _lacking(problem: Problem, budgets: Mapping[str, Budget], written: Mapping[str, int]) -> dict[str, int]:
     """What each device lacks: of the disk only what must be written counts, and only once."""
+    taken = {name: budget.total for name, budget in budgets.items() if name != "disk"} | dict(written)
     lacking = {
-        name: budget.total - problem.usable(name) for name, budget in budgets.items() if name != "disk"
-    } | {name: size - problem.usable(name) for name, size in written.items()}  # fmt: skip
+        name: lacks_bytes(problem.device(name).free_bytes, size, problem.widened.get(name, 1.0))
+        for name, size in taken.items()
+    }
     limits = dict(zip((gpu.id for gpu in problem.gpus), problem.options.gpu_memory or (), strict=False))
     for name, limit in limits.items():
         if name in budgets:

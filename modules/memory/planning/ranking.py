@@ -15,7 +15,7 @@ from modules.memory.forecasting.forecast import Quantization, RunSpec, kv_traffi
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Loader, Way
 from modules.memory.planning.choosing import Ranked
-from modules.memory.planning.fitting import Counted, Problem, Solution, solve
+from modules.memory.planning.fitting import Counted, Problem, Solution, lacking, solve
 from modules.memory.planning.placement import make_groups
 from modules.memory.planning.speed import Speeds, Work, estimate
 
@@ -46,6 +46,12 @@ def rank_way(
 ) -> Ranked | None:
     """`way` solved and timed; None if it is no way here."""
     solution = solve(replace(problem, widened=widened(problem, way, observed), counted=counted), way)
+    return None if solution is None else Ranked(solution, estimate(work_of(problem.spec, solution), speeds))
+
+
+def rank_cut(problem: Problem, way: Way, *, speeds: Speeds, observed: ErrorsOf | None) -> Ranked | None:
+    """`way` cut down as far as Snug does unasked, with what it lacks even so; None where it then fits, or is no way."""
+    solution = lacking(replace(problem, widened=widened(problem, way, observed)), way)
     return None if solution is None else Ranked(solution, estimate(work_of(problem.spec, solution), speeds))
 
 
