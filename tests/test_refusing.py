@@ -165,7 +165,11 @@ def test_the_sum_of_the_nearest_way_and_what_it_is_too_much_are_told() -> None:
     message = refusal(llama("7B"), machine(ram_gib=4)).message
     assert "The nearest way, 4-bit (nf4, double) on the CPU" in message
     assert "1,024 tokens of context, takes 3.6" in message
-    assert "engine process = " in message and " there (256 MiB are kept free)" in message
+    assert (
+        "engine process + " in message
+        and "more while loading = " in message
+        and " there (256 MiB are kept free)" in message
+    )
 
 
 def test_memory_that_other_programs_hold_is_told_apart_from_memory_that_is_not_there() -> None:

@@ -148,7 +148,7 @@ def _training_way(way: TrainingWay, *, chosen: bool) -> dict[str, Any]:
 
 def _budget(budget: Budget) -> dict[str, Any]:
     counted = dict(budget.parts())
-    parts = [
+    parts: list[dict[str, Any]] = [
         {
             "purpose": purpose,
             "size_bytes": figure.bytes,
