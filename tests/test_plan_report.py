@@ -268,6 +268,13 @@ def test_deepspeed_is_typed_with_its_launcher_and_a_cpu_does_not_get_fp16() -> N
     assert "deepspeed --num_gpus=2 server.py" in flat(text_of(on_card))
 
 
+def test_a_context_that_the_model_does_not_state_is_said_to_be_assumed() -> None:
+    spec = replace(llama("7B"), context_stated=False)
+    table = list_plans(Question(spec, LoadOptions.model_validate({}), machine(ram_gib=64), Path("cache")))
+    assert "tokens of context (assumed, since the model states no length)" in flat(text_of(table))
+    assert "assumed" not in flat(text_of(table_of(machine(ram_gib=64))))
+
+
 def test_what_is_far_off_is_said_to_be_far_off() -> None:
     """A share of what is not exact: large peaks are not known to 128 MiB."""
     plan = table_of(machine(ram_gib=64), "70B", load_in_4bit=True).chosen

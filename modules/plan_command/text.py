@@ -122,6 +122,8 @@ def _verdict(table: PlanTable, notes: Notes) -> Iterable[Text]:
         return
     low, high = plan.tokens_per_s
     told = f" {plan.title}, {plan.run.context_tokens:,} tokens of context"
+    if table.options.ctx_size is None and not table.spec.context_stated:
+        told += " (assumed, since the model states no length)"
     if low > 0 and high < _SLOW:
         told += f", a token in about {format_rate(1 / high)} to {format_rate(1 / low)} s."
     else:

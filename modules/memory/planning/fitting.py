@@ -314,8 +314,13 @@ def _with_peaks(problem: Problem, run: RunSpec, device: str, budget: Budget, *, 
     figures: dict[Purpose, Figure] = dict(budget.figures)
     within = figures.pop("dequant_buffer", Figure(0, "formula")).bytes
     if run == counted.run:
+        read = min(run.prefill_chunk, run.context_tokens)
+        told: dict[Purpose, str] = {
+            "prefill_peak": f"the last {read:,} of {run.context_tokens:,} tokens read",
+            "decode_peak": f"a token written after {run.context_tokens:,}",
+        }
         for purpose, size in counted.figures:
-            figures[purpose] = Figure(size, "dry-run", "counted on the model without its weights")
+            figures[purpose] = Figure(size, "dry-run", f"{told[purpose]}: counted on the model without its weights")
     else:
         there = _computing(problem.spec, (counted.run, _like(device), True))
         for purpose, size in counted.figures:
