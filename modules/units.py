@@ -44,9 +44,11 @@ def format_size(size_bytes: int | float, *, up: bool = False) -> str:
 
 def format_rate(rate: float) -> str:
     """`140`, `41`, `5.2`, `0.3`, `0.0074`: two digits that matter, never with an exponent."""
+    if rate <= 0:
+        return "0"
     if rate >= 10:
         return f"{float(f'{rate:.2g}'):,.0f}"
-    text = f"{rate:.{max(1, 1 - math.floor(math.log10(rate)))}f}" if rate > 0 else "0"
+    text = f"{rate:.{max(1, 1 - math.floor(math.log10(rate)))}f}"
     return text.rstrip("0").rstrip(".") if rate < 1 else text
 
 
