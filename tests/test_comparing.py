@@ -85,7 +85,7 @@ def test_a_gpu_that_is_left_idle_is_explained() -> None:
     plan = chosen(llama("70B"), card("RTX 3090", 24))
     assert plan.title == "4-bit (nf4) on the CPU"
     said = " ".join(plan.reasons)
-    assert "On the GPU alone it lacks 15." in said
+    assert "On the GPU alone it lacks 16." in said
     assert "layers on the GPU it would read 1,000 tokens of prompt in" in said
     assert "would pass into the GPU for each token" in said
     experts = why(mixtral(), card("RTX 3090", 24, count=2, ram_gib=128))
