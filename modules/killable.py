@@ -15,9 +15,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
+
+_ROOT = Path(__file__).parent.parent
+_KEPT_VARIABLES = ("PATH", "HOME", "USERPROFILE", "SYSTEMROOT", "TMPDIR", "TEMP", "TZ", "LD_LIBRARY_PATH")
+
+
+def bare_environment() -> dict[str, str]:
+    """What a helper needs to find Python's packages and this one, no network; none of the user's secrets."""
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    return {**kept, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 class WorkerEnded(Exception):

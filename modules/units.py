@@ -27,15 +27,29 @@ def parse_size(text: str | int | float) -> int:
     return int(value)
 
 
-def format_size(size_bytes: int | float) -> str:
-    """`8.2 GiB`, `417 MiB`, `12 KiB`, `3 B`: three significant digits at most, binary units."""
+def format_size(size_bytes: int | float, *, up: bool = False) -> str:
+    """`8.20 GiB`, `417 MiB`, `12.0 KiB`, `3 B`: three significant digits, binary units.
+
+    `up`: rounded up, for what has to be enough.
+    """
     sign, size = ("-", -size_bytes) if size_bytes < 0 else ("", size_bytes)
     for unit, name in ((TiB, "TiB"), (GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB")):
         if size >= unit * 0.9995:
             value = size / unit
             digits = 2 if value < 10 else 1 if value < 100 else 0
-            return f"{sign}{value:.{digits}f} {name}"
+            shown = math.ceil(value * 10**digits) / 10**digits if up else value
+            return f"{sign}{shown:.{digits}f} {name}"
     return f"{sign}{int(size)} B"
+
+
+def format_rate(rate: float) -> str:
+    """`140`, `41`, `5.2`, `0.3`, `0.0074`: two digits that matter, never with an exponent."""
+    if rate <= 0:
+        return "0"
+    if rate >= 10:
+        return f"{float(f'{rate:.2g}'):,.0f}"
+    text = f"{rate:.{max(1, 1 - math.floor(math.log10(rate)))}f}"
+    return text.rstrip("0").rstrip(".") if rate < 1 else text
 
 
 def format_duration(seconds: float) -> str:

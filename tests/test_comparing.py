@@ -11,6 +11,7 @@ import pytest
 from modules.hardware import Inventory
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.planner import Plan, Question, list_plans
+from modules.memory.planning.speed import middle
 from modules.settings import LoadOptions
 from tests.shapes import llama, machine, mixtral
 
@@ -39,30 +40,53 @@ def test_what_lacks_on_the_gpu_and_what_its_next_best_way_would_cost_is_one_sent
     said = why(llama("7B"), card("RTX 3060", 12, ram_gib=32))
     assert re.search(
         r"16-bit lacks 3\.\d+ GiB on the GPU; with \d+ of 32 layers on the GPU it would keep all of the quality, "
-        r"but is 1\d times slower\.", said,
+        r"but writes 1\d times slower and reads 1,000 tokens of prompt in 2 s instead of 1 s\.", said,
     )  # fmt: skip
-    assert "8-bit would lose less quality, but is 2.9 times slower." in said
+    assert "8-bit would lose less quality, but writes 2.9 times slower." in said
 
 
-def test_a_cpu_that_reads_prompts_for_half_an_hour_loses_to_a_split_that_writes_more_slowly() -> None:
-    """The choice that looked wrong as long as only the speed of writing was told."""
-    seventy, few_cores = llama("70B"), card("RTX 3090", 24, cores=2)
-    plan = chosen(seventy, few_cores)
-    assert "of 80 layers on the GPU" in plan.title
+def test_a_split_that_writes_more_slowly_than_the_cpu_alone_is_left_and_what_it_reads_faster_is_told() -> None:
+    """The speed of a chat is that of writing; who reads long prompts is told what they would gain."""
+    few_cores = card("RTX 3090", 24, cores=2)
+    plan = chosen(llama("70B"), few_cores)
+    assert plan.title == "4-bit (nf4) on the CPU"
     said = " ".join(plan.reasons)
+    assert re.search(
+        r"With \d+ of 80 layers on the GPU it would read 1,000 tokens of prompt in \d+ s instead of 76 min, "
+        r"but write 2\.\d times slower: \d+\.\d GiB would pass into the GPU for each token\.", said,
+    )  # fmt: skip
+    split = chosen(llama("70B"), few_cores, load_in_4bit=True, use_double_quant=True, auto_devices=True)
+    said = " ".join(split.reasons)
     assert "On the CPU alone it would write 2." in said
-    assert "times faster, but read a prompt" in said and "times slower: 512 tokens in 39 min." in said
-    assert "pass into the GPU for each token" in said
+    assert re.search(r"times faster, but read 1,000 tokens of prompt in 76 min instead of \d+ s\.", said)
     assert "What is not on the GPU stays in 16 bits" in said
-    assert re.search(r"Without double quantization it is 1\d % slower\.", said)
+
+
+def test_a_sentence_and_the_column_of_tokens_a_second_say_the_same() -> None:
+    """On two cores 16 bits write half as fast as 4: that reading takes long either way does not make them alike."""
+    found = list_plans(
+        Question(llama("7B"), LoadOptions.model_validate({}), replace(machine(ram_gib=22), cpu_features=KERNELS,
+                 physical_cores=2), Path("cache"))
+    )  # fmt: skip
+    assert found.chosen is not None and found.chosen.title.startswith("4-bit")
+    sixteen = next(plan for plan in found.plans if plan.title == "16-bit on the CPU")
+    told = middle(found.chosen.tokens_per_s) / middle(sixteen.tokens_per_s)
+    assert f"16-bit would keep all of the quality, but writes {told:.1f} times slower." in found.chosen.reasons
+
+
+def test_a_context_is_not_shortened_for_more_bits() -> None:
+    """A card on which 16 bits leave room for half the context: 4 bits hold all of it, as fast as one reads."""
+    plan = chosen(llama("13B"), card("a card", 27.4, ram_gib=30, cores=2))
+    assert plan.run.context_tokens == 4096
+    assert "16-bit would keep all of the quality, but only 2,560 tokens of context fit" in " ".join(plan.reasons)
 
 
 def test_a_gpu_that_is_left_idle_is_explained() -> None:
     plan = chosen(llama("70B"), card("RTX 3090", 24))
     assert plan.title == "4-bit (nf4) on the CPU"
     said = " ".join(plan.reasons)
-    assert "On the GPU alone it lacks 15." in said
-    assert "layers on the GPU it would read a prompt" in said
+    assert "On the GPU alone it lacks 16." in said
+    assert "layers on the GPU it would read 1,000 tokens of prompt in" in said
     assert "would pass into the GPU for each token" in said
     experts = why(mixtral(), card("RTX 3090", 24, count=2, ram_gib=128))
     assert "On the GPUs alone it lacks" in experts
@@ -82,10 +106,10 @@ def test_speed_beyond_reading_is_told_but_does_not_buy_quality() -> None:
 def test_a_way_that_loses_nothing_is_not_said_to_lose() -> None:
     """fp32 rounded to 16 bits loses less than is worth telling; a GGUF file is the same through either loader."""
     said = chosen(llama("7B", dtype="F32"), machine(1, 80)).reasons
-    assert "16-bit would be 1.7 times faster; this is as fast as one reads." in said
+    assert "16-bit would write 1.7 times faster; this is as fast as one reads." in said
     file = replace(llama("7B"), source="gguf", stored_dtype="bfloat16")
     said = chosen(file, card("A100 80GB", 80)).reasons
-    assert any(re.fullmatch(r"As stored \(llama\.cpp\) also fits, but is \d+ times slower\.", one) for one in said)
+    assert any(re.fullmatch(r"As stored \(llama\.cpp\) also fits, but writes \d+ times slower.*", one) for one in said)
     assert "loses ." not in " ".join(chosen(file, machine(ram_gib=64)).reasons)
 
 

@@ -135,6 +135,16 @@ def test_a_run_that_takes_too_long_is_killed_named_and_not_tried_again(tmp_path:
     client.close()
 
 
+def test_a_run_that_took_too_long_is_tried_again_after_a_while(tmp_path: Path) -> None:
+    client = DryRuns(tmp_path / "cache", answer_s=0.05, retry_s=0.0)
+    spec = model_of(tmp_path)
+    for answered in (1, 2):
+        with pytest.raises(TimedOut, match="longer than"):
+            client.measure(spec, RUN)
+        assert client.answered == answered
+    client.close()
+
+
 def test_what_cannot_be_built_is_refused_and_the_worker_lives_on(runs: DryRuns, tmp_path: Path) -> None:
     odd = model_of(tmp_path, hidden_size=8190)
     with pytest.raises(SnugError) as caught:

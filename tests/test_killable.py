@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
+from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate, bare_environment
 
 PROGRAM = """
 import sys, time
@@ -29,6 +30,16 @@ def worker() -> Iterator[KillableWorker]:
     made = KillableWorker([sys.executable, "-c", PROGRAM], {}, start_s=30)
     yield made
     made.close()
+
+
+def test_helpers_get_none_of_the_users_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    environment = bare_environment()
+    assert "HF_TOKEN" not in environment and "PATH" in environment
+    done = subprocess.run(
+        [sys.executable, "-c", "import modules.killable"], env=environment, cwd="/", capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_answers_one_question_after_the_other(worker: KillableWorker) -> None:

@@ -73,7 +73,7 @@ def test_what_overruns_is_red_from_the_line_on_even_beyond_the_device() -> None:
     left, width = stretches(bars_html([bar]), "plan-over")[0]
     assert left == pytest.approx(100 * 8 / 12.24, abs=0.01)
     assert left + width == pytest.approx(100 * 12 / 12.24, abs=0.01)
-    assert "4.00 GiB too much" in bars_html([bar])
+    assert "lacks 4.25 GiB" in bars_html([bar])
 
 
 def test_the_whisker_reaches_from_the_low_to_the_high_forecast() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,13 +13,15 @@ from hypothesis import strategies as st
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import Budget
 from modules.memory.model.spec import ModelSpec
-from modules.memory.planning.choosing import COMFORTABLE_TURN_S
+from modules.memory.planning.candidates import DEFAULT_CONTEXT
+from modules.memory.planning.choosing import COMFORTABLE_S, FAR_FASTER
 from modules.memory.planning.fitting import margin
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans
+from modules.memory.planning.speed import Estimate, middle
 from modules.settings import LoadOptions, check_together
 from modules.ui.ways import options_of
 from modules.units import GiB
-from tests.shapes import NO_FLAGS, random_llama
+from tests.shapes import NO_FLAGS, llama, random_llama
 
 KERNELS = frozenset({"avx512f", "avx512_bf16"})
 CARDS = ("RTX 3060", "RTX 3090", "RTX 4090", "A100 80GB", "unknown card")
@@ -75,6 +76,11 @@ def more_memory(draw: st.DrawFn, machine: Inventory) -> Inventory:
     return replace(machine, gpus=tuple(map(grown, machine.gpus)), cpu=grown(machine.cpu))
 
 
+def wished(spec: ModelSpec) -> int:
+    """The context that is aimed at unasked."""
+    return min(spec.max_context, DEFAULT_CONTEXT)
+
+
 FLAGS = st.sampled_from(
     [{}, {}, {"bf16": True}, {"load_in_4bit": True}, {"load_in_8bit": True}, {"cpu": True}, {"ctx_size": 1024}]
 )
@@ -84,10 +90,14 @@ def table(spec: ModelSpec, machine: Inventory, flags: Mapping[str, object]) -> P
     return list_plans(Question(spec, LoadOptions.model_validate(dict(flags)), machine, Path("cache")))
 
 
-def turn_s(plan: Plan) -> float:
-    """Seconds of a middling turn, from a plan's ranges."""
-    reading, writing = (math.sqrt(low * high) for low, high in (plan.prefill_tokens_per_s, plan.tokens_per_s))
-    return 512 / reading + 256 / writing
+def pace_s(plan: Plan) -> float:
+    """What ways are compared by."""
+    return Estimate(plan.tokens_per_s, plan.prefill_tokens_per_s).pace_s
+
+
+def reading_decides(plan: Plan) -> bool:
+    """Whether reading a message takes longer than writing the reply."""
+    return 128 / middle(plan.prefill_tokens_per_s) > 256 / middle(plan.tokens_per_s)
 
 
 @settings(max_examples=20, deadline=None)
@@ -120,13 +130,21 @@ def test_more_memory_is_never_slower_than_comfortable_never_worse_for_nothing_an
     if little is None:
         return
     assert much is not None
-    faster = turn_s(much) < turn_s(little)
+    longer, faster = much.run.context_tokens > little.run.context_tokens, pace_s(much) < pace_s(little)
+    comfortable = pace_s(much) <= COMFORTABLE_S * TIE
+    assert pace_s(much) <= TIE * pace_s(little) or comfortable or longer
     assert (
-        turn_s(much) <= max(TIE * turn_s(little), COMFORTABLE_TURN_S * TIE)
-        or much.run.context_tokens > little.run.context_tokens
-    )
-    assert much.quality >= little.quality or faster or much.run.context_tokens > little.run.context_tokens
-    assert much.run.context_tokens >= little.run.context_tokens or faster or much.quality > little.quality
+        middle(much.tokens_per_s) * TIE >= middle(little.tokens_per_s)
+        or comfortable
+        or longer
+        or reading_decides(little)
+    ), (little.title, much.title)
+    assert much.quality >= little.quality or faster or longer
+    # What is cut short anyway may become a little shorter, for more quality or speed; what was whole stays whole.
+    least = little.run.context_tokens * (1 if little.run.context_tokens == wished(spec) else 0.75)
+    assert much.run.context_tokens >= least or pace_s(much) * FAR_FASTER <= TIE * pace_s(little), (
+        little.title, little.run.context_tokens, much.title, much.run.context_tokens,
+    )  # fmt: skip
 
 
 @settings(max_examples=6, deadline=None)
@@ -161,3 +179,29 @@ def test_the_printed_gpu_memory_gives_the_same_split_and_a_step_less_moves_somet
     if limit > GiB // 10:
         moved = list_plans(Question(spec, less, machine, Path("cache"))).chosen
         assert moved is None or moved.limits.get("cuda:0", 0) < plan.limits["cuda:0"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    model=st.sampled_from(["7B", "13B", "70B"]), cores=st.sampled_from([2, 8]), ram=st.sampled_from([24, 32, 64]),
+    gib=st.integers(4, 40), more=st.integers(1, 12),
+)  # fmt: skip
+def test_a_larger_card_never_cuts_the_context_and_never_writes_more_slowly_than_one_reads(
+    model: Literal["7B", "13B", "70B"], cores: int, ram: int, gib: int, more: int
+) -> None:
+    """Cards and models that people have, where both went wrong: 13B on 24 and 28 GiB, on 6 and 8 GiB."""
+
+    def on(size: int) -> Plan | None:
+        gpu = device("cuda:0", "cuda", "a card", size, 0)
+        machine = Inventory((gpu,), device("cpu", "cpu", "cpu", ram, 0), device("disk", "disk", "/disk", 900, 0), cores,
+                            KERNELS)  # fmt: skip
+        return table(llama(model), machine, {}).chosen
+
+    little, much = on(gib), on(gib + more)
+    if little is None:
+        return
+    assert much is not None
+    faster = pace_s(much) * FAR_FASTER <= TIE * pace_s(little)
+    assert much.run.context_tokens >= little.run.context_tokens or faster
+    slower = middle(much.tokens_per_s) * TIE < middle(little.tokens_per_s)
+    assert not slower or pace_s(much) <= COMFORTABLE_S * TIE or reading_decides(little)

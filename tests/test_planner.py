@@ -202,7 +202,7 @@ def test_a_busy_first_gpu_is_passed_over() -> None:
 
 def test_a_context_of_the_models_own_length_is_shortened_where_it_does_not_fit_and_a_wished_one_never() -> None:
     long = llama("7B", context=8192)
-    plan = plan_for(long, machine(1, 17.5))
+    plan = plan_for(long, machine(ram_gib=17.5), bf16=True)
     assert 4096 <= plan.run.context_tokens < 8192
     assert plan.run.context_tokens % 256 == 0
     assert "do not fit" in " ".join(plan.reasons)

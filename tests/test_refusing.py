@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import assume, given, settings
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 
 from modules.errors import OutOfMemory
 from modules.hardware import Device, Inventory
+from modules.memory.known_gpus import find_gpu, imagine
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.planner import PlanTable, Question, list_plans
 from modules.settings import LoadOptions
-from modules.units import GiB, parse_size
+from modules.units import GiB, format_size, parse_size
 from tests.shapes import llama, machine, mixtral, small_llama
 
 MODELS = {"1B": small_llama(), "7B": llama("7B"), "7B, 32k": llama("7B", context=32768)}
@@ -35,6 +37,72 @@ def refusal(spec: ModelSpec, inventory: Inventory, **flags: object) -> OutOfMemo
 def fits(spec: ModelSpec, inventory: Inventory, **flags: object) -> bool:
     """By the whole table, which is not how the remedy was found."""
     return table(spec, inventory, **flags).chosen is not None
+
+
+def imagined(ram: str, *gpus: str) -> Inventory:
+    """The machine that --ram and --gpu describe."""
+    here = machine(ram_gib=24)
+    return imagine(here, [find_gpu(card) for card in gpus], parse_size(ram))
+
+
+def told(spec: ModelSpec, inventory: Inventory) -> PlanTable:
+    """The plans for an imagined machine."""
+    options = LoadOptions.model_validate({})
+    return list_plans(Question(spec, options, inventory, Path("cache"), imagined=True))
+
+
+@pytest.mark.parametrize("size", ["7B", "13B", "70B"])
+@pytest.mark.parametrize("ram", ["1GiB", "3GiB", "5.9GiB", "7.3GiB"])
+def test_the_ram_that_a_refusal_names_for_an_imagined_machine_is_enough_when_it_is_typed(
+    size: Literal["7B", "13B", "70B"], ram: str
+) -> None:
+    refused = told(llama(size), imagined(ram))
+    if refused.refusal is None:
+        assert refused.chosen is not None
+        return
+    remedy = refused.refusal.remedy
+    named = re.search(r"--ram ([\d.]+GiB)", remedy)
+    assert named is not None and "close other programs" not in remedy and "more in CPU" not in remedy
+    assert told(llama(size), imagined(named.group(1))).chosen is not None
+    less = f"{float(named.group(1)[:-3]) - 0.2:.1f}GiB"
+    assert told(llama(size), imagined(less)).chosen is None
+
+
+@pytest.mark.parametrize("cards", [("4GiB",), ("6GiB", "6GiB")])
+def test_the_cards_that_a_refusal_names_for_an_imagined_machine_are_enough_when_they_are_typed(
+    cards: tuple[str, ...],
+) -> None:
+    refused = told(llama("70B"), imagined("6GiB", *cards))
+    assert refused.refusal is not None
+    named = re.findall(r"--(gpu|ram) ([\d.]+GiB)", refused.refusal.remedy)
+    assert named
+    gpus = tuple(size for kind, size in named if kind == "gpu") or cards
+    ram = next((size for kind, size in named if kind == "ram"), "6GiB")
+    assert told(llama("70B"), imagined(ram, *gpus)).chosen is not None
+
+
+@pytest.mark.parametrize("ram_gib", [3, 8, 12])
+def test_one_number_says_what_is_lacking_in_the_sentence_the_remedy_and_the_table(ram_gib: float) -> None:
+    refused = table(llama("70B"), machine(ram_gib=ram_gib))
+    assert refused.refusal is not None
+    least = min(plan.short_bytes for plan in refused.plans if not plan.fits)
+    shown = format_size(least, up=True)
+    assert f"lacks {shown} there" in refused.refusal.message
+    assert f"{shown} more in CPU memory" in refused.refusal.remedy
+
+
+def test_the_parts_of_a_sum_add_up_to_it_also_where_loading_is_the_peak() -> None:
+    message = refusal(llama("70B"), machine(ram_gib=24)).message
+    addends, total = re.findall(r"takes (.+?) = ([\d.]+ GiB) in CPU memory", message)[0]
+    assert "more while loading" in addends
+    parts = [parse_size(size) for size in re.findall(r"[\d.]+ [GM]iB", addends)]
+    assert sum(parts) == pytest.approx(parse_size(total), abs=GiB // 10)
+
+
+def test_what_several_cards_lack_they_lack_together() -> None:
+    found = table(llama("70B"), machine(2, 24, ram_gib=128))
+    assert found.chosen is not None
+    assert "over both GPUs" in " ".join(found.chosen.reasons)
 
 
 def with_more(inventory: Inventory, where: str, size: int) -> Inventory:
@@ -84,7 +152,7 @@ def test_every_change_that_is_named_helps_and_the_next_smaller_one_does_not(
     for tokens in re.findall(r"--ctx-size (\d+)", remedy):
         assert fits(spec, inventory, **given_flags | {"ctx_size": int(tokens)})
         assert not fits(spec, inventory, **given_flags | {"ctx_size": int(tokens) + 256})
-    for size, where in re.findall(r"([\d.]+GiB) more (in CPU memory|on (?:the|each) GPU)", remedy):
+    for size, where in re.findall(r"([\d.]+ [GM]iB) more (in CPU memory|on (?:the|each) GPU)", remedy):
         assert fits(spec, with_more(inventory, where, parse_size(size)), **given_flags)
         assert not fits(spec, with_more(inventory, where, parse_size(size) - GiB // 8), **given_flags)
     for flag in ("load_in_8bit", "load_in_4bit", "disk"):
@@ -97,7 +165,11 @@ def test_the_sum_of_the_nearest_way_and_what_it_is_too_much_are_told() -> None:
     message = refusal(llama("7B"), machine(ram_gib=4)).message
     assert "The nearest way, 4-bit (nf4, double) on the CPU" in message
     assert "1,024 tokens of context, takes 3.6" in message
-    assert "engine process = " in message and "too much (256 MiB are kept free)" in message
+    assert (
+        "engine process + " in message
+        and "more while loading = " in message
+        and " there (256 MiB are kept free)" in message
+    )
 
 
 def test_memory_that_other_programs_hold_is_told_apart_from_memory_that_is_not_there() -> None:
@@ -111,7 +183,7 @@ def test_memory_that_other_programs_hold_is_told_apart_from_memory_that_is_not_t
 def test_a_split_that_lacks_memory_says_in_which(ram_gib: float) -> None:
     message = refusal(llama("70B"), machine(1, 8, ram_gib=ram_gib)).message
     assert "on the GPU and" in message and "GiB in CPU memory" in message
-    assert "too much" in message
+    assert "lacks" in message
 
 
 def test_a_model_that_bitsandbytes_does_not_shrink_may_fit_as_a_gguf_file() -> None:

@@ -183,6 +183,13 @@ def test_more_key_heads_than_heads_are_refused(tmp_path: Path) -> None:
         inspect(make_model(tmp_path / "m", num_key_value_heads=4))
 
 
+def test_heads_that_cannot_share_their_key_heads_and_more_experts_a_token_than_there_are_are_refused() -> None:
+    with pytest.raises(BadConfig, match="8 heads cannot be shared among them"):
+        read_shape({**LLAMA, "num_attention_heads": 8, "num_key_value_heads": 3}, "llama", encoder_decoder=False)
+    with pytest.raises(BadConfig, match="num_experts_per_tok is 9, more than the 8 experts"):
+        read_shape({**LLAMA, "num_local_experts": 8, "num_experts_per_tok": 9}, "mixtral", encoder_decoder=False)
+
+
 def test_a_folder_with_fewer_blocks_than_its_config_says_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="should have 5 layers, but its files hold 2"):
         inspect(make_model(tmp_path / "m", num_hidden_layers=5))
@@ -418,11 +425,11 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
         inspect(tmp_path / "notes.txt")
 
 
-def small_gguf(architecture: str = "llama", blocks: int = 2) -> bytes:
+def small_gguf(architecture: str = "llama", blocks: int = 2, *, embedding_length: int = 32) -> bytes:
     """A sound GGUF file of a tiny model."""
     fields = {
         "block_count": 2,
-        "embedding_length": 32,
+        "embedding_length": embedding_length,
         "context_length": 64,
         "attention.head_count": 4,
         "rope.dimension_count": 8,
@@ -441,6 +448,12 @@ def test_a_gguf_file_is_read_as_the_model_that_it_becomes(tmp_path: Path) -> Non
     assert (spec.name, spec.source, spec.architecture, spec.layers) == ("m", "gguf", "LlamaForCausalLM", 2)
     assert (spec.vocab_size, spec.stored_dtype, spec.tied_embeddings) == (3, "bfloat16", True)
     assert [t.name for t in spec.tensors][:2] == ["model.embed_tokens.weight", "model.layers.0.ffn_up.weight"]
+
+
+def test_an_impossible_field_of_a_gguf_file_is_named_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(small_gguf(embedding_length=0))
+    with pytest.raises(BadGguf, match=r"m\.gguf: hidden_size is 0; it must be"):
+        inspect(tmp_path / "m.gguf")
 
 
 def test_gguf_architectures_that_transformers_lacks_are_refused(tmp_path: Path) -> None:

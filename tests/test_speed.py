@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 
 from modules.memory.forecasting.forecast import Quantization
-from modules.memory.planning.speed import GpuSpeed, Speeds, Work, defaults, estimate, from_bandwidths
+from modules.memory.planning.speed import Estimate, GpuSpeed, Speeds, Work, defaults, estimate, from_bandwidths
 from tests.shapes import machine
 
 FUSED: frozenset[Quantization] = frozenset(("int8", "nf4", "fp4"))
 CPU = Speeds(20e9, 2e9, cpu_flops=400e9, fused=FUSED)
 GPU = Speeds(20e9, 1.7e9, {"cuda:0": GpuSpeed(400e9, 6.6e9, 40e12)}, 400e9)
 SEVEN_B = Work(
-    reads={"cuda:0": 13 * 10**9}, streamed=0, from_disk=0, active=65 * 10**8, cache=5 * 10**8, full_cache=2 * 10**9,
+    reads={"cuda:0": 13 * 10**9}, streamed=0, from_disk=0, active=65 * 10**8, full_cache=2 * 10**9,
     layers=32, chunk=512, quantization="none",
 )  # fmt: skip
 
@@ -33,7 +33,7 @@ def test_accelerates_published_offload_speeds_lie_within_the_range(
     streamed_gb: float, disk_gb: float, published_s: float
 ) -> None:
     """OPT-30B in fp16 on two cards, NeoX-20B and OPT-30B in fp32 with disk: what is moved a token dominates."""
-    work = replace(SEVEN_B, streamed=int(streamed_gb * 1e9), from_disk=int(disk_gb * 1e9), cache=0, full_cache=0)
+    work = replace(SEVEN_B, streamed=int(streamed_gb * 1e9), from_disk=int(disk_gb * 1e9), full_cache=0)
     low, high = estimate(work, GPU).tokens_per_s
     assert low <= 1 / published_s <= high
 
@@ -45,7 +45,7 @@ def test_the_starter_models_measured_speeds_lie_within_the_range(
     megabytes: int, quantization: Quantization, measured: float
 ) -> None:
     """135M weights in fp32, bf16 and nf4 (its head stays in 16 bits) on two cores that read 17.4 GB/s."""
-    work = Work({"cpu": megabytes * 10**6}, 0, 0, 135 * 10**6, 10**6, 10**7, 30, 512, quantization)
+    work = Work({"cpu": megabytes * 10**6}, 0, 0, 135 * 10**6, 10**7, 30, 512, quantization)
     low, high = estimate(work, Speeds(17.4e9, 2e9, cpu_flops=100e9, measured=True, fused=FUSED)).tokens_per_s
     assert low <= measured <= high
 
@@ -64,7 +64,7 @@ def test_what_others_measured_on_gpus_lies_within_the_range(
     here = machine(count, 24)
     speeds = defaults(replace(here, gpus=tuple(replace(gpu, name=card) for gpu in here.gpus)))
     each = int(gigabytes * 1e9 / count)
-    work = Work({gpu.id: each for gpu in here.gpus}, 0, 0, 65 * 10**8, 5 * 10**8, 10**9, layers, 512, quantization)
+    work = Work({gpu.id: each for gpu in here.gpus}, 0, 0, 65 * 10**8, 10**9, layers, 512, quantization)
     low, high = estimate(work, speeds).tokens_per_s
     assert low <= published <= high
 
@@ -101,7 +101,11 @@ def test_a_longer_context_lowers_the_lower_end_alone() -> None:
     short, long = estimate(SEVEN_B, GPU), estimate(longer, GPU)
     assert long.tokens_per_s[0] < short.tokens_per_s[0]
     assert long.tokens_per_s[1] == short.tokens_per_s[1]
-    assert long.turn_s == short.turn_s
+
+
+def test_ways_are_compared_by_the_reply_or_by_the_message_before_it_where_that_takes_longer() -> None:
+    assert Estimate((2.0, 8.0), (100.0, 400.0)).pace_s == 256 / 4
+    assert Estimate((2.0, 8.0), (0.5, 0.5)).pace_s == 128 / 0.5
 
 
 def test_two_gpus_take_turns() -> None:

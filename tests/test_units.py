@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.units import GiB, MiB, format_duration, format_size, parse_size
+from modules.units import GiB, MiB, format_duration, format_rate, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,20 @@ from modules.units import GiB, MiB, format_duration, format_size, parse_size
 )
 def test_sizes_are_read_with_gib_as_the_default_unit(text: str, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(140.0, "140"), (1234.0, "1,200"), (41.3, "41"), (5.23, "5.2"), (8.0, "8.0"), (0.3, "0.3"), (0.00741, "0.0074"),
+     (0.000012, "0.000012"), (0.0, "0")],
+)  # fmt: skip
+def test_rates_have_two_digits_and_no_exponent(rate: float, text: str) -> None:
+    assert format_rate(rate) == text
+
+
+@given(st.integers(1, 2**50))
+def test_what_is_rounded_up_is_enough(size: int) -> None:
+    assert parse_size(format_size(size, up=True)) >= size
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "1e309", "1e3", "10 GiBs", "GiB", "0.1B", "9" * 400])

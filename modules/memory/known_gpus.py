@@ -108,6 +108,16 @@ def imagine(here: Inventory, gpus: Sequence[Gpu], ram_bytes: int | None) -> Inve
     return replace(here, gpus=cards or here.gpus, cpu=cpu)
 
 
+def card_with(free_bytes: int) -> int:
+    """The least bytes of a card that leave so many for programs."""
+    return max(free_bytes + 200 * MiB, -(-free_bytes * 50 // 49))
+
+
+def ram_with(free_bytes: int) -> int:
+    """The least bytes of RAM that leave so many beside the system."""
+    return free_bytes + 2 * GiB if free_bytes >= 6 * GiB else -(-free_bytes * 4 // 3)
+
+
 def _key(text: str) -> str:
     """Letters and digits alone: makers and spaces are written in many ways."""
     words = re.sub(r"\b(nvidia|geforce|tesla|quadro)\b", " ", text.lower())

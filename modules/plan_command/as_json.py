@@ -1,7 +1,9 @@
 """What `--plan --json` prints: the same as the terminal shows, for programs.
 
 Every number carries its unit at the end of its name: `_bytes` (integers), `_tokens`, `_tokens_per_s`, `_count`,
-`_ratio`. `schema_version` grows when a name changes its meaning or goes away; new names may come at any time.
+`_ratio`. Of a device's parts the `counted_bytes` sum to its `total_bytes`: reading the prompt, writing the reply and a
+training step's activations take turns, so only the largest of them counts, and "loading" is what the load takes beyond
+all others. `schema_version` grows when a name changes its meaning or goes away; new names may come at any time.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ def report_json(inventory: Inventory, models: Sequence[Mapping[str, Any]], *, im
             "devices": [_device(device) for device in (*inventory.gpus, inventory.cpu, inventory.disk)],
         },
         "models": list(models),
+        "how_to_add_up": "Of each device the parts' counted_bytes sum to total_bytes; a part that counts 0 "
+        "takes turns with a larger one.",
     }
 
 
@@ -143,14 +147,26 @@ def _training_way(way: TrainingWay, *, chosen: bool) -> dict[str, Any]:
 
 
 def _budget(budget: Budget) -> dict[str, Any]:
+    counted = dict(budget.parts())
+    parts: list[dict[str, Any]] = [
+        {
+            "purpose": purpose,
+            "size_bytes": figure.bytes,
+            "counted_bytes": counted.get(purpose, 0),
+            "method": figure.method,
+            "formula": figure.formula,
+        }
+        for purpose, figure in budget.figures.items()
+    ]
+    if budget.loading:
+        formula = f"{budget.load_peak:,} B while loading - {budget.total - budget.loading:,} B counted above"
+        more = {"purpose": "loading", "size_bytes": budget.loading, "counted_bytes": budget.loading}
+        parts.append(more | {"method": "formula", "formula": formula})
     return {
         "total_bytes": budget.total,
         "low_bytes": budget.low,
         "high_bytes": budget.high,
         "resident_bytes": budget.resident,
         "load_peak_bytes": budget.load_peak,
-        "parts": [
-            {"purpose": purpose, "size_bytes": figure.bytes, "method": figure.method, "formula": figure.formula}
-            for purpose, figure in budget.figures.items()
-        ],
+        "parts": parts,
     }

@@ -72,7 +72,7 @@ def _bar_lines(bar: Bar, width: int, signs: Signs) -> list[Text]:
     head = Text.assemble((device_title(bar.device.id), "bold"))
     if bar.device.kind == "cuda":
         head.append(f", {bar.device.name}")
-    head.append(f": {_sum(bar)}", style="red" if bar.over else "")
+    head.append(f": {_sum(bar)}", style="red" if bar.lacks else "")
     return [head, _stack(bar, width, signs), *_legend(bar, width, signs)]
 
 
@@ -91,15 +91,19 @@ def _legend(bar: Bar, width: int, signs: Signs) -> list[Text]:
 def _sum(bar: Bar) -> str:
     """`9.3 GiB of 11.8 GiB free (9.1 GiB to 9.5 GiB)`."""
     budget = bar.budget
+    if bar.device.kind == "disk":
+        return f"{format_size(budget.total)} are read there, {format_size(bar.device.free_bytes)} stay free"
     told = f"{format_size(budget.total)} of {format_size(bar.device.free_bytes)} free"
     if budget.margin:
         told += f" ({format_size(budget.low)} to {format_size(budget.high)})"
-    return f"{told}: {format_size(bar.over)} too much" if bar.over else told
+    return f"{told}: lacks {format_size(bar.lacks, up=True)}" if bar.lacks else told
 
 
 def _stack(bar: Bar, width: int, signs: Signs) -> Text:
     """The bar itself. Where the model is small beside its device, the bar's end stands for a part of that alone."""
     total, device = bar.budget.total, bar.device
+    if device.kind == "disk":
+        return _files(bar, width, signs)
     small = total < _SMALL * device.total_bytes
     end = f" {signs.more} {format_size(device.total_bytes)}" if small else ""
     cells = width - len(end)
@@ -118,6 +122,19 @@ def _stack(bar: Bar, width: int, signs: Signs) -> Text:
     if free < cells:
         line = Text.assemble(line[:free], (signs.free, "bold"), line[free + 1 :])
     return line.append(end, style="dim")
+
+
+def _files(bar: Bar, width: int, signs: Signs) -> Text:
+    """A disk: the model's own files are among what is there already, and fill nothing that is free."""
+    device, line = bar.device, Text()
+    span = max(device.total_bytes, bar.budget.total, 1)
+    parts = bar.parts()
+    for part, count in zip(parts, _cells(parts, span, width), strict=True):
+        sign, colour = signs.part(part.kind)
+        line.append(sign * count, style=colour)
+    room = round(min(device.free_bytes, span - bar.budget.total) / span * width)
+    line.append(signs.others * (width - len(line) - room), style="dim")
+    return line.append(signs.room * room, style="dim")
 
 
 def _cells(parts: Sequence[Part], span: int, cells: int) -> list[int]:

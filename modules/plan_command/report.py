@@ -238,6 +238,7 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, dry_runs: DryRu
         cache,
         trust_remote_code=settings.trust_remote_code,
         draft=find_draft(settings, settings.load_options),
+        imagined=machine.imagined,
         speeds=machine.speeds,
         peaks=lambda _spec, run, _kind: known.get(run),
         observed=partial(ledger.observed_error, spec.model_type),

@@ -26,9 +26,9 @@ from modules.settings import LoadOptions
 from modules.ui.picture import device_title
 from modules.ui.plan_values import Bar, bars_of
 from modules.ui.ways import cost_text, spare_bytes
-from modules.units import format_size
+from modules.units import format_rate, format_size
 
-FITTING_SHOWN, LACKING_SHOWN = 7, 3
+FITTING_SHOWN, LACKING_SHOWN = 7, 4
 _SLOW = 1.0  # tokens a second below which one waits for each
 _METHODS: dict[Method, str] = {"exact": "exact", "dry-run": "by dry run", "formula": "by formula"}
 
@@ -122,8 +122,10 @@ def _verdict(table: PlanTable, notes: Notes) -> Iterable[Text]:
         return
     low, high = plan.tokens_per_s
     told = f" {plan.title}, {plan.run.context_tokens:,} tokens of context"
+    if table.options.ctx_size is None and not table.spec.context_stated:
+        told += " (assumed, since the model states no length)"
     if low > 0 and high < _SLOW:
-        told += f", a token in about {1 / high:.2g} to {1 / low:.2g} s."
+        told += f", a token in about {format_rate(1 / high)} to {format_rate(1 / low)} s."
     else:
         told += f", about {_speed(plan)} tokens/s." if high else "."
     if notes.longest_context > plan.run.context_tokens:
@@ -147,7 +149,9 @@ def refusal_text(refusal: SnugError | None) -> Iterable[Text]:
 def command(table: PlanTable, plan: Plan) -> str:
     """What to type to get this plan: its flags only where the user gave some, since Snug chooses the same without."""
     flags = plan.flags if narrowed(table.options) else ()
-    return f"python server.py --model {shlex.join([plan.spec.name, *flags])}"
+    ranks = max(1, len(table.inventory.gpus))
+    start = f"deepspeed --num_gpus={ranks}" if plan.loader == "deepspeed" else "python"
+    return f"{start} server.py --model {shlex.join([plan.spec.name, *flags])}"
 
 
 def narrowed(options: LoadOptions) -> bool:
@@ -157,7 +161,7 @@ def narrowed(options: LoadOptions) -> bool:
 
 def _speed(plan: Plan) -> str:
     """`12–39`, `0.012–0.034`: tokens a second in two digits; "" where unknown."""
-    low, high = (f"{rate:.2g}" if rate < 10 else f"{float(f'{rate:.2g}'):.0f}" for rate in plan.tokens_per_s)
+    low, high = map(format_rate, plan.tokens_per_s)
     return f"{low}–{high}" if plan.tokens_per_s[1] else ""
 
 
@@ -165,7 +169,9 @@ def _row(plan: Plan, table: PlanTable) -> Row:
     return Row(
         title=plan.title,
         speed=_speed(plan),
-        room=format_size(spare_bytes(plan, table.inventory)) if plan.fits else f"lacks {format_size(plan.short_bytes)}",
+        room=format_size(spare_bytes(plan, table.inventory))
+        if plan.fits
+        else f"lacks {format_size(plan.short_bytes, up=True)}",
         cost=cost_text(plan, table),
         typed=shlex.join(plan.flags) if plan.fits else "",
         fits=plan.fits,
@@ -233,7 +239,7 @@ def training_parts(table: TrainingTable, notes: Notes, width: int, signs: Signs)
 
 
 def _training_row(way: TrainingWay, *, chosen: bool) -> Row:
-    room = f"lacks {format_size(way.short_bytes)}" if way.short_bytes else format_size(way.spare_bytes)
+    room = f"lacks {format_size(way.short_bytes, up=True)}" if way.short_bytes else format_size(way.spare_bytes)
     return Row(way.title, "", room, way.cost, fits=not way.short_bytes, chosen=chosen)
 
 

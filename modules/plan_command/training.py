@@ -13,7 +13,7 @@ from modules.memory.forecasting.forecast import CPU_PROCESS_BYTES, CUDA_CONTEXT_
 from modules.memory.forecasting.training import Optimizer, TrainingMode, TrainingRun, training_budget
 from modules.memory.model.model_spec import ModelSpec
 from modules.memory.planning.candidates import wished_context
-from modules.memory.planning.fitting import margin
+from modules.memory.planning.fitting import lacks_bytes
 from modules.settings import LoadOptions
 from modules.units import format_size
 
@@ -137,11 +137,12 @@ def _with_activations(way: TrainingWay, activations: int) -> TrainingWay:
     }
     figures["activations"] = Figure(activations, "dry-run", "counted on the model without its weights")
     budget = Budget.of(figures)
-    return replace(way, budget=budget, short_bytes=_short(budget, way.device))
+    short = _short(budget, way.device)
+    return replace(way, budget=budget, short_bytes=short, cost="" if short and way.cost == "nothing" else way.cost)
 
 
 def _short(budget: Budget, device: Device) -> int:
-    return max(0, budget.total - device.free_bytes + margin(device.free_bytes))
+    return lacks_bytes(device.free_bytes, budget.total)
 
 
 def _way(spec: ModelSpec, run: TrainingRun, device: Device) -> TrainingWay:
@@ -150,13 +151,14 @@ def _way(spec: ModelSpec, run: TrainingRun, device: Device) -> TrainingWay:
     if run.optimizer == "sgd":
         costs.append("learns more slowly than Adam")
     title = f"{_TITLES[run.mode]}, {_OPTIMIZERS[run.optimizer]}, {run.tokens:,} tokens"
+    short = _short(budget, device)
     return TrainingWay(
         title=title + (", checkpointing" if run.checkpointing else ""),
         run=run,
         device=device,
         budget=budget,
-        short_bytes=_short(budget, device),
-        cost="; ".join(costs) or "nothing",
+        short_bytes=short,
+        cost="; ".join(costs) or ("" if short else "nothing"),
     )
 
 
@@ -167,7 +169,8 @@ def _refusal(
     least = min(ways, key=lambda way: way.budget.total)
     return OutOfMemory(
         f"{spec.name} cannot be trained here in this mode: {least.title} needs {format_size(least.budget.total)} "
-        f"{'on the GPU' if device.kind == 'cuda' else 'in CPU memory'}, and {format_size(device.free_bytes)} are free.",
+        f"{'on the GPU' if device.kind == 'cuda' else 'in CPU memory'}, where {format_size(device.free_bytes)} "
+        f"are free: it lacks {format_size(least.short_bytes, up=True)}.",
         remedy=_smaller(spec, mode, device, tokens),
     )
 

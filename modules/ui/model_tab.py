@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
@@ -29,11 +29,16 @@ COUNTING = '<p class="plan-counting" data-answered="{}">Counting what this way r
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """HTML of the picture and of the ways to run; `loaded` if the loaded model was loaded in just that way."""
+    """HTML of the picture and of the ways to run; `loaded` if the loaded model was loaded in just that way.
+
+    `wrong` are options that cannot be, by name, each with what to say and what to use instead ("" where there is
+    nothing): the picture then is that without them.
+    """
 
     plan: str
     ways: str = ""
     loaded: bool = False
+    wrong: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class ModelTab:
@@ -102,7 +107,25 @@ class ModelTab:
             options = self.options(data)
             return self._pictured(options) if options.model else Seen('<p class="nothing">Choose a model.</p>')
         except SnugError as error:
-            return Seen(problem_html(error))
+            control = self.controls.get(error.param or "")
+            if control is None or error.param in (None, "model") or data[control] in ("", None, False):
+                return Seen(problem_html(error))
+            without = self.seen({**data, control: None})
+            return replace(without, wrong={error.param: self._wrong(data, error), **without.wrong})
+
+    def _wrong(self, data: Data, error: SnugError) -> dict[str, str]:
+        """What is wrong with an option, in the page's words, and a value that would do."""
+        if error.param != "ctx_size":
+            told = error.message.partition(": ")[2] or error.message
+            return {"told": f"{told[:1].upper()}{told[1:]} {error.remedy}".strip(), "use": ""}
+        given = str(data[self.controls["ctx_size"]]).strip()
+        if not given.isdecimal():
+            return {"told": f"“{given[:20]}” is not a number of tokens: write digits alone.", "use": ""}
+        name = data[self.controls["model"]]
+        if not name or not int(given):
+            return {"told": "A context has at least one token.", "use": ""}
+        most = self.models.plans(LoadOptions.model_validate({"model": name})).spec.max_context
+        return {"told": f"{name} was made for at most {most:,} tokens.", "use": str(most)}
 
     def _pictured(self, options: LoadOptions) -> Seen:
         answered = self.models.dry_run_progress.answered
@@ -145,7 +168,7 @@ class ModelTab:
         state = self.models.state
         loading = state.status == "loading"
         return (
-            gr.update(value="Load again" if seen.loaded and not loading else "Load"),
+            gr.update(value="Load again" if seen.loaded and not loading else "Load", interactive=not seen.wrong),
             gr.update(
                 value="Stop loading" if loading and state.info is None else "Unload",
                 interactive=loading or state.info is not None,
@@ -196,7 +219,7 @@ def without_aliases(options: LoadOptions) -> LoadOptions:
 def problem_html(error: SnugError) -> str:
     """An error card with the remedy."""
     return (
-        f'<div class="problem" role="alert"><p><strong>{html.escape(error.message)}</strong></p>'
+        f'<div class="problem stacked" role="alert"><p><strong>{html.escape(error.message)}</strong></p>'
         f"<p>{html.escape(error.remedy)}</p></div>"
     )
 
@@ -244,7 +267,13 @@ def build(services: Services) -> None:
                 )
             with gr.Column(elem_classes=["options"]):
                 _option_groups(tab, defaults)
-    everything, drawn = set(tab.controls.values()), {plan, ways, load, unload}
+    shown = gr.State("")  # the model of the picture
+    wrong = gr.HTML(
+        js_on_load="watch('value', () => snug.markOptions(props.value || {}))",
+        visible="hidden",
+        elem_classes=["channel"],
+    )
+    everything, drawn = {*tab.controls.values(), shown}, {plan, ways, load, unload, wrong, shown}
     name = tab.controls["model"]
 
     def pick(event: gr.EventData) -> Any:
@@ -254,7 +283,10 @@ def build(services: Services) -> None:
     def draw(data: Data) -> Any:
         seen = tab.seen(data)
         load_button, unload_button = tab.buttons(seen)
-        return {plan: seen.plan, ways: seen.ways, load: load_button, unload: unload_button}
+        buttons = {load: load_button, unload: unload_button, wrong: seen.wrong}
+        if seen.wrong and data[shown] == data[name]:
+            return buttons  # the last picture stays until the option is right again
+        return {**buttons, plan: seen.plan, ways: seen.ways, shown: data[name]}
 
     def look(data: Data, event: gr.EventData) -> Any:
         updates = tab.mirrored(data[name]) if event._data.get("mirror") else {}
@@ -289,7 +321,7 @@ def build(services: Services) -> None:
     models.pick(pick, outputs={name, models}, **DIRECT)
     refresh.click(tab.list_html, inputs=name, outputs=models, **DIRECT)
     gr.on(
-        [control.change for control in everything],
+        [control.change for control in tab.controls.values()],
         draw,
         inputs=everything,
         outputs=drawn,

@@ -17,7 +17,7 @@ from modules.memory.planning.planner import Plan
 from modules.ui.picture import device_title, layers_html
 from modules.ui.plan_legend import legend_html, numbers_html, others_title, tip
 from modules.ui.plan_values import KINDS, METHODS, Bar, Measured, Part, bars_of
-from modules.units import format_size
+from modules.units import format_rate, format_size
 
 
 def plan_html(
@@ -83,7 +83,7 @@ def speed_text(tokens_per_s: tuple[float, float]) -> str:
 
 
 def _range(low: float, high: float) -> str:
-    first, last = (f"{value:.2g}" if value < 10 else f"{float(f'{value:.2g}'):.0f}" for value in (low, high))
+    first, last = format_rate(low), format_rate(high)
     return first if first == last else f"{first}–{last}"
 
 
@@ -119,7 +119,7 @@ def _sum_html(bar: Bar) -> str:
         return f'<span class="plan-sum">not used, {free} free</span>'
     if bar.device.kind == "disk":
         return f'<span class="plan-sum"><strong>{size}</strong> there, {free} free</span>'
-    lacks = f' <em class="plan-lacks">{format_size(bar.over)} too much</em>' if bar.over else ""
+    lacks = f' <em class="plan-lacks">lacks {format_size(bar.lacks, up=True)}</em>' if bar.lacks else ""
     return f'<span class="plan-sum"><strong>{size}</strong> of {free} free{lacks}</span>'
 
 
@@ -135,11 +135,11 @@ def _scaled_html(bar: Bar, span: int, *, places: bool, small: bool) -> str:
         part = parts.get(kind)
         inner.append(_part_html(part, span, tells=not small, clear=_clear_until(bar)) if part else "<i></i>")
     if places:
-        inner.append(_others_html(device, span))
+        inner.append(_others_html(device, span, own=budget.total if device.kind == "disk" else 0))
     if places and bar.over:
         left, width = _share(device.free_bytes, span), _share(bar.over, span)
         inner.append(f'<div class="plan-over" style="left:{left};width:{width}"></div>')
-    if places:
+    if places and device.kind != "disk":
         inner.append(f'<div class="plan-free" style="left:{_share(device.free_bytes, span)}"></div>')
     if budget.margin and not small:
         low, width = _share(budget.low, span), _share(budget.high - budget.low, span)
@@ -154,11 +154,13 @@ def _clear_until(bar: Bar) -> int:
     return min(low, bar.device.free_bytes) if bar.over else low
 
 
-def _others_html(device: Device, span: int) -> str:
-    used = max(0, device.total_bytes - device.free_bytes)
+def _others_html(device: Device, span: int, *, own: int = 0) -> str:
+    """What others hold, at the right end; on a disk the model's `own` files are among what is there, at the left."""
+    used = max(0, device.total_bytes - device.free_bytes - own)
     if not used:
         return ""
-    place = f'style="left:{_share(device.free_bytes, span)};width:{_share(used, span)}"'
+    left = own or device.free_bytes
+    place = f'style="left:{_share(left, span)};width:{_share(used, span)}"'
     return f'<div class="plan-others" {place}{tip("others", others_title(device), used, focus=True)}></div>'
 
 

@@ -9,6 +9,7 @@ from modules.engine.base import EngineStats, ModelInfo
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import PURPOSE_TITLES, Budget, Figure, Method
 from modules.memory.forecasting.formulas import explained
+from modules.memory.planning.fitting import lacks_bytes
 from modules.memory.planning.planner import Plan
 from modules.units import format_size
 
@@ -65,6 +66,11 @@ class Bar:
         return 0 if self.device.kind == "disk" else max(0, self.budget.total - self.device.free_bytes)
 
     @property
+    def lacks(self) -> int:
+        """Bytes that must be free in addition, as plans count it: with what a plan keeps free."""
+        return 0 if self.device.kind == "disk" else lacks_bytes(self.device.free_bytes, self.budget.total)
+
+    @property
     def lens_span(self) -> int:
         """The bytes that the lens's width stands for; 0 where none is needed."""
         needed = max(self.budget.high, self.measured.now if self.measured else 0)
@@ -77,8 +83,7 @@ class Bar:
         for purpose, size in self.budget.parts():
             parts.append(Part(purpose, capital(PURPOSE_TITLES[purpose]), start, size, self.budget.figures[purpose]))
             start += size
-        if start < self.budget.total:
-            rest = self.budget.total - start
+        if rest := self.budget.loading:
             formula = f"{format_size(self.budget.load_peak)} while loading, {format_size(start)} of them counted here"
             parts.append(Part("loading", "More while loading", start, rest, Figure(rest, "formula", formula)))
         return parts

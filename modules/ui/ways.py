@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from modules.errors import BadValue
 from modules.hardware import Inventory
+from modules.memory.planning.candidates import wished_context
 from modules.memory.planning.planner import Plan, PlanTable
 from modules.memory.planning.quality import loss_text
 from modules.settings import LoadOptions, build_parser
@@ -52,7 +53,7 @@ def _row_html(plan: Plan, table: PlanTable, *, taken: bool) -> str:
     room = (
         f'<span class="way-room" role="cell">{format_size(spare_bytes(plan, table.inventory))}</span>'
         if plan.fits
-        else f'<span class="way-room lacks" role="cell">lacks {format_size(plan.short_bytes)}</span>'
+        else f'<span class="way-room lacks" role="cell">lacks {format_size(plan.short_bytes, up=True)}</span>'
     )
     speed = speed_text(plan.tokens_per_s).replace(" tokens/s", "").replace(" a token", " each")
     unit = "" if speed[-1:].isdigit() else " worded"
@@ -101,7 +102,8 @@ def spare_bytes(plan: Plan, inventory: Inventory) -> int:
 def cost_text(plan: Plan, table: PlanTable) -> str:
     """What is given up against weights as stored, all of them in fast memory, with the longest context."""
     if not plan.fits:
-        return ""
+        short = plan.run.context_tokens < wished_context(plan.spec, table.options)
+        return f"even with {plan.run.context_tokens:,} tokens" if short else ""
     costs = []
     if lost := loss_text(plan.quality):
         costs.append(lost)

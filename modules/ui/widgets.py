@@ -123,7 +123,12 @@ def label_of(name: str) -> str:
 def option_control(name: str, value: Any) -> gr.components.Component:
     """The control of one field of LoadOptions, showing `value`; label, help and choices come from the field."""
     field = LoadOptions.model_fields[name]
-    common = {"label": label_of(name), "info": field.description, "elem_classes": ["option"]}
+    common = {
+        "label": label_of(name),
+        "info": field.description,
+        "elem_id": f"option-{name}",
+        "elem_classes": ["option"],
+    }
     if field.annotation is bool:
         return gr.Checkbox(value=shown_option(name, value), **common)
     if choices := choices_of(field):

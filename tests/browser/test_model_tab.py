@@ -81,6 +81,29 @@ def test_the_context_slider_changes_the_option_and_the_picture(model_tab: Callab
     expect(page.locator("#snug-context output")).to_have_text("4,096 tokens, chosen by Snug")
 
 
+def test_a_context_that_cannot_be_leaves_the_picture_and_is_told_under_its_field(
+    model_tab: Callable[..., Page],
+) -> None:
+    page = model_tab()
+    size, load = page.get_by_label("Context size"), page.locator("#snug-load")
+    size.fill("2048")
+    expect(page.locator("#snug-context output")).to_have_text("2,048 tokens")
+    for text, told in (("200000", "tiny was made for at most 4,096 tokens."), ("64k", "“64k” is not a number")):
+        size.fill(text)
+        expect(page.locator("#option-ctx_size .param-problem")).to_contain_text(told)
+        expect(load).to_be_disabled()
+        expect(page.locator("#snug-context output")).to_have_text("2,048 tokens")
+        expect(page.locator("#snug-plan .verdict")).to_contain_text("It fits")
+        expect(page.locator("#snug-ways .way.taken")).to_have_count(1)
+        expect(page.locator("#snug-plan .problem")).to_have_count(0)
+    size.fill("200000")
+    page.get_by_role("button", name="Use 4,096").click()
+    expect(size).to_have_value("4096")
+    expect(page.locator(".param-problem")).to_have_count(0)
+    expect(load).to_be_enabled()
+    expect(page.locator("#snug-context output")).to_have_text("4,096 tokens")
+
+
 def test_the_picture_follows_every_option_and_one_click_takes_it_back(model_tab: Callable[..., Page]) -> None:
     page = model_tab()
     expect(page.locator("#snug-ways .way.taken")).to_have_count(1)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from modules.errors import BadConfig, BadGguf, NotAvailableHere, OutOfMemory, SnugError, TimedOut, UnsupportedModel
 from modules.files import atomic_write
-from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
+from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate, bare_environment
 from modules.memory.dryruns.llamacpp_fit import Buffers
 from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes
 from modules.memory.forecasting.training import TrainingRun
@@ -38,6 +38,9 @@ Answer = Mapping[str, Any]
 ANSWER_S = 30.0
 IDLE_S = 120.0
 MOST_WAITING = 16
+# What failed for want of time or memory is tried again after so long.
+RETRY_S = 300.0
+_PASSING = (TimedOut, NotAvailableHere, OutOfMemory)
 _START_S = 90.0
 # Raised when dryrun.py comes to count otherwise: answers from before are then not believed any more.
 _METHOD = 2
@@ -46,8 +49,6 @@ _COUNTED = ("peaks", "training", "fit")
 _LIBRARIES = ("torch", "transformers", "bitsandbytes")
 _GGUF_LIBRARIES = ("xllamacpp",)
 _TORCH_WORKER, _GGUF_WORKER = "modules.memory.dryruns.worker", "modules.memory.dryruns.llamacpp_worker"
-_ROOT = Path(__file__).parent.parent.parent.parent
-_KEPT_VARIABLES = ("PATH", "HOME", "USERPROFILE", "SYSTEMROOT", "TMPDIR", "TEMP", "TZ", "LD_LIBRARY_PATH")
 _ERRORS = {kind.code: kind for kind in (BadConfig, BadGguf, UnsupportedModel, OutOfMemory, NotAvailableHere)}
 
 
@@ -90,15 +91,19 @@ class DryRuns:
         answer_s: float = ANSWER_S,
         idle_s: float = IDLE_S,
         most_waiting: int = MOST_WAITING,
+        retry_s: float = RETRY_S,
     ) -> None:
         """`cache_folder` is made when the first answer comes; one run may compute for `answer_s`.
 
-        Workers end after `idle_s` without a question; of more than `most_waiting` the oldest is given up.
+        Workers end after `idle_s` without a question; of more than `most_waiting` the oldest is given up. What took
+        too long is tried again after `retry_s`.
         """
         self._cache_folder = cache_folder
         self._answer_s = answer_s
         self._idle_s = idle_s
         self._most_waiting = most_waiting
+        self._retry_s = retry_s
+        self._failed_at: dict[str, float] = {}
         self._worker, self._gguf_worker = _worker(_TORCH_WORKER), _worker(_GGUF_WORKER)
         self._workers = (self._worker, self._gguf_worker)
         self._lock = threading.Condition()
@@ -223,6 +228,10 @@ class DryRuns:
     def _lookup(self, key: str) -> Answer | SnugError | None:
         """The answer, or error, that this process or an earlier one got."""
         with self._lock:
+            failed_at = self._failed_at.get(key)
+            if failed_at is not None and time.monotonic() - failed_at >= self._retry_s:
+                self._failed_at.pop(key)
+                self._known.pop(key, None)
             known = self._known.get(key)
         if known is not None:
             return known
@@ -300,6 +309,8 @@ class DryRuns:
         with self._lock:
             if request["question"] != "ready":
                 self._known[key] = answer
+                if isinstance(answer, _PASSING):
+                    self._failed_at[key] = time.monotonic()
             future = self._futures.pop(key, None)
             self._answered += 1
         if future is None:
@@ -411,10 +422,8 @@ def _version(library: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """What the worker needs to find Python's packages, no GPU and no network; none of the user's secrets."""
-    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    return {**kept, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_VERBOSITY": "critical", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+    """As for every helper, and no GPU."""
+    return {**bare_environment(), "TRANSFORMERS_VERBOSITY": "critical", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _not_here(message: str) -> NotAvailableHere:

@@ -151,9 +151,19 @@ class Budget:
         return max(self.prefill_peak, self.decode_peak, self.activations) + self.dequant_buffer + self.allocator
 
     @property
+    def loading(self) -> int:
+        """What the load takes beyond the most that running does."""
+        return max(0, self.load_peak - self.resident - self.transient)
+
+    @property
     def total(self) -> int:
         """The peak: what stays and the most that comes and goes, or the load where that takes more."""
-        return max(self.resident + self.transient, self.load_peak)
+        return self.resident + self.transient + self.loading
+
+    @property
+    def uncertain(self) -> int:
+        """Of `total` what is not counted byte by byte."""
+        return self.total - sum(self[purpose] for purpose, _ in self.parts() if self.figures[purpose].method == "exact")
 
     @property
     def low(self) -> int:
@@ -168,7 +178,7 @@ class Budget:
     def parts(self) -> list[tuple[Purpose, int]]:
         """The purposes with their bytes in drawing order; of reading and writing only the larger one.
 
-        They sum to `total`, unless the load takes more than the run.
+        With `loading` they sum to `total`.
         """
         peak: Purpose = "prefill_peak" if self.prefill_peak >= self.decode_peak else "decode_peak"
         turns: tuple[Purpose, ...] = ("prefill_peak", "decode_peak", "activations")

@@ -92,7 +92,7 @@ def number(config: Mapping[str, Any], names: Sequence[str], low: int, high: int,
         whole = type(value) is int or (type(value) is float and math.isfinite(value) and value == int(value))
         if not whole or not low <= value <= high:
             raise BadConfig(
-                f"config.json: {name} is {str(value)[:40]!r}; it must be a whole number from {low} to {high}.",
+                f"config.json: {name} is {_shown(value)}; it must be a whole number from {low} to {high}.",
                 remedy="Fetch the model again.",
                 param=name,
             )
@@ -100,6 +100,11 @@ def number(config: Mapping[str, Any], names: Sequence[str], low: int, high: int,
     if default is None:
         raise BadConfig(f"config.json lacks {names[0]}.", remedy="Fetch the model again.", param=names[0])
     return default
+
+
+def _shown(value: object) -> str:
+    """`-1`, `the text "4096"`."""
+    return f'the text "{value[:40]}"' if isinstance(value, str) else str(value)[:40]
 
 
 def _constant(name: str) -> float:

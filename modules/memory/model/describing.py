@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 from modules.errors import BadConfig, SnugError, TimedOut, UnsupportedModel
 from modules.files import atomic_write
+from modules.killable import bare_environment
 from modules.memory.model.config import read_json
 from modules.memory.model.formats import has_weights
 from modules.memory.model.model_spec import Describe, Description, TensorInfo, block_of
@@ -86,7 +86,7 @@ def cache_key(file: Path) -> str:
 
 
 def _ask(file: Path, timeout_s: float) -> Mapping[str, Any]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
+    environment = {**bare_environment(), "TRANSFORMERS_VERBOSITY": "error"}
     command = [sys.executable, "-m", "modules.memory.model.meta", str(file.resolve())]
     root = Path(__file__).parent.parent.parent.parent
     try:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modules.errors import UnsupportedModel
+from modules.errors import BadConfig, BadGguf, UnsupportedModel
 from modules.memory.model.assembly import assemble, context_warning
 from modules.memory.model.families import check_can_generate, gguf_architectures
 from modules.memory.model.formats import StoredTensor
 from modules.memory.model.gguf import ArrayValue, GgufHeader, read_gguf
 from modules.memory.model.model_spec import ModelSpec, TensorInfo, block_of
 from modules.memory.model.naming import check_blocks
-from modules.memory.model.shape import read_shape
+from modules.memory.model.shape import Shape, read_shape
 
 # Tensor groups of a GGUF file in the terms of transformers' models: token table, block, final norm, head.
 _GGUF_MODULES = {
@@ -43,8 +43,7 @@ def inspect_gguf(path: Path) -> ModelSpec:
         )
     family_type = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "deci": "llama"}.get(model_type, model_type)
     family = check_can_generate(family_type, "", is_decoder=True, custom_code=False)
-    config = _gguf_config(header, architecture)
-    shape = read_shape(config, family_type, encoder_decoder=family.is_encoder_decoder)
+    shape = _shape(path, _gguf_config(header, architecture), family_type, encoder_decoder=family.is_encoder_decoder)
     tensors = tuple(_gguf_tensor(tensor, model_type) for tensor in header.tensors)
     check_blocks(tensors, shape.layers, path.name)
     tied = not any(tensor.name == "lm_head.weight" for tensor in tensors)
@@ -53,6 +52,15 @@ def inspect_gguf(path: Path) -> ModelSpec:
         is_encoder_decoder=family.is_encoder_decoder, prequantized="none",
         rotary=any(key.startswith(f"{architecture}.rope.") for key in header.metadata),
     )  # fmt: skip
+
+
+def _shape(path: Path, config: dict[str, Any], family_type: str, *, encoder_decoder: bool) -> Shape:
+    """The Shape of a header's fields. Raises BadGguf naming the file, which has no config.json."""
+    try:
+        return read_shape(config, family_type, encoder_decoder=encoder_decoder)
+    except BadConfig as error:
+        told = error.message.replace("config.json", path.name, 1)
+        raise BadGguf(told, remedy=error.remedy, param=error.param) from error
 
 
 def _gguf_config(header: GgufHeader, architecture: str) -> dict[str, Any]:

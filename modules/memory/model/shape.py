@@ -31,6 +31,7 @@ _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "num_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _INTERMEDIATE = ("intermediate_size", "ffn_dim", "decoder_ffn_dim", "d_ff", "n_inner", "ffn_hidden_size")
+_ROUTED = ("num_experts_per_tok", "moe_topk")
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx", "seq_length")
 # Families whose learned position table ends at max_context: beyond it there is nothing to look up.
 _LEARNED_POSITIONS = frozenset(
@@ -109,7 +110,7 @@ def read_shape(config: Mapping[str, Any], model_type: str, *, encoder_decoder: b
         layer_kinds=kinds,
         sliding_window=window,
         experts=experts,
-        experts_per_token=number(config, ("num_experts_per_tok", "moe_topk"), 0, 2**16, default=min(experts, 2)),
+        experts_per_token=_experts_per_token(config, experts),
         state_elements=state,
         state_fp32=state_fp32,
         context_stated=context > 0,
@@ -131,10 +132,25 @@ def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
     if config.get("new_decoder_architecture") is not True and config.get("multi_query") is True:
         return 1
     kv_heads = number(config, _KV_HEADS, 1, 2**16, default=heads)
-    if kv_heads > heads:
+    if kv_heads > heads or heads % kv_heads:
+        problem = (
+            f"more than the {heads} heads" if kv_heads > heads else f"and {heads} heads cannot be shared among them"
+        )
         raise BadConfig(
-            f"config.json: num_key_value_heads is {kv_heads}, more than the {heads} heads.",
+            f"config.json: num_key_value_heads is {kv_heads}, {problem}.",
             remedy="Fetch the model again.",
             param="num_key_value_heads",
         )
     return kv_heads
+
+
+def _experts_per_token(config: Mapping[str, Any], experts: int) -> int:
+    """How many experts each token is routed to, of `experts`."""
+    routed = number(config, _ROUTED, 0, 2**16, default=min(experts, 2))
+    if experts and routed > experts:
+        raise BadConfig(
+            f"config.json: num_experts_per_tok is {routed}, more than the {experts} experts.",
+            remedy="Fetch the model again.",
+            param="num_experts_per_tok",
+        )
+    return routed

@@ -107,7 +107,8 @@ def list_ways(spec: ModelSpec, options: LoadOptions, gpus: int) -> tuple[tuple[W
     ways: list[Way] = []
     for run in runs:
         for place, disk in _places(spec, wishes, run):
-            placed = _on_cpu(spec, options, run) if place == "cpu" else run
+            on_cpu = place == "cpu" or (place == "zero3" and not gpus)
+            placed = _on_cpu(spec, options, run) if on_cpu else run
             for cache in caches:
                 if run.runtime == "llamacpp" and why_not_cached(cache, spec):
                     continue

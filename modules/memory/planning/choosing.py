@@ -1,8 +1,8 @@
 """Which of the ways that fit is taken, and which others are worth showing.
 
 Pure. The fastest way above a floor of quality; but speed beyond what one can read along with buys nothing, so a way
-that keeps the weights as they are stored is taken over a faster one if it is as fast as that. Near ties follow the
-seeds' ladder: 16-bit, 8-bit, 4-bit, split, disk.
+that keeps the weights as they are stored is taken over a faster one if it is as fast as that. A context is shortened
+only for what is far faster. Near ties follow the seeds' ladder: 16-bit, 8-bit, 4-bit, split, disk.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ QUALITY_FLOOR = 0.9
 _NO_LOSS = (1.0, 0.999)
 # Forecasts of speed are no better than this: what is closer counts as the same.
 _TIE = 1.1
-# A middling turn that takes no longer is as fast as one reads: 250 words a minute are about 5 tokens a second.
-COMFORTABLE_TURN_S = 50.0
+# A reply that takes no longer is as fast as one reads: 250 words a minute are about 5 tokens a second.
+COMFORTABLE_S = 50.0
+# So many times faster must be what has a shorter context than another way; of those cut short anyway, this share of
+# the longest counts as long as it.
+FAR_FASTER = 3.0
+_NEARLY_AS_LONG = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,11 @@ class Ranked:
         return self.solution.way.quality
 
     @property
+    def pace_s(self) -> float:
+        """As in Estimate."""
+        return self.estimate.pace_s
+
+    @property
     def kept_bytes(self) -> int:
         """Weights and caches on all devices."""
         budgets = self.solution.budgets.values()
@@ -59,25 +68,36 @@ def choose(found: Sequence[Ranked], wishes: Wishes, wished_context: int) -> Rank
         usable = [one for one in usable if one.solution.run.kv_cache == "plain"] or usable
     if not usable:
         return None
-    limit_s = _TIE * min(one.estimate.turn_s for one in usable)
+    usable = _long_enough(usable, wished_context)
+    limit_s = _TIE * min(one.pace_s for one in usable)
     kept = [one for one in usable if 2 * one.context >= wished_context]
     for loss in _NO_LOSS:
         as_stored = [one for one in kept if one.quality >= loss]
-        quick = [one for one in as_stored if one.estimate.turn_s <= max(limit_s, COMFORTABLE_TURN_S)]
+        quick = [one for one in as_stored if one.pace_s <= max(limit_s, COMFORTABLE_S)]
         if quick:
-            limit_s = _TIE * min(one.estimate.turn_s for one in quick)
+            limit_s = _TIE * min(one.pace_s for one in quick)
             usable = quick
             break
     return min(
-        (one for one in usable if one.estimate.turn_s <= limit_s),
+        (one for one in usable if one.pace_s <= limit_s),
         key=lambda one: (
             2 * one.context < wished_context,
             one.solution.way.rung,
             -one.context,
             len(one.solution.budgets),
-            one.estimate.turn_s,
+            one.pace_s,
         ),
     )
+
+
+def _long_enough(usable: Sequence[Ranked], wished_context: int) -> list[Ranked]:
+    """Those with the whole context (or where none has it, nearly the longest), unless shorter ones are far faster."""
+    longest = max(one.context for one in usable)
+    least = wished_context if longest >= wished_context else _NEARLY_AS_LONG * longest
+    long = [one for one in usable if one.context >= least]
+    best_s = min(one.pace_s for one in long)
+    faster = [one for one in usable if FAR_FASTER * one.pace_s < best_s] if best_s > COMFORTABLE_S else []
+    return _long_enough(faster, wished_context) if faster else long
 
 
 def may_take(way: Way, wishes: Wishes) -> bool:
@@ -95,7 +115,7 @@ def may_take(way: Way, wishes: Wishes) -> bool:
 
 def front(found: Sequence[Ranked]) -> list[Ranked]:
     """Those that fit and that no other beats in quality, speed, context and bytes at once; the fastest first."""
-    fitting = sorted((one for one in found if one.solution.fits), key=lambda one: one.estimate.turn_s)
+    fitting = sorted((one for one in found if one.solution.fits), key=lambda one: one.pace_s)
     kept: list[Ranked] = []
     for one in fitting:
         if not any(_beats(other, one) for other in fitting if other is not one):
@@ -105,20 +125,23 @@ def front(found: Sequence[Ranked]) -> list[Ranked]:
 
 def _beats(one: Ranked, other: Ranked) -> bool:
     """Whether `one` is nowhere worse than `other` and somewhere better; of two alike the lower rung."""
-    mine = (one.quality, -one.estimate.turn_s, one.context, -one.kept_bytes)
-    theirs = (other.quality, -other.estimate.turn_s, other.context, -other.kept_bytes)
+    mine = (one.quality, -one.pace_s, one.context, -one.kept_bytes)
+    theirs = (other.quality, -other.pace_s, other.context, -other.kept_bytes)
     if mine == theirs:
         return one.solution.way.rung < other.solution.way.rung
     return all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
-def nearest_misses(found: Sequence[Ranked]) -> list[Ranked]:
-    """Of each precision without disk that fits nowhere, the way that lacks least; the highest quality first."""
-    best: dict[tuple[float, str], Ranked] = {}
-    plain = [one for one in found if one.solution.run.kv_cache == "plain"] or found
-    fits = {(one.quality, one.solution.way.label) for one in plain if one.solution.fits}
+def nearest_misses(found: Sequence[Ranked], *, cut: bool = False) -> list[Ranked]:
+    """Of each precision without disk that fits nowhere, the way that lacks least; the highest quality first.
+
+    `cut`: they are cut down as far as they can be, their caches included.
+    """
+    best: dict[str, Ranked] = {}
+    plain = found if cut else [one for one in found if one.solution.run.kv_cache == "plain"] or found
+    fits = {one.solution.way.label for one in plain if one.solution.fits}
     for one in plain:
-        key = (one.quality, one.solution.way.label)
+        key = one.solution.way.label
         if key in fits or one.solution.way.disk or one.solution.way.place == "zero3":
             continue
         if key not in best or lacks(one) < lacks(best[key]):

@@ -16,7 +16,7 @@ from modules.memory.planning.choosing import Ranked
 from modules.memory.planning.fitting import CHUNKS, Problem, Solution
 from modules.memory.planning.quality import loss_text
 from modules.memory.planning.speed import Speeds
-from modules.units import MiB, format_size
+from modules.units import MiB, format_rate, format_size
 
 # What stays free of a device below this, or below this share of it, is little.
 _LITTLE_BYTES, _LITTLE_SHARE = 512 * MiB, 0.05
@@ -159,13 +159,14 @@ def _explain_budget(problem: Problem, solution: Solution, device: str, budget: B
 
 
 def sum_words(device: str, budget: Budget) -> str:
-    """`6.5 GiB weights + 1.0 GiB KV cache + 0.6 GiB buffers`."""
+    """`6.5 GiB weights + 1.0 GiB KV cache + 0.6 GiB buffers`: all that its total holds."""
     parts = [
         (budget.weights + budget.quant_meta, "weights"),
         (budget.kv_cache, "KV cache"),
         (budget.draft, "draft model"),
         (budget.transient + budget.offload_buffer, "buffers"),
         (budget.context, "CUDA context" if device.startswith("cuda") else "engine process"),
+        (budget.loading, "more while loading"),
     ]
     return " + ".join(f"{format_size(size)} {what}" for size, what in parts if size)
 
@@ -202,7 +203,7 @@ def speed_note(one: Ranked, speeds: Speeds) -> str:
     rates, reading = one.estimate.tokens_per_s, one.estimate.prefill_tokens_per_s
     written = f"{format_range(rates)} tokens a second"
     if rates[1] < _SLOW:
-        written += f" (a token in {_rate(1 / rates[1])} to {_rate(1 / rates[0])} s)"
+        written += f" (a token in {format_rate(1 / rates[1])} to {format_rate(1 / rates[0])} s)"
     told = f"Writes about {written} and reads a prompt at {format_range(reading)}, {source}."
     disk = one.solution.budgets.get("disk")
     read = f" The disk is taken to read {speeds.disk_read_Bps / 1e9:.1f} GB a second." if disk and disk.weights else ""
@@ -221,9 +222,5 @@ def _unpacked_note(one: Ranked, speeds: Speeds) -> str:
 
 def format_range(rates: tuple[float, float]) -> str:
     """`20 to 41`, `0.3 to 0.6`, `1,100 to 3,200`."""
-    low, high = (_rate(rate) for rate in rates)
+    low, high = (format_rate(rate) for rate in rates)
     return low if low == high else f"{low} to {high}"
-
-
-def _rate(rate: float) -> str:
-    return f"{float(f'{rate:.2g}'):,.0f}" if rate >= 10 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"

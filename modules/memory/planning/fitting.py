@@ -5,6 +5,7 @@ Pure. It knows devices and bytes; which way is the best is planner.py's, what th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -35,6 +36,8 @@ CONTEXT_STEP = 256
 CHUNKS = (512, 128)
 # Never plan to the last byte: max(256 MiB, 2 % of what is free).
 _LEAST_MARGIN = 256 * MiB
+# Of bytes that are not counted exactly a forecast may miss this share: docs/memory.md has the rows.
+_UNSURE_SHARE = 0.05
 _UNLIMITED = 2**62
 _TRIES = 4
 
@@ -52,7 +55,7 @@ class Problem:
     """A model, the wishes and the machine. `widened`: by how much forecasts for a device are raised, from 1 on, since
     they were too low before. `counted`: what a dry run counted, where one is known. `draft`: a model that guesses
     ahead, on the first device that computes.
-    `gpus` are those that may be used, of `gpus_there`.
+    `gpus` are those that may be used, of `gpus_there`; `imagined`: the machine is not here.
     """
 
     spec: ModelSpec
@@ -61,6 +64,7 @@ class Problem:
     cpu: Device
     disk: Device
     gpus_there: int = 0
+    imagined: bool = False
     widened: Mapping[str, float] = field(default_factory=dict)
     counted: Counted | None = None
     draft: ModelSpec | None = None
@@ -134,6 +138,15 @@ class _Try:
 def margin(free_bytes: int) -> int:
     """Bytes of a device that a plan leaves alone."""
     return max(_LEAST_MARGIN, free_bytes // 50)
+
+
+def lacks_bytes(free_bytes: int, total_bytes: int, widened: float = 1.0) -> int:
+    """How many bytes more must be free for a forecast of `total_bytes` to fit, with the margin that it then leaves;
+    0 where it fits.
+    """
+    raised = math.ceil(total_bytes * max(1.0, widened))
+    needed = max(raised + _LEAST_MARGIN, -(-raised * 50 // 49))
+    return max(0, needed - free_bytes)
 
 
 def solve(problem: Problem, way: Way) -> Solution | None:
@@ -304,8 +317,13 @@ def _with_peaks(problem: Problem, run: RunSpec, device: str, budget: Budget, *, 
     figures: dict[Purpose, Figure] = dict(budget.figures)
     within = figures.pop("dequant_buffer", Figure(0, "formula")).bytes
     if run == counted.run:
+        read = min(run.prefill_chunk, run.context_tokens)
+        told: dict[Purpose, str] = {
+            "prefill_peak": f"the last {read:,} of {run.context_tokens:,} tokens read",
+            "decode_peak": f"a token written after {run.context_tokens:,}",
+        }
         for purpose, size in counted.figures:
-            figures[purpose] = Figure(size, "dry-run", "counted on the model without its weights")
+            figures[purpose] = Figure(size, "dry-run", f"{told[purpose]}: counted on the model without its weights")
     else:
         there = _computing(problem.spec, (counted.run, _like(device), True))
         for purpose, size in counted.figures:
@@ -366,18 +384,21 @@ def _zero3(problem: Problem, way: Way, run: RunSpec) -> Solution:
 def _budget(
     problem: Problem, run: RunSpec, device: str, held: Held, *, computes: bool, deepspeed: bool = False
 ) -> Budget:
-    """One device's budget, its margin the observed error or what a plan leaves alone."""
+    """One device's budget. Its margin is the observed error, or a share of what is not exact, within reason."""
     budget = device_budget(problem.spec, run, device, held, computes=computes, deepspeed=deepspeed)
     budget = _with_peaks(problem, run, device, budget, computes=computes)
     unsure = int(budget.total * (max(1.0, problem.widened.get(device, 1.0)) - 1))
-    return replace(budget, margin=0 if device == "disk" else max(_LEAST_MARGIN // 2, unsure))
+    unsure = max(unsure, int(budget.uncertain * _UNSURE_SHARE), _LEAST_MARGIN // 2)
+    return replace(budget, margin=0 if device == "disk" else unsure)
 
 
 def _lacking(problem: Problem, budgets: Mapping[str, Budget], written: Mapping[str, int]) -> dict[str, int]:
     """What each device lacks: of the disk only what must be written counts, and only once."""
+    taken = {name: budget.total for name, budget in budgets.items() if name != "disk"} | dict(written)
     lacking = {
-        name: budget.total - problem.usable(name) for name, budget in budgets.items() if name != "disk"
-    } | {name: size - problem.usable(name) for name, size in written.items()}  # fmt: skip
+        name: lacks_bytes(problem.device(name).free_bytes, size, problem.widened.get(name, 1.0))
+        for name, size in taken.items()
+    }
     limits = dict(zip((gpu.id for gpu in problem.gpus), problem.options.gpu_memory or (), strict=False))
     for name, limit in limits.items():
         if name in budgets:

@@ -21,7 +21,16 @@ from modules.memory.planning.drafts import Speculate, check_draft, how_to_specul
 from modules.memory.planning.explaining import notes, speed_note, title
 from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
 from modules.memory.planning.plan_flags import options_for, words
-from modules.memory.planning.ranking import ErrorsOf, PeaksOf, count_run, rank_way, rank_ways, widened, with_dry_runs
+from modules.memory.planning.ranking import (
+    ErrorsOf,
+    PeaksOf,
+    count_run,
+    rank_cut,
+    rank_way,
+    rank_ways,
+    widened,
+    with_dry_runs,
+)
 from modules.memory.planning.refusing import refusal
 from modules.memory.planning.speed import Speeds, defaults
 from modules.remote_server import RemoteServer
@@ -76,10 +85,10 @@ class Plan:
 class Question:
     """What is to be planned: a model, what the user asks for, a machine, and what is known of how it behaves there.
 
-    `draft` is the model that --draft-model names. `user_cache_dir` is where the disk cache goes if no
-    flag says otherwise. `speeds` None: the published ones.
-    `peaks` tells what a dry run counted, or None while it is not known; it must not block, and is asked for chosen
-    ways only. `observed` tells how far such forecasts were off so far.
+    `draft` is the model that --draft-model names. `user_cache_dir` is where the disk cache goes if no flag says
+    otherwise; `imagined`: the machine is not here. `speeds` None: the published ones. `peaks` tells what a dry run
+    counted, or None while it is not known; it must not block, and is asked for chosen ways only. `observed` tells
+    how far such forecasts were off so far.
     """
 
     spec: ModelSpec
@@ -89,6 +98,7 @@ class Question:
     _: KW_ONLY
     trust_remote_code: bool = False
     draft: ModelSpec | None = None
+    imagined: bool = False
     speeds: Speeds | None = None
     peaks: PeaksOf | None = field(default=None, compare=False, repr=False)
     observed: ErrorsOf | None = field(default=None, compare=False, repr=False)
@@ -151,13 +161,14 @@ def list_plans(question: Question) -> PlanTable:
             spec, found, chosen, question.peaks, rank, lambda all_ways: choose(all_ways, wishes, wished)
         )
     others = [one for one in front(found) if one is not chosen]
-    misses = nearest_misses(found)
+    cut = [] if chosen else [one for way in ways if (one := rank_cut(problem, way, speeds=speeds, observed=observed))]
+    misses = nearest_misses(found) if chosen else nearest_misses(cut, cut=True)
     to_plan = partial(_plan, question, problem, speeds=speeds, wished=wished)
     best = [] if chosen is None else [to_plan(chosen, why=tuple(why_chosen(problem, chosen, found)))]
     plans = (*best, *map(to_plan, others), *map(to_plan, misses))
     refused = None
     if chosen is None:
-        refused = refusal(problem, found, partial(_would_fit, replace(question, observed=observed)))
+        refused = refusal(problem, found, cut, partial(_would_fit, replace(question, observed=observed)))
     return PlanTable(question, plans, best[0] if best else None, refused, dropped)
 
 
@@ -195,7 +206,10 @@ def _problem(question: Question) -> Problem:
     there = len(gpus)
     if options.gpu_memory:
         gpus = gpus[: len(options.gpu_memory)]
-    return Problem(question.spec, options, gpus, inventory.cpu, inventory.disk, there, draft=question.draft)
+    return Problem(
+        question.spec, options, gpus, inventory.cpu, inventory.disk, there, imagined=question.imagined,
+        draft=question.draft,
+    )  # fmt: skip
 
 
 def _plan(

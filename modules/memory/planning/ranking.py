@@ -15,9 +15,9 @@ from modules.memory.forecasting.forecast import Quantization, RunSpec, kv_traffi
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Loader, Way
 from modules.memory.planning.choosing import Ranked
-from modules.memory.planning.fitting import Counted, Problem, Solution, solve
+from modules.memory.planning.fitting import Counted, Problem, Solution, lacking, solve
 from modules.memory.planning.placement import make_groups
-from modules.memory.planning.speed import TURN_CONTEXT_TOKENS, Speeds, Work, estimate
+from modules.memory.planning.speed import Speeds, Work, estimate
 
 # Ratios of small models say little of large ones: what was observed raises forecasts by a quarter at most.
 _MOST_WIDENED = 1.25
@@ -46,6 +46,12 @@ def rank_way(
 ) -> Ranked | None:
     """`way` solved and timed; None if it is no way here."""
     solution = solve(replace(problem, widened=widened(problem, way, observed), counted=counted), way)
+    return None if solution is None else Ranked(solution, estimate(work_of(problem.spec, solution), speeds))
+
+
+def rank_cut(problem: Problem, way: Way, *, speeds: Speeds, observed: ErrorsOf | None) -> Ranked | None:
+    """`way` cut down as far as Snug does unasked, with what it lacks even so; None where it then fits, or is no way."""
+    solution = lacking(replace(problem, widened=widened(problem, way, observed)), way)
     return None if solution is None else Ranked(solution, estimate(work_of(problem.spec, solution), speeds))
 
 
@@ -127,7 +133,6 @@ def work_of(spec: ModelSpec, solution: Solution) -> Work:
         streamed=layout.streamed if layout else gathered if computing.startswith("cuda") else 0,
         from_disk=layout.from_disk if layout else gathered if solution.way.disk else 0,
         active=sum(group.read for group in plain) // width,
-        cache=kv_traffic_bytes(spec, run, min(run.context_tokens, TURN_CONTEXT_TOKENS)),
         full_cache=kv_traffic_bytes(spec, run, run.context_tokens),
         cache_away=run.kv_cache == "offloaded",
         layers=spec.layers,

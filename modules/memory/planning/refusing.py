@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from modules.errors import DiskFull, OutOfMemory, SnugError
-from modules.memory.planning.choosing import Ranked
+from modules.memory.known_gpus import card_with, ram_with
+from modules.memory.planning.choosing import Ranked, lacks
 from modules.memory.planning.explaining import place_name, sum_words, title
-from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, Solution, lacking, margin
+from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, Solution, margin
 from modules.settings import LoadOptions
 from modules.units import GiB, format_size, parse_size
 
@@ -29,8 +30,10 @@ class Fits(Protocol):
         """Try it."""
 
 
-def refusal(problem: Problem, found: Sequence[Ranked], fits: Fits) -> SnugError:
-    """The error for a model of which no way in `found` fits; `fits` tries other options."""
+def refusal(problem: Problem, found: Sequence[Ranked], cut: Sequence[Ranked], fits: Fits) -> SnugError:
+    """The error for a model of which no way in `found` fits, nor any of `cut`, which are those cut down as far as Snug
+    does unasked; `fits` tries other options.
+    """
     asked = problem.options.disk or problem.options.deepspeed
     full = next((one for one in found if asked and set(one.solution.short) == {"disk"}), None)
     if full is not None:
@@ -40,7 +43,7 @@ def refusal(problem: Problem, found: Sequence[Ranked], fits: Fits) -> SnugError:
         f"{format_size(device.free_bytes)} {place_name(problem, device.id, preposition=True)}" for device in places
     )
     told = f"{problem.spec.name} does not fit: {_needs(found[0])}; free are {free}{_limits(problem)}."
-    nearest = _nearest(problem, found)
+    nearest = _nearest(problem, cut)
     return OutOfMemory(
         f"{told} {_lacking_words(problem, nearest)}" if nearest else told,
         remedy=_smallest_changes(problem, nearest, fits),
@@ -56,21 +59,23 @@ def _needs(first: Ranked) -> str:
         (sum(budget.kv_cache for budget in budgets), f"KV cache for {first.context:,} tokens"),
         (sum(budget.context for budget in budgets), "libraries"),
     ]
-    parts.append((total - sum(size for size, _ in parts), "buffers"))
-    shown = " + ".join(f"{format_size(size)} {what}" for size, what in parts)
+    loading = sum(budget.loading for budget in budgets)
+    parts.append((total - loading - sum(size for size, _ in parts), "buffers"))
+    parts.append((loading, "more while loading"))
+    shown = " + ".join(f"{format_size(size)} {what}" for size, what in parts if size)
     text = f"{first.solution.way.label} it needs {shown} = {format_size(total)}"
     return text.removeprefix("16-bit ")
 
 
-def _nearest(problem: Problem, found: Sequence[Ranked]) -> Solution | None:
-    """What lacks least when cut down as far as Snug does unasked; with disk or DeepSpeed only where asked for."""
+def _nearest(problem: Problem, cut: Sequence[Ranked]) -> Solution | None:
+    """What lacks least; with disk or DeepSpeed only where asked for."""
     options = problem.options
-    ways = [
-        one.solution.way for one in found
+    tried = [
+        one for one in cut
         if one.solution.way.disk <= options.disk and (one.solution.way.place == "zero3") <= options.deepspeed
     ]  # fmt: skip
-    tried = [tried for way in ways if (tried := lacking(problem, way)) is not None]
-    return min(tried, key=lambda one: max(one.short.values(), default=0), default=None)
+    nearest = min(tried, key=lacks, default=None)
+    return nearest.solution if nearest else None
 
 
 def _lacking_words(problem: Problem, nearest: Solution) -> str:
@@ -78,10 +83,10 @@ def _lacking_words(problem: Problem, nearest: Solution) -> str:
     told = []
     for device, size in nearest.short.items():
         budget, where = nearest.budgets[device], place_name(problem, device, preposition=True)
-        kept = margin(problem.device(device).free_bytes)
+        kept = margin(problem.device(device).free_bytes + size)
         told.append(
-            f"takes {sum_words(device, budget)} = {format_size(budget.total)} {where}: {format_size(size)} too much "
-            f"({format_size(kept)} are kept free)"
+            f"takes {sum_words(device, budget)} = {format_size(budget.total)} {where} and lacks "
+            f"{format_size(size, up=True)} there ({format_size(kept)} are kept free)"
         )
     which = f"{title(problem, nearest)} with {nearest.run.context_tokens:,} tokens of context"
     return f"The nearest way, {which}, {' and '.join(told)}."
@@ -213,21 +218,37 @@ def _shorter(problem: Problem, fits: Fits) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _more_memory(problem: Problem, nearest: Solution, fits: Fits) -> str:
-    """`0.4 GiB more free in CPU memory (close other programs)`, where that alone would do; "" where it would not."""
+    """`410 MiB more in CPU memory (close other programs)`, or the --ram to imagine, where that is enough; "" if not."""
     if problem.options.gpu_memory or problem.options.cpu_memory is not None or set(nearest.short) == {"disk"}:
         return ""
     device = max(nearest.short, key=lambda name: nearest.short[name])
     name = "more_gpu" if device.startswith("cuda") else "more_cpu"
-    # What is kept free grows by a fiftieth of what is added.
-    most = int(nearest.short[device] * 1.03) * _TENTHS // GiB + 3
-    found = _least(0, most, lambda tenths: fits(problem.options, **{name: _size(tenths)}))
-    if found is None:
-        return ""
+    more = parse_size(format_size(nearest.short[device], up=True))
+    if not fits(problem.options, **{name: more}):
+        # On several GPUs at once more is needed of one than it lacks by itself, and often less.
+        least = _least(0, 2 * more * _TENTHS // GiB + 3, lambda tenths: fits(problem.options, **{name: _size(tenths)}))
+        if least is None:
+            return ""
+        more = _size(least)
+    if problem.imagined:
+        return _machine_flags(problem, name, more)
     kind = problem.device(device)
     rest = kind.total_bytes - kind.free_bytes
     several = name == "more_gpu" and len(problem.gpus) > 1
     where = "on each GPU" if several else place_name(problem, device, preposition=True)
-    return f"{_spoken(found)} more {where}" + (" (close other programs)" if _size(found) <= rest else "")
+    return f"{format_size(more, up=True)} more {where}" + (" (close other programs)" if more <= rest else "")
+
+
+def _machine_flags(problem: Problem, name: str, more: int) -> str:
+    """`--ram 16.1GiB`, or a --gpu for each card: the machine to imagine instead."""
+    if name == "more_cpu":
+        return f"--ram {_spoken(_tenths_up(ram_with(problem.cpu.free_bytes + more)))}"
+    sizes = (_tenths_up(card_with(gpu.free_bytes + more)) for gpu in problem.gpus)
+    return " ".join(f"--gpu {_spoken(size)}" for size in sizes)
+
+
+def _tenths_up(size: int) -> int:
+    return -(-size * _TENTHS // GiB)
 
 
 def _size(tenths: int) -> int:

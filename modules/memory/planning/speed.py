@@ -6,6 +6,7 @@ the libraries lose beside the bandwidth is in `_LOSSES`, where each figure says 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -24,10 +25,10 @@ _GPU_READ_BPS = 400e9
 # Operations a byte read: published bf16 rates of cards from T4 to H100 over their bandwidths are 76 to 295.
 _GPU_FLOPS_A_BYTE = 100.0
 
-# The turn that ways of running are compared by: a prompt of so many new tokens, a reply of so many.
-TURN_PROMPT_TOKENS = 512
+# The turn of a chat that ways of running are compared by: a message of so many tokens (what was said before it is in
+# the cache already), a reply of so many.
+TURN_PROMPT_TOKENS = 128
 TURN_REPLY_TOKENS = 256
-TURN_CONTEXT_TOKENS = 1024
 
 Processor = Literal["cpu", "cuda"]
 
@@ -73,16 +74,14 @@ class Losses:
 @dataclass(frozen=True, slots=True)
 class Work:
     """What a way of running does. Bytes that one token reads a device, and of it what passes into a GPU (`streamed`)
-    or comes from disk; `active` weights multiplied a token; `cache` bytes of KV cache at TURN_CONTEXT_TOKENS and
-    `full_cache` at the end of the context, both out of CPU memory where `cache_away`; the prompt is read in chunks of
-    `chunk` tokens.
+    or comes from disk; `active` weights multiplied a token; `full_cache` bytes of KV cache at the end of the context,
+    out of CPU memory where `cache_away`; the prompt is read in chunks of `chunk` tokens.
     """
 
     reads: Mapping[str, int]
     streamed: int
     from_disk: int
     active: int
-    cache: int
     full_cache: int
     layers: int
     chunk: int
@@ -94,11 +93,17 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Tokens a second as (low, high), of writing and of reading; `turn_s` the seconds of a middling turn."""
+    """Tokens a second as (low, high), of writing and of reading."""
 
     tokens_per_s: tuple[float, float]
     prefill_tokens_per_s: tuple[float, float]
-    turn_s: float
+
+    @property
+    def pace_s(self) -> float:
+        """What ways are compared by: the seconds of a reply, or of reading the message where that takes longer."""
+        return max(
+            TURN_REPLY_TOKENS / middle(self.tokens_per_s), TURN_PROMPT_TOKENS / middle(self.prefill_tokens_per_s)
+        )
 
 
 # CPU: the starter model at 100 tokens, 2 cores of 17.4 GB/s (docs/log.md): fp32 55 ms a token, bf16 37, nf4 28.5; one
@@ -161,15 +166,15 @@ def estimate(work: Work, speeds: Speeds) -> Estimate:
     losses = [_losses(device, work.quantization, speeds) for device in work.reads]
     spread = _SPREAD_MEASURED if speeds.measured and all(loss.measured for loss in losses) else _SPREAD_GUESSED
     moving = _moving_s(work, speeds)
-    token_s = moving + _cache_s(work, speeds, work.cache)
-    longest_s = max(token_s, moving + _cache_s(work, speeds, work.full_cache))
+    longest_s = moving + _cache_s(work, speeds, work.full_cache)
     chunk_s = moving + _computing_s(work, speeds)
     prefill = work.chunk / chunk_s
-    return Estimate(
-        (1 / (longest_s * spread), spread / moving),
-        (prefill / spread, prefill * spread),
-        TURN_PROMPT_TOKENS / prefill + TURN_REPLY_TOKENS * token_s,
-    )
+    return Estimate((1 / (longest_s * spread), spread / moving), (prefill / spread, prefill * spread))
+
+
+def middle(rates: tuple[float, float]) -> float:
+    """The rate that stands for a range: its geometric middle."""
+    return math.sqrt(rates[0] * rates[1])
 
 
 def _losses(device: str, quantization: Quantization, speeds: Speeds) -> Losses:

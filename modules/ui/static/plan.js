@@ -3,7 +3,7 @@
 (() => {
   const { el } = snug;
   const SHOWS = "[data-tip]", LEAST = 256, PATIENCE_MS = 5000;
-  let tip = null, about = null, aboutPlace = -1, context = null, take = null;
+  let tip = null, about = null, aboutPlace = -1, context = null, take = null, useContext = null;
 
   /* One note for all parts: shown by mouse, keyboard and finger alike. */
   function showTip(part) {
@@ -65,6 +65,7 @@
 
   snug.mountContext = (element, trigger) => {
     let known = null, held = false, asked = null, askedAt = 0;
+    useContext = (tokens) => { asked = null; trigger("set", { tokens }); };
     const range = el("input", { type: "range", min: 0, max: 1000, step: 1, id: "snug-context-range", "aria-label": "Context length" });
     const length = el("output", { htmlFor: "snug-context-range" });
     const free = el("button.text-button", { onclick: () => { asked = null; trigger("set", { tokens: null }); } }, "Let Snug choose");
@@ -113,6 +114,16 @@
     }
     new ResizeObserver(() => { if (known) putLimit(known.fits >= known.most ? 1 : place(known.fits, known.most)); }).observe(marks);
   };
+
+  /* What is wrong with an option stands under it, with a button for what would do. */
+  snug.markOptions = (wrong) => document.querySelectorAll(".option").forEach((node) => {
+    const why = wrong[node.id.replace("option-", "")];
+    node.classList.toggle("invalid", Boolean(why));
+    node.querySelector(":scope > .param-problem")?.remove();
+    if (!why) return;
+    const use = why.use ? el("button.text-button", { type: "button", onclick: () => useContext?.(Number(why.use)) }, `Use ${Number(why.use).toLocaleString("en")}`) : null;
+    node.append(el("p.param-problem", { role: "alert" }, why.told, use ? " " : null, use));
+  });
 
   snug.mountWays = (element, trigger, watch) => {
     snug.keepFolds(element, watch);
