@@ -77,6 +77,9 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
         yield "vLLM runs it in processes of its own, which take about 2 GiB of memory beside what is counted here."
     elif run.runtime == "llamacpp":
         yield "llama.cpp computes with the file's own formats, on the CPU; its KV cache has 16 bits."
+        if problem.draft is not None or options.speculate == "ngram":
+            yield "Guessed tokens are checked several at once, which llama.cpp rounds otherwise: near-ties may part."
+            yield "While it guesses, llama.cpp writes one reply at a time."
     if spec.prequantized != "none":
         yield f"The file is quantized already: {LABELS[spec.prequantized]}."
     elif run.quantization != "none":
