@@ -142,6 +142,11 @@ def test_nothing_is_guessed_unasked_and_what_is_asked_for_is_planned(file: Path)
     assert planned(file, None, loader="llamacpp").speculate == "off"
     asked = planned(file, None, loader="llamacpp", speculate="ngram")
     assert asked.speculate == "ngram" and any("near-ties" in reason for reason in asked.reasons)
+    windowed = replace(inspect(file), layer_kinds=("sliding", "full"), sliding_window=64)
+    options = LoadOptions.model_validate({"loader": "llamacpp", "speculate": "ngram"})
+    left_out = make_plan(Question(windowed, options, machine(0), Path("cache")))
+    assert left_out.speculate == "off" and any("ngram is left out" in reason for reason in left_out.reasons)
+    assert not any("near-ties" in reason for reason in left_out.reasons)
     assert planned(file, None, loader="transformers").speculate == "ngram"
     beside = planned(file, file)
     assert (beside.loader, beside.speculate, beside.draft) == ("llamacpp", "draft", inspect(file))
