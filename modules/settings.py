@@ -110,11 +110,13 @@ class LoadOptions(BaseModel):
     speculate: Annotated[Literal["auto", "off", "ngram"], Flag("model")] = Field(
         "auto",
         description="Guess several tokens ahead and check them at once; the reply stays what it is. ngram: guess what "
-        "followed the same words earlier in the conversation. auto: ngram, except for quantized models.",
+        "followed the same words earlier in the conversation. auto: ngram, except for quantized models and llama.cpp, "
+        "whose sums over several tokens round otherwise.",
     )
     draft_model: Annotated[str | None, Flag("model", "NAME")] = Field(
         None,
-        description="Let this smaller model guess ahead instead: a folder under --model-dir with the same vocabulary.",
+        description="Let this smaller model guess ahead instead: a folder under --model-dir with the same vocabulary, "
+        "for a .gguf file such a file.",
     )
     cpu: Annotated[bool, Flag("model")] = Field(False, description="Use the CPU even where a GPU is.")
     load_in_8bit: Annotated[bool, Flag("quantization")] = Field(

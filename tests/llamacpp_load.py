@@ -15,9 +15,11 @@ _LOAD = """
 import sys, xllamacpp
 from pathlib import Path
 from modules.memory.forecasting.forecast import RunSpec
-from modules.memory.dryruns.llamacpp_params import load_params
+from modules.memory.dryruns.llamacpp_params import load_params, speculate
 run = RunSpec("float16", context_tokens=int(sys.argv[2]), prefill_chunk=int(sys.argv[3]), kv_cache=sys.argv[5])
 params = load_params(Path(sys.argv[1]), run)
+if sys.argv[6]:
+    speculate(params, Path(sys.argv[6]))
 params.verbosity, params.warmup, params.hostnames = 5, False, [sys.argv[4]]
 server = xllamacpp.Server(params)
 server.handle_completions({"prompt": [1], "max_tokens": 1})  # ending it before its loop runs would wait for ever
@@ -26,8 +28,13 @@ server.handle_completions({"prompt": [1], "max_tokens": 1})  # ending it before 
 
 def allocated(path: Path, run: RunSpec) -> dict[str, Buffers]:
     """By device, as llama.cpp logs them while it loads `path`."""
+    return read_load(load_log(path, run).splitlines())
+
+
+def load_log(path: Path, run: RunSpec, *, draft: Path | None = None) -> str:
+    """What llama.cpp logs while it loads `path`, with `draft` beside it."""
     with tempfile.TemporaryDirectory(prefix="snug-") as folder:
         command = [sys.executable, "-c", _LOAD, str(path), str(run.context_tokens), str(run.prefill_chunk)]
-        command += [f"{folder}/load.sock", run.kv_cache]
+        command += [f"{folder}/load.sock", run.kv_cache, str(draft or "")]
         done = subprocess.run(command, capture_output=True, timeout=300, check=True, cwd=ROOT)
-    return read_load(done.stderr.decode("utf-8", "replace").splitlines())
+    return done.stderr.decode("utf-8", "replace")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import zip_longest
 
 import psutil
 
@@ -33,27 +34,31 @@ from modules.engine.llamacpp.server import LlamaServer
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.llamacpp.tokens import LlamaTokens, TokenTable
 from modules.engine.process.resident import peak_resident, reset_peak_resident
-from modules.errors import GenerationFailed, ModelNotFound, SnugError
+from modules.errors import BadValue, GenerationFailed, ModelNotFound, SnugError
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
+from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.planner import Plan
 
 log = logging.getLogger(__name__)
 
 
 def load(plan: Plan, on_progress: OnProgress) -> Engine:
-    """Load the GGUF file `plan.spec` and return an engine that is ready to generate.
+    """Load the GGUF file `plan.spec`, and its draft model, and return an engine that is ready to generate.
 
-    Raises BadGguf, ModelNotFound, OutOfMemory or LoadFailed.
+    Raises BadGguf, ModelNotFound, OutOfMemory, LoadFailed, or BadValue for a draft model with another vocabulary.
     """
     started = time.monotonic()
-    path = plan.spec.path
-    if not path.exists():
-        raise ModelNotFound(f"{plan.spec.name} is no longer in the models folder.", remedy="Choose another model.")
+    path, draft = plan.spec.path, plan.draft
+    for spec in (plan.spec,) if draft is None else (plan.spec, draft):
+        if not spec.path.exists():
+            raise ModelNotFound(f"{spec.name} is no longer in the models folder.", remedy="Choose another model.")
     reset_peak_resident()
     on_progress(Progress("Reading the tokenizer", 0.0))
     table = TokenTable(path)
+    if draft is not None:
+        _check_same_vocabulary(plan.spec, table, draft)
     on_progress(Progress("Loading weights", 0.05))
-    server = LlamaServer(path, plan.run)
+    server = LlamaServer(path, plan.run, guess=plan.speculate, draft=None if draft is None else draft.path)
     try:
         tokens = LlamaTokens(server, table)
         engine = LlamaCppEngine(server, tokens, _info(plan, server, tokens, table, started))
@@ -75,7 +80,9 @@ class LlamaCppEngine(Intake[LlamaReply]):
         self._server = server
         self._tokens = tokens
         self._info = info
-        self._readers = ThreadPoolExecutor(SLOTS, thread_name_prefix="llama.cpp row")
+        # A guess that overruns the shared cache, which others fill, ends the reply with an exception of llama.cpp's.
+        self._rows = 1 if server.guesses else SLOTS
+        self._readers = ThreadPoolExecutor(self._rows, thread_name_prefix="llama.cpp row")
         self._start()
 
     @property
@@ -91,7 +98,8 @@ class LlamaCppEngine(Intake[LlamaReply]):
         check_ids(request, self._info.vocab_size)
         held = len(request.prompt_ids) + len(request.reply_ids)
         check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
-        self._enqueue(LlamaReply(request, emit, self._tokens.encode_text, longest=self._info.context_tokens))
+        longest, guesses = self._info.context_tokens, self._server.guesses
+        self._enqueue(LlamaReply(request, emit, self._tokens.encode_text, longest=longest, guesses=guesses))
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
         """Token ids of the pieces; content never yields control tokens."""
@@ -128,7 +136,7 @@ class LlamaCppEngine(Intake[LlamaReply]):
     def _has_room(self) -> bool:
         with self._changed:
             following = self._queue.peek()
-            if following is None or len(self._active) >= SLOTS:
+            if following is None or len(self._active) >= self._rows:
                 return False
             promised = sum(reply.most_tokens for reply in self._active.values())
             return promised + following.most_tokens <= self._info.context_tokens
@@ -188,16 +196,31 @@ def _follow(reply: LlamaReply, stream: Stream) -> FinishReason:
     raise GenerationFailed("llama.cpp ended the reply without a word.", remedy="Try again.")
 
 
+def _check_same_vocabulary(spec: ModelSpec, table: TokenTable, draft: ModelSpec) -> None:
+    """Raise BadValue where a token id does not mean the same to both files."""
+    ours, its = table.texts, TokenTable(draft.path).texts
+    if ours != its:
+        different = sum(mine != other for mine, other in zip_longest(ours, its))
+        raise BadValue(
+            f"--draft-model {draft.name}: its vocabulary is not that of {spec.name} ({different:,} entries differ).",
+            remedy="Use a smaller model of the same family, or --speculate ngram, which needs none.",
+            param="draft_model",
+        )
+
+
 def _info(plan: Plan, server: LlamaServer, tokens: LlamaTokens, table: TokenTable, started: float) -> ModelInfo:
     """What is to be said of a loaded file."""
     spec = plan.spec
     prefix, suffix = tokens.border_ids()
+    rows = f"up to {SLOTS} conversations at once"
+    if server.guesses:
+        rows = "one conversation at a time, since tokens are guessed ahead"
     stored = sum(tensor.size_bytes for tensor in spec.tensors)
     return ModelInfo(
         name=spec.name,
         architecture=spec.architecture,
         loop="llamacpp",
-        loop_reason=f"llama.cpp decodes up to {SLOTS} conversations at once",
+        loop_reason=f"llama.cpp decodes {rows}",
         context_tokens=plan.run.context_tokens,
         vocab_size=table.size,
         is_encoder_decoder=False,

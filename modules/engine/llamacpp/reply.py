@@ -16,9 +16,16 @@ class LlamaReply(Telling):
     """One request: llama.cpp's events → ours."""
 
     def __init__(
-        self, request: GenerationRequest, emit: Emit, encode: Callable[[str], list[int]], *, longest: int
+        self,
+        request: GenerationRequest,
+        emit: Emit,
+        encode: Callable[[str], list[int]],
+        *,
+        longest: int,
+        guesses: bool = False,
     ) -> None:
-        """`encode` gives the ids of plain text; `longest`: tokens that one sequence may have."""
+        """`encode` gives the ids of plain text; `longest`: tokens that one sequence may have. `guesses`: whether
+        tokens are guessed ahead, which are counted then."""
         self._text = ReadyText(request.params.stop)
         super().__init__(
             request, emit, self._text, held=len(request.prompt_ids) + len(request.reply_ids), longest=longest
@@ -26,6 +33,7 @@ class LlamaReply(Telling):
         self.stream: Stream | None = None
         self._encode = encode
         self._longest = longest
+        self._guesses = guesses
         self._written = 0
 
     @property
@@ -47,6 +55,7 @@ class LlamaReply(Telling):
             "n_predict": self.limit,
             "return_tokens": True,
             "return_progress": True,
+            "timings_per_token": self._guesses,
             "cache_prompt": True,
         }
 
@@ -69,6 +78,7 @@ class LlamaReply(Telling):
                 reason = self._take_end(event)
             else:
                 self._take_tokens(event)
+            self._count_guesses(event.get("timings", {}))
             texts.append(self._text.push(str(event.get("content", ""))))
             if reason or self._text.finished:
                 reason = reason or "stop"
@@ -92,6 +102,12 @@ class LlamaReply(Telling):
         self._count(made)
         self.cached_tokens = int(event.get("timings", {}).get("cache_n", self.cached_tokens))
         return "length" if event.get("stop_type") == "limit" else "stop"
+
+    def _count_guesses(self, timings: Mapping[str, Any]) -> None:
+        """llama.cpp tells these of replies that it guessed for; with each token where asked, so that no end misses
+        them."""
+        self.drafted_tokens = int(timings.get("draft_n", self.drafted_tokens))
+        self.accepted_tokens = int(timings.get("draft_n_accepted", self.accepted_tokens))
 
     def _take_ids(self, ids: Sequence[int]) -> None:
         self.tokens += ids

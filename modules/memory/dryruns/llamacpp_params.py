@@ -16,6 +16,11 @@ from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.forecasting.kv_cache import KVCache
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 
+# Tokens that are looked up, and most that are guessed at once. llama.cpp's own 12 and 48 hardly ever find anything.
+_LOOKED_UP, _GUESSED = 4, 8
+_DRAFTED = 8
+# Below this chance of its own a draft model stops guessing.
+_LEAST_CHANCE = 0.5
 _CACHE_TYPES: dict[KVCache, Any] = {
     "plain": xllamacpp.ggml_type.GGML_TYPE_F16,
     "int8": xllamacpp.ggml_type.GGML_TYPE_Q8_0,
@@ -52,6 +57,23 @@ def load_params(path: Path, run: RunSpec) -> Any:
     params.ui = False
     params.endpoint_slots = False
     return params
+
+
+def speculate(params: Any, draft: Path | None) -> None:
+    """Let the server of `params` guess ahead with the model `draft`, or with what followed the same words before.
+
+    The draft model runs as the model does, in the same chunks, with a cache of its own of the same length.
+    """
+    kinds, ahead = xllamacpp.common_speculative_type, params.speculative
+    if draft is None:
+        ahead.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+        ahead.ngram_simple.size_n, ahead.ngram_simple.size_m = _LOOKED_UP, _GUESSED
+        return
+    ahead.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+    ahead.draft.mparams.path = str(draft)
+    ahead.draft.n_max, ahead.draft.p_min = _DRAFTED, _LEAST_CHANCE
+    ahead.draft.n_gpu_layers = 0
+    ahead.draft.cpuparams.n_threads = ahead.draft.cpuparams_batch.n_threads = _threads()
 
 
 def _threads() -> int:

@@ -271,16 +271,25 @@ def _gguf_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[Run
     options = wishes.options
     dropped = [("8-bit, 4-bit", "bitsandbytes cannot quantize a GGUF file a second time")]
     reason = _why_not_llamacpp(spec, wishes)
-    if options.loader == "llamacpp" and reason:
-        raise NotAvailableHere(
-            f"--loader llamacpp for {spec.name}: {reason}.", remedy="Use --loader transformers.", param="loader"
-        )
+    only = _only_llamacpp(options)
+    if only and reason:
+        named = only.partition(" ")[0]
+        remedy = "Use --loader transformers." if named == "--loader" else f"Drop {only}."
+        param = named.removeprefix("--").replace("-", "_")
+        raise NotAvailableHere(f"{only} for {spec.name}: {reason}.", remedy=remedy, param=param)
     if options.loader == "transformers" or reason:
         return [base], [*dropped, *([("llama.cpp", reason)] if reason else [])]
     if wishes.gpus:
         dropped.append(("llama.cpp on the GPU", "not built yet: Snug runs it on the CPU alone"))
     through = replace(base, runtime="llamacpp", dtype="float16", compute_dtype="float16", attention="sdpa")
-    return [through] if options.loader == "llamacpp" else [through, base], dropped
+    return [through] if only else [through, base], dropped
+
+
+def _only_llamacpp(options: LoadOptions) -> str:
+    """The flag that leaves a GGUF file to llama.cpp alone: of files, only it drafts. "" where none does."""
+    if options.loader == "llamacpp":
+        return "--loader llamacpp"
+    return "--draft-model" if options.draft_model and options.loader == "auto" else ""
 
 
 def _why_not_llamacpp(spec: ModelSpec, wishes: Wishes) -> str:

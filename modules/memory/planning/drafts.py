@@ -1,10 +1,11 @@
 """Drafted tokens in a plan: whether the engine guesses ahead, and what a draft model takes where the model computes.
 
-Pure. How tokens are drafted and checked is engine/loops/speculation.py's.
+Pure. How tokens are drafted and checked is engine/loops/speculation.py's, and llama.cpp's own.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from modules.errors import NotAvailableHere
@@ -17,19 +18,23 @@ Speculate = Literal["off", "ngram", "draft"]
 
 
 def draft_run(draft: ModelSpec, run: RunSpec) -> RunSpec:
-    """How `draft` runs beside a model that runs as `run`: unquantized, its cache as computed, as far as it goes."""
+    """How `draft` runs beside a model that runs as `run`: unquantized, its cache as computed, as far as it goes.
+
+    llama.cpp gives it a cache of the model's own length.
+    """
+    if run.runtime == "llamacpp":
+        return replace(run, kv_cache="plain")
     context = min(run.context_tokens, draft.max_context)
     return RunSpec(run.dtype, compute_dtype=run.dtype, context_tokens=context, prefill_chunk=run.prefill_chunk)
 
 
 def draft_figure(draft: ModelSpec, spec: ModelSpec, run: RunSpec) -> Figure:
     """Bytes of `draft` beside `spec`: weights, the cache of one conversation, and what reading takes beyond what it
-    takes in `spec`: they take turns."""
+    takes in `spec`: they take turns, but for llama.cpp's, each of which keeps its buffers."""
     own = draft_run(draft, run)
     weights, cache = weight_bytes(draft, own), kv_cache_bytes(draft, own, own.context_tokens)
-    peak = max(
-        0, prefill_peak_bytes(draft, own, with_head=True) - prefill_peak_bytes(spec, run, with_head=True)
-    )  # fmt: skip
+    shared = 0 if run.runtime == "llamacpp" else prefill_peak_bytes(spec, run, with_head=True)
+    peak = max(0, prefill_peak_bytes(draft, own, with_head=True) - shared)
     text = f"{draft.name}: weights {weights:,} B + KV cache {cache:,} B + buffers {peak:,} B"
     return Figure(weights + cache + peak, "formula", text)
 
@@ -38,26 +43,41 @@ def check_draft(spec: ModelSpec, draft: ModelSpec | None, options: LoadOptions) 
     """Refuse what cannot draft, or cannot be drafted for. Raises NotAvailableHere naming flag and remedy."""
     if draft is None:
         return
+    native = spec.source == "gguf" and options.loader in ("auto", "llamacpp")
     for model, of in ((draft, "the draft model"), (spec, "the model")):
         reason = ""
         if model.is_encoder_decoder:
             reason = f"{of} {model.name} is an encoder-decoder model"
-        elif model.source == "gguf" and (model is draft or options.loader != "transformers"):
-            reason = f"{of} {model.name} is a GGUF file"
+        elif native and model.source != "gguf":
+            reason = f"{of} {model.name} is no GGUF file, and llama.cpp reads no others"
+        elif model.source == "gguf" and not native and model is draft:
+            reason = f"{of} {model.name} is a GGUF file, which only llama.cpp drafts with"
+        elif native and not _forgets(model):
+            reason = f"{of} {model.name} keeps windows or states, which cannot forget a wrong guess in llama.cpp"
         elif model is draft and any(kind not in ("full", "sliding") for kind in model.layer_kinds):
             reason = f"{of} {model.name} keeps states, which cannot forget a wrong guess"
         if reason:
+            form = "a GGUF file" if native else "safetensors"
             raise NotAvailableHere(
                 f"--draft-model {draft.name}: {reason}.",
-                remedy="Use a smaller model of the same family as safetensors, or --speculate ngram.",
+                remedy=f"Use a smaller model of the same family as {form}, or --speculate ngram.",
                 param="draft_model",
             )
 
 
+def _forgets(spec: ModelSpec) -> bool:
+    """Whether llama.cpp can cut any tokens off the end of its cache."""
+    return all(kind == "full" for kind in spec.layer_kinds)
+
+
 def how_to_speculate(spec: ModelSpec, draft: ModelSpec | None, options: LoadOptions, run: RunSpec) -> Speculate:
     """What the engine is to guess with. Unasked only look-up, where checking several tokens at once is cheap:
-    bitsandbytes' layers have fast paths for one token alone.
+    bitsandbytes' layers have fast paths for one token alone, and llama.cpp rounds otherwise over several tokens.
     """
+    if run.runtime == "llamacpp":
+        if draft is not None:
+            return "draft"
+        return "ngram" if options.speculate == "ngram" and run.kv_cache == "plain" and _forgets(spec) else "off"
     if run.runtime != "torch" or run.kv_cache != "plain" or options.deepspeed or spec.is_encoder_decoder:
         return "off"
     if draft is not None:

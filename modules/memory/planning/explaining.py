@@ -13,6 +13,7 @@ from modules.memory.forecasting.kv_cache import LAYERS_ON_GPU
 from modules.memory.forecasting.kv_cache import QUALITY as CACHE_QUALITY
 from modules.memory.planning.candidates import LABELS, asks_to_split
 from modules.memory.planning.choosing import Ranked
+from modules.memory.planning.drafts import how_to_speculate
 from modules.memory.planning.fitting import CHUNKS, Problem, Solution
 from modules.memory.planning.quality import loss_text
 from modules.memory.planning.speed import Speeds
@@ -77,6 +78,12 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
         yield "vLLM runs it in processes of its own, which take about 2 GiB of memory beside what is counted here."
     elif run.runtime == "llamacpp":
         yield "llama.cpp computes with the file's own formats, on the CPU; its KV cache has 16 bits."
+        guesses = how_to_speculate(spec, problem.draft, options, run) != "off"
+        if options.speculate == "ngram" and not guesses:
+            yield "--speculate ngram is left out: this model keeps windows or states, which cannot forget a guess."
+        if guesses:
+            yield "Guessed tokens are checked several at once, which llama.cpp rounds otherwise: near-ties may part."
+            yield "While it guesses, llama.cpp writes one reply at a time."
     if spec.prequantized != "none":
         yield f"The file is quantized already: {LABELS[spec.prequantized]}."
     elif run.quantization != "none":
