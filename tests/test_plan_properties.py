@@ -161,7 +161,7 @@ def test_the_flags_of_every_way_that_fits_give_exactly_that_way(spec: ModelSpec,
 
 @settings(max_examples=15, deadline=None)
 @given(spec=models(), machine=machines())
-def test_the_printed_gpu_memory_gives_the_same_split_and_a_step_less_moves_something_off_the_gpu(
+def test_the_printed_gpu_memory_gives_the_same_split_and_a_step_less_moves_something_off_the_gpu_or_cuts_the_context(
     spec: ModelSpec, machine: Inventory
 ) -> None:
     machine = replace(machine, gpus=machine.gpus[:1])
@@ -178,7 +178,8 @@ def test_the_printed_gpu_memory_gives_the_same_split_and_a_step_less_moves_somet
     less = options.model_copy(update={"gpu_memory": (limit - GiB // 10,)})
     if limit > GiB // 10:
         moved = list_plans(Question(spec, less, machine, Path("cache"))).chosen
-        assert moved is None or moved.limits.get("cuda:0", 0) < plan.limits["cuda:0"]
+        less_there = moved is None or moved.limits.get("cuda:0", 0) < plan.limits["cuda:0"]
+        assert less_there or (moved is not None and moved.run.context_tokens < plan.run.context_tokens)
 
 
 @settings(max_examples=40, deadline=None)

@@ -71,7 +71,8 @@ def test_options_that_cannot_go_together_are_told_before_loading(start: Start, v
     page.locator("#snug-models [data-model=tiny]").click()
     page.get_by_label("Load in 8-bit").check()
     page.get_by_label("Load in 4-bit").check()
-    expect(page.locator("#snug-plan .problem")).to_contain_text("--load-in-8bit and --load-in-4bit")
+    expect(page.locator("#option-load_in_4bit")).to_contain_text("--load-in-8bit and --load-in-4bit")
+    expect(page.locator("#snug-load")).to_be_disabled()
 
 
 def test_a_preset_is_loaded_changed_saved_and_deleted(start: Start, visit: OpenPage) -> None:

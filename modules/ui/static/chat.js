@@ -336,7 +336,10 @@
 
   async function submit(text) {
     if (!text.trim() || state.sending || state.running) return;
-    if (state.wanted) { state.eager = true; return; }  // it is sent as soon as the conversation is open
+    if (state.wanted) {
+      state.eager = true;  // it is sent as soon as the conversation is open
+      return;
+    }
     state.sending = true;
     const typed = text === input.value, opId = typed && state.opId || newId();
     if (typed) state.opId = opId;
