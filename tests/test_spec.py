@@ -464,7 +464,7 @@ def test_gguf_architectures_that_transformers_lacks_are_refused(tmp_path: Path) 
     with pytest.raises(BadConfig, match="2 layers"):
         inspect(tmp_path / "n.gguf")
     (tmp_path / "o.gguf").write_bytes(gguf((ARCH,)))
-    with pytest.raises(BadConfig):
+    with pytest.raises(BadGguf, match=r"o\.gguf lacks hidden_size"):
         inspect(tmp_path / "o.gguf")
 
 
