@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from modules.engine.admission import FairQueue
@@ -125,6 +126,16 @@ class Intake(Generic[Taken]):
                 self._active[taken.request.id] = taken
                 self._news = True  # the others move up
         return taken
+
+    def _leave(self, taken: Taken, end: Callable[[], None]) -> None:
+        """From any thread: free `taken`'s row, let the next one in, and only then tell its `end`."""
+        self._done(taken)
+        with self._changed:
+            self._tell()
+        try:
+            end()
+        except Exception:
+            log.exception("the end of request %s could not be told", taken.request.id)
 
     def _done(self, taken: Taken) -> None:
         """`taken` is active no more; its end is told after this."""

@@ -143,14 +143,7 @@ class LlamaCppEngine(Intake[LlamaReply]):
 
     def _serve(self, reply: LlamaReply) -> None:
         """All of `reply`, in a thread of its own; its row is free before its end is told."""
-        end = self._generate(reply)
-        self._done(reply)
-        with self._changed:
-            self._tell()
-        try:
-            end()
-        except Exception:
-            log.exception("the end of request %s could not be told", reply.request.id)
+        self._leave(reply, self._generate(reply))
 
     def _generate(self, reply: LlamaReply) -> Callable[[], None]:
         """What is left to do is telling its end."""

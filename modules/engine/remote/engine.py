@@ -141,13 +141,7 @@ class RemoteEngine(Intake[RemoteReply]):
             work.cancel()
         reason, error = await _outcome(work)
         reply.close_thought()
-        self._done(reply)
-        with self._changed:
-            self._tell()
-        try:
-            reply.finish("cancelled" if reply.cancelled else reason, None if reply.cancelled else error)
-        except Exception:
-            log.exception("the end of request %s could not be told", reply.request.id)
+        self._leave(reply, lambda: reply.finish("cancelled", None) if reply.cancelled else reply.finish(reason, error))
 
     async def _generate(self, reply: RemoteReply) -> FinishReason:
         """Ask until the server took the request, then follow it to its end. Raises SnugError."""
