@@ -5,7 +5,7 @@ it lends its tokenizer and its chat template.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modules.engine.remote.client import RemoteClient
@@ -125,10 +125,14 @@ def _llama_server(client: RemoteClient, plain: Found, card: Mapping[str, Any]) -
     context = _whole(_path(props, "default_generation_settings", "n_ctx")) or _whole(meta.get("n_ctx"))
     vocab = _whole(meta.get("n_vocab"))
     build = str(_path(props, "build_info") or "")
-    named = Found(
-        "llamacpp", plain.model, f"llama-server {build}".strip(), context or plain.context_tokens,
-        _whole(meta.get("n_ctx_train")), vocab, _whole(_path(props, "total_slots")) or _DEFAULT_ROWS,
-    )  # fmt: skip
+    named = replace(
+        plain,
+        title=f"llama-server {build}".strip(),
+        context_tokens=context or plain.context_tokens,
+        longest_context=_whole(meta.get("n_ctx_train")),
+        vocab_size=vocab,
+        rows=_whole(_path(props, "total_slots")) or _DEFAULT_ROWS,
+    )
     if not (vocab and context and isinstance(_path(props, "chat_template"), str)):
         return named
     try:
@@ -142,9 +146,7 @@ def _llama_server(client: RemoteClient, plain: Found, card: Mapping[str, Any]) -
 def _vllm(client: RemoteClient, plain: Found, _: Mapping[str, Any]) -> Found:
     """vLLM lends its tokenizer, and its template where it was started with --enable-tokenizer-info-endpoint."""
     version = str(_path(_try(client, "//version"), "version") or "")
-    named = Found(
-        "vllm", plain.model, f"vLLM {version}".strip(), plain.context_tokens, plain.longest_context, 0, plain.rows
-    )
+    named = replace(plain, title=f"vLLM {version}".strip())
     info = _try(client, "//tokenizer_info")
     template = _path(info, "chat_template")
     if not isinstance(template, str) or not plain.context_tokens:
@@ -168,20 +170,25 @@ def _snug(client: RemoteClient, plain: Found, _: Mapping[str, Any]) -> Found:
         return plain
     border = (_numbers(lent.get("text_prefix_ids")), _numbers(lent.get("text_suffix_ids")))
     special = lent.get("special_tokens")
-    named = Found(
-        "snug", plain.model, "Snug", plain.context_tokens, plain.longest_context, _whole(lent.get("vocab_size")),
-        plain.rows, end_texts=tuple(map(str, lent.get("end_texts") or ())),
+    named = replace(
+        plain,
+        vocab_size=_whole(lent.get("vocab_size")),
+        end_texts=tuple(map(str, lent.get("end_texts") or ())),
         is_encoder_decoder=bool(lent.get("is_encoder_decoder")),
-    )  # fmt: skip
+    )
     return _with_tokens(named, SnugTokens(client, border), str(lent.get("chat_template") or ""), dict(special or {}))
 
 
 def _with_tokens(named: Found, tokens: RemoteTokens, template: str, special: dict[str, str]) -> Found:
     ends = named.end_texts or tuple(text for name, text in special.items() if name == "eos_token")
-    return Found(
-        named.kind, named.model, named.title, named.context_tokens, named.longest_context, named.vocab_size or 2**31,
-        named.rows, template, special, ends, named.is_encoder_decoder, tokens,
-    )  # fmt: skip
+    return replace(
+        named,
+        vocab_size=named.vocab_size or 2**31,
+        chat_template=template,
+        special_tokens=special,
+        end_texts=ends,
+        tokens=tokens,
+    )
 
 
 def _try(client: RemoteClient, path: str) -> Any:
