@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,59 +19,40 @@ from modules.memory.model.spec import inspect
 from modules.memory.planning.planner import Question, make_plan
 from modules.settings import LoadOptions
 from modules.starter import fetch_gguf
+from tests.peers import llama_server
 
 CONTEXTS = (100, 2000)
 CONTEXT_TOKENS = 8192
 NEW_TOKENS = 96
 SNUG, DEFAULTS, OURS = "Snug, llama.cpp", "llama.cpp's server", "llama.cpp's server, our settings"
-SERVER = """
-import sys, xllamacpp
+PLAIN_PARAMS = """
+import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.verbosity = sys.argv[1], int(sys.argv[2]), 1
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
 """
-SERVER_WITH_OURS = """
-import json, sys, xllamacpp
+OUR_PARAMS = """
+import json
 from pathlib import Path
 from modules.engine.process.spinning import spin_as_llamacpp_should
+spin_as_llamacpp_should()  # before the library that reads it is loaded
+import xllamacpp
 from modules.memory.dryruns.llamacpp_params import load_params
 from modules.memory.forecasting.forecast import RunSpec
-spin_as_llamacpp_should()
 run = RunSpec("float16", context_tokens=int(sys.argv[2]), runtime="llamacpp", **json.loads(sys.argv[3]))
 params = load_params(Path(sys.argv[1]), run)
 params.verbosity = 1
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
 """
-
-
-@contextmanager
-def bare_server(file: Path, code: str = SERVER, *arguments: str) -> Iterator[str]:
-    """llama.cpp's server as `code` starts it; yields its base address."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(file), str(CONTEXT_TOKENS), *arguments], cwd=ROOT,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        if process.stdout is None:
-            raise RuntimeError("the server has no output")
-        yield process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.wait()
 
 
 def compare(file: Path, repeats: int, *, transformers: bool) -> list[dict[str, Any]]:
     """Rows of all sides."""
+    given = (str(file), str(CONTEXT_TOKENS))
     where = ("--model-dir", str(file.parent), "--ctx-size", str(CONTEXT_TOKENS))
     with ExitStack() as stack:
         bases = {
             SNUG: stack.enter_context(snug(*where, "--loader", "llamacpp", model=file.name)),
-            DEFAULTS: stack.enter_context(bare_server(file)),
-            OURS: stack.enter_context(bare_server(file, SERVER_WITH_OURS, json.dumps(planned_run(file)))),
+            DEFAULTS: stack.enter_context(llama_server(PLAIN_PARAMS, *given)),
+            OURS: stack.enter_context(llama_server(OUR_PARAMS, *given, json.dumps(planned_run(file)))),
         }
         if transformers:
             through = stack.enter_context(snug(*where, "--loader", "transformers", model=file.name))

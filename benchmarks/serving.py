@@ -8,23 +8,17 @@ The other's replies are greedy, its cheapest; in the row of eight each of Snug's
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import httpx
-
 from benchmarks.chat_latency import SENTENCE
-from benchmarks.common import ROOT, STARTER, Measured, finish, free_port, measure, median, snug, spread
+from benchmarks.common import ROOT, STARTER, Measured, finish, measure, median, snug, spread
+from tests.peers import transformers_serve
 
 GOALS = {
     "decode, 1 user, tok/s": (">=", 1.05),
@@ -60,36 +54,6 @@ class Side:
         """One streamed reply, greedy unless `extra` says otherwise."""
         body = {"model": self.model, "messages": messages, "max_tokens": new_tokens, "temperature": 0}
         return measure(self.base, "/v1/chat/completions", {**body, **self.extra, **extra})
-
-
-@contextmanager
-def transformers_serve(model: Path, timeout_s: float = 180) -> Iterator[Side]:
-    """`transformers serve` with its continuous batching, ready to answer; 16,384 tokens of cache, not all memory."""
-    port = free_port()
-    command = [
-        str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--continuous-batching",
-        "--dtype", "bfloat16", "--cb-num-blocks", "64", "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        try:
-            base, deadline = f"http://127.0.0.1:{port}", time.monotonic() + timeout_s
-            while not _answers(base):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise RuntimeError(f"transformers serve did not become ready:\n{log.read()[-3000:]}")
-                time.sleep(0.3)
-            yield Side(base, str(model), {})
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
-
-
-def _answers(base: str) -> bool:
-    try:
-        return httpx.get(f"{base}/health", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -140,7 +104,10 @@ def compare(repeats: int) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         flags = ("--dtype", "bf16", "--speculate", "off")  # the other does not guess ahead either
         ours = Side(stack.enter_context(snug(*flags)), STARTER, {"ban_eos_token": True})
-        other = stack.enter_context(transformers_serve(ROOT / "models" / STARTER))
+        model = ROOT / "models" / STARTER
+        # 16,384 tokens of cache: by default it takes most of the memory.
+        batching = ("--continuous-batching", "--dtype", "bfloat16", "--cb-num-blocks", "64")
+        other = Side(stack.enter_context(transformers_serve(model, *batching)), str(model), {})
         names = list(GOALS)
         rows = [
             _row(names[0], *_turns(partial(alone, ours), partial(alone, other), repeats)),

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,66 +27,31 @@ from modules.models.starting import load_engine_for
 from modules.remote_server import RemoteServer
 from modules.sampling import GenerationParams
 from modules.settings import Settings
+from tests import peers
 from tests.api_desk import desk_with, served
 from tests.fakes import Script
-from tests.server_rig import ROOT, free_port, running_server
+from tests.server_rig import ROOT, running_server
 from tests.test_remote import Reader, ask
 from tests.tiny_models import tiny_gguf
 
 STARTER = ROOT / "models" / "SmolLM2-135M-Instruct"
 MARKS = (TextPiece("<|im_start|>user\n", template=True), TextPiece("say <|im_end|> aloud"))
 KEY = "loopback-key"
-_LLAMA_SERVER = """
-import sys, xllamacpp
+_PARAMS = """
+import xllamacpp
 from pathlib import Path
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.dryruns.llamacpp_params import load_params
 params = load_params(Path(sys.argv[1]), RunSpec("float16", context_tokens=int(sys.argv[2]), prefill_chunk=64))
 params.api_keys, params.verbosity = [sys.argv[3]], 1
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
 """
 
 
 @contextmanager
 def llama_server(path: Path, *, context: int = 512) -> Iterator[str]:
-    """The address of llama.cpp's own server with a file, in a process of its own."""
-    command = [sys.executable, "-c", _LLAMA_SERVER, str(path), str(context), KEY]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip() + "/v1"
-        finally:
-            process.kill()
-
-
-@contextmanager
-def transformers_serve(folder: Path, *flags: str) -> Iterator[str]:
-    """The address of `transformers serve` with a model folder."""
-    port = free_port()
-    program = Path(sys.executable).parent / "transformers"
-    command = [sys.executable, str(program), "serve", str(folder), "--port", str(port), "--device", "cpu", *flags]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    lines: list[str] = []
-    threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True).start()
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).raise_for_status()
-                break
-            except httpx.HTTPError:
-                assert process.poll() is None and time.monotonic() < deadline, "".join(lines)
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait(30)
+    """The address of llama.cpp's own server with a file."""
+    with peers.llama_server(_PARAMS, str(path), str(context), KEY) as base:
+        yield f"{base}/v1"
 
 
 @contextmanager
@@ -213,7 +174,10 @@ def test_a_wrong_key_for_llama_server_is_told(gguf: Path) -> None:
 @pytest.mark.model
 @pytest.mark.slow
 def test_transformers_serve_answers_chats_and_texts_with_our_samplers(prompts: Prompts) -> None:
-    with transformers_serve(STARTER, "--dtype", "bfloat16") as url, engine_of(url, model=str(STARTER)) as engine:
+    with (
+        peers.transformers_serve(STARTER, "--dtype", "bfloat16", "--device", "cpu") as base,
+        engine_of(f"{base}/v1", model=str(STARTER)) as engine,
+    ):
         assert "transformers serve" in engine.info.loop_reason
         question = "What is the capital of France? Answer in one word."
         reader = said(engine, built_request(prompts, engine, question, **greedy(20)))
