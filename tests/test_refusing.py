@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from modules.errors import OutOfMemory
@@ -125,6 +125,7 @@ def test_a_context_that_cannot_fit_is_answered_with_the_longest_that_can() -> No
 
 
 @settings(max_examples=25, deadline=None)
+@example(model="7B", gpus=2, gpu_gib=1.0, ram_gib=1.0, flags={}, gpu_memory=None, cpu_memory=None)
 @given(
     model=st.sampled_from(list(MODELS)), gpus=st.integers(0, 2), gpu_gib=st.floats(1, 24), ram_gib=st.floats(1, 40),
     flags=st.sampled_from([{}, {"load_in_8bit": True}, {"load_in_4bit": True}, {"bf16": True}, {"ctx_size": 2048}]),

@@ -205,13 +205,17 @@ def test_a_streaming_reply_is_journalled_finished_and_continued(store: Store) ->
     reply = store.append("", chat.id, None, "assistant", "", op_id="1", status="streaming")
     store.journal(reply.id, "Once")
     assert store.path("", chat.id)[0].content == "Once"
-    done = store.finish(reply.id, "Once upon", "stopped", STATS)
+    left = store.finish(reply.id, "Once upon", "stopped", STATS)
+    assert left == store.get("", chat.id)
+    assert left.updated_at > chat.updated_at
+    done = store.path("", chat.id)[0]
     assert (done.status, done.stats, done.content) == ("stopped", STATS, "Once upon")
     with pytest.raises(StaleView):
         store.journal(reply.id, "late")
     assert store.reopen("", reply.id).status == "streaming"
     store.journal(reply.id, "Once upon a time")
-    failed = store.finish(reply.id, "Once upon a time", "error", None, "It broke.")
+    store.finish(reply.id, "Once upon a time", "error", None, "It broke.")
+    failed = store.path("", chat.id)[0]
     assert (failed.status, failed.error) == ("error", "It broke.")
     assert store.edit("", reply.id, "Twice").error == ""
     store.delete("", chat.id)
@@ -264,7 +268,7 @@ def test_odd_and_huge_texts_come_back_identical(store: Store, text: str) -> None
     chat = store.create("")
     message = store.append("", chat.id, None, "assistant", text, op_id="1", status="streaming")
     store.journal(message.id, text + "!")
-    assert store.finish(message.id, text, "complete", None).content == text
+    store.finish(message.id, text, "complete", None)
     assert store.path("", chat.id)[0].content == text
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modules.errors import SnugError
-from modules.messages import Message, MessageStatus, ReplyStats
+from modules.messages import Conversation, Message, MessageStatus, ReplyStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class ReplyView:
 
     `text` is the whole message (of a notebook completion: what was added). `position` in the queue and `prefill`
     (tokens read, of how many) are None when they do not apply; `notice` is "" or a sentence for people. `told` are
-    sentences about what the engine had to give up in the midst of it.
+    sentences about what the engine had to give up in the midst of it. `conversation` is how the end of the reply left
+    it: None before, and where none keeps it.
     """
 
     message_id: str
@@ -34,6 +35,7 @@ class ReplyView:
     notice: str = ""
     told: tuple[str, ...] = ()
     error: SnugError | None = None
+    conversation: Conversation | None = None
     version: int = 0
 
     @property

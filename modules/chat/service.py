@@ -256,10 +256,10 @@ class _InStore:
         """As Keeper."""
         self.store.journal(self.message_id, text)
 
-    def finish(self, text: str, outcome: Outcome) -> None:
+    def finish(self, text: str, outcome: Outcome) -> Conversation:
         """As Keeper."""
         error = str(outcome.error) if outcome.error else ""
-        self.store.finish(self.message_id, text, outcome.status, outcome.stats, error)
+        return self.store.finish(self.message_id, text, outcome.status, outcome.stats, error)
 
 
 @dataclass(frozen=True, slots=True)

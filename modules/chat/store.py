@@ -20,7 +20,6 @@ from modules.chat.database import Database
 from modules.chat.rows import (
     CHANGED,
     CONVERSATION,
-    MESSAGE,
     SUBTREE,
     find_conversation,
     find_message,
@@ -31,7 +30,6 @@ from modules.chat.rows import (
     require_place,
     show,
     to_conversation,
-    to_message,
     unpack,
     with_siblings,
 )
@@ -203,19 +201,21 @@ class Store:
 
     def finish(
         self, message_id: str, content: str, status: MessageStatus, stats: ReplyStats | None, error: str = ""
-    ) -> Message:
-        """End a streaming reply with its whole text. Raises StaleView if the message is gone."""
+    ) -> Conversation:
+        """End a streaming reply with its whole text. The conversation as that leaves it.
+
+        Raises StaleView if the message is gone.
+        """
         packed_stats = json.dumps(dataclasses.asdict(stats)) if stats else None
         with self._database.write() as connection:
             row = connection.execute(
-                f"UPDATE messages SET content = ?, status = ?, stats = ?, error = ? WHERE id = ? RETURNING {MESSAGE}",
+                "UPDATE messages SET content = ?, status = ?, stats = ?, error = ? WHERE id = ?"
+                " RETURNING conversation_id",
                 (pack(content), status, packed_stats, pack(error), message_id),
             ).fetchone()
             if row is None:
                 raise StaleView("The reply was deleted while it was being written.", remedy=CHANGED)
-            message = to_message(row)
-            self._touch(connection, message.conversation_id)
-            return message
+            return self._touch(connection, row[0])
 
     def reopen(self, owner: str, message_id: str) -> Message:
         """Make a finished message "streaming" again, so that it can be continued. Raises NotFound."""
@@ -282,12 +282,13 @@ class Store:
                 (pack(owner), pack(text)),
             )
 
-    def _touch(self, connection: sqlite3.Connection, conversation_id: str) -> None:
-        connection.execute(
+    def _touch(self, connection: sqlite3.Connection, conversation_id: str) -> Conversation:
+        row = connection.execute(
             "UPDATE conversations SET updated_at = ?, touched = (SELECT max(touched) + 1 FROM conversations)"
-            " WHERE id = ?",
+            f" WHERE id = ? RETURNING {CONVERSATION}",
             (self._now(), conversation_id),
-        )
+        ).fetchone()
+        return to_conversation(row)
 
 
 def title_of(text: str) -> str:

@@ -19,7 +19,7 @@ from modules.chat.running import RunningReply
 from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, Prefill, Queued
 from modules.engine.host.host import EngineHost, Generation
 from modules.errors import EngineDied, GenerationFailed, SnugError, StaleView, StoreFailed
-from modules.messages import MessageStatus, ReplyStats
+from modules.messages import Conversation, MessageStatus, ReplyStats
 from modules.models.manager import ModelManager
 from modules.sampling import MAX_STOP_STRINGS, GenerationParams
 
@@ -45,8 +45,11 @@ class Keeper(Protocol):
     def journal(self, text: str) -> None:
         """Keep the text so far. Raises StaleView if its place is gone, StoreFailed."""
 
-    def finish(self, text: str, outcome: Outcome) -> None:
-        """Keep the whole text and how it ended. Raises as `journal`."""
+    def finish(self, text: str, outcome: Outcome) -> Conversation | None:
+        """Keep the whole text and how it ended: the conversation as that leaves it, if it is in one.
+
+        Raises as `journal`.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,14 +221,17 @@ class Writer:
         if status == "complete":
             self._text = self._task.polish(self._text)
             self.reply.replace(self._text)
+        conversation = None
         try:
-            self._save(Outcome(status, stats, error))
+            conversation = self._save(Outcome(status, stats, error))
         except SnugError as fault:
             error = error or fault
         self._on_end(self)
-        self.reply.change(status=status, error=error, stats=stats, position=None, prefill=None)
+        self.reply.change(
+            status=status, error=error, stats=stats, position=None, prefill=None, conversation=conversation
+        )
 
-    def _save(self, outcome: Outcome) -> None:
+    def _save(self, outcome: Outcome) -> Conversation | None:
         """Keep the end of the reply, again and again for a while if the store cannot take it."""
         for _ in range(SAVE_TRIES - 1):
             try:

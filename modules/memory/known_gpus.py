@@ -17,6 +17,11 @@ from dataclasses import dataclass, replace
 from modules.hardware import Device, Inventory
 from modules.units import GiB, MiB, format_size, parse_size
 
+# What a driver keeps of a card, and a system of its RAM: so many bytes, or one part of so many (of a card the larger,
+# of RAM the smaller of the two).
+_DRIVER_BYTES, _DRIVER_PART = 200 * MiB, 50
+_SYSTEM_BYTES, _SYSTEM_PART = 2 * GiB, 4
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -29,7 +34,7 @@ class Gpu:
     @property
     def free_bytes(self) -> int:
         """Without what the driver keeps: 1 to 2 % on published nvidia-smi and torch figures; the upper end here."""
-        return max(0, self.total_bytes - max(200 * MiB, self.total_bytes // 50))
+        return max(0, self.total_bytes - max(_DRIVER_BYTES, self.total_bytes // _DRIVER_PART))
 
 
 # name: (MiB, GB/s)
@@ -104,18 +109,18 @@ def imagine(here: Inventory, gpus: Sequence[Gpu], ram_bytes: int | None) -> Inve
     )
     cpu = here.cpu
     if ram_bytes is not None:
-        cpu = replace(cpu, total_bytes=ram_bytes, free_bytes=ram_bytes - min(2 * GiB, ram_bytes // 4))
+        cpu = replace(cpu, total_bytes=ram_bytes, free_bytes=ram_bytes - min(_SYSTEM_BYTES, ram_bytes // _SYSTEM_PART))
     return replace(here, gpus=cards or here.gpus, cpu=cpu)
 
 
 def card_with(free_bytes: int) -> int:
     """The least bytes of a card that leave so many for programs."""
-    return max(free_bytes + 200 * MiB, -(-free_bytes * 50 // 49))
+    return max(free_bytes + _DRIVER_BYTES, -(-free_bytes * _DRIVER_PART // (_DRIVER_PART - 1)))
 
 
 def ram_with(free_bytes: int) -> int:
     """The least bytes of RAM that leave so many beside the system."""
-    return free_bytes + 2 * GiB if free_bytes >= 6 * GiB else -(-free_bytes * 4 // 3)
+    return min(free_bytes + _SYSTEM_BYTES, -(-free_bytes * _SYSTEM_PART // (_SYSTEM_PART - 1)))
 
 
 def _key(text: str) -> str:

@@ -85,6 +85,7 @@ def live_view(reply: ReplyView, markdown: StreamingMarkdown, *, show_text: bool 
         "notice": reply.notice,
         "told": list(reply.told),
         "problem": problem_view(reply.error) if reply.error else None,
+        "revision": revision(reply.conversation) if reply.conversation else None,
     }
 
 

@@ -487,6 +487,29 @@ def test_what_another_tab_edits_creates_and_renames_arrives(start: Start, visit:
     expect(page).to_have_title("Renamed · Snug")
 
 
+def test_an_edit_elsewhere_between_a_reply_and_the_look_after_it_arrives(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    page = visit(snug)
+    held: list[Route] = []
+    hold = True
+
+    def hold_pulses(route: Route) -> None:
+        if hold and "pulse" in (route.request.post_data or ""):
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/component_server/", hold_pulses)
+    send(page, "A question")
+    expect(replies(page)).to_have_count(1)
+    store = snug.services.store
+    store.edit("", store.path("", store.list("")[0].id)[0].id, "Another question")
+    hold = False
+    for route in held:
+        route.continue_()
+    expect(page.locator(".message.user .body")).to_have_text("Another question")
+
+
 def test_a_rename_is_in_the_title_of_the_browser_tab_at_once(start: Start, visit: OpenPage) -> None:
     page = visit(start())
     send(page, "A question")

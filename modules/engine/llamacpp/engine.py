@@ -34,9 +34,10 @@ from modules.engine.llamacpp.server import LlamaServer
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.llamacpp.tokens import LlamaTokens, TokenTable
 from modules.engine.process.resident import peak_resident, reset_peak_resident
-from modules.errors import BadValue, GenerationFailed, ModelNotFound, SnugError
+from modules.errors import GenerationFailed, ModelNotFound, SnugError
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
+from modules.memory.planning.drafts import other_vocabulary
 from modules.memory.planning.planner import Plan
 
 log = logging.getLogger(__name__)
@@ -193,12 +194,7 @@ def _check_same_vocabulary(spec: ModelSpec, table: TokenTable, draft: ModelSpec)
     """Raise BadValue where a token id does not mean the same to both files."""
     ours, its = table.texts, TokenTable(draft.path).texts
     if ours != its:
-        different = sum(mine != other for mine, other in zip_longest(ours, its))
-        raise BadValue(
-            f"--draft-model {draft.name}: its vocabulary is not that of {spec.name} ({different:,} entries differ).",
-            remedy="Use a smaller model of the same family, or --speculate ngram, which needs none.",
-            param="draft_model",
-        )
+        raise other_vocabulary(spec, draft, sum(mine != other for mine, other in zip_longest(ours, its)))
 
 
 def _info(plan: Plan, server: LlamaServer, tokens: LlamaTokens, table: TokenTable, started: float) -> ModelInfo:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from modules.engine.loops.loaded import LoadedModel
-from modules.errors import BadValue
-from modules.memory.planning.drafts import draft_run
+from modules.memory.planning.drafts import draft_run, other_vocabulary
 from modules.memory.planning.planner import Plan
 
 
@@ -43,10 +42,4 @@ def check_same_vocabulary(plan: Plan, tokenizer: Any, draft_tokenizer: Any) -> N
     """Raise BadValue where a token id does not mean the same to both."""
     ours, its = tokenizer.get_vocab(), draft_tokenizer.get_vocab()
     if ours != its:
-        different = len(ours.items() ^ its.items())
-        name = plan.draft.name if plan.draft is not None else ""
-        raise BadValue(
-            f"--draft-model {name}: its vocabulary is not that of {plan.spec.name} ({different:,} entries differ).",
-            remedy="Use a smaller model of the same family, or --speculate ngram, which needs none.",
-            param="draft_model",
-        )
+        raise other_vocabulary(plan.spec, plan.draft or plan.spec, len(ours.items() ^ its.items()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from modules.errors import NotAvailableHere
+from modules.errors import BadValue, NotAvailableHere
 from modules.memory.forecasting.budget import Figure
 from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, prefill_peak_bytes, weight_bytes
 from modules.memory.model.spec import ModelSpec
@@ -63,6 +63,15 @@ def check_draft(spec: ModelSpec, draft: ModelSpec | None, options: LoadOptions) 
                 remedy=f"Use a smaller model of the same family as {form}, or --speculate ngram.",
                 param="draft_model",
             )
+
+
+def other_vocabulary(spec: ModelSpec, draft: ModelSpec, different: int) -> BadValue:
+    """The error for a `draft` with so many tokens that do not mean the same to `spec`."""
+    return BadValue(
+        f"--draft-model {draft.name}: its vocabulary is not that of {spec.name} ({different:,} entries differ).",
+        remedy="Use a smaller model of the same family, or --speculate ngram, which needs none.",
+        param="draft_model",
+    )
 
 
 def _forgets(spec: ModelSpec) -> bool:

@@ -224,8 +224,9 @@ def _more_memory(problem: Problem, nearest: Solution, fits: Fits) -> str:
     device = max(nearest.short, key=lambda name: nearest.short[name])
     name = "more_gpu" if device.startswith("cuda") else "more_cpu"
     more = parse_size(format_size(nearest.short[device], up=True))
-    if not fits(problem.options, **{name: more}):
-        # On several GPUs at once more is needed of one than it lacks by itself, and often less.
+    several = name == "more_gpu" and len(problem.gpus) > 1
+    if several or not fits(problem.options, **{name: more}):
+        # Where each of several GPUs gets it, what one lacks by itself is too much, or too little.
         least = _least(0, 2 * more * _TENTHS // GiB + 3, lambda tenths: fits(problem.options, **{name: _size(tenths)}))
         if least is None:
             return ""
@@ -234,7 +235,6 @@ def _more_memory(problem: Problem, nearest: Solution, fits: Fits) -> str:
         return _machine_flags(problem, name, more)
     kind = problem.device(device)
     rest = kind.total_bytes - kind.free_bytes
-    several = name == "more_gpu" and len(problem.gpus) > 1
     where = "on each GPU" if several else place_name(problem, device, preposition=True)
     return f"{format_size(more, up=True)} more {where}" + (" (close other programs)" if more <= rest else "")
 

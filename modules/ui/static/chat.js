@@ -452,7 +452,8 @@
   }
 
   function finish(message, view) {
-    state.running = state.revision = null;
+    state.running = null;
+    state.revision = view.revision;
     Object.assign(message, { status: view.status, stats: view.stats, text: view.text, html: view.html, told: view.told, error: view.problem ? `${view.problem.message} ${view.problem.remedy}`.trim() : "" });
     live.textContent = view.status === "complete" ? "Reply complete." : "Reply ended.";
     drawMessages();
@@ -468,7 +469,6 @@
       state.lastBeat = Date.now();
       if (answer.running === state.running) state.trigger("follow", { id: state.id }); else { state.running = null; reload(); }
     } else if (!state.running && !state.editing) {
-      state.revision ??= answer.revision;  // after a reply, which moved it
       if (answer.head !== state.head || answer.revision !== state.revision || answer.running) reload();
     }
   };
