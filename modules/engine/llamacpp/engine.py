@@ -38,6 +38,7 @@ from modules.errors import GenerationFailed, ModelNotFound, SnugError
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.drafts import other_vocabulary
+from modules.memory.planning.idle_cache import idle_limit_bytes
 from modules.memory.planning.planner import Plan
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
     if draft is not None:
         _check_same_vocabulary(plan.spec, table, draft)
     on_progress(Progress("Loading weights", 0.05))
-    server = LlamaServer(path, plan.run, guess=plan.speculate, draft=None if draft is None else draft.path)
+    guide = None if draft is None else draft.path
+    server = LlamaServer(path, plan.run, idle_bytes=idle_limit_bytes(plan.budgets), guess=plan.speculate, draft=guide)
     try:
         tokens = LlamaTokens(server, table)
         engine = LlamaCppEngine(server, tokens, _info(plan, server, tokens, table, started))

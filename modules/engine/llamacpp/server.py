@@ -29,8 +29,12 @@ _UNIX = "unix://"
 class LlamaServer:
     """A loaded file. Every method may be called from any thread."""
 
-    def __init__(self, path: Path, run: RunSpec, *, guess: Speculate = "off", draft: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, run: RunSpec, *, idle_bytes: int = 0, guess: Speculate = "off", draft: Path | None = None
+    ) -> None:
         """Load `path`, whose header is checked, and `draft` beside it, which has the same vocabulary.
+
+        Conversations that wait may take `idle_bytes` beside the cache.
 
         Raises LoadFailed or OutOfMemory. Holds Python's lock meanwhile.
         """
@@ -41,7 +45,7 @@ class LlamaServer:
 
         self.guesses = guess != "off"
         self._key = secrets.token_urlsafe(32)
-        params = load_params(path, run)
+        params = load_params(path, run, idle_bytes=idle_bytes)
         if self.guesses:
             speculate(params, draft)
         params.api_keys = [self._key]
