@@ -2,7 +2,8 @@
 
 Decoding packs the query heads that share a KV head into one matrix. A batch of rows is computed row by row, each over
 its own keys only, without masks. bf16 prompts are read by plain matrix products where the CPU multiplies bf16 itself:
-torch's fused kernel takes 1.7 times as long there, but for a few tokens. Everything else is left to torch, and GPUs keep sdpa or flash.
+torch's fused kernel takes 1.7 times as long there, but for a few tokens. Everything else is left to torch, and GPUs
+keep sdpa or flash.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from modules.engine.process.mappings import let_go_of_zeros
 
 Choose = Callable[[list[str], torch.Tensor], list[int]]
 
-# Only whole pages are shared between turns, so small ones save prefill; decode speed is the same from 4 to 256 on a CPU.
+# Only whole pages are shared between turns, so small ones save prefill. A CPU decodes as fast with 4 as with 256.
 CPU_PAGE_TOKENS = 4
 GPU_PAGE_TOKENS = 32
 # flash_attn_with_kvcache reads pages of a multiple of 256 tokens only.
