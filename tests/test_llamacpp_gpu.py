@@ -11,6 +11,7 @@ from dataclasses import replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -43,6 +44,7 @@ from tests.llamacpp_rig import ignore, plan_of
 from tests.shapes import NO_FLAGS, llama, machine
 from tests.tiny_models import tiny_gguf
 
+SLOW = pytest.mark.slow
 CPU_BUILD = pytest.mark.skipif(can_use_gpus(), reason="the installed xllamacpp computes on GPUs")
 
 
@@ -63,10 +65,19 @@ def tiny(folder: Path) -> Path:
     return tiny_gguf(folder, width=512, inner=1024, layers=6, kind="Q8_0", context=8192, readable=True)
 
 
-def table(spec: ModelSpec, there: Inventory, *, draft: ModelSpec | None = None, **flags: object) -> PlanTable:
+def options_with(**flags: object) -> LoadOptions:
+    return LoadOptions.model_validate(flags)
+
+
+def table(spec: ModelSpec, there: Inventory, **flags: object) -> PlanTable:
     """Every way to run `spec` where llama.cpp's build can use the GPUs."""
-    options = LoadOptions.model_validate(flags)
-    return list_plans(Question(spec, options, there, Path("cache"), draft=draft, llamacpp_gpu=True))
+    return list_plans(Question(spec, options_with(**flags), there, Path("cache"), llamacpp_gpu=True))
+
+
+def drafted(spec: ModelSpec, there: Inventory, draft: ModelSpec) -> Plan:
+    """The plan with a model that guesses ahead."""
+    options = options_with(draft_model=draft.name)
+    return make_plan(Question(spec, options, there, Path("cache"), draft=draft, llamacpp_gpu=True))
 
 
 def chosen(spec: ModelSpec, there: Inventory, **flags: object) -> Plan:
@@ -85,7 +96,7 @@ def check_limits(plan: Plan, there: Inventory) -> None:
 # What is on the GPU, and what is left in CPU memory.
 
 
-@pytest.mark.parametrize("size", ["1B", "3B", "7B", "8B", "13B", "70B"])
+@pytest.mark.parametrize("size", ["3B", "8B", "70B", *(pytest.param(size, marks=SLOW) for size in ("1B", "7B", "13B"))])
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize(
     ("context", "chunk", "kept"),
@@ -123,7 +134,7 @@ def compare(
         told.append(f"{device} {forecast / MiB:.1f} MiB for {buffers.compute / MiB:.1f}")
         assert forecast >= buffers.compute - MiB // 4, told
         bound = device == "cuda:0" and sum(layers) <= spec.layers  # elsewhere the formula is exact
-        assert forecast - buffers.compute <= (0.6 * buffers.compute if bound else MiB // 4), told
+        assert forecast - buffers.compute <= (0.45 * buffers.compute if bound else MiB // 4), told
     print(spec.name, layers, *told)
 
 
@@ -248,12 +259,12 @@ def test_a_first_card_without_room_is_left_out(folder: Path) -> None:
 
 def test_a_draft_model_counts_on_the_card_that_computes_and_beside_several_in_cpu_memory(folder: Path) -> None:
     small, there = spec_of(folder, "1B"), machine(1, 12, ram_gib=32)
-    whole = table(spec_of(folder, "7B"), there, draft=small, draft_model="small").chosen
-    assert whole is not None and whole.speculate == "draft"
+    whole = drafted(spec_of(folder, "7B"), there, small)
+    assert whole.speculate == "draft"
     assert whole.budgets["cuda:0"].draft > sum(tensor.size_bytes for tensor in small.tensors)
     check_limits(whole, there)
-    two = table(spec_of(folder, "70B"), several(24, 24), draft=small, draft_model="small").chosen
-    assert two is not None and len(two.gpu_layers) == 2
+    two = drafted(spec_of(folder, "70B"), several(24, 24), small)
+    assert len(two.gpu_layers) == 2
     assert two.budgets["cpu"].draft > sum(tensor.size_bytes for tensor in small.tensors) > two.budgets["cuda:0"].draft
 
 
@@ -270,9 +281,9 @@ def test_the_spellings_that_people_know_set_it() -> None:
     for spelling in ("--gpu-layers", "--n-gpu-layers", "-ngl"):
         assert read_settings([spelling, "20"]).gpu_layers == 20
     with pytest.raises(BadFlag, match=r"--cpu and --gpu-layers"):
-        check_together(LoadOptions(cpu=True, gpu_layers=3))
+        check_together(options_with(cpu=True, gpu_layers=3))
     with pytest.raises(NotAvailableHere, match="finds no GPU"):
-        check_machine(LoadOptions(gpu_layers=3), machine())
+        check_machine(options_with(gpu_layers=3), machine())
     with pytest.raises(NotAvailableHere, match="no GGUF file"):
         table(llama("7B"), machine(1, 24), gpu_layers=3)
 
@@ -350,7 +361,7 @@ def test_a_build_for_the_cpu_leaves_the_cards_out_and_names_the_command(folder: 
     found = list_plans(Question(spec_of(folder, "7B"), NO_FLAGS, there, Path("cache")))
     assert all(not plan.gpu_layers for plan in found.plans)
     assert any(what == "llama.cpp on the GPU" and GPU_BUILD in why for what, why in found.dropped)
-    options = LoadOptions(gpu_layers=20)
+    options = options_with(gpu_layers=20)
     with pytest.raises(NotAvailableHere, match="CPU alone") as caught:
         make_plan(Question(spec_of(folder, "7B"), options, there, Path("cache")))
     assert GPU_BUILD in caught.value.remedy and "vulkan" in caught.value.remedy
@@ -468,8 +479,10 @@ def test_a_card_that_others_have_filled_since_is_told_as_out_of_memory(tiny: Pat
 
 def test_what_a_load_takes_of_each_card_is_told() -> None:
     kind = Enum("kind", {"GGML_BACKEND_DEVICE_TYPE_CPU": 0, "GGML_BACKEND_DEVICE_TYPE_GPU": 1})
-    cpu = {"type": kind.GGML_BACKEND_DEVICE_TYPE_CPU, "memory_free": 9}
-    cards = [{"type": kind.GGML_BACKEND_DEVICE_TYPE_GPU, "memory_free": free} for free in (700, 800)]
+    cpu: dict[str, Any] = {"type": kind.GGML_BACKEND_DEVICE_TYPE_CPU, "memory_free": 9}
+    cards: list[dict[str, Any]] = [
+        {"type": kind.GGML_BACKEND_DEVICE_TYPE_GPU, "memory_free": free} for free in (700, 800)
+    ]
     after = [cpu, cards[0], cards[1] | {"memory_free": 500}]
     assert taken_bytes([cpu, *cards], after) == {"cuda:1": 300}
     check_gpus(after, (0, 3))

@@ -22,6 +22,7 @@ from modules.memory.forecasting.llamacpp_sizes import (
     gpu_compute_bytes,
     gpu_pool_bytes,
     host_compute_bytes,
+    pool_width,
 )
 from modules.memory.forecasting.llamacpp_sizes import PROCESS_BYTES as LLAMACPP_BYTES
 from modules.memory.forecasting.process import decode_figure, load_peak_bytes, process_figures
@@ -95,9 +96,12 @@ def beside_gpus_budget(spec: ModelSpec, run: RunSpec, device: str, held: Held | 
         figures["context"] = Figure(LLAMACPP_BYTES + GPU_PROCESS_BYTES, "formula", told)
         return Budget.of(figures)
     figures["prefill_peak"] = Figure(gpu_compute_bytes(*size, beside), "formula", _gpu_compute_text(spec, run, beside))
-    figures["allocator"] = Figure(
-        gpu_pool_bytes(*size, run.kv_cache), "formula", "llama.cpp's pool: inputs of products in their own format"
-    )
+    pool = gpu_pool_bytes(*size, run.kv_cache)
+    inner = pool_width(spec)
+    unpacked = pool - chunk * 4 * inner
+    told = f"llama.cpp's pool: {chunk:,} tokens · 4 B · {inner:,}"
+    told += f" + a layer of the cache in 16 bits {unpacked:,} B" if unpacked else ""
+    figures["allocator"] = Figure(pool, "formula", told)
     figures["context"] = Figure(CUDA_CONTEXT_BYTES, "formula")
     return Budget.of(figures)
 

@@ -90,9 +90,13 @@ def gpu_pool_bytes(spec: ModelSpec, context: int, chunk: int, cache: KVCache) ->
     """What ggml's CUDA pool takes beside: a chunk's inputs as the products want them, T·4·I, and of a packed cache one
     layer in 16 bits, S·kv·2 (mmq.cu, fattn.cu). An upper bound for products in 16 bits; not measured.
     """
-    inner = max(spec.intermediate_size, spec.hidden_size) * max(1, spec.experts_per_token)
     unpacked = 0 if cache == "plain" else context * spec.kv_elements * 2
-    return min(chunk, context) * 4 * inner + unpacked
+    return min(chunk, context) * 4 * pool_width(spec) + unpacked
+
+
+def pool_width(spec: ModelSpec) -> int:
+    """Numbers of a token that go into the widest product of a layer."""
+    return max(spec.intermediate_size, spec.hidden_size) * max(1, spec.experts_per_token)
 
 
 def host_compute_bytes(spec: ModelSpec, context: int, chunk: int) -> int:

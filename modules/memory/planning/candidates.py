@@ -302,7 +302,7 @@ def _gguf_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[Run
     if options.loader == "transformers" or reason:
         return [base], [*dropped, *([("llama.cpp", reason)] if reason else [])]
     if wishes.gpus and not wishes.llamacpp_gpu:
-        reason = f"the installed xllamacpp computes on the CPU alone; one for NVIDIA's: {GPU_BUILD}"
+        reason = f"the installed xllamacpp computes on the CPU alone; for NVIDIA's cards: {GPU_BUILD}"
         if options.gpu_layers:
             raise NotAvailableHere(
                 f"--gpu-layers {options.gpu_layers}: the installed xllamacpp computes on the CPU alone.",
