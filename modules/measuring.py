@@ -35,11 +35,13 @@ def entries_after_use(plan: Plan, info: ModelInfo, stats: EngineStats, machine: 
     share = min(1.0, stats.longest_tokens / max(1, plan.run.context_tokens))
     if not share:
         return []
-    pairs = [
-        (device, _reached(budget, share, device=device, loop=info.loop), stats.peak_bytes[device])
-        for device, budget in plan.budgets.items()
-        if device in stats.peak_bytes
-    ]
+    pairs = []
+    for device, budget in plan.budgets.items():
+        if device in stats.peak_bytes:
+            most = _reached(budget, share, device=device, loop=info.loop)
+            measured = stats.peak_bytes[device]
+            # Nobody counts what idle conversations took: anything up to their room is as forecast.
+            pairs.append((device, min(most, max(most - budget.idle_cache, measured)), measured))
     return _entries(plan, machine, "use", pairs, share)
 
 

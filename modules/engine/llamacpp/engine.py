@@ -39,6 +39,7 @@ from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.drafts import other_vocabulary
+from modules.memory.planning.idle_cache import idle_limit_bytes
 from modules.memory.planning.planner import Plan
 
 log = logging.getLogger(__name__)
@@ -60,9 +61,10 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
     if draft is not None:
         _check_same_vocabulary(plan.spec, table, draft)
     on_progress(Progress("Loading weights", 0.05))
+    guide = None if draft is None else draft.path
     server = LlamaServer(
-        path, plan.run, gpu_layers=plan.gpu_layers, gpu_bytes=_bytes_of_gpus(plan), guess=plan.speculate,
-        draft=None if draft is None else draft.path,
+        path, plan.run, gpu_layers=plan.gpu_layers, gpu_bytes=_bytes_of_gpus(plan),
+        idle_bytes=idle_limit_bytes(plan.budgets), guess=plan.speculate, draft=guide,
     )  # fmt: skip
     try:
         tokens = LlamaTokens(server, table)

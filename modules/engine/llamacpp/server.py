@@ -32,10 +32,12 @@ class LlamaServer:
 
     def __init__(
         self, path: Path, run: RunSpec, *, gpu_layers: Sequence[int] = (), gpu_bytes: Sequence[int] = (),
-        guess: Speculate = "off", draft: Path | None = None,
+        idle_bytes: int = 0, guess: Speculate = "off", draft: Path | None = None,
     ) -> None:  # fmt: skip
         """Load `path`, whose header is checked, and `draft` beside it, which has the same vocabulary; `gpu_layers` as
         in Plan, `gpu_bytes` what is planned for each GPU.
+
+        Conversations that wait may take `idle_bytes` beside the cache.
 
         Raises NotAvailableHere where llama.cpp sees too few GPUs, LoadFailed or OutOfMemory. Holds Python's lock
         meanwhile.
@@ -50,7 +52,7 @@ class LlamaServer:
             check_gpus(before, gpu_layers)
         self.guesses = guess != "off"
         self._key = secrets.token_urlsafe(32)
-        params = load_params(path, run, gpu_layers)
+        params = load_params(path, run, gpu_layers, idle_bytes=idle_bytes)
         if self.guesses:
             speculate(params, draft)
         params.api_keys = [self._key]

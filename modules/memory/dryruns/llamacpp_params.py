@@ -16,6 +16,7 @@ import xllamacpp
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.forecasting.kv_cache import KVCache
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
+from modules.units import MiB
 
 # Tokens that are looked up, and most that are guessed at once. llama.cpp's own 12 and 48 hardly ever find anything.
 _LOOKED_UP, _GUESSED = 4, 8
@@ -29,11 +30,12 @@ _CACHE_TYPES: dict[KVCache, Any] = {
 }
 
 
-def load_params(path: Path, run: RunSpec, gpu_layers: Sequence[int] = ()) -> Any:
+def load_params(path: Path, run: RunSpec, gpu_layers: Sequence[int] = (), *, idle_bytes: int = 0) -> Any:
     """xllamacpp's CommonParams for `run` of a file whose header is checked; `gpu_layers` as in Plan.
 
-    One KV cache of the run's whole context is shared by all slots and never shifted. llama.cpp's own stores beside
-    it are off: saved prompts take up to 8 GiB by its defaults, which no plan would know of. The file is read, not
+    One KV cache of the run's whole context is shared by all slots and never shifted. Conversations that wait are moved
+    out of it, into at most `idle_bytes` beside it (8 GiB by llama.cpp's defaults, which no plan would know of); with 0
+    they stay, and slow down those that run. The file is read, not
     mapped: of tensors that are repacked for the CPU a map would hold the pages a second time.
     """
     params = xllamacpp.CommonParams()
@@ -47,8 +49,8 @@ def load_params(path: Path, run: RunSpec, gpu_layers: Sequence[int] = ()) -> Any
     params.n_parallel = SLOTS
     params.kv_unified = True
     params.ctx_shift = False
-    params.cache_ram_mib = 0
-    params.cache_idle_slots = False
+    params.cache_ram_mib = idle_bytes // MiB
+    params.cache_idle_slots = idle_bytes >= MiB
     params.n_ctx_checkpoints = 0
     _place(params, gpu_layers)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()

@@ -194,6 +194,7 @@ def sum_words(device: str, budget: Budget) -> str:
     parts = [
         (budget.weights + budget.quant_meta, "weights"),
         (budget.kv_cache, "KV cache"),
+        (budget.idle_cache, "for idle conversations"),
         (budget.draft, "draft model"),
         (budget.transient + budget.offload_buffer, "buffers"),
         (budget.context, "CUDA context" if device.startswith("cuda") else "engine process"),

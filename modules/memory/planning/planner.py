@@ -20,6 +20,7 @@ from modules.memory.planning.comparing import why_chosen
 from modules.memory.planning.drafts import Speculate, check_draft, how_to_speculate
 from modules.memory.planning.explaining import notes, speed_note, title
 from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
+from modules.memory.planning.idle_cache import with_idle_cache
 from modules.memory.planning.plan_flags import gpu_layers, options_for, words
 from modules.memory.planning.ranking import (
     ErrorsOf,
@@ -219,7 +220,7 @@ def _plan(
     question: Question, problem: Problem, one: Ranked, *, speeds: Speeds, wished: int, why: tuple[str, ...] = ()
 ) -> Plan:
     """The Plan of a solved way."""
-    solution, options, folder = one.solution, question.options, question.user_cache_dir
+    solution, options, folder = with_idle_cache(problem, one.solution), question.options, question.user_cache_dir
     way, layout = solution.way, solution.layout
     nvme = folder / "nvme"
     flags = words(options_for(problem, solution, wished_context=wished, nvme_folder=nvme))
