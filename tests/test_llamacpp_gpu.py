@@ -325,7 +325,7 @@ def test_the_flags_of_every_way_that_fits_give_exactly_that_way(
 ) -> None:
     there = several(*cards, ram_gib=ram)
     for plan in table(spec_of(folder, size), there).plans:
-        if not plan.fits:
+        if not plan.fits or plan.loader != "llamacpp":
             continue
         options = options_of(plan.flags, NO_FLAGS)
         check_together(options)
@@ -341,6 +341,12 @@ def test_where_memory_ran_out_fewer_layers_are_tried(folder: Path) -> None:
     failure = Failure(found.chosen, found.options, least_tokens=8000)
     smaller = smaller_plans(failure, found, lambda options: make_plan(found.question.asking(options)))
     assert (30,) in [plan.gpu_layers for plan in smaller if plan.run.context_tokens >= 8000]
+
+
+def test_where_nothing_fits_no_change_is_named_that_llama_cpp_cannot_make(folder: Path) -> None:
+    found = table(spec_of(folder, "70B"), machine(1, 2, ram_gib=16), loader="llamacpp")
+    assert isinstance(found.refusal, OutOfMemory)
+    assert "--disk" not in found.refusal.remedy and "more" in found.refusal.remedy
 
 
 def test_each_layer_more_is_faster_and_a_split_has_a_longest_context(folder: Path) -> None:

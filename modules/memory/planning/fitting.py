@@ -21,10 +21,9 @@ from modules.memory.planning.drafts import draft_figure, draft_figures_beside_gp
 from modules.memory.planning.gguf_layers import (
     Parts,
     count_units,
-    even_out,
-    fill_all,
-    fill_from_the_end,
-    lay_out,
+    lay_out_split,
+    lay_out_whole,
+    only_roomiest,
     parts_of,
 )
 from modules.memory.planning.placement import (
@@ -299,34 +298,19 @@ def _llamacpp_on_gpus(attempt: _Try) -> Layout | None:
     parts, alone = _gguf_parts(attempt.problem.spec, attempt.run), attempt.way.place == "gpu"
     rooms = attempt.llamacpp_rooms(parts.beside(len(parts.units)), alone=alone)
     if alone:
-        rooms = (max(rooms, key=lambda room: room.free),)
-    counts = fill_all(parts, rooms, overflow=attempt.overflow)
-    if counts is None or (not alone and sum(1 for count in counts if count) < 2):
-        return None
-    if not alone and not attempt.problem.options.gpu_memory and not attempt.overflow:
-        counts = even_out(parts, rooms, counts)
-    return lay_out(parts, [room.device for room in rooms], counts)
+        return lay_out_whole(parts, (max(rooms, key=lambda room: room.free),), overflow=attempt.overflow)
+    layout = lay_out_whole(parts, rooms, even=not attempt.problem.options.gpu_memory, overflow=attempt.overflow)
+    return layout if layout is not None and len(layout.reads) > 1 else None
 
 
 def _llamacpp_split(attempt: _Try) -> Layout | None:
     """As many of a GGUF file's last layers on the GPUs as fit, or as --gpu-layers says; the rest in CPU memory."""
-    problem = attempt.problem
-    parts, asked = _gguf_parts(problem.spec, attempt.run), problem.options.gpu_layers
-    most = asked if asked is not None and 0 < asked < len(parts.units) else len(parts.units) - 1
-    beside = parts.beside(most if asked is not None else 1)
+    parts, asked = _gguf_parts(attempt.problem.spec, attempt.run), attempt.problem.options.gpu_layers
+    beside = parts.beside(1 if asked is None else asked)
     rooms = attempt.llamacpp_rooms(beside)
-    if rooms[0].free < 0 and len(rooms) > 1:  # the first GPU has to compute: without room for that, one does it alone
-        best = max(attempt.llamacpp_rooms(beside, alone=True), key=lambda room: room.free)
-        rooms = tuple(best if room.device == best.device else replace(room, free=-1) for room in rooms)
-    counts = fill_from_the_end(parts, rooms, most=most)
-    left = most - sum(counts) if asked is not None else 0
-    if left and attempt.overflow:
-        counts = (counts[0] + left, *counts[1:])
-    elif left:
-        return None
-    # The output alone is not worth a GPU, unless it is asked for.
-    least = 1 if asked is not None else 2
-    return lay_out(parts, [room.device for room in rooms], counts) if sum(counts) >= least else None
+    if rooms[0].free < 0:  # the first GPU has to compute: without room for that, one does it alone
+        rooms = only_roomiest(attempt.llamacpp_rooms(beside, alone=True))
+    return lay_out_split(parts, rooms, asked=asked, overflow=attempt.overflow)
 
 
 _computing_beside = PerSpec[tuple[RunSpec, str, Beside], Budget](

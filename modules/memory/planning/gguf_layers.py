@@ -106,6 +106,40 @@ def even_out(parts: Parts, rooms: Sequence[Room], counts: tuple[int, ...]) -> tu
     return best if sum(1 for count in best if count) == len(used) else counts
 
 
+def lay_out_whole(parts: Parts, rooms: Sequence[Room], *, even: bool = False, overflow: bool = False) -> Layout | None:
+    """All units on as few of `rooms` as it takes, `even` over these; None if they are too small."""
+    counts = fill_all(parts, rooms, overflow=overflow)
+    if counts is None:
+        return None
+    if even and not overflow:
+        counts = even_out(parts, rooms, counts)
+    return lay_out(parts, [room.device for room in rooms], counts)
+
+
+def lay_out_split(
+    parts: Parts, rooms: Sequence[Room], *, asked: int | None = None, overflow: bool = False
+) -> Layout | None:
+    """As many of the last units as fit on `rooms`, at least a layer and the output, or exactly `asked` of them.
+
+    None if that is not possible; with `overflow` the first GPU takes what is asked for, whatever its room.
+    """
+    most = len(parts.units) - 1 if asked is None else asked
+    counts = fill_from_the_end(parts, rooms, most=most)
+    left = 0 if asked is None else most - sum(counts)
+    if left and not overflow:
+        return None
+    counts = (counts[0] + left, *counts[1:])
+    # The output alone is not worth a GPU, unless it is asked for.
+    enough = sum(counts) >= (2 if asked is None else 1)
+    return lay_out(parts, [room.device for room in rooms], counts) if enough else None
+
+
+def only_roomiest(rooms: Sequence[Room]) -> tuple[Room, ...]:
+    """`rooms` with something free in the one with most room alone."""
+    best = max(rooms, key=lambda room: room.free)
+    return tuple(room if room.device == best.device else replace(room, free=-1) for room in rooms)
+
+
 def lay_out(parts: Parts, gpus: Sequence[str], counts: Sequence[int]) -> Layout:
     """Group by group where everything goes with so many units on each of `gpus`, the rest in CPU memory."""
     on_cpu = len(parts.units) - sum(counts)

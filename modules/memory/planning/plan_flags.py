@@ -53,7 +53,10 @@ def gpu_layers(problem: Problem, solution: Solution) -> tuple[int, ...]:
     """How many layers llama.cpp computes on each GPU of the machine, up to the last; () where it uses none."""
     if solution.way.loader != "llamacpp" or solution.way.place == "cpu" or solution.layout is None:
         return ()
-    return count_units(solution.layout, [gpu.id for gpu in problem.gpus])
+    counts = list(count_units(solution.layout, [gpu.id for gpu in problem.gpus]))
+    while counts and not counts[-1]:
+        counts.pop()
+    return tuple(counts)
 
 
 def gpu_memory(problem: Problem, solution: Solution) -> tuple[int, ...]:

@@ -260,10 +260,14 @@ def _would_fit(question: Question, options: LoadOptions, *, more_cpu: int = 0, m
     problem = _problem(replace(question, options=options, inventory=inventory))
     wishes, wished = Wishes(options, len(problem.gpus)), wished_context(question.spec, options)
     tokens = wished if options.ctx_size is not None else min(wished, LEAST_CONTEXT)
+    try:
+        ways, _ = list_ways(question.spec, options, len(problem.gpus), llamacpp_gpu=question.llamacpp_gpu)
+    except SnugError:  # the change and what the user gave cannot go together
+        return False
     return any(
         may_take(way, wishes)
         and solve_at(replace(problem, widened=widened(problem, way, question.observed)), way, tokens) is not None
-        for way in list_ways(question.spec, options, len(problem.gpus), llamacpp_gpu=question.llamacpp_gpu)[0]
+        for way in ways
     )
 
 
