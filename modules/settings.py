@@ -94,7 +94,7 @@ class LoadOptions(BaseModel):
     )
     loader: Annotated[Literal["auto", "transformers", "llamacpp", "vllm"], Flag("model")] = Field(
         "auto",
-        description="What runs a .gguf file: llama.cpp, on the CPU and as it is stored, or transformers, unpacked to "
+        description="What runs a .gguf file: llama.cpp, as it is stored, or transformers, unpacked to "
         "16 bits. auto: the faster one that fits; files in other formats run with transformers. "
         "vllm: a vLLM server that Snug starts and ends.",
     )
@@ -139,6 +139,13 @@ class LoadOptions(BaseModel):
     )
     gpu_memory: Annotated[Sizes | None, Flag("placement", "SIZE")] = Field(
         None, description="Most memory for the model on each GPU: 10 is GiB, 8722MiB is exact. One value a GPU."
+    )
+    gpu_layers: Annotated[int | None, Flag("placement", "N", aliases=("--n-gpu-layers", "-ngl"))] = Field(
+        None,
+        ge=-1,
+        le=10_000,
+        description="With llama.cpp: how many layers of a .gguf file the GPUs compute, the last ones first and the "
+        "output counted as one; -1 is all, 0 none. Default: as many as fit.",
     )
     cpu_memory: Annotated[Size | None, Flag("placement", "SIZE")] = Field(
         None, description="Most CPU memory for the model's weights. Default: what is free, with a margin."
@@ -327,6 +334,9 @@ _EXCLUDES: tuple[tuple[str, str, str], ...] = (
     ("deepspeed", "draft_model", "Ranks in step read token by token; drop one of them."),
     ("deepspeed", "disk", "With DeepSpeed, use --nvme-offload-dir FOLDER for the disk."),
     ("cpu", "gpu_memory", "Without the GPU there is nothing to limit; drop one of them."),
+    ("cpu", "gpu_layers", "Without the GPU it computes no layers; drop one of them."),
+    ("deepspeed", "gpu_layers", "--gpu-layers belongs to llama.cpp; drop one of them."),
+    ("disk", "gpu_layers", "llama.cpp sends no layers to disk; drop one of them."),
     ("chat", "notebook", "Only one tab can open first."),
     ("plan", "check", "Choose one of them."),
     ("engine_url", "model", "--model names one on this machine; the server's own is named with --engine-model."),
@@ -401,6 +411,10 @@ def check_machine(options: LoadOptions, inventory: Inventory) -> None:
             remedy="Give one value for each GPU.",
             param="gpu_memory",
         )  # fmt: skip
+    if options.gpu_layers and not gpus:
+        raise NotAvailableHere(
+            f"--gpu-layers {options.gpu_layers}: Snug finds no GPU here.", remedy="Drop it.", param="gpu_layers"
+        )
     if options.kv_cache == "offloaded" and not gpus:
         raise NotAvailableHere(
             "--kv-cache offloaded: it keeps what a GPU has no room for in CPU memory, and Snug finds no GPU here.",
