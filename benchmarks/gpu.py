@@ -19,9 +19,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from benchmarks.common import finish, median, spread
 from benchmarks.generate_worker import answer, load
+from benchmarks.limit import planned
 from modules.engine.base import Delta, Finished, GenerationRequest
 from modules.engine.host.host import EngineHost
 from modules.hardware import read_inventory
+from modules.machine_speeds import measure
 from modules.memory.model.spec import inspect
 from modules.memory.planning.planner import Question, make_plan
 from modules.models.starting import load_engine_for
@@ -137,8 +139,12 @@ def main() -> None:
         folder = Path(scratch)
         path = make_model(folder, arguments.shape)
         rows = [row for kind in arguments.kinds for row in compare(path, kind, arguments.repeats, folder)]
+        models = {kind: planned(path, OPTIONS[kind]) for kind in arguments.kinds}
+    rates = measure()
+    read_Bps = rates.get("cuda:0", rates["cpu"])["read_Bps"]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    finish(f"gpu-{arguments.shape}", {"gpu": gpu, "new_tokens": NEW_TOKENS, "rows": rows})
+    figures = {"gpu": gpu, "new_tokens": NEW_TOKENS, "read_Bps": read_Bps, "models": models, "rows": rows}
+    finish(f"gpu-{arguments.shape}", figures)
 
 
 if __name__ == "__main__":
