@@ -133,6 +133,7 @@ class SerialEngine(LoopEngine):
                 log.warning("out of memory in request %s after %d tokens", reply.request.id, reply.new_tokens)
             # Only here, where the error is gone, is nothing held by the frames that it went through.
             self._row = None
+            reply.forget_guesses()
             reply.given_up.add(rung)
             if rung == "caches":
                 self._shelf.shrink(0)
