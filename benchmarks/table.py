@@ -178,7 +178,7 @@ def _gpu() -> Iterator[Row]:
             limit = tokens_per_s(result["read_Bps"], result["models"][row["kind"]], context)
             figures = f"{other:.3g} tok/s", f"{ours:.3g} tok/s"
             yield Row(what, "model.generate", *figures, row["ratio"], 4, limit=limit)
-            if row["kind"] == "bf16":
+            if row["kind"] in ("bf16", "bf16-static"):
                 yield Row(what, "the limit", f"{limit:.3g} tok/s", figures[1], ours / limit, 0.7, limit=limit)
 
 
