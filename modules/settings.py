@@ -102,10 +102,12 @@ class LoadOptions(BaseModel):
     attn_implementation: Annotated[
         Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"], Flag("model")
     ] = Field("auto", description="How attention is computed.")
-    kv_cache: Annotated[Literal["auto", "plain", "int8", "int4", "offloaded"], Flag("model")] = Field(
+    kv_cache: Annotated[Literal["auto", "plain", "static", "int8", "int4", "offloaded"], Flag("model")] = Field(
         "auto",
         description="How the conversation's keys and values are kept: as computed, in 8 or 4 bits, or in CPU memory "
-        "beside a GPU. auto: as computed, unless a context that you ask for fits only otherwise.",
+        "beside a GPU. static: as computed, in memory of fixed size, with the step for one token compiled and recorded "
+        "as a CUDA graph, one request at a time; on a GPU only, where its speed has not been measured yet. auto: as "
+        "computed, unless a context that you ask for fits only otherwise.",
     )
     speculate: Annotated[Literal["auto", "off", "ngram"], Flag("model")] = Field(
         "auto",
@@ -382,7 +384,15 @@ def check_together(options: LoadOptions) -> None:
         guessing = "--draft-model" if options.draft_model else "--speculate ngram"
         raise BadFlag(
             f"{guessing} and --kv-cache {options.kv_cache} cannot go together.",
-            remedy="The reply would not stay what it is: drop one of them.",
+            remedy="The compiled step reads one token: drop one of them."
+            if options.kv_cache == "static"
+            else "The reply would not stay what it is: drop one of them.",
+            param="kv_cache",
+        )
+    if options.kv_cache == "static" and options.attn_implementation.startswith("flash_attention"):
+        raise BadFlag(
+            f"--attn-implementation {options.attn_implementation} and --kv-cache static cannot go together.",
+            remedy="Flash attention cannot be compiled as a whole: use sdpa.",
             param="kv_cache",
         )
     if options.deepspeed and options.speculate == "ngram":
@@ -419,6 +429,12 @@ def check_machine(options: LoadOptions, inventory: Inventory) -> None:
         raise NotAvailableHere(
             "--kv-cache offloaded: it keeps what a GPU has no room for in CPU memory, and Snug finds no GPU here.",
             remedy="Use --kv-cache int8 or int4 to save memory.",
+            param="kv_cache",
+        )
+    if options.kv_cache == "static" and not gpus:
+        raise NotAvailableHere(
+            "--kv-cache static: it compiles the step for a GPU, and Snug finds no GPU here.",
+            remedy="Drop it: on a CPU the compiled step was slower than the plain one.",
             param="kv_cache",
         )
     if options.attn_implementation.startswith("flash_attention") and not gpus:

@@ -30,6 +30,8 @@ def why_not_cached(kind: KVCache, spec: ModelSpec) -> str:
     """Why llama.cpp cannot keep the cache of `spec` as `kind`; "" where it can."""
     if kind == "offloaded":
         return "llama.cpp keeps each layer's cache beside its weights"
+    if kind == "static":
+        return "llama.cpp's caches have a fixed size anyway, and its step needs no compiling"
     if kind != "plain" and spec.head_dim % BLOCK:
         return f"llama.cpp packs {BLOCK} numbers at a time, and heads of {spec.head_dim} are no multiple of that"
     return ""

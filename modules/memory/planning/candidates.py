@@ -31,7 +31,8 @@ LABELS: dict[Quantization, str] = {"none": "", "int8": "8-bit", "nf4": "4-bit (n
 
 # A way that saves less of the weights than this changes nothing worth its loss.
 _LEAST_SAVING = 0.1
-_CACHES: tuple[KVCache, ...] = ("plain", "int8", "int4", "offloaded")
+_SMALLER_CACHES: tuple[KVCache, ...] = ("int8", "int4", "offloaded")
+_CACHES: tuple[KVCache, ...] = ("plain", "static", *_SMALLER_CACHES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def _caches(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> tuple[list[KVCache
         return [asked], []
     kept = [_CACHES[0]]
     dropped: dict[str, list[str]] = {}
-    for kind in _CACHES[1:] if wishes.gpus else _CACHES[1:-1]:
+    for kind in _SMALLER_CACHES if wishes.gpus else _SMALLER_CACHES[:-1]:
         impossible = why_not_cached(kind, spec) if run.runtime == "llamacpp" else why_not(kind, spec, wishes.gpus)
         reason = impossible or _why_no_saving(spec, replace(run, kv_cache=kind))
         if reason:
@@ -156,6 +157,8 @@ def _why_no_saving(spec: ModelSpec, run: RunSpec) -> str:
 
 def _goes_with(cache: KVCache, place: Place, *, disk: bool, wishes: Wishes) -> bool:
     """Whether a kind of cache is an answer for that place; unasked, only where no weights wait for the disk."""
+    if cache == "static":
+        return place == "gpu" and not disk
     if cache == "offloaded":
         return place in ("gpu", "split")
     return cache == "plain" or wishes.options.kv_cache != "auto" or not (disk or place == "zero3")
@@ -178,7 +181,7 @@ def _check_cache(spec: ModelSpec, options: LoadOptions, gpus: int) -> None:
     if options.kv_cache == "auto":
         return
     reason = why_not(options.kv_cache, spec, gpus)
-    if options.kv_cache == "offloaded" and options.deepspeed:
+    if options.kv_cache in ("static", "offloaded") and options.deepspeed:
         reason = reason or "not built for ZeRO-3"
     if reason:
         raise NotAvailableHere(

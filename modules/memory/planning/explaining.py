@@ -127,6 +127,13 @@ def _explain_cache(problem: Problem, solution: Solution) -> Iterator[str]:
         saved = f"Of {format_size(sizes[0])} of KV cache a GPU holds {LAYERS_ON_GPU} layers at a time; all of it passes"
         yield f"{saved} into the GPU for each token. Requests run one at a time."
         return
+    if run.kv_cache == "static":
+        yield (
+            f"KV cache of fixed size: {format_size(sizes[1])} for {tokens:,} tokens are taken during the load, which "
+            "compiles the step for one token (a minute or two). Requests run one at a time, and only the last "
+            "conversation's cache is kept. Its speed on a GPU has not been measured."
+        )
+        return
     loss = loss_text(CACHE_QUALITY[run.kv_cache]) or "no quality that could be measured"
     yield (
         f"{CACHE_LABELS[run.kv_cache]}: {format_size(sizes[1])} instead of {format_size(sizes[0])} for {tokens:,} "
