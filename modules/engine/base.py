@@ -166,7 +166,7 @@ class ModelInfo:
     `longest_context` is what the model was made for, 0 where nothing says; `special_tokens` maps a name ("bos_token")
     to its text. `text_prefix_ids` and `text_suffix_ids` are what the tokenizer itself puts around a plain text
     (`add_special_tokens=True`): Llama's BOS, T5's end token. An engine that `takes` "words" encodes nothing and may
-    not know its `context_tokens`, which are 0 then.
+    not know its `context_tokens`, which are 0 then. `adapters` are the LoRA adapters that change the model.
     """
 
     name: str
@@ -190,6 +190,7 @@ class ModelInfo:
     text_prefix_ids: tuple[int, ...] = ()
     text_suffix_ids: tuple[int, ...] = ()
     takes: Literal["tokens", "words"] = "tokens"
+    adapters: tuple[str, ...] = ()
 
     @property
     def can_grow(self) -> bool:

@@ -38,6 +38,7 @@ from modules.errors import GenerationFailed, ModelNotFound, SnugError
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.drafts import other_vocabulary
+from modules.memory.planning.loras import ignored_note
 from modules.memory.planning.planner import Plan
 
 log = logging.getLogger(__name__)
@@ -50,16 +51,19 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
     """
     started = time.monotonic()
     path, draft = plan.spec.path, plan.draft
-    for spec in (plan.spec,) if draft is None else (plan.spec, draft):
-        if not spec.path.exists():
-            raise ModelNotFound(f"{spec.name} is no longer in the models folder.", remedy="Choose another model.")
+    files = [(plan.spec.name, path), *((lora.name, lora.path) for lora in plan.loras)]
+    for name, file in (*files, *([] if draft is None else [(draft.name, draft.path)])):
+        if not file.exists():
+            raise ModelNotFound(f"{name} is no longer in {file.parent.name}/.", remedy="Choose another one.")
     reset_peak_resident()
     on_progress(Progress("Reading the tokenizer", 0.0))
     table = TokenTable(path)
     if draft is not None:
         _check_same_vocabulary(plan.spec, table, draft)
     on_progress(Progress("Loading weights", 0.05))
-    server = LlamaServer(path, plan.run, guess=plan.speculate, draft=None if draft is None else draft.path)
+    server = LlamaServer(
+        path, plan.run, guess=plan.speculate, draft=None if draft is None else draft.path, loras=plan.loras
+    )
     try:
         tokens = LlamaTokens(server, table)
         engine = LlamaCppEngine(server, tokens, _info(plan, server, tokens, table, started))
@@ -222,7 +226,8 @@ def _info(plan: Plan, server: LlamaServer, tokens: LlamaTokens, table: TokenTabl
         modules={"": "cpu"},
         load_s=time.monotonic() - started,
         peak_bytes=peak_resident(),
-        warnings=spec.warnings,
+        warnings=(*spec.warnings, *map(ignored_note, filter(lambda lora: lora.ignored, plan.loras))),
+        adapters=tuple(lora.title for lora in plan.loras),
         longest_context=spec.max_context,
         text_prefix_ids=prefix,
         text_suffix_ids=suffix,

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from modules.engine.llamacpp.stream import Stream, checked
 from modules.engine.process.spinning import spin_as_llamacpp_should
 from modules.errors import LoadFailed, OutOfMemory
 from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.model.lora import Lora
 from modules.memory.planning.drafts import Speculate
 
 _UNIX = "unix://"
@@ -29,21 +30,31 @@ _UNIX = "unix://"
 class LlamaServer:
     """A loaded file. Every method may be called from any thread."""
 
-    def __init__(self, path: Path, run: RunSpec, *, guess: Speculate = "off", draft: Path | None = None) -> None:
-        """Load `path`, whose header is checked, and `draft` beside it, which has the same vocabulary.
+    def __init__(
+        self,
+        path: Path,
+        run: RunSpec,
+        *,
+        guess: Speculate = "off",
+        draft: Path | None = None,
+        loras: Sequence[Lora] = (),
+    ) -> None:
+        """Load `path`, whose header is checked, `draft` beside it, which has the same vocabulary, and `loras`, which
+        fit it.
 
         Raises LoadFailed or OutOfMemory. Holds Python's lock meanwhile.
         """
         spin_as_llamacpp_should()
         import xllamacpp
 
-        from modules.memory.dryruns.llamacpp_params import load_params, speculate
+        from modules.memory.dryruns.llamacpp_params import apply, load_params, speculate
 
         self.guesses = guess != "off"
         self._key = secrets.token_urlsafe(32)
         params = load_params(path, run)
         if self.guesses:
             speculate(params, draft)
+        apply(params, loras)
         params.api_keys = [self._key]
         params.verbosity = 1
         self._folder = Path(tempfile.mkdtemp(prefix="snug-"))  # readable for this user alone

@@ -6,6 +6,7 @@ Not here: reading the fit (llamacpp_fit.py), running the model (engine/llamacpp/
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import xllamacpp
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.forecasting.kv_cache import KVCache
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
+from modules.memory.model.lora import Lora
 
 # Tokens that are looked up, and most that are guessed at once. llama.cpp's own 12 and 48 hardly ever find anything.
 _LOOKED_UP, _GUESSED = 4, 8
@@ -57,6 +59,11 @@ def load_params(path: Path, run: RunSpec) -> Any:
     params.ui = False
     params.endpoint_slots = False
     return params
+
+
+def apply(params: Any, loras: Iterable[Lora]) -> None:
+    """Let the model of `params` be changed by adapters that were checked against it."""
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora.path), lora.scale) for lora in loras]
 
 
 def speculate(params: Any, draft: Path | None) -> None:

@@ -286,10 +286,12 @@ def _gguf_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[Run
 
 
 def _only_llamacpp(options: LoadOptions) -> str:
-    """The flag that leaves a GGUF file to llama.cpp alone: of files, only it drafts. "" where none does."""
-    if options.loader == "llamacpp":
-        return "--loader llamacpp"
-    return "--draft-model" if options.draft_model and options.loader == "auto" else ""
+    """The flag that leaves a GGUF file to llama.cpp alone: of files, only it drafts, and applies LoRA adapters to them.
+    "" where none does.
+    """
+    if options.loader != "auto":
+        return "--loader llamacpp" if options.loader == "llamacpp" else ""
+    return "--draft-model" if options.draft_model else "--lora" if options.lora else ""
 
 
 def _why_not_llamacpp(spec: ModelSpec, wishes: Wishes) -> str:

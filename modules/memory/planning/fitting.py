@@ -14,9 +14,11 @@ from modules.memory.forecasting.budget import Budget, Figure, Purpose
 from modules.memory.forecasting.figures import Held, device_budget
 from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, layer_cache_away, weight_bytes
 from modules.memory.forecasting.remembered import PerSpec
+from modules.memory.model.lora import Lora
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Way
 from modules.memory.planning.drafts import draft_figure
+from modules.memory.planning.loras import lora_figure
 from modules.memory.planning.placement import (
     Group,
     Layout,
@@ -54,7 +56,7 @@ class Counted:
 class Problem:
     """A model, the wishes and the machine. `widened`: by how much forecasts for a device are raised, from 1 on, since
     they were too low before. `counted`: what a dry run counted, where one is known. `draft`: a model that guesses
-    ahead, on the first device that computes.
+    ahead, `loras` what changes the model, both on the first device that computes.
     `gpus` are those that may be used, of `gpus_there`; `imagined`: the machine is not here.
     """
 
@@ -68,6 +70,7 @@ class Problem:
     widened: Mapping[str, float] = field(default_factory=dict)
     counted: Counted | None = None
     draft: ModelSpec | None = None
+    loras: tuple[Lora, ...] = ()
 
     def device(self, name: str) -> Device:
         """The device of that id."""
@@ -350,6 +353,8 @@ def _solution(problem: Problem, way: Way, run: RunSpec, layout: Layout) -> Solut
     if problem.draft is not None:
         figure = draft_figure(problem.draft, problem.spec, run)
         budgets[computing[0]] = budgets[computing[0]].with_figure("draft", figure)
+    if problem.loras:
+        budgets[computing[0]] = budgets[computing[0]].with_figure("adapters", lora_figure(problem.loras))
     written = {"disk": layout.rewritten} if layout.rewritten else {}
     return Solution(way, run, layout, budgets, dict(layout.weights), _lacking(problem, budgets, written))
 
