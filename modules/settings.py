@@ -124,6 +124,10 @@ class LoadOptions(BaseModel):
         description="Apply these LoRA adapters to a model that llama.cpp runs: .gguf files in --lora-dir, with commas "
         "between. NAME=0.5 applies half of the change.",
     )
+    embeddings: Annotated[bool, Flag("model")] = Field(
+        False,
+        description="Answer /v1/embeddings too, with a .gguf file that llama.cpp runs. What that takes is in the plan.",
+    )
     cpu: Annotated[bool, Flag("model")] = Field(False, description="Use the CPU even where a GPU is.")
     load_in_8bit: Annotated[bool, Flag("quantization")] = Field(
         False, description="Load the model in 8-bit (bitsandbytes int8)."
@@ -335,6 +339,8 @@ _EXCLUDES: tuple[tuple[str, str, str], ...] = (
     ("deepspeed", "cpu_memory", "ZeRO-3 places the weights itself; drop one of them."),
     ("deepspeed", "draft_model", "Ranks in step read token by token; drop one of them."),
     ("deepspeed", "lora", "llama.cpp applies LoRA adapters; drop one of them."),
+    ("deepspeed", "embeddings", "llama.cpp makes embeddings; drop one of them."),
+    ("embeddings", "draft_model", "llama.cpp guesses ahead for replies only; drop one of them."),
     ("deepspeed", "disk", "With DeepSpeed, use --nvme-offload-dir FOLDER for the disk."),
     ("cpu", "gpu_memory", "Without the GPU there is nothing to limit; drop one of them."),
     ("chat", "notebook", "Only one tab can open first."),
@@ -384,6 +390,12 @@ def check_together(options: LoadOptions) -> None:
             f"{guessing} and --kv-cache {options.kv_cache} cannot go together.",
             remedy="The reply would not stay what it is: drop one of them.",
             param="kv_cache",
+        )
+    if options.embeddings and options.speculate == "ngram":
+        raise BadFlag(
+            "--embeddings and --speculate ngram cannot go together.",
+            remedy="llama.cpp guesses ahead for replies only; drop one of them.",
+            param="speculate",
         )
     if options.deepspeed and options.speculate == "ngram":
         raise BadFlag(

@@ -122,7 +122,7 @@ def test_the_bytes_of_adapters_are_what_their_load_allocates(tmp_path: Path, kin
     assert after - before <= 0.01 * lora.size_bytes
 
 
-def broken(case: str, matrices: Matrices, model: Path) -> dict[str, Any]:
+def broken(case: str, matrices: Matrices) -> Any:
     a, b = matrices[Q]
     only = {Q: (a, b)}
     table = "token_embd.weight"
@@ -161,7 +161,7 @@ def broken(case: str, matrices: Matrices, model: Path) -> dict[str, Any]:
 def test_what_does_not_fit_is_refused_by_name_before_native_code_sees_it(
     case: str, why: str, matrices: Matrices, model: Path, tmp_path: Path
 ) -> None:
-    write_lora(tmp_path / "odd.gguf", **broken(case, matrices, model))
+    write_lora(tmp_path / "odd.gguf", **broken(case, matrices))
     with pytest.raises(BadLora, match=rf"cannot be applied: odd\.gguf: .*{why}") as caught:
         find_loras(tmp_path, ["odd"], model)
     assert caught.value.param == "lora" and caught.value.remedy
@@ -238,7 +238,7 @@ def test_a_plan_counts_them_says_so_and_gives_them_back_as_flags(model: Path, fo
 def test_what_llama_cpp_does_not_run_takes_no_adapters(model: Path) -> None:
     spec, options = inspect(model), LoadOptions.model_validate({"lora": "style"})
     assert {way.run.runtime for way in list_ways(spec, options, 0)[0]} == {"llamacpp"}
-    cases = [(llama("7B"), "auto", "is no GGUF file"), (spec, "transformers", "applies no adapters")]
+    cases = [(llama("7B"), "auto", "is no GGUF file"), (spec, "transformers", "cannot do that")]
     for other, loader, why in cases:
         asked = LoadOptions.model_validate({"lora": ["style"], "loader": loader})
         with pytest.raises(NotAvailableHere, match=f"--lora style: .*{why}") as caught:

@@ -23,7 +23,7 @@ from modules.memory.model.listing import check_loadable
 from modules.memory.model.lora import Lora, find_loras
 from modules.memory.model.spec import ModelSpec, inspect
 from modules.memory.planning.elsewhere import plan_elsewhere
-from modules.memory.planning.loras import check_loras
+from modules.memory.planning.native import check_native
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, make_plan
 from modules.memory.planning.ranking import PeaksOf, RunPeaks
 from modules.memory.planning.smaller import Failure, smaller_plans
@@ -188,7 +188,7 @@ def find_draft(settings: Settings, options: LoadOptions) -> ModelSpec | None:
 
 def adapters_for(settings: Settings, options: LoadOptions, spec: ModelSpec) -> tuple[Lora, ...]:
     """The adapters that --lora names, checked against the file of `spec`. Raises SnugError."""
-    check_loras(spec, options)
+    check_native(spec, options)
     return find_loras(settings.lora_dir, options.lora, spec.path)
 
 

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 
@@ -27,7 +28,8 @@ from modules.engine.base import (
     TextPiece,
 )
 from modules.engine.control_tokens import CHAT_END_TOKENS
-from modules.engine.intake import QUEUE_LIMIT, Intake, check_fits, check_ids
+from modules.engine.intake import QUEUE_LIMIT, Intake, check_embeds, check_fits, check_ids
+from modules.engine.llamacpp.embedding import LlamaEmbedding, longest_input, pooling_of
 from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, notices
 from modules.engine.llamacpp.server import LlamaServer
@@ -38,7 +40,7 @@ from modules.errors import GenerationFailed, ModelNotFound, SnugError
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.drafts import other_vocabulary
-from modules.memory.planning.loras import ignored_note
+from modules.memory.planning.native import ignored_note
 from modules.memory.planning.planner import Plan
 
 log = logging.getLogger(__name__)
@@ -61,12 +63,17 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
     if draft is not None:
         _check_same_vocabulary(plan.spec, table, draft)
     on_progress(Progress("Loading weights", 0.05))
+    pooling = pooling_of(plan, table.metadata) if plan.embeds else ""
     server = LlamaServer(
-        path, plan.run, guess=plan.speculate, draft=None if draft is None else draft.path, loras=plan.loras
-    )
+        path, plan.run, guess=plan.speculate, draft=None if draft is None else draft.path, loras=plan.loras,
+        embeds=plan.embeds, by_mean=pooling == "mean",
+    )  # fmt: skip
     try:
         tokens = LlamaTokens(server, table)
-        engine = LlamaCppEngine(server, tokens, _info(plan, server, tokens, table, started))
+        info = _info(plan, server, tokens, table, started)
+        if pooling:
+            info = replace(info, embeds=pooling, embed_tokens=longest_input(plan, pooling))
+        engine = LlamaCppEngine(server, tokens, info)
     except BaseException:
         server.close()
         raise
@@ -75,7 +82,7 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
     return engine
 
 
-class LlamaCppEngine(Intake[LlamaReply]):
+class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
     """An Engine over llama.cpp's slots. One thread admits; each active reply has one that reads its events."""
 
     def __init__(
@@ -97,10 +104,14 @@ class LlamaCppEngine(Intake[LlamaReply]):
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
         """Queue a request. Raises ContextLengthExceeded, QueueFull, or BadValue: an empty prompt, a known id, a
-        parameter for which llama.cpp has no sampler.
+        parameter for which llama.cpp has no sampler. NotAvailableHere for embeddings where they were not asked for.
         """
-        check_params(request.params)
         check_ids(request, self._info.vocab_size)
+        if request.embed:
+            check_embeds(self._info, len(request.prompt_ids))
+            self._enqueue(LlamaEmbedding(request, emit))
+            return
+        check_params(request.params)
         held = len(request.prompt_ids) + len(request.reply_ids)
         check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
         longest, guesses = self._info.context_tokens, self._server.guesses
@@ -143,17 +154,22 @@ class LlamaCppEngine(Intake[LlamaReply]):
             following = self._queue.peek()
             if following is None or len(self._active) >= self._rows:
                 return False
+            overdue = any(isinstance(one, LlamaEmbedding) and one.waited_enough for one in self._active.values())
+            if overdue and not isinstance(following, LlamaEmbedding):
+                return False
             promised = sum(reply.most_tokens for reply in self._active.values())
             return promised + following.most_tokens <= self._info.context_tokens
 
-    def _serve(self, reply: LlamaReply) -> None:
+    def _serve(self, reply: LlamaReply | LlamaEmbedding) -> None:
         """All of `reply`, in a thread of its own; its row is free before its end is told."""
         self._leave(reply, self._generate(reply))
 
-    def _generate(self, reply: LlamaReply) -> Callable[[], None]:
+    def _generate(self, reply: LlamaReply | LlamaEmbedding) -> Callable[[], None]:
         """What is left to do is telling its end."""
         try:
             reply.begin()
+            if isinstance(reply, LlamaEmbedding):
+                return partial(reply.finish, reply.read(self._server))
             for notice in notices(reply.request.params):
                 reply.degraded(notice, "llama.cpp's samplers see one text.")
             return partial(reply.finish, self._read(reply))

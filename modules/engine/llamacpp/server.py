@@ -6,9 +6,6 @@ a port of the loopback that the system picks; everywhere it answers only to a ke
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import secrets
 import shutil
 import socket
@@ -17,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modules.engine.llamacpp.stream import Stream, checked
+from modules.engine.llamacpp.question import Question
+from modules.engine.llamacpp.stream import Stream
 from modules.engine.process.spinning import spin_as_llamacpp_should
 from modules.errors import LoadFailed, OutOfMemory
 from modules.memory.forecasting.forecast import RunSpec
@@ -38,22 +36,26 @@ class LlamaServer:
         guess: Speculate = "off",
         draft: Path | None = None,
         loras: Sequence[Lora] = (),
+        embeds: bool = False,
+        by_mean: bool = False,
     ) -> None:
         """Load `path`, whose header is checked, `draft` beside it, which has the same vocabulary, and `loras`, which
-        fit it.
+        fit it. `embeds`: it answers /v1/embeddings too, as the file says or `by_mean`.
 
         Raises LoadFailed or OutOfMemory. Holds Python's lock meanwhile.
         """
         spin_as_llamacpp_should()
         import xllamacpp
 
-        from modules.memory.dryruns.llamacpp_params import apply, load_params, speculate
+        from modules.memory.dryruns.llamacpp_params import apply, embed, load_params, speculate
 
         self.guesses = guess != "off"
         self._key = secrets.token_urlsafe(32)
         params = load_params(path, run)
         if self.guesses:
             speculate(params, draft)
+        if embeds:
+            embed(params, by_mean=by_mean)
         apply(params, loras)
         params.api_keys = [self._key]
         params.verbosity = 1
@@ -73,12 +75,11 @@ class LlamaServer:
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer of one endpoint, JSON; POST where there is a `body`."""
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = self._open()
-        payload = None if body is None else json.dumps(body).encode("ascii")
-        with contextlib.closing(connection):
-            connection.request("GET" if payload is None else "POST", path, payload, self._headers)
-            return checked(json.loads(connection.getresponse().read()))
+        return self.begin(path, body).answer()
+
+    def begin(self, path: str, body: Mapping[str, Any] | None = None) -> Question:
+        """`ask` whose answer can be waited for, or given up."""
+        return Question(self._open(), path, self._headers, body)
 
     def stream(self, body: Mapping[str, Any]) -> Stream:
         """Begin a completion."""

@@ -66,6 +66,13 @@ def apply(params: Any, loras: Iterable[Lora]) -> None:
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora.path), lora.scale) for lora in loras]
 
 
+def embed(params: Any, *, by_mean: bool) -> None:
+    """Let the server of `params` answer /v1/embeddings beside its replies, as the file says, or by the mean."""
+    params.embedding = True
+    if by_mean:
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+
+
 def speculate(params: Any, draft: Path | None) -> None:
     """Let the server of `params` guess ahead with the model `draft`, or with what followed the same words before.
 

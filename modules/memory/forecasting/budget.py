@@ -11,8 +11,8 @@ from typing import Literal
 
 Method = Literal["exact", "dry-run", "formula"]
 Purpose = Literal[
-    "weights", "quant_meta", "adapters", "kv_cache", "draft", "prefill_peak", "decode_peak", "dequant_buffer",
-    "offload_buffer", "gradients", "optimizer", "activations", "allocator", "context",
+    "weights", "quant_meta", "adapters", "kv_cache", "draft", "embeddings", "prefill_peak", "decode_peak",
+    "dequant_buffer", "offload_buffer", "gradients", "optimizer", "activations", "allocator", "context",
 ]  # fmt: skip
 
 PURPOSE_TITLES: dict[Purpose, str] = {
@@ -21,6 +21,7 @@ PURPOSE_TITLES: dict[Purpose, str] = {
     "adapters": "LoRA adapters",
     "kv_cache": "KV cache",
     "draft": "draft model",
+    "embeddings": "reading for embeddings",
     "gradients": "gradients",
     "optimizer": "optimizer states",
     "offload_buffer": "buffer for offloaded layers",
@@ -99,6 +100,11 @@ class Budget:
         return self["adapters"]
 
     @property
+    def embeddings(self) -> int:
+        """What reading a text for its embedding takes beyond reading a prompt."""
+        return self["embeddings"]
+
+    @property
     def prefill_peak(self) -> int:
         """What reading a chunk of the prompt takes beyond what stays."""
         return self["prefill_peak"]
@@ -147,8 +153,8 @@ class Budget:
     def resident(self) -> int:
         """What stays from the end of the load on."""
         kept: tuple[Purpose, ...] = (
-            "weights", "quant_meta", "adapters", "kv_cache", "draft", "offload_buffer", "gradients", "optimizer",
-            "context",
+            "weights", "quant_meta", "adapters", "kv_cache", "draft", "embeddings", "offload_buffer", "gradients",
+            "optimizer", "context",
         )  # fmt: skip
         return sum(self[purpose] for purpose in kept)
 

@@ -286,12 +286,13 @@ def _gguf_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[Run
 
 
 def _only_llamacpp(options: LoadOptions) -> str:
-    """The flag that leaves a GGUF file to llama.cpp alone: of files, only it drafts, and applies LoRA adapters to them.
-    "" where none does.
+    """The flag that leaves a GGUF file to llama.cpp alone: of files, only it drafts, applies LoRA adapters to them, and
+    embeds with them. "" where none does.
     """
     if options.loader != "auto":
         return "--loader llamacpp" if options.loader == "llamacpp" else ""
-    return "--draft-model" if options.draft_model else "--lora" if options.lora else ""
+    flags = {"--draft-model": options.draft_model, "--lora": options.lora, "--embeddings": options.embeddings}
+    return next((flag for flag, given in flags.items() if given), "")
 
 
 def _why_not_llamacpp(spec: ModelSpec, wishes: Wishes) -> str:

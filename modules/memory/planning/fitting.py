@@ -18,7 +18,7 @@ from modules.memory.model.lora import Lora
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Way
 from modules.memory.planning.drafts import draft_figure
-from modules.memory.planning.loras import lora_figure
+from modules.memory.planning.native import embedding_figure, lora_figure
 from modules.memory.planning.placement import (
     Group,
     Layout,
@@ -353,6 +353,9 @@ def _solution(problem: Problem, way: Way, run: RunSpec, layout: Layout) -> Solut
     if problem.draft is not None:
         figure = draft_figure(problem.draft, problem.spec, run)
         budgets[computing[0]] = budgets[computing[0]].with_figure("draft", figure)
+    if problem.options.embeddings:
+        figure = embedding_figure(problem.spec, run)
+        budgets[computing[0]] = budgets[computing[0]].with_figure("embeddings", figure)
     if problem.loras:
         budgets[computing[0]] = budgets[computing[0]].with_figure("adapters", lora_figure(problem.loras))
     written = {"disk": layout.rewritten} if layout.rewritten else {}

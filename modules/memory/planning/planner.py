@@ -21,7 +21,7 @@ from modules.memory.planning.comparing import why_chosen
 from modules.memory.planning.drafts import Speculate, check_draft, how_to_speculate
 from modules.memory.planning.explaining import notes, speed_note, title
 from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
-from modules.memory.planning.loras import check_loras
+from modules.memory.planning.native import check_native
 from modules.memory.planning.plan_flags import options_for, words
 from modules.memory.planning.ranking import (
     ErrorsOf,
@@ -50,8 +50,8 @@ class Plan:
     device will hold, by purpose. `flags` is what to type to get exactly this. `quality` is 1 for weights as stored,
     else the expected ratio of perplexities, below 1; speeds are (low, high), (0, 0) if unknown; `short_bytes` is what
     the worst device lacks, 0 if it fits. `speculate` says what guesses ahead: nothing, look-up in the conversation, or
-    the model `draft`; `loras` change the model. `remote` is where the model runs if that is not here, `vllm_python` the
-    Python that has vLLM, None for this one.
+    the model `draft`; `loras` change the model, `embeds` says whether it makes embeddings too. `remote` is where the
+    model runs if that is not here, `vllm_python` the Python that has vLLM, None for this one.
     """
 
     spec: ModelSpec
@@ -74,6 +74,7 @@ class Plan:
     speculate: Speculate = "off"
     draft: ModelSpec | None = None
     loras: tuple[Lora, ...] = ()
+    embeds: bool = False
     remote: RemoteServer | None = None
     vllm_python: Path | None = None
 
@@ -152,7 +153,7 @@ def list_plans(question: Question) -> PlanTable:
     """
     spec, options = question.spec, question.options
     check_draft(spec, question.draft, options)
-    check_loras(spec, options)
+    check_native(spec, options)
     problem = _problem(question)
     ways, dropped = list_ways(spec, options, len(problem.gpus))
     wishes, wished = Wishes(options, len(problem.gpus)), wished_context(spec, options)
@@ -247,6 +248,7 @@ def _plan(
         speculate=how_to_speculate(problem.spec, problem.draft, options, solution.run),
         draft=problem.draft,
         loras=problem.loras,
+        embeds=options.embeddings,
         vllm_python=question.vllm_python if options.loader == "vllm" else None,
     )
 
