@@ -16,6 +16,7 @@ from benchmarks.common import ROOT, Measured, finish, measure, median, snug, spr
 from benchmarks.decode import prompt_ids
 from modules.hardware import read_inventory
 from modules.memory.model.spec import inspect
+from modules.memory.planning.idle_cache import idle_limit_bytes
 from modules.memory.planning.planner import Question, make_plan
 from modules.settings import LoadOptions
 from modules.starter import fetch_gguf
@@ -38,8 +39,11 @@ spin_as_llamacpp_should()  # before the library that reads it is loaded
 import xllamacpp
 from modules.memory.dryruns.llamacpp_params import load_params
 from modules.memory.forecasting.forecast import RunSpec
-run = RunSpec("float16", context_tokens=int(sys.argv[2]), runtime="llamacpp", **json.loads(sys.argv[3]))
-params = load_params(Path(sys.argv[1]), run)
+planned = json.loads(sys.argv[3])
+run = RunSpec(
+    "float16", context_tokens=int(sys.argv[2]), runtime="llamacpp", prefill_chunk=planned["prefill_chunk"]
+)
+params = load_params(Path(sys.argv[1]), run, idle_bytes=planned["idle_bytes"])
 params.verbosity = 1
 """
 
@@ -78,7 +82,8 @@ def planned_run(file: Path) -> dict[str, Any]:
     """What Snug's plan says of the run, as far as llama.cpp's settings come from it."""
     options = LoadOptions.model_validate({"model": file.name, "ctx_size": CONTEXT_TOKENS, "loader": "llamacpp"})
     question = Question(inspect(file), options, read_inventory(file.parent), file.parent)
-    return {"prefill_chunk": make_plan(question).run.prefill_chunk}
+    plan = make_plan(question)
+    return {"prefill_chunk": plan.run.prefill_chunk, "idle_bytes": idle_limit_bytes(plan.budgets)}
 
 
 def row(name: str, context: int, ours: list[Measured], theirs: list[Measured]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """On a GPU: decode speed of a random-weight 7B-shaped model through our engine against plain `model.generate`.
 
-`python -m benchmarks.gpu [--shape 7b|1b|tiny] [--kinds bf16 int8 nf4] [--repeats 3]`. Needs no page and no network:
-the engine runs in its own process as under the server. Without a GPU it says so and ends.
+`python -m benchmarks.gpu [--shape 7b|1b|tiny] [--kinds bf16 bf16-static …] [--repeats 3]`. Needs no page and no
+network: the engine runs in its own process as under the server. Without a GPU it says so and ends.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from benchmarks.common import finish, median, spread
 from benchmarks.generate_worker import answer, load
+from benchmarks.limit import planned
 from modules.engine.base import Delta, Finished, GenerationRequest
 from modules.engine.host.host import EngineHost
 from modules.hardware import read_inventory
+from modules.machine_speeds import measure
 from modules.memory.model.spec import inspect
 from modules.memory.planning.planner import Question, make_plan
 from modules.models.starting import load_engine_for
@@ -31,7 +33,8 @@ from modules.settings import LoadOptions
 CONTEXTS = (100, 2000)
 NEW_TOKENS = 128
 OPTIONS: dict[str, dict[str, Any]] = {
-    "bf16": {"dtype": "bf16"}, "int8": {"load_in_8bit": True}, "nf4": {"load_in_4bit": True},
+    "bf16": {"dtype": "bf16"}, "bf16-static": {"dtype": "bf16", "kv_cache": "static"}, "int8": {"load_in_8bit": True},
+    "nf4": {"load_in_4bit": True}, "nf4-static": {"load_in_4bit": True, "kv_cache": "static"},
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -96,8 +99,9 @@ def compare(path: Path, kind: str, repeats: int, folder: Path) -> list[dict[str,
     """Both sides, one after the other, since each may need the whole card."""
     theirs: dict[int, list[dict[str, Any]]] = {}
     prompts = {context: [3 + (index * 7919) % 250 for index in range(context)] for context in CONTEXTS}
-    model = load(str(path), kind)
-    if torch.cuda.is_available() and kind == "bf16":
+    weights = kind.removesuffix("-static")
+    model = load(str(path), weights)
+    if torch.cuda.is_available() and weights == "bf16":
         model = model.to("cuda")
     for context, ids in prompts.items():
         runs = [answer(model, {"ids": ids, "new_tokens": NEW_TOKENS}) for _ in range(repeats + 1)]
@@ -127,7 +131,8 @@ def main() -> None:
     """Run every kind asked for, where a GPU is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="7b")
-    parser.add_argument("--kinds", nargs="+", choices=OPTIONS, default=list(OPTIONS))
+    here = [kind for kind in OPTIONS if torch.cuda.is_available() or not kind.endswith("-static")]
+    parser.add_argument("--kinds", nargs="+", choices=here, default=here)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     if not torch.cuda.is_available() and arguments.shape != "tiny":
@@ -137,8 +142,12 @@ def main() -> None:
         folder = Path(scratch)
         path = make_model(folder, arguments.shape)
         rows = [row for kind in arguments.kinds for row in compare(path, kind, arguments.repeats, folder)]
+        models = {kind: planned(path, OPTIONS[kind]) for kind in arguments.kinds}
+    rates = measure()
+    read_Bps = rates.get("cuda:0", rates["cpu"])["read_Bps"]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    finish(f"gpu-{arguments.shape}", {"gpu": gpu, "new_tokens": NEW_TOKENS, "rows": rows})
+    figures = {"gpu": gpu, "new_tokens": NEW_TOKENS, "read_Bps": read_Bps, "models": models, "rows": rows}
+    finish(f"gpu-{arguments.shape}", figures)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.allocations import Allocated, measure, real_model
 from benchmarks.memory_inference import BOTH
 from benchmarks.memory_rows import Row
-from modules.engine.loops.paged import PAGE_TOKENS, PagedModel
+from modules.engine.loops.paged import CPU_PAGE_TOKENS, PagedModel
 from modules.engine.loops.rows import CausalRow
 from modules.engine.loops.serial import steps
 from modules.memory.dryruns.dryrun import DTYPES, Counted, count_run, fake_model, use_engine_attention
@@ -57,10 +57,10 @@ def compare_loops(folder: Path, family: str) -> Iterator[Row]:
 def paged_bytes(cache: int, tokens: int) -> int:
     """What a pool of pages takes beyond the `cache` of `tokens` tokens: a last page that is not full, two that are
     never used, and the tables of one step (transformers 5.23, continuous_batching: cache.py, input_outputs.py)."""
-    pages = -(-tokens // PAGE_TOKENS)
-    spare = (pages + 2) * PAGE_TOKENS - tokens
+    pages = -(-tokens // CPU_PAGE_TOKENS)
+    spare = (pages + 2) * CPU_PAGE_TOKENS - tokens
     small = 7 * (-(-(CHUNK + 1) // 32) * 32) + CHUNK + 1  # int32: seven rows of inputs in lines of 128 bytes, outputs
-    places = CHUNK + pages * PAGE_TOKENS + CHUNK  # int64: where to write, what to read
+    places = CHUNK + pages * CPU_PAGE_TOKENS + CHUNK  # int64: where to write, what to read
     return cache // tokens * spare + 4 * small + 8 * places
 
 

@@ -41,6 +41,8 @@ LOADS = {"transformers": "modules.engine.loading.huggingface:load", "deepspeed":
          "llamacpp": "modules.engine.llamacpp.engine:load"}  # fmt: skip
 CONTEXTS = (256, 2048, 8192)
 NEW_TOKENS = 8
+# As many as it takes to fill the cache and what is kept beside it for conversations that wait.
+CONVERSATIONS = 3
 
 
 def status_bytes(pid: int, name: str) -> int:
@@ -55,9 +57,9 @@ def make(kind: str, context: int, folder: Path) -> Plan:
     return make_plan(Question(inspect(folder), options, read_inventory(folder), Path(gettempdir())))
 
 
-def fill_context(host: EngineHost, context: int) -> None:
-    """A request that fills the context: a prompt, then a few tokens one by one."""
-    ids = tuple(1000 + (index * 7919) % 40000 for index in range(context - NEW_TOKENS - 1))
+def fill_context(host: EngineHost, context: int, seed: int = 0) -> None:
+    """A request that fills the context: a prompt, another for each `seed`, then a few tokens one by one."""
+    ids = tuple(1000 + (index * 7919 + seed) % 40000 for index in range(context - NEW_TOKENS - 1))
     params = GenerationParams(max_new_tokens=NEW_TOKENS, ban_eos_token=True)
     with host.submit(GenerationRequest(uuid.uuid4().hex, "", ids, params)) as generation:
         _, finished = generation.result(timeout_s=1800)
@@ -78,7 +80,8 @@ def measure(kind: str, context: int, folder: Path) -> dict[str, Any]:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
         loaded = status_bytes(pid, "VmRSS")
         started = time.perf_counter()
-        fill_context(host, context)
+        for seed in range(CONVERSATIONS if budget.idle_cache else 1):
+            fill_context(host, context, seed)
         run_s = time.perf_counter() - started
         run = status_bytes(pid, "VmHWM")
         file_backed = status_bytes(pid, "RssFile")

@@ -1,4 +1,4 @@
-"""The results of the benchmarks as one Markdown table: what, against whom, the goal, both figures, their ratio.
+"""The results of the benchmarks as one Markdown table: what, the limit, the peer and Snug, their ratio, the goal.
 
 `python -m benchmarks.table` reads results/*.json, writes results/table.md and puts it into README.md between its marks.
 What was not measured has no row; run.sh measures what this machine can.
@@ -11,16 +11,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import decode, gguf, serving, vllm
 from benchmarks.common import RESULTS, ROOT, median
+from benchmarks.limit import is_same_machine, tokens_per_s
 from modules.files import atomic_write
 
 BEGIN, END = "<!-- speed: benchmarks/table.py -->", "<!-- end of speed -->"
-HEAD = ("what", "beside", "its figure", "Snug's", "ratio", "goal", "")
+HEAD = ("what", "limit", "beside", "its figure", "Snug's", "ratio", "goal", "")
+# Rows of serving.py that decode: users, tokens of their prompts.
+SERVING_ROWS = {
+    "decode, 1 user, tok/s": (1, 40), "decode, 1 user, after 2,200 tokens, tok/s": (1, 2200),
+    "8 users together, tok/s": (8, 40),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison. `goal` is the ratio (or figure) to reach: at least it, or at most it where `most`."""
+    """One comparison. `goal` is the ratio (or figure) to reach: at least it, or at most it where `most`. `limit`: the
+    tokens a second that the memory's bandwidth allows, of rows that decode.
+    """
 
     what: str
     beside: str
@@ -30,6 +39,7 @@ class Row:
     goal: float
     most: bool = False
     unit: str = "×"
+    limit: float | None = None
 
     @property
     def reached(self) -> bool:
@@ -41,7 +51,9 @@ class Row:
         """As the table shows it."""
         ratio = f"{self.ratio:.2f} ×" if self.unit == "×" else f"{self.ratio:.0f} {self.unit}"
         goal = f"{'≤' if self.most else '≥'} {self.goal:g} {self.unit}"
-        return self.what, self.beside, self.other, self.ours, ratio, goal, "reached" if self.reached else "missed"
+        limit = "" if self.limit is None else f"{self.limit:.3g} tok/s"
+        end = "reached" if self.reached else "missed"
+        return self.what, limit, self.beside, self.other, self.ours, ratio, goal, end
 
 
 def rows() -> Iterator[Row]:
@@ -56,37 +68,58 @@ def _read(name: str) -> dict[str, Any]:
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
+def _limit(result: dict[str, Any], kind: str, context: int, new_tokens: int, *, users: int = 1) -> float | None:
+    """The limit of such a row of `result`, in the middle of its reply; None where this machine's is not known."""
+    known = _read("limit")
+    if not known or not is_same_machine(known["machine"], result["machine"]):
+        return None
+    return tokens_per_s(known["read_Bps"], known["models"][kind], context + new_tokens / 2, rows=users)
+
+
 def _gguf() -> Iterator[Row]:
-    found = {(row["side"], row["prompt_tokens"]): row for row in _read("gguf").get("rows", [])}
+    result = _read("gguf")
+    found = {(row["side"], row["prompt_tokens"]): row for row in result.get("rows", [])}
     for (side, tokens), row in found.items():
+        limit = _limit(result, "gguf", tokens, gguf.NEW_TOKENS)
         other = found["llama.cpp's server", tokens]
         figures = f"{other['tokens_per_s']} tok/s", f"{row['tokens_per_s']} tok/s"
         if side == "Snug, llama.cpp":
-            yield Row(f"GGUF, decode after {tokens:,} tokens", "llama.cpp's server", *figures, row["ratio"], 0.97)
+            yield Row(
+                f"GGUF, decode after {tokens:,} tokens", "llama.cpp's server", *figures, row["ratio"], 0.97, limit=limit
+            )
             yield Row(
                 f"GGUF, first token, {tokens:,} tokens of prompt", "llama.cpp's server",
                 f"{other['first_token_ms']:.0f} ms", f"{row['first_token_ms']:.0f} ms", row["first_token_later_ms"],
                 10, most=True, unit="ms later",
             )  # fmt: skip
         elif side.endswith("our settings"):
-            yield Row(f"GGUF, decode as we set llama.cpp, {tokens:,} tokens", "its defaults", *figures, row["ratio"], 1)
+            yield Row(
+                f"GGUF, decode as we set llama.cpp, {tokens:,} tokens", "its defaults", *figures, row["ratio"], 1,
+                limit=limit,
+            )  # fmt: skip
 
 
 def _serving() -> Iterator[Row]:
-    for row in _read("serving").get("rows", []):
+    result = _read("serving")
+    for row in result.get("rows", []):
         sign, goal = row["goal"].split()
+        limit = None
+        if place := SERVING_ROWS.get(row["what"]):
+            limit = _limit(result, "bf16", place[1], serving.NEW_TOKENS, users=place[0])
         beside = "Snug, one user" if "over one user" in row["what"] else "transformers serve, continuous batching"
         yield Row(
             f"transformers bf16: {row['what']}", beside, f"{median(row['other']):.3g}", f"{median(row['snug']):.3g}",
-            row["ratio"], float(goal), most=sign == "<=",
+            row["ratio"], float(goal), most=sign == "<=", limit=limit,
         )  # fmt: skip
 
 
 def _decode() -> Iterator[Row]:
-    for row in _read("decode").get("rows", []):
+    result = _read("decode")
+    for row in result.get("rows", []):
         yield Row(
             f"transformers {row['kind']}: decode after {row['context']:,} tokens", "model.generate",
             f"{median(row['generate']):.3g} tok/s", f"{median(row['snug']):.3g} tok/s", row["ratio"], 1,
+            limit=_limit(result, row["kind"], row["context"], decode.NEW_TOKENS),
         )  # fmt: skip
 
 
@@ -121,6 +154,7 @@ def _vllm() -> Iterator[Row]:
         yield Row(
             f"{what}, {users} after {row['context']:,} tokens", "vLLM's own server", speeds["vLLM", *place],
             speeds[side, *place], row["ratio"], goal,
+            limit=_limit(result, "bf16", row["context"], vllm.NEW_TOKENS, users=row["users"]),
         )  # fmt: skip
 
 
@@ -133,12 +167,19 @@ def _page() -> Iterator[Row]:
 
 
 def _gpu() -> Iterator[Row]:
-    for row in _read("gpu").get("rows", []):
-        if row.get("ratio"):
-            yield Row(
-                f"GPU, {row['shape']} {row['kind']}: decode after {row['context']:,} tokens", "model.generate",
-                f"{row['generate']:.3g} tok/s", f"{row['snug']:.3g} tok/s", row["ratio"], 4,
-            )  # fmt: skip
+    for file in sorted(RESULTS.glob("gpu-*.json")):
+        result, shape = _read(file.stem), file.stem.removeprefix("gpu-")
+        for row in result.get("rows", []):
+            if "ratio" not in row:
+                continue
+            what = f"GPU, {shape} {row['kind']}: decode after {row['context']:,} tokens"
+            ours, other = median(row["snug"]), median(row["generate"])
+            context = row["context"] + result["new_tokens"] / 2
+            limit = tokens_per_s(result["read_Bps"], result["models"][row["kind"]], context)
+            figures = f"{other:.3g} tok/s", f"{ours:.3g} tok/s"
+            yield Row(what, "model.generate", *figures, row["ratio"], 4, limit=limit)
+            if row["kind"] in ("bf16", "bf16-static"):
+                yield Row(what, "the limit", f"{limit:.3g} tok/s", figures[1], ours / limit, 0.7, limit=limit)
 
 
 def markdown(found: list[Row]) -> str:
@@ -148,7 +189,13 @@ def markdown(found: list[Row]) -> str:
     machine: dict[str, Any] = next((one for one in machines.values() if one), {})
     where = f"{machine.get('cores')} cores of an {machine.get('cpu')}, {machine.get('ram_gib')} GiB, no GPU"
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{table}\n\nSmolLM2-135M-Instruct on {where}; each row's two sides took turns in one run; medians.\n"
+    text = f"{table}\n\nSmolLM2-135M-Instruct on {where}; each row's two sides took turns in one run; medians.\n"
+    if known := _read("limit"):
+        text += (
+            "Limit: what a token reads (weights as stored, keys and values before it) at the "
+            f"{known['read_Bps'] / 1e9:.1f} GB/s measured here. A pass that checks guesses can beat it.\n"
+        )
+    return text
 
 
 def main() -> None:

@@ -35,22 +35,32 @@ def entries_after_use(plan: Plan, info: ModelInfo, stats: EngineStats, machine: 
     share = min(1.0, stats.longest_tokens / max(1, plan.run.context_tokens))
     if not share:
         return []
-    pairs = [
-        (device, _reached(budget, share, device=device, loop=info.loop), stats.peak_bytes[device])
-        for device, budget in plan.budgets.items()
-        if device in stats.peak_bytes
-    ]
+    pairs = []
+    for device, budget in plan.budgets.items():
+        if device in stats.peak_bytes:
+            most = _reached(budget, share, device=device, whole=_is_taken_whole(plan, info, device))
+            measured = stats.peak_bytes[device]
+            # Nobody counts what idle conversations took: anything up to their room is as forecast.
+            pairs.append((device, min(most, max(most - budget.idle_cache, measured)), measured))
     return _entries(plan, machine, "use", pairs, share)
 
 
-def _reached(budget: Budget, share: float, *, device: str, loop: str) -> int:
-    """The forecast peak when `share` of the context is used; without the CUDA context, which no allocator counts.
+def _is_taken_whole(plan: Plan, info: ModelInfo, device: str) -> bool:
+    """Whether the KV cache takes all its memory at once.
 
-    llama.cpp clears its cache at the start. The batched loop's pool is cleared too, of which Linux gives RAM only where
-    something else is written, a GPU all.
+    llama.cpp clears its cache at the start, and so is a cache of fixed size. The batched loop's pool is cleared too, of
+    which Linux gives RAM only where something else is written, a GPU all.
     """
     on_gpu = device.startswith("cuda")
-    whole = loop == "llamacpp" or (loop == "batched" and on_gpu)
+    return info.loop == "llamacpp" or plan.run.kv_cache == "static" or (info.loop == "batched" and on_gpu)
+
+
+def _reached(budget: Budget, share: float, *, device: str, whole: bool) -> int:
+    """The forecast peak when `share` of the context is used; without the CUDA context, which no allocator counts.
+
+    `whole`: all of the cache is taken however much is used.
+    """
+    on_gpu = device.startswith("cuda")
     unused = 0 if whole else round(budget.kv_cache * (1 - share))
     runtime = budget.context if on_gpu else 0
     return max(budget.resident + budget.transient - unused, budget.load_peak) - runtime

@@ -95,7 +95,7 @@ class LoadOptions(BaseModel):
     )
     loader: Annotated[Literal["auto", "transformers", "llamacpp", "vllm"], Flag("model")] = Field(
         "auto",
-        description="What runs a .gguf file: llama.cpp, on the CPU and as it is stored, or transformers, unpacked to "
+        description="What runs a .gguf file: llama.cpp, as it is stored, or transformers, unpacked to "
         "16 bits. auto: the faster one that fits; files in other formats run with transformers. "
         "vllm: a vLLM server that Snug starts and ends.",
     )
@@ -103,10 +103,12 @@ class LoadOptions(BaseModel):
     attn_implementation: Annotated[
         Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"], Flag("model")
     ] = Field("auto", description="How attention is computed.")
-    kv_cache: Annotated[Literal["auto", "plain", "int8", "int4", "offloaded"], Flag("model")] = Field(
+    kv_cache: Annotated[Literal["auto", "plain", "static", "int8", "int4", "offloaded"], Flag("model")] = Field(
         "auto",
         description="How the conversation's keys and values are kept: as computed, in 8 or 4 bits, or in CPU memory "
-        "beside a GPU. auto: as computed, unless a context that you ask for fits only otherwise.",
+        "beside a GPU. static: as computed, in memory of fixed size, with the step for one token compiled and recorded "
+        "as a CUDA graph, one request at a time; on a GPU only, where its speed has not been measured yet. auto: as "
+        "computed, unless a context that you ask for fits only otherwise.",
     )
     speculate: Annotated[Literal["auto", "off", "ngram"], Flag("model")] = Field(
         "auto",
@@ -149,6 +151,13 @@ class LoadOptions(BaseModel):
     )
     gpu_memory: Annotated[Sizes | None, Flag("placement", "SIZE")] = Field(
         None, description="Most memory for the model on each GPU: 10 is GiB, 8722MiB is exact. One value a GPU."
+    )
+    gpu_layers: Annotated[int | None, Flag("placement", "N", aliases=("--n-gpu-layers", "-ngl"))] = Field(
+        None,
+        ge=-1,
+        le=10_000,
+        description="With llama.cpp: how many layers of a .gguf file the GPUs compute, the last ones first and the "
+        "output counted as one; -1 is all, 0 none. Default: as many as fit.",
     )
     cpu_memory: Annotated[Size | None, Flag("placement", "SIZE")] = Field(
         None, description="Most CPU memory for the model's weights. Default: what is free, with a margin."
@@ -343,6 +352,9 @@ _EXCLUDES: tuple[tuple[str, str, str], ...] = (
     ("embeddings", "draft_model", "llama.cpp guesses ahead for replies only; drop one of them."),
     ("deepspeed", "disk", "With DeepSpeed, use --nvme-offload-dir FOLDER for the disk."),
     ("cpu", "gpu_memory", "Without the GPU there is nothing to limit; drop one of them."),
+    ("cpu", "gpu_layers", "Without the GPU it computes no layers; drop one of them."),
+    ("deepspeed", "gpu_layers", "--gpu-layers belongs to llama.cpp; drop one of them."),
+    ("disk", "gpu_layers", "llama.cpp sends no layers to disk; drop one of them."),
     ("chat", "notebook", "Only one tab can open first."),
     ("plan", "check", "Choose one of them."),
     ("engine_url", "model", "--model names one on this machine; the server's own is named with --engine-model."),
@@ -388,7 +400,15 @@ def check_together(options: LoadOptions) -> None:
         guessing = "--draft-model" if options.draft_model else "--speculate ngram"
         raise BadFlag(
             f"{guessing} and --kv-cache {options.kv_cache} cannot go together.",
-            remedy="The reply would not stay what it is: drop one of them.",
+            remedy="The compiled step reads one token: drop one of them."
+            if options.kv_cache == "static"
+            else "The reply would not stay what it is: drop one of them.",
+            param="kv_cache",
+        )
+    if options.kv_cache == "static" and options.attn_implementation.startswith("flash_attention"):
+        raise BadFlag(
+            f"--attn-implementation {options.attn_implementation} and --kv-cache static cannot go together.",
+            remedy="Flash attention cannot be compiled as a whole: use sdpa.",
             param="kv_cache",
         )
     if options.embeddings and options.speculate == "ngram":
@@ -423,10 +443,20 @@ def check_machine(options: LoadOptions, inventory: Inventory) -> None:
             remedy="Give one value for each GPU.",
             param="gpu_memory",
         )  # fmt: skip
+    if options.gpu_layers and not gpus:
+        raise NotAvailableHere(
+            f"--gpu-layers {options.gpu_layers}: Snug finds no GPU here.", remedy="Drop it.", param="gpu_layers"
+        )
     if options.kv_cache == "offloaded" and not gpus:
         raise NotAvailableHere(
             "--kv-cache offloaded: it keeps what a GPU has no room for in CPU memory, and Snug finds no GPU here.",
             remedy="Use --kv-cache int8 or int4 to save memory.",
+            param="kv_cache",
+        )
+    if options.kv_cache == "static" and not gpus:
+        raise NotAvailableHere(
+            "--kv-cache static: it compiles the step for a GPU, and Snug finds no GPU here.",
+            remedy="Drop it: on a CPU the compiled step was slower than the plain one.",
             param="kv_cache",
         )
     if options.attn_implementation.startswith("flash_attention") and not gpus:

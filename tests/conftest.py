@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -22,6 +23,13 @@ STARTER_MODEL = Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--all` runs the slow tests too."""
     parser.addoption("--all", action="store_true", default=False, help="run the tests marked slow too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The same generated cases in every run, so that a change is judged by what it changed; with `--all` new ones."""
+    hypothesis.settings.register_profile("same", derandomize=True, database=None)
+    hypothesis.settings.register_profile("new", derandomize=False)
+    hypothesis.settings.load_profile("new" if config.getoption("--all") else "same")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:

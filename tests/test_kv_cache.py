@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.errors import NotAvailableHere, OutOfMemory
+from modules.errors import BadFlag, NotAvailableHere, OutOfMemory
 from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, kv_work_bytes
 from modules.memory.forecasting.formulas import formula_text
 from modules.memory.forecasting.kv_cache import KVCache, packed_bytes, why_not, work_bytes
@@ -19,7 +19,7 @@ from modules.memory.planning.candidates import list_ways
 from modules.memory.planning.fitting import margin
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context, make_plan
 from modules.memory.planning.smaller import Failure, difference, smaller_plans
-from modules.settings import LoadOptions, check_machine
+from modules.settings import LoadOptions, check_machine, check_together
 from modules.ui.ways import options_of
 from modules.units import GiB
 from tests.shapes import NO_FLAGS, llama, machine
@@ -121,6 +121,45 @@ def test_offloading_is_refused_without_a_gpu_and_with_zero3() -> None:
         list_ways(LONG, options, 0)
     with pytest.raises(NotAvailableHere, match="not built for ZeRO-3"):
         list_ways(LONG, LoadOptions.model_validate({"kv_cache": "offloaded", "deepspeed": True}), 1)
+
+
+def test_a_cache_of_fixed_size_is_taken_only_when_asked_for_and_costs_what_a_plain_one_does() -> None:
+    plan = table(LONG, 40, ctx_size=8192, kv_cache="static").chosen
+    plain = table(LONG, 40, ctx_size=8192, kv_cache="plain").chosen
+    assert plan is not None and plain is not None
+    assert (plan.run.kv_cache, plan.placement, plan.speculate) == ("static", {"": "cuda:0"}, "off")
+    assert plan.budgets == plain.budgets
+    assert plan.budgets["cuda:0"].kv_cache == kv_cache_bytes(LONG, plan.run, 8192) == 4 * GiB
+    assert ("--kv-cache", "static") in zip(plan.flags, plan.flags[1:], strict=False)
+    said = " ".join(plan.reasons)
+    assert "KV cache of fixed size: 4.00 GiB for 8,192 tokens are taken during the load" in said
+    assert "has not been measured" in said
+    for gib in (4, 24, 80):
+        assert "static" not in caches(table(LONG, gib, ctx_size=32768))
+    quantized = table(LONG, 24, ctx_size=4096, kv_cache="static", load_in_4bit=True).chosen
+    assert quantized is not None and quantized.run.kv_cache == "static"
+
+
+def test_a_cache_of_fixed_size_is_refused_where_no_compiled_step_can_be() -> None:
+    options = LoadOptions.model_validate({"kv_cache": "static"})
+    with pytest.raises(NotAvailableHere, match="no GPU here"):
+        check_machine(options, machine(0, 0))
+    with pytest.raises(NotAvailableHere, match="there is no GPU"):
+        list_ways(LONG, options, 0)
+    with pytest.raises(NotAvailableHere, match="not built for ZeRO-3"):
+        list_ways(LONG, LoadOptions.model_validate({"kv_cache": "static", "deepspeed": True}), 1)
+    for flags in ({"attn_implementation": "flash_attention_2"}, {"speculate": "ngram"}, {"draft_model": "small"}):
+        with pytest.raises(BadFlag, match="cannot go together") as caught:
+            check_together(LoadOptions.model_validate({"kv_cache": "static", **flags}))
+        assert "would not stay" not in caught.value.remedy
+    for changes in (
+        {"layer_kinds": ("full", "sliding") * 16}, {"layer_kinds": ("hybrid",) * 32}, {"is_encoder_decoder": True},
+        {"latent_attention": True},
+    ):  # fmt: skip
+        assert why_not("static", replace(LONG, **changes), 1)
+    little = table(LONG, 12, ctx_size=32768, kv_cache="static")  # weights on two devices are two graphs at least
+    assert little.chosen is None
+    assert little.refusal is not None and "--kv-cache auto" in little.refusal.remedy
 
 
 @pytest.mark.parametrize(

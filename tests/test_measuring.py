@@ -77,6 +77,14 @@ def test_a_cache_that_is_taken_whole_counts_whole(loop: str, device: str, foreca
     assert entry.forecast_bytes == forecast
 
 
+@pytest.mark.parametrize(("measured", "forecast"), [(90, 100), (100, 100), (120, 120), (150, 150), (170, 150)])
+def test_whatever_idle_conversations_took_of_their_room_is_as_forecast(measured: int, forecast: int) -> None:
+    plan = planned(cpu=budget(weights=100, idle_cache=50))
+    stats = EngineStats(longest_tokens=250, peak_bytes={"cpu": measured})
+    (entry,) = entries_after_use(plan, replace(info(), loop="llamacpp"), stats, MACHINE)
+    assert entry.forecast_bytes == forecast
+
+
 def test_an_engine_that_made_nothing_says_nothing_of_its_peak() -> None:
     plan = planned(cpu=budget(weights=100))
     assert entries_after_use(plan, info(), EngineStats(peak_bytes={"cpu": 100}), MACHINE) == []

@@ -221,20 +221,41 @@ def test_cancel_ends_it_in_the_middle_of_what_was_guessed(kind: type[LoopEngine]
 
     def cancel(event: Event) -> None:
         nonlocal seen
-        seen += isinstance(event, Delta)
-        if seen == 40:
+        seen += len(event.token_ids) if isinstance(event, Delta) else 0
+        if seen >= 40:
             engine.cancel("x")
 
     try:
         ask = Ask("x", prompt, greedy(100), at_event=cancel).run(engine)
         assert ask.end.reason == "cancelled"
-        assert sum(isinstance(event, Delta) for event in ask.events) <= 41
+        # What the same pass gave as well may still be told.
+        assert 40 <= len(ask.tokens) <= 40 + MOST_DRAFTED
         assert ask.tokens == whole[: len(ask.tokens)]
         assert ask.end.timings.accepted_tokens > 20
         assert Ask("next", prompt, greedy(100)).run(engine).tokens == whole
         assert engine.stats().active == 0
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("kind", [SerialEngine, BatchedEngine])
+def test_what_one_pass_gave_is_told_at_once_and_each_token_with_its_own_logprob(
+    kind: type[LoopEngine], models: Path
+) -> None:
+    loaded = load(tiny_model("llama", models))
+    prompt = loaded.tokenizer.encode(TEXT, add_special_tokens=False)
+    params = greedy(80, logprobs=1)
+    want, found = with_and_without(kind, loaded, lambda engine: [Ask("x", prompt, params).run(engine)])
+    alone, fast = ([event for event in ask.events if isinstance(event, Delta)] for ask in (want[0], found[0]))
+    timings = found[0].end.timings
+    assert timings.accepted_tokens > 40
+    # One telling a pass at most; none is told for a token that only begins a character.
+    assert len(fast) <= 80 - timings.accepted_tokens + 1 < len(alone) - 20
+    assert max(len(event.token_ids) for event in fast) > 4
+    for event in (*alone, *fast):
+        assert [one.token_id for one in event.logprobs] == list(event.token_ids)
+    assert outcome(found[0]) == outcome(want[0])
+    assert (timings.decoded_tokens, found[0].end.usage.completion_tokens) == (80, 80)
 
 
 @pytest.mark.parametrize("kv_cache", ["int8", "int4"])

@@ -129,8 +129,11 @@ class Telling:
             log.exception("request %s: an event could not be delivered", self.request.id)
             self.cancelled = True
 
-    def _show(self, text: str, *, at_end: bool = False) -> None:
+    def _show(self, text: str, *, at_end: bool = False, more: bool = False) -> None:
+        """Tell `text`; with what comes next where `more` is there already."""
         self._held_text += text
+        if more:
+            return
         if self._gather_s and not at_end:
             now = time.perf_counter()
             if now - self._shown_at < self._gather_s:

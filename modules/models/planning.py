@@ -18,6 +18,7 @@ from modules.files import safe_path
 from modules.hardware import Device, Inventory
 from modules.memory.dryruns.asking import Kind
 from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.llamacpp_build import can_use_gpus
 from modules.memory.model.describing import describer_for
 from modules.memory.model.listing import check_loadable
 from modules.memory.model.lora import Lora, find_loras
@@ -150,6 +151,7 @@ class Planning:
             peaks=self._peaks(sharpen=sharpen),
             observed=self._records.errors_of(spec.model_type),
             vllm_python=self._settings.vllm_python,
+            llamacpp_gpu=can_use_gpus(),
         )
 
     def _peaks(self, *, sharpen: bool) -> PeaksOf | None:

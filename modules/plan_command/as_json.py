@@ -126,6 +126,7 @@ def _plan(plan: Plan, *, chosen: bool) -> dict[str, Any]:
         "high_prefill_tokens_per_s": plan.prefill_tokens_per_s[1],
         "devices": {device: _budget(explained(budget, plan.spec, plan.run)) for device, budget in plan.budgets.items()},
         "placement": plan.placement,
+        "gpu_layers": list(plan.gpu_layers),
         "reasons": list(plan.reasons),
     }
 

@@ -17,8 +17,8 @@ from modules.units import format_size
 _SMALL = 0.15  # of its device: below it a bar is drawn larger than the device's scale
 _SIGNS = {
     "weights": ("█", "#", "blue"), "quant_meta": ("▙", "q", "bright_blue"), "kv_cache": ("▓", "k", "cyan"),
-    "draft": ("▛", "m", "bright_magenta"), "adapters": ("▟", "r", "magenta"),
-    "embeddings": ("▥", "e", "yellow"),
+    "idle_cache": ("▖", "i", "bright_cyan"), "draft": ("▛", "m", "bright_magenta"),
+    "adapters": ("▟", "r", "magenta"), "embeddings": ("▥", "e", "yellow"),
     "gradients": ("▚", "g", "magenta"), "optimizer": ("▞", "o", "bright_magenta"),
     "offload_buffer": ("▦", "b", "bright_cyan"), "prefill_peak": ("▒", "p", "yellow"),
     "decode_peak": ("▒", "p", "yellow"), "activations": ("▒", "p", "yellow"),

@@ -26,6 +26,7 @@ from modules.memory.dryruns.asking import DryRuns, Kind, Peaks, TrainingPeaks
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.forecasting.training import TrainingRun
 from modules.memory.known_gpus import find_gpu, imagine
+from modules.memory.llamacpp_build import can_use_gpus
 from modules.memory.model.describing import describer_for, known_description
 from modules.memory.model.hub import inspect_hub
 from modules.memory.model.hub_client import is_hub_name
@@ -243,10 +244,13 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, dry_runs: DryRu
         speeds=machine.speeds,
         peaks=lambda _spec, run, _kind: known.get(run),
         observed=partial(ledger.observed_error, spec.model_type),
+        llamacpp_gpu=machine.imagined or can_use_gpus(),
     )
     table = list_plans(question)
     deadline = time.monotonic() + patience_s
     while (plan := table.chosen) and plan.run not in known and time.monotonic() < deadline:
+        if plan.gpu_layers:
+            break  # llama.cpp's dry fit is asked on the CPU
         kind: Kind = "cuda" if any(device.startswith("cuda") for device in plan.budgets) else "cpu"
         try:
             known[plan.run] = dry_runs.measure(spec, plan.run, deadline - time.monotonic(), kind=kind)

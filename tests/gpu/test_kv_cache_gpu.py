@@ -51,6 +51,23 @@ def test_an_offloaded_cache_gives_the_tokens_of_a_plain_one_and_leaves_the_gpu_f
     assert again.end.usage.cached_tokens >= len(PROMPT)
 
 
+def test_a_recorded_step_gives_the_tokens_of_the_plain_one_in_the_memory_that_was_planned(started: Any) -> None:
+    plain = started("plain")
+    expected = Ask("1", PROMPT, greedy(32)).run(plain).tokens
+    plain.close()
+    del plain
+    torch.cuda.empty_cache()
+    engine = started("static")
+    assert engine.info.warnings == ()
+    assert engine._fixed.has_step and engine._fixed.is_recorded
+    run, spec = engine.loaded.plan.run, engine.loaded.plan.spec
+    assert engine._fixed.size_bytes == kv_cache_bytes(spec, run, run.context_tokens)
+    for _ in range(2):
+        assert Ask("1", PROMPT, greedy(32)).run(engine).tokens == expected
+    assert Ask("2", PROMPT[:5], greedy(8)).run(engine).end.reason == "length"
+    assert Ask("3", PROMPT, greedy(32)).run(engine).tokens == expected
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_a_packed_cache_answers_on_a_gpu_and_is_as_small_as_forecast(kind: KVCache, started: Any) -> None:
     engine = started(kind)

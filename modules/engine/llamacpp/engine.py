@@ -37,9 +37,11 @@ from modules.engine.llamacpp.stream import Stream
 from modules.engine.llamacpp.tokens import LlamaTokens, TokenTable
 from modules.engine.process.resident import peak_resident, reset_peak_resident
 from modules.errors import GenerationFailed, ModelNotFound, SnugError
+from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.drafts import other_vocabulary
+from modules.memory.planning.idle_cache import idle_limit_bytes
 from modules.memory.planning.native import ignored_note
 from modules.memory.planning.planner import Plan
 
@@ -65,8 +67,9 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
     on_progress(Progress("Loading weights", 0.05))
     pooling = pooling_of(plan, table.metadata) if plan.embeds else ""
     server = LlamaServer(
-        path, plan.run, guess=plan.speculate, draft=None if draft is None else draft.path, loras=plan.loras,
-        embeds=plan.embeds, by_mean=pooling == "mean",
+        path, plan.run, gpu_layers=plan.gpu_layers, gpu_bytes=_bytes_of_gpus(plan),
+        idle_bytes=idle_limit_bytes(plan.budgets), guess=plan.speculate, draft=None if draft is None else draft.path,
+        loras=plan.loras, embeds=plan.embeds, by_mean=pooling == "mean",
     )  # fmt: skip
     try:
         tokens = LlamaTokens(server, table)
@@ -134,6 +137,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
             active=active,
             queued=queued,
             rss_bytes=psutil.Process().memory_info().rss,
+            gpu_bytes=self._server.gpu_bytes,
             kv_tokens_used=used,
             kv_tokens_total=self._info.context_tokens,
             longest_tokens=self._longest_seen,
@@ -217,6 +221,12 @@ def _check_same_vocabulary(spec: ModelSpec, table: TokenTable, draft: ModelSpec)
         raise other_vocabulary(spec, draft, sum(mine != other for mine, other in zip_longest(ours, its)))
 
 
+def _bytes_of_gpus(plan: Plan) -> list[int]:
+    """What is planned for each GPU, the context that its driver keeps left out."""
+    budgets = [plan.budgets.get(f"cuda:{number}", Budget()) for number in range(len(plan.gpu_layers))]
+    return [budget.total - budget.context for budget in budgets]
+
+
 def _info(plan: Plan, server: LlamaServer, tokens: LlamaTokens, table: TokenTable, started: float) -> ModelInfo:
     """What is to be said of a loaded file."""
     spec = plan.spec
@@ -238,8 +248,8 @@ def _info(plan: Plan, server: LlamaServer, tokens: LlamaTokens, table: TokenTabl
         chat_template=table.chat_template,
         special_tokens=table.special_tokens(),
         end_texts=_end_texts(table),
-        placement={"cpu": stored},
-        modules={"": "cpu"},
+        placement=dict(plan.limits) if plan.gpu_layers else {"cpu": stored},
+        modules=dict(plan.placement) if plan.gpu_layers else {"": "cpu"},
         load_s=time.monotonic() - started,
         peak_bytes=peak_resident(),
         warnings=(*spec.warnings, *map(ignored_note, filter(lambda lora: lora.ignored, plan.loras))),

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from modules.engine.llamacpp.gpus import check_gpus, check_room, taken_bytes
 from modules.engine.llamacpp.question import Question
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.process.spinning import spin_as_llamacpp_should
@@ -26,32 +27,33 @@ _UNIX = "unix://"
 
 
 class LlamaServer:
-    """A loaded file. Every method may be called from any thread."""
+    """A loaded file. Every method may be called from any thread. `gpu_bytes` is what the load took of each GPU."""
 
     def __init__(
-        self,
-        path: Path,
-        run: RunSpec,
-        *,
-        guess: Speculate = "off",
-        draft: Path | None = None,
-        loras: Sequence[Lora] = (),
-        embeds: bool = False,
-        by_mean: bool = False,
-    ) -> None:
+        self, path: Path, run: RunSpec, *, gpu_layers: Sequence[int] = (), gpu_bytes: Sequence[int] = (),
+        idle_bytes: int = 0, guess: Speculate = "off", draft: Path | None = None, loras: Sequence[Lora] = (),
+        embeds: bool = False, by_mean: bool = False,
+    ) -> None:  # fmt: skip
         """Load `path`, whose header is checked, `draft` beside it, which has the same vocabulary, and `loras`, which
-        fit it. `embeds`: it answers /v1/embeddings too, as the file says or `by_mean`.
+        fit it; `gpu_layers` as in Plan, `gpu_bytes` what is planned for each GPU. `embeds`: it answers /v1/embeddings
+        too, as the file says or `by_mean`.
 
-        Raises LoadFailed or OutOfMemory. Holds Python's lock meanwhile.
+        Conversations that wait may take `idle_bytes` beside the cache.
+
+        Raises NotAvailableHere where llama.cpp sees too few GPUs, LoadFailed or OutOfMemory. Holds Python's lock
+        meanwhile.
         """
         spin_as_llamacpp_should()
         import xllamacpp
 
         from modules.memory.dryruns.llamacpp_params import apply, embed, load_params, speculate
 
+        before = xllamacpp.get_device_info() if gpu_layers else []
+        if gpu_layers:
+            check_gpus(before, gpu_layers)
         self.guesses = guess != "off"
         self._key = secrets.token_urlsafe(32)
-        params = load_params(path, run)
+        params = load_params(path, run, gpu_layers, idle_bytes=idle_bytes)
         if self.guesses:
             speculate(params, draft)
         if embeds:
@@ -68,10 +70,14 @@ class LlamaServer:
             shutil.rmtree(self._folder, ignore_errors=True)
             if isinstance(error, MemoryError):
                 raise OutOfMemory("Memory ran out while llama.cpp loaded the file.") from error
+            check_room(xllamacpp.get_device_info(), gpu_bytes)
+            fewer = "with fewer --gpu-layers or " if gpu_layers else ""
             raise LoadFailed(
-                f"llama.cpp could not load {path.name}.", remedy="The log has the details; try --loader transformers."
+                f"llama.cpp could not load {path.name}.",
+                remedy=f"The log has the details; try {fewer}--loader transformers.",
             ) from error
         self._address: str = self._server.listening_address
+        self.gpu_bytes = taken_bytes(before, xllamacpp.get_device_info()) if gpu_layers else {}
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer of one endpoint, JSON; POST where there is a `body`."""

@@ -63,7 +63,7 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
         model = _load_model(plan, on_progress)
         loaded = replace(describe(plan, model, tokenizer, started), draft=draft)
         on_progress(Progress("Trying it out", _WEIGHTS_SHARE[1]))
-        engine = choose_loop(loaded, partial(_arranging, on_progress))
+        engine = choose_loop(loaded, partial(_arranging, on_progress), partial(_compiling, on_progress))
     log.info("%s loaded in %.1f s, peak %s", plan.spec.name, loaded.info.load_s, format_size(loaded.info.peak_bytes))
     on_progress(Progress("Ready", 1.0))
     return engine
@@ -180,6 +180,10 @@ def _tell_weights(plan: Plan, on_progress: OnProgress, files: MappedFiles | None
 
 def _arranging(on_progress: OnProgress, fraction: float) -> None:
     on_progress(Progress("Arranging weights for this CPU", _WEIGHTS_SHARE[1] + (1 - _WEIGHTS_SHARE[1]) * fraction))
+
+
+def _compiling(on_progress: OnProgress) -> None:
+    on_progress(Progress("Compiling the step for one token; this takes a minute or two", _WEIGHTS_SHARE[1]))
 
 
 def _supports(plan: Plan, kwargs: dict[str, Any]) -> bool:

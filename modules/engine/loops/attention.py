@@ -2,7 +2,8 @@
 
 Decoding packs the query heads that share a KV head into one matrix. A batch of rows is computed row by row, each over
 its own keys only, without masks. bf16 prompts are read by plain matrix products where the CPU multiplies bf16 itself:
-torch's fused kernel takes 1.7 times as long there. Everything else is left to torch, and GPUs keep sdpa or flash.
+torch's fused kernel takes 1.7 times as long there, but for a few tokens. Everything else is left to torch, and GPUs
+keep sdpa or flash.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from modules.memory.forecasting.process import SCORE_COLUMNS, SCORE_ROWS
 ONE_ROW = "cpu_row"
 MANY_ROWS = "cpu_rows"  # has no mask function: neither the model nor continuous batching then builds a mask
 
+# So few scores a head take torch's fused kernel half the time of two matrix products and a softmax.
+FUSED_SCORES = 4096
 # A score matrix is computed SCORE_ROWS rows at a time: it stays in the CPU's cache, and keys that come after a block
 # are skipped.
 
@@ -155,7 +158,7 @@ def causal_attention(
         packed = query.reshape(1, key.shape[0], -1, head_dim)
         out = scaled_dot_product_attention(packed, key.unsqueeze(0), value.unsqueeze(0), scale=scaling)
         return out.reshape(heads, 1, -1)
-    if query.dtype == torch.bfloat16 and multiplies_bf16():
+    if queries * keys > FUSED_SCORES and query.dtype == torch.bfloat16 and multiplies_bf16():
         return _by_blocks(query * scaling, key.contiguous(), value.contiguous(), window)
     whole = queries == keys and (window is None or keys <= window)
     mask = None if whole else _visible(queries, keys, window)

@@ -200,6 +200,7 @@ class BatchedEngine(LoopEngine):
             suspects = [reply for reply in rows if reply.request.id in unproven] or rows
             guilty = suspects if len(suspects) == 1 else [reply for reply in suspects if self._retried_enough(reply)]
         for reply in rows:
+            reply.forget_guesses()
             if reply in guilty:
                 self._fail(reply, error)
             elif reply in suspects:

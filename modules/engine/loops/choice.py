@@ -15,6 +15,7 @@ import torch
 from modules.engine.base import Engine
 from modules.engine.loops.attention import prefer_cpu_attention
 from modules.engine.loops.batched import BatchedEngine
+from modules.engine.loops.fixed_row import FixedRow
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.paged import PagedModel
 from modules.engine.loops.serial import SerialEngine, release_memory
@@ -33,11 +34,17 @@ PROBE_CHUNK_TOKENS = 8
 LARGEST_DEVIATION = 0.25
 
 
-def choose_loop(loaded: LoadedModel, tell: Callable[[float], None] = lambda _: None) -> Engine:
+def choose_loop(
+    loaded: LoadedModel, tell: Callable[[float], None] = lambda _: None, compiling: Callable[[], None] = lambda: None
+) -> Engine:
     """The engine for `loaded`, running; its info says which loop it is and why.
 
-    `tell` hears how far the weights are arranged, which takes seconds for large ones.
+    `tell` hears how far the weights are arranged, which takes seconds for large ones; `compiling` is called before the
+    step is compiled, which takes a minute.
     """
+    if loaded.plan.run.kv_cache == "static":
+        compiling()
+        return _compiled_engine(loaded)
     reason = why_not_batched(loaded)
     for model in filter(None, (loaded, loaded.draft)):
         speed_up_norms(model)
@@ -52,6 +59,19 @@ def choose_loop(loaded: LoadedModel, tell: Callable[[float], None] = lambda _: N
         return SerialEngine(replace(loaded, info=replace(loaded.info, loop="serial", loop_reason=reason)))
     info = replace(loaded.info, loop="batched", loop_reason="many requests share each step")
     return BatchedEngine(replace(loaded, info=info))
+
+
+def _compiled_engine(loaded: LoadedModel) -> SerialEngine:
+    """The serial loop on one row of fixed size, compiled where it can be."""
+    row = FixedRow(loaded.model, loaded.device, loaded.info.context_tokens)
+    warnings = loaded.info.warnings
+    if why := row.compile():
+        instead = "recorded as it is" if row.has_step else "not compiled: --kv-cache plain is as fast"
+        warnings = (*warnings, f"--kv-cache static: {why}, so the step for one token is {instead}.")
+    reason = "with --kv-cache static requests run one at a time"
+    log.info("loop: serial, %s", reason)
+    info = replace(loaded.info, loop="serial", loop_reason=reason, warnings=warnings)
+    return SerialEngine(replace(loaded, info=info), fixed=row)
 
 
 def why_not_batched(loaded: LoadedModel) -> str:

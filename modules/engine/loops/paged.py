@@ -31,8 +31,9 @@ from modules.engine.process.mappings import let_go_of_zeros
 
 Choose = Callable[[list[str], torch.Tensor], list[int]]
 
-# Only whole pages are shared between turns, so small ones save prefill; decode speed is the same from 16 to 256.
-PAGE_TOKENS = 32
+# Only whole pages are shared between turns, so small ones save prefill. A CPU decodes as fast with 4 as with 256.
+CPU_PAGE_TOKENS = 4
+GPU_PAGE_TOKENS = 32
 # flash_attn_with_kvcache reads pages of a multiple of 256 tokens only.
 FLASH_PAGE_TOKENS = 256
 MOST_ROWS = 64
@@ -62,7 +63,9 @@ class PagedModel:
         self._model = loaded.model
         self._choose = choose
         if page_tokens is None:
-            page_tokens = FLASH_PAGE_TOKENS if is_flash_attention_requested(self._model.config) else PAGE_TOKENS
+            page_tokens = CPU_PAGE_TOKENS if loaded.device.type == "cpu" else GPU_PAGE_TOKENS
+            if is_flash_attention_requested(self._model.config):
+                page_tokens = FLASH_PAGE_TOKENS
         self._page_tokens = page_tokens
         self._budget = self.most_batch_tokens = max(1, loaded.plan.run.prefill_chunk)
         self._attention = self._model.config._attn_implementation

@@ -78,9 +78,16 @@ class Reply(Telling):
         return self._sampled.token_id
 
     def expect(self, drafted: Sequence[int]) -> None:
-        """The next tokens are guessed to be `drafted`: counted as drafted, and as accepted as far as they are."""
+        """The next tokens are guessed to be `drafted`: counted as drafted, and as accepted as far as they are.
+
+        A guess that came true is told together with the token after it: one pass over the model gave both.
+        """
         self._guesses = deque(drafted)
         self.drafted_tokens += len(drafted)
+
+    def forget_guesses(self) -> None:
+        """The pass that should have checked what was guessed has failed."""
+        self._guesses.clear()
 
     def take(self, token: int, sampled: Sampled | None = None) -> FinishReason | None:
         """Count the token chosen and stream its text. Says why the reply ends with it, None while it goes on.
@@ -90,18 +97,18 @@ class Reply(Telling):
         if sampled is not None:
             self._sampled = sampled
         self._count(self._made + 1)
-        if self._guesses:
-            if self._guesses.popleft() == token:
-                self.accepted_tokens += 1
-            else:
-                self._guesses.clear()
+        came_true = bool(self._guesses) and self._guesses.popleft() == token
+        if came_true:
+            self.accepted_tokens += 1
+        else:
+            self._guesses.clear()
         if token in self._loaded.eos_ids:
             return "stop"
         self.tokens.append(token)
         self._pending_ids.append(token)
         if self._sampled is not None and self._sampled.logprob is not None:
             self._pending_logprobs.append(self._sampled.logprob)
-        self._show(self._text.push(token))
+        self._show(self._text.push(token), more=came_true)
         if self._text.finished:
             return "stop"
         return "length" if self.new_tokens >= self.limit else None

@@ -16,6 +16,7 @@ import torch
 from modules.engine.base import FinishReason, Prefill
 from modules.engine.loops.attention import prefer_cpu_attention
 from modules.engine.loops.drafting import MOST_DRAFTED
+from modules.engine.loops.fixed_row import FixedRow
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.loop import QUEUE_LIMIT, LoopEngine
 from modules.engine.loops.packed_cache import cache_maker
@@ -87,8 +88,10 @@ def _checked(row: CausalRow, token: int, drafted: list[int], choose: Choose) -> 
 class SerialEngine(LoopEngine):
     """One request at a time, users in turn; KV caches of the last conversations are kept for their next turn."""
 
-    def __init__(self, loaded: LoadedModel, *, queue_limit: int = QUEUE_LIMIT) -> None:
+    def __init__(self, loaded: LoadedModel, *, queue_limit: int = QUEUE_LIMIT, fixed: FixedRow | None = None) -> None:
+        """`fixed`: the one row that runs all requests, whose memory is taken already; none is kept beside it."""
         super().__init__(loaded, queue_limit=queue_limit)
+        self._fixed = fixed
         self._shelf_bytes = loaded.kv_budget_bytes or DEFAULT_SHELF_BYTES
         self._shelf = Shelf(self._shelf_bytes)
         self._speculation = Speculation(loaded)
@@ -96,7 +99,8 @@ class SerialEngine(LoopEngine):
         self._bytes_per_token = 0
         self._row: Row | None = None
         self._attention: str = loaded.model.config._attn_implementation
-        prefer_cpu_attention(loaded, many_rows=False)
+        if fixed is None:  # a compiled step has masks, which are sdpa's
+            prefer_cpu_attention(loaded, many_rows=False)
         self._start()
 
     def _work(self) -> bool:
@@ -133,6 +137,7 @@ class SerialEngine(LoopEngine):
                 log.warning("out of memory in request %s after %d tokens", reply.request.id, reply.new_tokens)
             # Only here, where the error is gone, is nothing held by the frames that it went through.
             self._row = None
+            reply.forget_guesses()
             reply.given_up.add(rung)
             if rung == "caches":
                 self._shelf.shrink(0)
@@ -158,6 +163,7 @@ class SerialEngine(LoopEngine):
         reason = self._run_steps(reply, row, ids, chunk)
         if isinstance(row, CausalRow) and row.tokens:
             row.keep_prefix(min(len(row.tokens), len(reply.ids)))
+        if isinstance(row, CausalRow) and row.tokens and row is not self._fixed:
             self._bytes_per_token = row.size_bytes // len(row.tokens)
             self._shelf.put(row)
         return reason
@@ -187,7 +193,7 @@ class SerialEngine(LoopEngine):
             reply.prefilled(len(request.prompt_ids), len(request.prompt_ids))
             return encoded, [*self._decoder_start(), *reply.tokens]
         ids = reply.ids
-        row = self._shelf.take(ids) or self._new_causal_row()
+        row = self._shelf.take(ids) or self._new_causal_row() if self._fixed is None else self._fixed.begin(ids)
         if not reply.new_tokens:
             reply.cached_tokens = len(row.tokens)
         self._shelf.make_room((len(ids) + reply.limit) * self._bytes_per_token)
@@ -213,7 +219,7 @@ class SerialEngine(LoopEngine):
             self.loaded.model.set_attn_implementation(self._attention)
 
     def _kv_tokens(self) -> tuple[int, int]:
-        row = self._row
+        row = self._row or self._fixed
         return self._shelf.token_count + (len(row.tokens) if row else 0), self.loaded.info.context_tokens
 
 

@@ -11,8 +11,8 @@ from typing import Literal
 
 Method = Literal["exact", "dry-run", "formula"]
 Purpose = Literal[
-    "weights", "quant_meta", "adapters", "kv_cache", "draft", "embeddings", "prefill_peak", "decode_peak",
-    "dequant_buffer", "offload_buffer", "gradients", "optimizer", "activations", "allocator", "context",
+    "weights", "quant_meta", "adapters", "kv_cache", "idle_cache", "draft", "embeddings", "prefill_peak",
+    "decode_peak", "dequant_buffer", "offload_buffer", "gradients", "optimizer", "activations", "allocator", "context",
 ]  # fmt: skip
 
 PURPOSE_TITLES: dict[Purpose, str] = {
@@ -20,6 +20,7 @@ PURPOSE_TITLES: dict[Purpose, str] = {
     "quant_meta": "quantization data",
     "adapters": "LoRA adapters",
     "kv_cache": "KV cache",
+    "idle_cache": "idle conversations",
     "draft": "draft model",
     "embeddings": "reading for embeddings",
     "gradients": "gradients",
@@ -90,6 +91,11 @@ class Budget:
         return self["kv_cache"]
 
     @property
+    def idle_cache(self) -> int:
+        """The most that conversations take which are kept beside the cache until they go on."""
+        return self["idle_cache"]
+
+    @property
     def draft(self) -> int:
         """A smaller model that guesses ahead, with its cache."""
         return self["draft"]
@@ -153,8 +159,8 @@ class Budget:
     def resident(self) -> int:
         """What stays from the end of the load on."""
         kept: tuple[Purpose, ...] = (
-            "weights", "quant_meta", "adapters", "kv_cache", "draft", "embeddings", "offload_buffer", "gradients",
-            "optimizer", "context",
+            "weights", "quant_meta", "adapters", "kv_cache", "idle_cache", "draft", "embeddings", "offload_buffer",
+            "gradients", "optimizer", "context",
         )  # fmt: skip
         return sum(self[purpose] for purpose in kept)
 

@@ -15,6 +15,15 @@ from modules.memory.forecasting.forecast import (
     kv_work_bytes,
     prefill_peak_bytes,
 )
+from modules.memory.forecasting.llamacpp_sizes import (
+    GPU_PROCESS_BYTES,
+    SLOTS,
+    Beside,
+    gpu_compute_bytes,
+    gpu_pool_bytes,
+    host_compute_bytes,
+    pool_width,
+)
 from modules.memory.forecasting.llamacpp_sizes import PROCESS_BYTES as LLAMACPP_BYTES
 from modules.memory.forecasting.process import decode_figure, load_peak_bytes, process_figures
 from modules.memory.model.spec import ModelSpec
@@ -68,3 +77,47 @@ def device_budget(
         return budget
     peak = load_peak_bytes(spec, run, budget.resident, device=device, computes=computes)
     return replace(budget, load_peak=peak)
+
+
+def beside_gpus_budget(spec: ModelSpec, run: RunSpec, device: str, held: Held | None, beside: Beside) -> Budget:
+    """The Budget of `device` ("cuda:0", "cpu") where llama.cpp runs as `run` with layers on GPUs."""
+    held = held or Held()
+    figures: dict[Purpose, Figure] = {
+        "weights": Figure(held.weights, "exact"),
+        "kv_cache": Figure(held.kv_cache, "exact"),
+    }
+    chunk, tokens = min(run.prefill_chunk, run.context_tokens), run.context_tokens
+    size = (spec, tokens, run.prefill_chunk)
+    if device == "cpu":
+        rows = f"{SLOTS} rows of logits · {spec.vocab_size:,} · 4 B"
+        text = f"{chunk:,} tokens · (16 B · {spec.hidden_size:,} + 2 B · {tokens:,} tokens) + {rows}"
+        figures["prefill_peak"] = Figure(host_compute_bytes(*size), "formula", text)
+        told = f"an engine process with llama.cpp {LLAMACPP_BYTES:,} B + its GPU libraries {GPU_PROCESS_BYTES:,} B"
+        figures["context"] = Figure(LLAMACPP_BYTES + GPU_PROCESS_BYTES, "formula", told)
+        return Budget.of(figures)
+    figures["prefill_peak"] = Figure(gpu_compute_bytes(*size, beside), "formula", _gpu_compute_text(spec, run, beside))
+    pool = gpu_pool_bytes(*size, run.kv_cache)
+    inner = pool_width(spec)
+    unpacked = pool - chunk * 4 * inner
+    told = f"llama.cpp's pool: {chunk:,} tokens · 4 B · {inner:,}"
+    told += f" + a layer of the cache in 16 bits {unpacked:,} B" if unpacked else ""
+    figures["allocator"] = Figure(pool, "formula", told)
+    figures["context"] = Figure(CUDA_CONTEXT_BYTES, "formula")
+    return Budget.of(figures)
+
+
+def _gpu_compute_text(spec: ModelSpec, run: RunSpec, beside: Beside) -> str:
+    """The formula of gpu_compute_bytes with its numbers."""
+    tokens, context = min(run.prefill_chunk, run.context_tokens), run.context_tokens
+    inner = f"{spec.intermediate_size:,}" + (
+        f" · {spec.experts_per_token} experts" if spec.experts_per_token > 1 else ""
+    )
+    hidden, mask = f"{spec.hidden_size:,}", f"2 B · {context:,} tokens"
+    if not beside.fetched_weight or not beside.first:
+        return f"{tokens:,} tokens · (4 B · (3 · {inner} + {4 if beside.first else 2} · {hidden}) + {mask})"
+    feeding = f"{tokens:,} tokens · (4 B · (3 · {inner} + 6 · {hidden}) + 3 B · {context:,} tokens)"
+    attending = f"{tokens:,} tokens · (4 B · 6 · {hidden} + {mask})"
+    return (
+        f"the larger of {feeding} + a matrix of CPU memory {beside.fetched_weight:,} B, and {attending}"
+        f" + a layer's cache {beside.fetched_cache:,} B"
+    )

@@ -1,6 +1,8 @@
-"""How keys and values of a conversation can be kept: as computed, in 8 or 4 bits, or in CPU memory beside a GPU.
+"""How keys and values of a conversation can be kept: as computed, in memory of fixed size for a compiled step, in 8 or
+4 bits, or in CPU memory beside a GPU.
 
-What each kind takes and loses, and which models cannot have it. Pure; engine/loops/packed_cache.py keeps them so.
+What each kind takes and loses, and which models cannot have it. Pure; packed_cache.py and fixed_row.py of
+engine/loops keep them so.
 """
 
 from __future__ import annotations
@@ -9,18 +11,19 @@ from typing import Literal
 
 from modules.memory.model.model_spec import ModelSpec
 
-KVCache = Literal["plain", "int8", "int4", "offloaded"]
+KVCache = Literal["plain", "static", "int8", "int4", "offloaded"]
 
 BITS: dict[KVCache, int] = {"int8": 8, "int4": 4}
 LABELS: dict[KVCache, str] = {
-    "plain": "", "int8": "KV cache in 8 bits", "int4": "KV cache in 4 bits", "offloaded": "KV cache in CPU memory",
+    "plain": "", "static": "KV cache of fixed size", "int8": "KV cache in 8 bits", "int4": "KV cache in 4 bits",
+    "offloaded": "KV cache in CPU memory",
 }  # fmt: skip
 # Keys are packed a block of so many tokens at a time, channel by channel; the last tokens stay as computed.
 BLOCK_TOKENS = 64
 RECENT_TOKENS = 64
 _MOST_GROUP = 64
-# Perplexity as computed over perplexity so kept; docs/log.md has the runs. Offloading changes no number.
-QUALITY: dict[KVCache, float] = {"plain": 1.0, "int8": 1.0, "int4": 0.995, "offloaded": 1.0}
+# Perplexity as computed over perplexity so kept; docs/log.md has the runs. The others change no number.
+QUALITY: dict[KVCache, float] = {"plain": 1.0, "static": 1.0, "int8": 1.0, "int4": 0.995, "offloaded": 1.0}
 # What unpacking moves for each token, in bytes of the same cache as computed. From the starter model's tokens at 4,096
 # tokens on two cores (docs/log.md); on a GPU a guess.
 UNPACKING: dict[KVCache, float] = {"int8": 3.0, "int4": 4.5}
@@ -74,6 +77,8 @@ def why_not(kind: KVCache, spec: ModelSpec, gpus: int) -> str:
         return ""
     if kind == "offloaded" and not gpus:
         return "it leaves a GPU's memory, and there is no GPU"
+    if kind == "static" and not gpus:
+        return "a compiled step is slower than the plain one on a CPU, and there is no GPU"
     if spec.is_encoder_decoder:
         return "not built for encoder-decoder models"
     if spec.model_type in _OWN_CACHE:
@@ -82,6 +87,8 @@ def why_not(kind: KVCache, spec: ModelSpec, gpus: int) -> str:
         return "no layer keeps keys and values of the whole context"
     if "shared" in spec.layer_kinds:
         return "not built for layers that share another's keys and values"
+    if kind == "static" and set(spec.layer_kinds) - {"full"}:
+        return "not built for layers with a window or a state"
     if kind == "offloaded":
         return ""
     if spec.latent_attention:

@@ -18,6 +18,7 @@ from modules.memory.forecasting.kv_cache import LABELS as CACHE_LABELS
 from modules.memory.forecasting.kv_cache import QUALITY as CACHE_QUALITY
 from modules.memory.forecasting.kv_cache import KVCache, why_not
 from modules.memory.forecasting.llamacpp_sizes import why_not_cached
+from modules.memory.llamacpp_build import GPU_BUILD, OTHER_BUILDS
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.quality import expected_quality
 from modules.settings import LoadOptions
@@ -30,7 +31,8 @@ LABELS: dict[Quantization, str] = {"none": "", "int8": "8-bit", "nf4": "4-bit (n
 
 # A way that saves less of the weights than this changes nothing worth its loss.
 _LEAST_SAVING = 0.1
-_CACHES: tuple[KVCache, ...] = ("plain", "int8", "int4", "offloaded")
+_SMALLER_CACHES: tuple[KVCache, ...] = ("int8", "int4", "offloaded")
+_CACHES: tuple[KVCache, ...] = ("plain", "static", *_SMALLER_CACHES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,14 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the flags leave open. `precision` and `placement` say whether a flag names one."""
+    """What the flags leave open. `precision` and `placement` say whether a flag names one.
+
+    `llamacpp_gpu`: llama.cpp can compute on the GPUs.
+    """
 
     options: LoadOptions
     gpus: int
+    llamacpp_gpu: bool = False
 
     @property
     def precision(self) -> bool:
@@ -94,12 +100,15 @@ def asks_to_split(options: LoadOptions) -> bool:
     return options.auto_devices or options.disk or bool(options.gpu_memory) or options.cpu_memory is not None
 
 
-def list_ways(spec: ModelSpec, options: LoadOptions, gpus: int) -> tuple[tuple[Way, ...], tuple[tuple[str, str], ...]]:
-    """The ways that `options` leave open with so many GPUs, and what was dropped: (what, why).
+def list_ways(
+    spec: ModelSpec, options: LoadOptions, gpus: int, *, llamacpp_gpu: bool = False
+) -> tuple[tuple[Way, ...], tuple[tuple[str, str], ...]]:
+    """The ways that `options` leave open with so many GPUs, on which llama.cpp can compute if `llamacpp_gpu`, and what
+    was dropped: (what, why).
 
     Raises BadValue for an impossible context, BadFlag for quantizing what is quantized already, NotAvailableHere.
     """
-    wishes = Wishes(options, gpus)
+    wishes = Wishes(options, gpus, llamacpp_gpu)
     _check(spec, options, gpus)
     runs, dropped = _precisions(spec, wishes)
     # What saves something is asked of transformers where it may run the model; llama.cpp then drops what it lacks.
@@ -125,7 +134,7 @@ def _caches(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> tuple[list[KVCache
         return [asked], []
     kept = [_CACHES[0]]
     dropped: dict[str, list[str]] = {}
-    for kind in _CACHES[1:] if wishes.gpus else _CACHES[1:-1]:
+    for kind in _SMALLER_CACHES if wishes.gpus else _SMALLER_CACHES[:-1]:
         impossible = why_not_cached(kind, spec) if run.runtime == "llamacpp" else why_not(kind, spec, wishes.gpus)
         reason = impossible or _why_no_saving(spec, replace(run, kv_cache=kind))
         if reason:
@@ -148,6 +157,8 @@ def _why_no_saving(spec: ModelSpec, run: RunSpec) -> str:
 
 def _goes_with(cache: KVCache, place: Place, *, disk: bool, wishes: Wishes) -> bool:
     """Whether a kind of cache is an answer for that place; unasked, only where no weights wait for the disk."""
+    if cache == "static":
+        return place == "gpu" and not disk
     if cache == "offloaded":
         return place in ("gpu", "split")
     return cache == "plain" or wishes.options.kv_cache != "auto" or not (disk or place == "zero3")
@@ -170,7 +181,7 @@ def _check_cache(spec: ModelSpec, options: LoadOptions, gpus: int) -> None:
     if options.kv_cache == "auto":
         return
     reason = why_not(options.kv_cache, spec, gpus)
-    if options.kv_cache == "offloaded" and options.deepspeed:
+    if options.kv_cache in ("static", "offloaded") and options.deepspeed:
         reason = reason or "not built for ZeRO-3"
     if reason:
         raise NotAvailableHere(
@@ -178,9 +189,23 @@ def _check_cache(spec: ModelSpec, options: LoadOptions, gpus: int) -> None:
         )
 
 
+def _check_layers(spec: ModelSpec, options: LoadOptions) -> None:
+    if options.gpu_layers is None:
+        return
+    why = "it is no GGUF file" if spec.source != "gguf" else ""
+    why = why or (f"--loader {options.loader} does not take it" if options.loader not in ("auto", "llamacpp") else "")
+    if why:
+        raise NotAvailableHere(
+            f"--gpu-layers {options.gpu_layers} for {spec.name}: {why}.",
+            remedy="Use --gpu-memory or --auto-devices to split it.",
+            param="gpu_layers",
+        )
+
+
 def _check(spec: ModelSpec, options: LoadOptions, gpus: int) -> None:
     """Refuse what cannot be for this model under any circumstances."""
     _check_cache(spec, options, gpus)
+    _check_layers(spec, options)
     wanted = _flagged(options)
     flag = "--load-in-8bit" if wanted == "int8" else "--load-in-4bit"
     if options.deepspeed and spec.prequantized != "none":
@@ -279,19 +304,27 @@ def _gguf_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[Run
         raise NotAvailableHere(f"{only} for {spec.name}: {reason}.", remedy=remedy, param=param)
     if options.loader == "transformers" or reason:
         return [base], [*dropped, *([("llama.cpp", reason)] if reason else [])]
-    if wishes.gpus:
-        dropped.append(("llama.cpp on the GPU", "not built yet: Snug runs it on the CPU alone"))
+    if wishes.gpus and not wishes.llamacpp_gpu:
+        reason = f"the installed xllamacpp computes on the CPU alone; for NVIDIA's cards: {GPU_BUILD}"
+        if options.gpu_layers:
+            raise NotAvailableHere(
+                f"--gpu-layers {options.gpu_layers}: the installed xllamacpp computes on the CPU alone.",
+                remedy=f"Install its build for GPUs: {GPU_BUILD} ({OTHER_BUILDS}). Or drop --gpu-layers.",
+                param="gpu_layers",
+            )
+        dropped.append(("llama.cpp on the GPU", reason))
     through = replace(base, runtime="llamacpp", dtype="float16", compute_dtype="float16", attention="sdpa")
     return [through] if only else [through, base], dropped
 
 
 def _only_llamacpp(options: LoadOptions) -> str:
-    """The flag that leaves a GGUF file to llama.cpp alone: of files, only it drafts, applies LoRA adapters to them, and
-    embeds with them. "" where none does.
+    """The flag that leaves a GGUF file to llama.cpp alone: of files, only it drafts, deals out layers, applies LoRA
+    adapters to them, and embeds with them. "" where none does.
     """
     if options.loader != "auto":
         return "--loader llamacpp" if options.loader == "llamacpp" else ""
-    flags = {"--draft-model": options.draft_model, "--lora": options.lora, "--embeddings": options.embeddings}
+    flags = {"--gpu-layers": options.gpu_layers is not None, "--draft-model": options.draft_model,
+             "--lora": options.lora, "--embeddings": options.embeddings}  # fmt: skip
     return next((flag for flag, given in flags.items() if given), "")
 
 
@@ -306,7 +339,15 @@ def _why_not_llamacpp(spec: ModelSpec, wishes: Wishes) -> str:
         return "it computes with the file's own formats, not with --dtype or --attn-implementation"
     if options.kv_cache != "auto" and (reason := why_not_cached(options.kv_cache, spec)):
         return reason
-    return "it runs on the CPU alone here, without splitting" if wishes.placement and not options.cpu_memory else ""
+    if options.disk or options.deepspeed:
+        return "it runs from memory, without --disk and --deepspeed"
+    split = wishes.gpus and (options.auto_devices or options.gpu_memory)
+    return f"the installed xllamacpp computes on the CPU alone ({GPU_BUILD})" if split and not _cards(wishes) else ""
+
+
+def _cards(wishes: Wishes) -> int:
+    """On how many GPUs llama.cpp can compute."""
+    return wishes.gpus if wishes.llamacpp_gpu else 0
 
 
 @lru_cache(maxsize=1)
@@ -341,7 +382,7 @@ def _places(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> Iterator[tuple[Pla
     """(place, with disk) for one precision, the nearest to the arithmetic first."""
     options = wishes.options
     if run.runtime == "llamacpp":
-        yield "cpu", False
+        yield from ((place, False) for place in _llamacpp_places(spec, wishes))
         return
     if options.loader == "vllm":
         yield ("gpu" if wishes.gpus else "cpu"), False
@@ -366,6 +407,20 @@ def _places(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> Iterator[tuple[Pla
     if plain and spec.source == "safetensors" and not (wishes.placement or options.cpu):
         yield "zero3", False
         yield "zero3", True
+
+
+def _llamacpp_places(spec: ModelSpec, wishes: Wishes) -> Iterator[Place]:
+    """Where llama.cpp may compute: --gpu-layers counts the output as one more layer."""
+    asked = wishes.options.gpu_layers
+    gpus, whole = _cards(wishes), asked is not None and (asked < 0 or asked > spec.layers)
+    if gpus and (asked is None or whole):
+        yield "gpu"
+        if gpus > 1:
+            yield "gpus"
+    if gpus and asked != 0 and not whole:
+        yield "split"
+    if not asked:
+        yield "cpu"
 
 
 def _quality(spec: ModelSpec, run: RunSpec) -> float:

@@ -156,7 +156,7 @@ def _against_places(problem: Problem, chosen: Ranked, same: Sequence[Ranked]) ->
         return
     writing, reading = _writing_words(chosen, other), f"read {_reading_words(chosen, other)}"
     but = "but" if (_writes(chosen, other) > 1) != (_reads(chosen, other) > 1) else "and"
-    if other_place == "split" and other.solution.layout is not None:
+    if other_place == "split" and other.solution.layout is not None and other.solution.layout.streamed:
         moved = format_size(other.solution.layout.streamed)
         yield f"{where} it would {reading}, {but} {writing}: {moved} would pass into the GPU for each token."
     else:

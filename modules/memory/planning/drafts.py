@@ -5,12 +5,20 @@ Pure. How tokens are drafted and checked is engine/loops/speculation.py's, and l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 from modules.errors import BadValue, NotAvailableHere
 from modules.memory.forecasting.budget import Figure
-from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, prefill_peak_bytes, weight_bytes
+from modules.memory.forecasting.forecast import (
+    RunSpec,
+    is_token_table,
+    kv_cache_bytes,
+    prefill_peak_bytes,
+    weight_bytes,
+)
+from modules.memory.forecasting.llamacpp_sizes import Beside, gpu_compute_bytes, gpu_pool_bytes, host_compute_bytes
 from modules.memory.model.spec import ModelSpec
 from modules.settings import LoadOptions
 
@@ -37,6 +45,31 @@ def draft_figure(draft: ModelSpec, spec: ModelSpec, run: RunSpec) -> Figure:
     peak = max(0, prefill_peak_bytes(draft, own, with_head=True) - shared)
     text = f"{draft.name}: weights {weights:,} B + KV cache {cache:,} B + buffers {peak:,} B"
     return Figure(weights + cache + peak, "formula", text)
+
+
+def draft_figures_beside_gpus(draft: ModelSpec, run: RunSpec, gpus: Sequence[str]) -> dict[str, Figure]:
+    """Bytes of `draft` by device where llama.cpp runs the model with layers on `gpus`: all on the GPU if there is one;
+    beside several in CPU memory, since it would be dealt out as the model is.
+    """
+    own = draft_run(draft, run)
+    context, chunk = own.context_tokens, own.prefill_chunk
+    weights, cache = weight_bytes(draft, own), kv_cache_bytes(draft, own, context)
+    alone = len(gpus) == 1
+    largest = 0 if alone else max(tensor.size_bytes for tensor in draft.tensors)
+    beside = Beside(fetched_weight=largest, fetched_cache=0 if alone else cache // max(1, draft.layers))
+    compute = gpu_compute_bytes(draft, context, chunk, beside) + gpu_pool_bytes(draft, context, chunk, own.kv_cache)
+    table = sum(tensor.size_bytes for tensor in draft.tensors if is_token_table(tensor.name))
+    passing, kept = host_compute_bytes(draft, context, chunk), f"weights {weights:,} B + KV cache {cache:,} B"
+    if alone:
+        on_gpu, in_memory, told = weights + cache + compute, table + passing, f"token table {table:,} B"
+        what = f"{draft.name}: {kept} + buffers {compute:,} B"
+    else:
+        on_gpu, in_memory, told = compute, weights + cache + passing, kept
+        what = f"{draft.name}: buffers {compute:,} B"
+    return {
+        gpus[0]: Figure(on_gpu, "formula", what),
+        "cpu": Figure(in_memory, "formula", f"{draft.name}: {told} + buffers {passing:,} B"),
+    }
 
 
 def check_draft(spec: ModelSpec, draft: ModelSpec | None, options: LoadOptions) -> None:

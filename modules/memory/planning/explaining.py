@@ -11,11 +11,13 @@ from modules.memory.forecasting.kinds import quantizable
 from modules.memory.forecasting.kv_cache import LABELS as CACHE_LABELS
 from modules.memory.forecasting.kv_cache import LAYERS_ON_GPU
 from modules.memory.forecasting.kv_cache import QUALITY as CACHE_QUALITY
+from modules.memory.llamacpp_build import GPU_BUILD, OTHER_BUILDS
 from modules.memory.planning.candidates import LABELS, asks_to_split
 from modules.memory.planning.choosing import Ranked
 from modules.memory.planning.drafts import how_to_speculate
 from modules.memory.planning.fitting import CHUNKS, Problem, Solution
 from modules.memory.planning.native import ignored_note
+from modules.memory.planning.placement import Layout
 from modules.memory.planning.quality import loss_text
 from modules.memory.planning.speed import Speeds
 from modules.units import MiB, format_rate, format_size
@@ -52,7 +54,7 @@ def _where(problem: Problem, solution: Solution) -> str:
         which = "all" if on_disk == total else f"{on_disk} of"
         return f"on the CPU, {which} {total} layers on disk" if on_disk else "on the CPU"
     whole = f"{len(gpus)} GPUs" if len(gpus) > 1 else place_name(problem, gpus[0])
-    if len(gpus) == len(counts):
+    if len(gpus) == len(counts) or not sum(counts[device] for device in counts if device not in gpus):
         return f"on {whole}"
     there = f"{sum(counts[device] for device in gpus)} of {total} layers on {whole}"
     return there + (f", {on_disk} on disk" if on_disk else "")
@@ -70,7 +72,7 @@ def place_name(problem: Problem, device: str = "cuda", *, preposition: bool = Fa
 
 def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator[str]:
     """What was settled for the user: precision, context, devices; then the bytes of each device."""
-    spec, run, options = problem.spec, solution.run, problem.options
+    spec, run, options, way = problem.spec, solution.run, problem.options, solution.way
     if len(problem.gpus) < problem.gpus_there:
         yield f"--gpu-memory names {len(problem.gpus)} of {problem.gpus_there} GPUs; the others are left alone."
     if spec.source == "gguf" and run.runtime == "torch":
@@ -78,7 +80,11 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
     elif options.loader == "vllm":
         yield "vLLM runs it in processes of its own, which take about 2 GiB of memory beside what is counted here."
     elif run.runtime == "llamacpp":
-        yield "llama.cpp computes with the file's own formats, on the CPU; its KV cache has 16 bits."
+        where = "on the CPU" if way.place == "cpu" else "where each layer lies"
+        kept = {"int8": "8 bits", "int4": "4 bits"}.get(run.kv_cache, "16 bits")
+        yield f"llama.cpp computes with the file's own formats, {where}; its KV cache has {kept}."
+        if way.place != "cpu" and problem.imagined:
+            yield f"It needs a build of xllamacpp for GPUs there: {GPU_BUILD} ({OTHER_BUILDS})."
         guesses = how_to_speculate(spec, problem.draft, options, run) != "off"
         if options.speculate == "ngram" and not guesses:
             yield "--speculate ngram is left out: this model keeps windows or states, which cannot forget a guess."
@@ -127,6 +133,13 @@ def _explain_cache(problem: Problem, solution: Solution) -> Iterator[str]:
         saved = f"Of {format_size(sizes[0])} of KV cache a GPU holds {LAYERS_ON_GPU} layers at a time; all of it passes"
         yield f"{saved} into the GPU for each token. Requests run one at a time."
         return
+    if run.kv_cache == "static":
+        yield (
+            f"KV cache of fixed size: {format_size(sizes[1])} for {tokens:,} tokens are taken during the load, which "
+            "compiles the step for one token (a minute or two). Requests run one at a time, and only the last "
+            "conversation's cache is kept. Its speed on a GPU has not been measured."
+        )
+        return
     loss = loss_text(CACHE_QUALITY[run.kv_cache]) or "no quality that could be measured"
     yield (
         f"{CACHE_LABELS[run.kv_cache]}: {format_size(sizes[1])} instead of {format_size(sizes[0])} for {tokens:,} "
@@ -146,6 +159,9 @@ def _explain_split(problem: Problem, solution: Solution) -> Iterator[str]:
     devices = list(layout.weights)
     if len(devices) < 2:
         return
+    if solution.way.loader == "llamacpp":
+        yield from _explain_layers(problem, solution, layout)
+        return
     blocks = [
         f"{layout.count_blocks(device)} {place_name(problem, device, preposition=True)}" for device in sorted(devices)
     ]
@@ -155,6 +171,21 @@ def _explain_split(problem: Problem, solution: Solution) -> Iterator[str]:
         yield "What is not on the GPU stays in 16 bits: bitsandbytes quantizes only what is on one."
     if layout.streamed:
         yield f"{format_size(layout.streamed)} pass into the GPU for each token: this is what takes the time."
+
+
+def _explain_layers(problem: Problem, solution: Solution, layout: Layout) -> Iterator[str]:
+    """What llama.cpp computes where: the token table is always in CPU memory."""
+    gpus, left = [device for device in sorted(layout.weights) if device != "cpu"], layout.count_blocks("cpu")
+    dealt = [f"the first {left} in CPU memory"] if left else []
+    dealt += [f"{layout.count_blocks(device)} {place_name(problem, device, preposition=True)}" for device in gpus]
+    unasked = problem.options.gpu_layers is None and not asks_to_split(problem.options)
+    no_room = f"; {place_name(problem)} {'has' if problem.gpus_there == 1 else 'have'} no room for more"
+    table = "" if left else " Only the token table stays in CPU memory."
+    yield f"Layers: {', '.join(dealt)} with the output{no_room if left and unasked else ''}.{table}"
+    if left:
+        lent = sum(group.loaded for group, device in layout.places if device == "cpu" and group.kind == "block")
+        chunk = solution.run.prefill_chunk
+        yield f"While a prompt is read, {format_size(lent)} pass into the GPU for each {chunk} tokens of it."
 
 
 def _explain_budget(problem: Problem, solution: Solution, device: str, budget: Budget) -> str:
@@ -177,6 +208,7 @@ def sum_words(device: str, budget: Budget) -> str:
         (budget.weights + budget.quant_meta, "weights"),
         (budget.adapters, "LoRA adapters"),
         (budget.kv_cache, "KV cache"),
+        (budget.idle_cache, "for idle conversations"),
         (budget.draft, "draft model"),
         (budget.embeddings, "for embeddings"),
         (budget.transient + budget.offload_buffer, "buffers"),

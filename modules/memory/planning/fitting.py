@@ -11,14 +11,28 @@ from dataclasses import dataclass, field, replace
 
 from modules.hardware import Device
 from modules.memory.forecasting.budget import Budget, Figure, Purpose
-from modules.memory.forecasting.figures import Held, device_budget
+from modules.memory.forecasting.figures import Held, beside_gpus_budget, device_budget
 from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, layer_cache_away, weight_bytes
+from modules.memory.forecasting.llamacpp_sizes import Beside
 from modules.memory.forecasting.remembered import PerSpec
 from modules.memory.model.lora import Lora
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Way
-from modules.memory.planning.drafts import draft_figure
-from modules.memory.planning.native import embedding_figure, lora_figure
+from modules.memory.planning.drafts import draft_figure, draft_figures_beside_gpus
+from modules.memory.planning.gguf_layers import (
+    Parts,
+    count_units,
+    lay_out_split,
+    lay_out_whole,
+    only_roomiest,
+    parts_of,
+)
+from modules.memory.planning.native import (
+    embedding_figure,
+    embedding_figures_beside_gpus,
+    lora_figure,
+    lora_figures_beside_gpus,
+)
 from modules.memory.planning.placement import (
     Group,
     Layout,
@@ -126,6 +140,20 @@ class _Try:
         usable = self.problem.usable(name) - empty.context
         return min(usable, limit) - (empty.total - empty.context) - self.reserve.get(name, 0)
 
+    def llamacpp_rooms(self, beside: Beside, *, alone: bool = False) -> tuple[Room, ...]:
+        """What each GPU has for layers and caches of llama.cpp, of which the first, or with `alone` each as if it were
+        the only one, computes as `beside` says.
+        """
+        problem = self.problem
+        limits = problem.options.gpu_memory or (_UNLIMITED,) * len(problem.gpus)
+        rooms = []
+        for number, (gpu, limit) in enumerate(zip(problem.gpus, limits, strict=True)):
+            like = replace(beside, first=alone or number == 0)
+            empty = _computing_beside(problem.spec, (self.run, _like(gpu.id), like))
+            usable = min(problem.usable(gpu.id) - empty.context, limit)
+            rooms.append(Room(gpu.id, usable - (empty.total - empty.context) - self.reserve.get(gpu.id, 0)))
+        return tuple(rooms)
+
     def cpu_room(self, *, computes: bool, passing: int = 0) -> Room:
         """What the CPU has for weights, within --cpu-memory. Caches, peaks and what is `passing` through come off
         what is free, not off that.
@@ -194,7 +222,7 @@ def _solve_run(problem: Problem, way: Way, run: RunSpec) -> Solution | None:
         return found if found.fits else None
     reserve: dict[str, int] = {}
     for _ in range(_TRIES):
-        layout = _ATTEMPTS[way.place](_Try(problem, way, run, reserve))
+        layout = _attempt_of(way)(_Try(problem, way, run, reserve))
         if layout is None or (way.disk and "disk" not in layout.weights):
             return None
         found = _solution(problem, way, run, layout)
@@ -217,7 +245,7 @@ def _short(problem: Problem, way: Way, chunk: int = CHUNKS[0]) -> Solution | Non
     run = replace(way.run, prefill_chunk=chunk)
     if way.place == "zero3":
         return _zero3(problem, way, run)
-    layout = _ATTEMPTS[way.place](_Try(problem, way, run, overflow=not way.disk))
+    layout = _attempt_of(way)(_Try(problem, way, run, overflow=not way.disk))
     if layout is None or (way.disk and "disk" not in layout.weights):
         return None
     found = _solution(problem, way, run, layout)
@@ -273,6 +301,30 @@ def _on_cpu(attempt: _Try) -> Layout | None:
     return fill_memory_and_disk(groups, room, disk=attempt.way.disk, overflow=attempt.overflow)
 
 
+def _llamacpp_on_gpus(attempt: _Try) -> Layout | None:
+    """All layers of a GGUF file and its output on the GPU with most room, or on as few as it takes."""
+    parts, alone = _gguf_parts(attempt.problem.spec, attempt.run), attempt.way.place == "gpu"
+    rooms = attempt.llamacpp_rooms(parts.beside(len(parts.units)), alone=alone)
+    if alone:
+        return lay_out_whole(parts, (max(rooms, key=lambda room: room.free),), overflow=attempt.overflow)
+    layout = lay_out_whole(parts, rooms, even=not attempt.problem.options.gpu_memory, overflow=attempt.overflow)
+    return layout if layout is not None and len(layout.reads) > 1 else None
+
+
+def _llamacpp_split(attempt: _Try) -> Layout | None:
+    """As many of a GGUF file's last layers on the GPUs as fit, or as --gpu-layers says; the rest in CPU memory."""
+    parts, asked = _gguf_parts(attempt.problem.spec, attempt.run), attempt.problem.options.gpu_layers
+    beside = parts.beside(1 if asked is None else asked)
+    rooms = attempt.llamacpp_rooms(beside)
+    if rooms[0].free < 0:  # the first GPU has to compute: without room for that, one does it alone
+        rooms = only_roomiest(attempt.llamacpp_rooms(beside, alone=True))
+    return lay_out_split(parts, rooms, asked=asked, overflow=attempt.overflow)
+
+
+_computing_beside = PerSpec[tuple[RunSpec, str, Beside], Budget](
+    lambda spec, key: beside_gpus_budget(spec, key[0], key[1], None, key[2])
+)
+_gguf_parts = PerSpec[RunSpec, Parts](parts_of)
 _cached_groups = PerSpec[RunSpec, tuple[Group, ...]](lambda spec, run: with_caches(make_groups(spec, run), spec, run))
 _computing = PerSpec[tuple[RunSpec, str, bool], Budget](
     lambda spec, key: device_budget(spec, key[0], key[1], computes=key[2])
@@ -280,6 +332,12 @@ _computing = PerSpec[tuple[RunSpec, str, bool], Budget](
 _ATTEMPTS: dict[str, _Attempt] = {
     "gpu": _on_one_gpu, "gpus": _on_gpus, "split": _over_gpus_and_cpu, "cpu": _on_cpu,
 }  # fmt: skip
+
+
+def _attempt_of(way: Way) -> _Attempt:
+    if way.loader == "llamacpp" and way.place != "cpu":
+        return _llamacpp_split if way.place == "split" else _llamacpp_on_gpus
+    return _ATTEMPTS[way.place]
 
 
 def _empty(problem: Problem, run: RunSpec, device: str, *, computes: bool = True) -> Budget:
@@ -337,6 +395,8 @@ def _with_peaks(problem: Problem, run: RunSpec, device: str, budget: Budget, *, 
 
 def _solution(problem: Problem, way: Way, run: RunSpec, layout: Layout) -> Solution:
     """The budgets of a layout. The buffer of offloaded weights lies on the first device that computes."""
+    if way.loader == "llamacpp" and way.place != "cpu":
+        return _llamacpp_solution(problem, way, run, layout)
     computing = [gpu.id for gpu in problem.gpus if layout.weights.get(gpu.id) or layout.caches.get(gpu.id)] or ["cpu"]
     encoder, away = _encoder_output(problem.spec, run), _cache_away(problem.spec, run)
     budgets: dict[str, Budget] = {}
@@ -360,6 +420,31 @@ def _solution(problem: Problem, way: Way, run: RunSpec, layout: Layout) -> Solut
         budgets[computing[0]] = budgets[computing[0]].with_figure("adapters", lora_figure(problem.loras))
     written = {"disk": layout.rewritten} if layout.rewritten else {}
     return Solution(way, run, layout, budgets, dict(layout.weights), _lacking(problem, budgets, written))
+
+
+def _llamacpp_solution(problem: Problem, way: Way, run: RunSpec, layout: Layout) -> Solution:
+    """The budgets of a GGUF file with layers on GPUs. The first GPU computes prompts for what lies in CPU memory."""
+    gpus = [gpu.id for gpu in problem.gpus]
+    counts = count_units(layout, gpus)
+    used = [gpu for gpu, count in zip(gpus, counts, strict=True) if count]
+    if len(used) > 1:  # llama.cpp then computes on the first even where no layer lies there
+        used = list(dict.fromkeys((gpus[0], *used)))
+    beside = _gguf_parts(problem.spec, run).beside(sum(counts))
+    budgets = {}
+    for device in sorted(("cpu", *used)):
+        held = Held(layout.weights.get(device, 0), kv_cache=layout.caches.get(device, 0))
+        budget = beside_gpus_budget(problem.spec, run, device, held, replace(beside, first=device == used[0]))
+        budgets[device] = _with_margin(problem, device, budget)
+    if problem.draft is not None:
+        for device, figure in draft_figures_beside_gpus(problem.draft, run, used).items():
+            budgets[device] = budgets[device].with_figure("draft", figure)
+    if problem.options.embeddings:
+        for device, figure in embedding_figures_beside_gpus(problem.spec, run, used).items():
+            budgets[device] = budgets[device].with_figure("embeddings", figure)
+    if problem.loras:
+        for device, figure in lora_figures_beside_gpus(problem.loras, list(budgets)).items():
+            budgets[device] = budgets[device].with_figure("adapters", figure)
+    return Solution(way, run, layout, budgets, dict(layout.weights), _lacking(problem, budgets, {}))
 
 
 def _zero3(problem: Problem, way: Way, run: RunSpec) -> Solution:
@@ -394,7 +479,10 @@ def _budget(
 ) -> Budget:
     """One device's budget. Its margin is the observed error, or a share of what is not exact, within reason."""
     budget = device_budget(problem.spec, run, device, held, computes=computes, deepspeed=deepspeed)
-    budget = _with_peaks(problem, run, device, budget, computes=computes)
+    return _with_margin(problem, device, _with_peaks(problem, run, device, budget, computes=computes))
+
+
+def _with_margin(problem: Problem, device: str, budget: Budget) -> Budget:
     unsure = int(budget.total * (max(1.0, problem.widened.get(device, 1.0)) - 1))
     unsure = max(unsure, int(budget.uncertain * _UNSURE_SHARE), _LEAST_MARGIN // 2)
     return replace(budget, margin=0 if device == "disk" else unsure)

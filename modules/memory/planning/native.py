@@ -39,6 +39,12 @@ def lora_figure(loras: Sequence[Lora]) -> Figure:
     return Figure(size, "exact", " + ".join(f"{lora.name} {lora.size_bytes:,} B" for lora in loras))
 
 
+def lora_figures_beside_gpus(loras: Sequence[Lora], devices: Sequence[str]) -> dict[str, Figure]:
+    """The same by device: each part lies with what it changes, so each device may come to hold all of it."""
+    whole = lora_figure(loras)
+    return {device: Figure(whole.bytes, "formula", f"{whole.formula}, at most") for device in devices}
+
+
 def embedding_figure(spec: ModelSpec, run: RunSpec) -> Figure:
     """What reading a text for its embedding takes beyond reading a prompt: 2·T·V·4 + T·h·4.
 
@@ -47,6 +53,17 @@ def embedding_figure(spec: ModelSpec, run: RunSpec) -> Figure:
     tokens, words = min(run.prefill_chunk, run.context_tokens), spec.vocab_size
     size = 4 * tokens * (2 * words + spec.hidden_size)
     return Figure(size, "formula", f"{tokens:,} tokens × (2 × {words:,} logits + {spec.hidden_size:,}) × 4 B")
+
+
+def embedding_figures_beside_gpus(spec: ModelSpec, run: RunSpec, used: Sequence[str]) -> dict[str, Figure]:
+    """The same by device, of GPUs `used`: the last computes the logits, CPU memory keeps them and the vectors."""
+    tokens, words = min(run.prefill_chunk, run.context_tokens), spec.vocab_size
+    kept = Figure(4 * tokens * (words + spec.hidden_size), "formula",
+                  f"{tokens:,} tokens × ({words:,} logits + {spec.hidden_size:,}) × 4 B")  # fmt: skip
+    return {
+        used[-1]: Figure(4 * tokens * words, "formula", f"{tokens:,} tokens × {words:,} logits × 4 B"),
+        "cpu": kept,
+    }
 
 
 def ignored_note(lora: Lora) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from modules.memory.forecasting.forecast import DTYPE_FLAGS
 from modules.memory.planning.fitting import Problem, Solution
+from modules.memory.planning.gguf_layers import count_units
 from modules.settings import LoadOptions, flag_name
 from modules.units import GiB, MiB, parse_size
 
@@ -31,9 +32,12 @@ def options_for(problem: Problem, solution: Solution, *, wished_context: int, nv
         if not plain:
             changes["load_in_8bit" if run.quantization == "int8" else "load_in_4bit"] = True
             changes["use_double_quant"] = run.double_quant
+    layers = gpu_layers(problem, solution)
     if way.place == "cpu" and problem.gpus:
-        changes |= {"cpu": True, "auto_devices": False, "gpu_memory": None}
-    if way.place in ("split", "gpus"):
+        changes |= {"cpu": True, "auto_devices": False, "gpu_memory": None, "gpu_layers": None}
+    if layers:
+        changes["gpu_layers"] = sum(layers)
+    if way.place in ("split", "gpus") and (not layers or len(problem.gpus) > 1):
         changes |= {"gpu_memory": gpu_memory(problem, solution), "auto_devices": False}
     if way.place == "zero3":
         changes |= {
@@ -43,6 +47,16 @@ def options_for(problem: Problem, solution: Solution, *, wished_context: int, nv
     elif way.disk:
         changes["disk"] = True
     return options.model_copy(update=changes)
+
+
+def gpu_layers(problem: Problem, solution: Solution) -> tuple[int, ...]:
+    """How many layers llama.cpp computes on each GPU of the machine, up to the last; () where it uses none."""
+    if solution.way.loader != "llamacpp" or solution.way.place == "cpu" or solution.layout is None:
+        return ()
+    counts = list(count_units(solution.layout, [gpu.id for gpu in problem.gpus]))
+    while counts and not counts[-1]:
+        counts.pop()
+    return tuple(counts)
 
 
 def gpu_memory(problem: Problem, solution: Solution) -> tuple[int, ...]:

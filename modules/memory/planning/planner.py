@@ -21,8 +21,9 @@ from modules.memory.planning.comparing import why_chosen
 from modules.memory.planning.drafts import Speculate, check_draft, how_to_speculate
 from modules.memory.planning.explaining import notes, speed_note, title
 from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
+from modules.memory.planning.idle_cache import with_idle_cache
 from modules.memory.planning.native import check_native
-from modules.memory.planning.plan_flags import options_for, words
+from modules.memory.planning.plan_flags import gpu_layers, options_for, words
 from modules.memory.planning.ranking import (
     ErrorsOf,
     PeaksOf,
@@ -51,7 +52,8 @@ class Plan:
     else the expected ratio of perplexities, below 1; speeds are (low, high), (0, 0) if unknown; `short_bytes` is what
     the worst device lacks, 0 if it fits. `speculate` says what guesses ahead: nothing, look-up in the conversation, or
     the model `draft`; `loras` change the model, `embeds` says whether it makes embeddings too. `remote` is where the
-    model runs if that is not here, `vllm_python` the Python that has vLLM, None for this one.
+    model runs if that is not here, `vllm_python` the Python that has vLLM, None for this one. `gpu_layers` are how many
+    layers llama.cpp computes on each GPU, the output counted as one; () where it uses none.
     """
 
     spec: ModelSpec
@@ -77,6 +79,7 @@ class Plan:
     embeds: bool = False
     remote: RemoteServer | None = None
     vllm_python: Path | None = None
+    gpu_layers: tuple[int, ...] = ()
 
     @property
     def offloads_quantized(self) -> bool:
@@ -92,7 +95,8 @@ class Question:
     `draft` is the model that --draft-model names, `loras` are what --lora does. `user_cache_dir` is where the disk
     cache goes if no flag says otherwise; `imagined`: the machine is not here. `speeds` None: the published ones.
     `peaks` tells what a dry run counted, or None while it is not known; it must not block, and is asked for chosen ways
-    only. `observed` tells how far such forecasts were off so far.
+    only. `observed` tells how far such forecasts were off so far. `llamacpp_gpu`: llama.cpp's build there can compute
+    on GPUs.
     """
 
     spec: ModelSpec
@@ -108,6 +112,7 @@ class Question:
     peaks: PeaksOf | None = field(default=None, compare=False, repr=False)
     observed: ErrorsOf | None = field(default=None, compare=False, repr=False)
     vllm_python: Path | None = None
+    llamacpp_gpu: bool = False
 
     def asking(self, options: LoadOptions) -> Question:
         """The same of other options."""
@@ -155,8 +160,8 @@ def list_plans(question: Question) -> PlanTable:
     check_draft(spec, question.draft, options)
     check_native(spec, options)
     problem = _problem(question)
-    ways, dropped = list_ways(spec, options, len(problem.gpus))
-    wishes, wished = Wishes(options, len(problem.gpus)), wished_context(spec, options)
+    ways, dropped = list_ways(spec, options, len(problem.gpus), llamacpp_gpu=question.llamacpp_gpu)
+    wishes, wished = Wishes(options, len(problem.gpus), question.llamacpp_gpu), wished_context(spec, options)
     speeds = question.speeds or defaults(question.inventory)
     observed = None if question.observed is None else cache(question.observed)
     rank = partial(rank_way, problem, speeds=speeds, observed=observed)
@@ -222,7 +227,7 @@ def _plan(
     question: Question, problem: Problem, one: Ranked, *, speeds: Speeds, wished: int, why: tuple[str, ...] = ()
 ) -> Plan:
     """The Plan of a solved way."""
-    solution, options, folder = one.solution, question.options, question.user_cache_dir
+    solution, options, folder = with_idle_cache(problem, one.solution), question.options, question.user_cache_dir
     way, layout = solution.way, solution.layout
     nvme = folder / "nvme"
     flags = words(options_for(problem, solution, wished_context=wished, nvme_folder=nvme))
@@ -250,6 +255,7 @@ def _plan(
         loras=problem.loras,
         embeds=options.embeddings,
         vllm_python=question.vllm_python if options.loader == "vllm" else None,
+        gpu_layers=gpu_layers(problem, solution),
     )
 
 
@@ -263,10 +269,14 @@ def _would_fit(question: Question, options: LoadOptions, *, more_cpu: int = 0, m
     problem = _problem(replace(question, options=options, inventory=inventory))
     wishes, wished = Wishes(options, len(problem.gpus)), wished_context(question.spec, options)
     tokens = wished if options.ctx_size is not None else min(wished, LEAST_CONTEXT)
+    try:
+        ways, _ = list_ways(question.spec, options, len(problem.gpus), llamacpp_gpu=question.llamacpp_gpu)
+    except SnugError:  # the change and what the user gave cannot go together
+        return False
     return any(
         may_take(way, wishes)
         and solve_at(replace(problem, widened=widened(problem, way, question.observed)), way, tokens) is not None
-        for way in list_ways(question.spec, options, len(problem.gpus))[0]
+        for way in ways
     )
 
 
@@ -280,8 +290,9 @@ def _place(plan: Plan) -> Place:
     gpus = {device for device in devices if device.startswith("cuda")}
     if plan.loader == "deepspeed":
         return "zero3"
+    left = sum(plan.gpu_layers) <= plan.spec.layers if plan.gpu_layers else bool(devices - gpus)
     if gpus:
-        return "split" if devices - gpus else "gpus" if len(gpus) > 1 else "gpu"
+        return "split" if left else "gpus" if len(gpus) > 1 else "gpu"
     return "cpu"
 
 

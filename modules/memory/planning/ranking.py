@@ -98,8 +98,10 @@ def with_dry_runs(
 
 
 def count_run(peaks: PeaksOf, spec: ModelSpec, run: RunSpec, devices: Iterable[str]) -> Counted | None:
-    """What a dry run of `run` on `devices` counted; None while it is not known."""
+    """What a dry run of `run` on `devices` counted; None while it is not known, or where llama.cpp uses a GPU."""
     on_gpu = any(device.startswith("cuda") for device in devices)
+    if on_gpu and run.runtime == "llamacpp":  # its dry fit is asked on the CPU, where no prompt passes into a GPU
+        return None
     known = peaks(spec, run, "cuda" if on_gpu else "cpu")
     if known is None:
         return None
@@ -140,4 +142,7 @@ def work_of(spec: ModelSpec, solution: Solution) -> Work:
         quantization=run.quantization,
         double_quant=run.double_quant,
         gathered=layout is None,
+        native=run.runtime == "llamacpp",
+        caches=layout.caches if run.runtime == "llamacpp" and layout is not None else {},
+        lends=run.runtime == "llamacpp" and layout is not None and len(layout.reads) > 1,
     )

@@ -147,6 +147,8 @@ def _changes(problem: Problem, fits: Fits) -> Iterator[tuple[str, dict[str, Any]
         yield from _roomier(problem, fits)
     if options.cpu_memory is not None:
         yield from _roomier_cpu(problem, fits)
+    if options.gpu_layers is not None:
+        yield from _other_layers(problem, fits)
     if options.kv_cache not in ("auto", "int4"):
         yield "--kv-cache auto", {"kv_cache": "auto"}
     yield from _shorter(problem, fits)
@@ -202,6 +204,17 @@ def _roomier_cpu(problem: Problem, fits: Fits) -> Iterator[tuple[str, dict[str, 
     )
     if found is not None:
         yield f"--cpu-memory {_spoken(found)}", {"cpu_memory": _size(found)}
+
+
+def _other_layers(problem: Problem, fits: Fits) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The most layers on the GPUs that would do, below what was asked; else as many as Snug finds."""
+    options, whole = problem.options, problem.spec.layers + 1
+    asked = whole if options.gpu_layers is None or not 0 <= options.gpu_layers <= whole else options.gpu_layers
+    given_up = _least(0, asked, lambda fewer: fits(options.model_copy(update={"gpu_layers": asked - fewer})))
+    if given_up is not None:
+        yield f"--gpu-layers {asked - given_up}", {"gpu_layers": asked - given_up}
+    else:
+        yield "without --gpu-layers", {"gpu_layers": None}
 
 
 def _shorter(problem: Problem, fits: Fits) -> Iterator[tuple[str, dict[str, Any]]]:

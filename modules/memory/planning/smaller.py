@@ -110,6 +110,10 @@ def _other_ways(failure: Failure) -> Iterator[dict[str, Any]]:
     """Fewer bits, then layers off the device that is full; each with a context that holds what has to fit."""
     plan, options = failure.plan, failure.options
     context = {"ctx_size": max(SMALLEST_CONTEXT, failure.least_tokens)}
+    if plan.gpu_layers and not (failure.flags_bind and options.gpu_layers is not None):
+        fewer = {"gpu_layers": max(1, sum(plan.gpu_layers) * 3 // 4)}
+        yield fewer | {"ctx_size": max(plan.run.context_tokens, failure.least_tokens)}
+        yield fewer | context
     bits_bound = options.dtype != "auto" or options.bf16 or options.load_in_8bit or options.load_in_4bit
     if not (failure.flags_bind and bits_bound) and plan.spec.prequantized == "none" and not options.deepspeed:
         if plan.run.quantization == "none":

@@ -1,0 +1,497 @@
+"""GGUF files with layers on GPUs: what the plan says held against llama.cpp's own buffers, on cards that are none
+(tests/fake_gpu.py); splits, the engine, refusals.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modules.engine.llamacpp.gpus import check_gpus, check_room, taken_bytes
+from modules.errors import BadFlag, NotAvailableHere, OutOfMemory
+from modules.hardware import Inventory
+from modules.memory import llamacpp_build
+from modules.memory.forecasting.budget import Budget
+from modules.memory.forecasting.figures import Held, beside_gpus_budget
+from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.forecasting.kv_cache import KVCache
+from modules.memory.forecasting.llamacpp_sizes import SLOTS
+from modules.memory.llamacpp_build import GPU_BUILD, can_use_gpus
+from modules.memory.model.spec import ModelSpec, inspect
+from modules.memory.planning.fitting import margin
+from modules.memory.planning.gguf_layers import fill_from_the_end, lay_out, parts_of
+from modules.memory.planning.placement import Room
+from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context, make_plan
+from modules.memory.planning.smaller import Failure, smaller_plans
+from modules.memory.planning.speed import middle
+from modules.settings import LoadOptions, check_machine, check_together
+from modules.settings_reading import read_settings
+from modules.ui.ways import options_of
+from modules.units import GiB, MiB
+from tests.big_gguf import Size, big_gguf
+from tests.fake_gpu import ADD, ROOT, dry_buffers, dry_log, library, loaded
+from tests.llamacpp_rig import ignore, plan_of
+from tests.shapes import NO_FLAGS, llama, machine
+from tests.tiny_models import tiny_gguf
+
+SLOW = pytest.mark.slow
+CPU_BUILD = pytest.mark.skipif(can_use_gpus(), reason="the installed xllamacpp computes on GPUs")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@cache
+def spec_of(folder: Path, size: Size) -> ModelSpec:
+    """Llama of that size in Q4_K_M."""
+    return inspect(big_gguf(folder, size))
+
+
+@pytest.fixture(scope="module")
+def tiny(folder: Path) -> Path:
+    """A model of six layers that writes text."""
+    return tiny_gguf(folder, width=512, inner=1024, layers=6, kind="Q8_0", context=8192, readable=True)
+
+
+def options_with(**flags: object) -> LoadOptions:
+    return LoadOptions.model_validate(flags)
+
+
+def table(spec: ModelSpec, there: Inventory, **flags: object) -> PlanTable:
+    """Every way to run `spec` where llama.cpp's build can use the GPUs."""
+    return list_plans(Question(spec, options_with(**flags), there, Path("cache"), llamacpp_gpu=True))
+
+
+def drafted(spec: ModelSpec, there: Inventory, draft: ModelSpec) -> Plan:
+    """The plan with a model that guesses ahead."""
+    options = options_with(draft_model=draft.name)
+    return make_plan(Question(spec, options, there, Path("cache"), draft=draft, llamacpp_gpu=True))
+
+
+def chosen(spec: ModelSpec, there: Inventory, **flags: object) -> Plan:
+    plan = table(spec, there, **flags).chosen
+    assert plan is not None
+    return plan
+
+
+def check_limits(plan: Plan, there: Inventory) -> None:
+    """What a plan says that fits, fits."""
+    for device in (*there.gpus, there.cpu):
+        taken = plan.budgets.get(device.id, Budget()).total
+        assert taken <= device.free_bytes - margin(device.free_bytes), plan.title
+
+
+# What is on the GPU, and what is left in CPU memory.
+
+
+@pytest.mark.parametrize("size", ["3B", "8B", "70B", *(pytest.param(size, marks=SLOW) for size in ("1B", "7B", "13B"))])
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("context", "chunk", "kept"),
+    [(1024, 128, "plain"), (8192, 512, "plain"), (32768, 512, "plain"), (8192, 512, "int8"), (32768, 512, "int4")],
+)
+def test_weights_caches_and_buffers_of_a_split_are_what_llama_cpp_would_allocate(
+    folder: Path, size: Size, share: float, context: int, chunk: int, kept: KVCache
+) -> None:
+    spec = spec_of(folder, size)
+    run = RunSpec("float16", context_tokens=context, prefill_chunk=chunk, kv_cache=kept, runtime="llamacpp")
+    parts, layers = parts_of(spec, run), max(2, round((spec.layers + 1) * share))
+    layout = lay_out(parts, ["cuda:0"], (layers,))
+    budgets = {
+        device: beside_gpus_budget(
+            spec, run, device, Held(layout.weights[device], kv_cache=layout.caches[device]), parts.beside(layers)
+        )
+        for device in ("cpu", "cuda:0")
+    }
+    compare(spec, run, budgets, (layers,), [900])
+
+
+def compare(
+    spec: ModelSpec, run: RunSpec, budgets: Mapping[str, Budget], layers: tuple[int, ...], cards: list[float]
+) -> None:
+    """Hold budgets to llama.cpp's dry fit: weights and caches to its table's MiB, buffers from above."""
+    real = dry_buffers(dry_log(spec.path, run, cards, layers))
+    told = []
+    for device, buffers in real.items():
+        if not buffers.total:
+            continue
+        budget, rows = budgets[device], SLOTS * spec.vocab_size * 4 if device == "cpu" else 0
+        assert budget.weights == pytest.approx(buffers.model, abs=2 * MiB), device
+        assert budget.kv_cache == pytest.approx(buffers.context, abs=2 * MiB), device
+        forecast = budget.prefill_peak - rows  # rows of logits: llama.cpp's table leaves them out
+        told.append(f"{device} {forecast / MiB:.1f} MiB for {buffers.compute / MiB:.1f}")
+        assert forecast >= buffers.compute - MiB // 4, told
+        bound = device == "cuda:0" and sum(layers) <= spec.layers  # elsewhere the formula is exact
+        assert forecast - buffers.compute <= (0.45 * buffers.compute if bound else MiB // 4), told
+    print(spec.name, layers, *told)
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "cards"),
+    [
+        ("70B", 81, (24, 24)), ("70B", 60, (24, 24)), ("70B", 81, (16, 16, 24)), ("13B", 41, (6, 8)),
+        ("13B", 30, (4, 8)),
+    ],
+)  # fmt: skip
+def test_splits_over_several_cards_lie_where_the_plan_says(
+    folder: Path, size: Size, layers: int, cards: tuple[float, ...]
+) -> None:
+    spec = spec_of(folder, size)
+    there = several(*cards)
+    plan = chosen(spec, there, gpu_layers=layers, ctx_size=4096, kv_cache="plain")
+    assert sum(plan.gpu_layers) == layers and sum(1 for count in plan.gpu_layers if count) == len(cards)
+    check_limits(plan, there)
+    compare(spec, plan.run, plan.budgets, plan.gpu_layers, list(cards))
+
+
+def several(*cards: float, ram_gib: float = 64) -> Inventory:
+    """A machine with cards of these GiB."""
+    there = machine(len(cards), 0, ram_gib=ram_gib)
+    gpus = tuple(
+        replace(gpu, total_bytes=int(size * GiB), free_bytes=int(size * GiB))
+        for gpu, size in zip(there.gpus, cards, strict=True)
+    )
+    return replace(there, gpus=gpus)
+
+
+def test_no_pipeline_is_built_over_several_cards_and_nothing_on_a_card_for_the_cpu_alone(folder: Path) -> None:
+    path, run = spec_of(folder, "7B").path, RunSpec("float16", context_tokens=4096)
+    log = "".join(dry_log(path, run, (24, 24), (16, 17)))
+    assert "sched copies = 1" in log and "pipeline parallelism enabled" not in log
+    alone = "".join(dry_log(path, run, (24, 24), ()))
+    assert "CUDA0 compute buffer" not in alone
+
+
+# The arithmetic of splits.
+
+
+def test_the_last_layers_go_to_the_gpus_the_output_with_the_last_and_the_table_never(folder: Path) -> None:
+    spec = spec_of(folder, "13B")
+    parts = parts_of(spec, RunSpec("float16", context_tokens=4096, runtime="llamacpp"))
+    assert [unit.kind for unit in parts.units] == ["block"] * 40 + ["head"] and parts.layers == 40
+    unit = max(unit.loaded + unit.cache for unit in parts.units)
+    rooms = (Room("cuda:0", 3 * unit), Room("cuda:1", 5 * unit))
+    counts = fill_from_the_end(parts, rooms, most=41)
+    assert 3 <= counts[0] <= 5 and 5 <= counts[1] <= 8
+    layout = lay_out(parts, ["cuda:0", "cuda:1"], counts)
+    where = {group.layer if group.kind == "block" else group.kind: device for group, device in layout.places}
+    assert where["embedding"] == "cpu" and where["head"] == "cuda:1"
+    on_cpu = 41 - sum(counts)
+    assert [where[layer] for layer in range(40)] == [
+        *["cpu"] * on_cpu, *["cuda:0"] * counts[0], *["cuda:1"] * (counts[1] - 1),
+    ]  # fmt: skip
+    assert sum(layout.weights.values()) == sum(tensor.size_bytes for tensor in spec.tensors)
+    one = parts.units[0].cache
+    assert layout.caches == {"cpu": on_cpu * one, "cuda:0": counts[0] * one, "cuda:1": (counts[1] - 1) * one}
+
+
+def test_a_table_that_is_the_output_too_lies_in_both_places(folder: Path) -> None:
+    spec = spec_of(folder, "3B")
+    plan = chosen(spec, machine(1, 24))
+    table_bytes = next(tensor.size_bytes for tensor in spec.tensors if "embed_tokens" in tensor.name)
+    assert plan.budgets["cpu"].weights == table_bytes
+    assert plan.budgets["cuda:0"].weights == sum(tensor.size_bytes for tensor in spec.tensors)
+
+
+@pytest.mark.parametrize(
+    ("size", "cards", "title"),
+    [
+        ("7B", (12,), "As stored (llama.cpp) on the GPU"),
+        ("70B", (24, 24), "As stored (llama.cpp) on 2 GPUs"),
+        ("7B", (24, 12), "As stored (llama.cpp) on GPU 0"),
+    ],
+)
+def test_what_fits_lies_on_as_few_cards_as_it_takes(
+    folder: Path, size: Size, cards: tuple[float, ...], title: str
+) -> None:
+    there = several(*cards)
+    plan = chosen(spec_of(folder, size), there)
+    assert (plan.title, plan.loader, sum(plan.gpu_layers)) == (title, "llamacpp", plan.spec.layers + 1)
+    check_limits(plan, there)
+
+
+def test_what_does_not_fit_is_split_and_says_what_lies_where(folder: Path) -> None:
+    there = machine(1, 8, ram_gib=16)
+    plan = chosen(spec_of(folder, "13B"), there, kv_cache="plain")
+    (count,) = plan.gpu_layers
+    assert plan.title == f"As stored (llama.cpp), {count - 1} of 40 layers on the GPU" and 10 < count < 40
+    assert plan.placement["model.layers.0"] == "cpu" and plan.placement["model.layers.39"] == "cuda:0"
+    told = " ".join(plan.reasons)
+    assert f"the first {41 - count} in CPU memory, {count - 1} on the GPU with the output; the GPU has no room" in told
+    assert "pass into the GPU for each 512 tokens" in told
+    assert plan.flags == ("--loader", "llamacpp", "--kv-cache", "plain", "--gpu-layers", str(count))
+    check_limits(plan, there)
+    more = table(plan.spec, there, kv_cache="plain", gpu_layers=count + 1, ctx_size=plan.run.context_tokens)
+    assert more.chosen is None and isinstance(more.refusal, OutOfMemory)
+    assert f"--gpu-layers {count}" in more.refusal.remedy
+    assert {figure.method for figure in plan.budgets["cuda:0"].figures.values()} == {"exact", "formula"}
+
+
+def test_limits_of_each_device_are_kept(folder: Path) -> None:
+    spec, there = spec_of(folder, "13B"), several(24, 24)
+    flags = {"gpu_memory": ["2GiB", "3GiB"], "ctx_size": 4096, "kv_cache": "plain", "gpu_layers": None}
+    plan = chosen(spec, there, loader="llamacpp", **flags)
+    for device, limit in (("cuda:0", 2 * GiB), ("cuda:1", 3 * GiB)):
+        assert plan.budgets[device].total - plan.budgets[device].context <= limit
+    assert len([count for count in plan.gpu_layers if count]) == 2
+    held = plan.budgets["cpu"].weights
+    assert chosen(spec, there, loader="llamacpp", cpu_memory=f"{held}B", **flags).gpu_layers == plan.gpu_layers
+    assert table(spec, there, loader="llamacpp", cpu_memory=f"{held - 1}B", **flags).chosen is None
+
+
+def test_a_first_card_without_room_is_left_out(folder: Path) -> None:
+    plan = chosen(spec_of(folder, "13B"), several(1, 8), kv_cache="plain", ctx_size=4096)
+    assert plan.gpu_layers[0] == 0 < plan.gpu_layers[1]
+    assert "cuda:0" not in plan.budgets
+
+
+def test_a_draft_model_counts_on_the_card_that_computes_and_beside_several_in_cpu_memory(folder: Path) -> None:
+    small, there = spec_of(folder, "1B"), machine(1, 12, ram_gib=32)
+    whole = drafted(spec_of(folder, "7B"), there, small)
+    assert whole.speculate == "draft"
+    assert whole.budgets["cuda:0"].draft > sum(tensor.size_bytes for tensor in small.tensors)
+    check_limits(whole, there)
+    two = drafted(spec_of(folder, "70B"), several(24, 24), small)
+    assert len(two.gpu_layers) == 2
+    assert two.budgets["cpu"].draft > sum(tensor.size_bytes for tensor in small.tensors) > two.budgets["cuda:0"].draft
+
+
+@pytest.mark.parametrize(("asked", "places"), [(0, {"cpu"}), (-1, {"cpu", "cuda:0"}), (10, {"cpu", "cuda:0"})])
+def test_gpu_layers_narrows_the_choice(folder: Path, asked: int, places: set[str]) -> None:
+    found = table(spec_of(folder, "7B"), machine(1, 24), gpu_layers=asked)
+    assert {plan.loader for plan in found.plans} == {"llamacpp"}
+    for plan in found.plans:
+        assert set(plan.budgets) == places
+        assert sum(plan.gpu_layers) == (asked if asked >= 0 else 33)
+
+
+def test_the_spellings_that_people_know_set_it() -> None:
+    for spelling in ("--gpu-layers", "--n-gpu-layers", "-ngl"):
+        assert read_settings([spelling, "20"]).gpu_layers == 20
+    with pytest.raises(BadFlag, match=r"--cpu and --gpu-layers"):
+        check_together(options_with(cpu=True, gpu_layers=3))
+    with pytest.raises(NotAvailableHere, match="finds no GPU"):
+        check_machine(options_with(gpu_layers=3), machine())
+    with pytest.raises(NotAvailableHere, match="no GGUF file"):
+        table(llama("7B"), machine(1, 24), gpu_layers=3)
+
+
+# More memory, more speed.
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.sampled_from(["1B", "7B", "13B", "70B"]), cards=st.lists(st.integers(2, 30), min_size=1, max_size=3),
+    more=st.integers(0, 12), ram=st.sampled_from([16, 32, 64]), cache=st.sampled_from(["plain", "int8", "int4"]),
+    which=st.integers(0, 2),
+)  # fmt: skip
+def test_more_memory_is_never_slower_and_never_has_fewer_layers_on_the_cards(
+    folder: Path, size: Size, cards: list[int], more: int, ram: int, cache: str, which: int
+) -> None:
+    spec, grown = spec_of(folder, size), list(cards)
+    grown[which % len(cards)] += more
+    flags = {"loader": "llamacpp", "kv_cache": cache, "ctx_size": 4096}
+    little, much = (table(spec, several(*sizes, ram_gib=ram), **flags) for sizes in (cards, grown))
+    for found, sizes in ((little, cards), (much, grown)):
+        for plan in found.plans:
+            if plan.fits:
+                check_limits(plan, several(*sizes, ram_gib=ram))
+    if little.chosen is None:
+        return
+    assert much.chosen is not None
+    assert sum(much.chosen.gpu_layers) >= sum(little.chosen.gpu_layers)
+    assert middle(much.chosen.tokens_per_s) * 1.11 >= middle(little.chosen.tokens_per_s)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    size=st.sampled_from(["1B", "7B", "13B", "70B"]), cards=st.lists(st.integers(3, 40), min_size=1, max_size=3),
+    ram=st.sampled_from([8, 32, 64]),
+)  # fmt: skip
+def test_the_flags_of_every_way_that_fits_give_exactly_that_way(
+    folder: Path, size: Size, cards: list[int], ram: int
+) -> None:
+    there = several(*cards, ram_gib=ram)
+    for plan in table(spec_of(folder, size), there).plans:
+        if not plan.fits or plan.loader != "llamacpp":
+            continue
+        options = options_of(plan.flags, NO_FLAGS)
+        check_together(options)
+        again = list_plans(Question(plan.spec, options, there, Path("cache"), llamacpp_gpu=True)).chosen
+        assert again is not None, plan.flags
+        assert (again.title, again.run, again.gpu_layers) == (plan.title, plan.run, plan.gpu_layers), plan.flags
+
+
+def test_where_memory_ran_out_fewer_layers_are_tried(folder: Path) -> None:
+    spec, there = spec_of(folder, "13B"), machine(1, 24, ram_gib=32)
+    found = table(spec, there, loader="llamacpp")
+    assert found.chosen is not None and found.chosen.gpu_layers == (41,)
+    failure = Failure(found.chosen, found.options, least_tokens=8000)
+    smaller = smaller_plans(failure, found, lambda options: make_plan(found.question.asking(options)))
+    assert (30,) in [plan.gpu_layers for plan in smaller if plan.run.context_tokens >= 8000]
+
+
+def test_where_nothing_fits_no_change_is_named_that_llama_cpp_cannot_make(folder: Path) -> None:
+    found = table(spec_of(folder, "70B"), machine(1, 2, ram_gib=16), loader="llamacpp")
+    assert isinstance(found.refusal, OutOfMemory)
+    assert "--disk" not in found.refusal.remedy and "more" in found.refusal.remedy
+
+
+def test_each_layer_more_is_faster_and_a_split_has_a_longest_context(folder: Path) -> None:
+    spec, there = spec_of(folder, "13B"), machine(1, 24)
+    rates = [middle(chosen(spec, there, gpu_layers=layers).tokens_per_s) for layers in (0, 10, 20, 30, 41)]
+    assert rates == sorted(rates) and rates[-1] > 5 * rates[0]
+    found = table(spec, machine(1, 12, ram_gib=16), kv_cache="plain")
+    assert found.chosen is not None
+    longest = longest_context(found, found.chosen)
+    assert longest >= found.chosen.run.context_tokens
+
+
+# What the installed build can do.
+
+
+def test_a_build_for_the_cpu_leaves_the_cards_out_and_names_the_command(folder: Path) -> None:
+    there = machine(1, 24)
+    found = list_plans(Question(spec_of(folder, "7B"), NO_FLAGS, there, Path("cache")))
+    assert all(not plan.gpu_layers for plan in found.plans)
+    assert any(what == "llama.cpp on the GPU" and GPU_BUILD in why for what, why in found.dropped)
+    options = options_with(gpu_layers=20)
+    with pytest.raises(NotAvailableHere, match="CPU alone") as caught:
+        make_plan(Question(spec_of(folder, "7B"), options, there, Path("cache")))
+    assert GPU_BUILD in caught.value.remedy and "vulkan" in caught.value.remedy
+    assert caught.value.param == "gpu_layers"
+
+
+def test_on_an_imagined_machine_the_build_that_is_needed_is_named(folder: Path) -> None:
+    question = Question(
+        spec_of(folder, "7B"), NO_FLAGS, machine(1, 24), Path("cache"), imagined=True, llamacpp_gpu=True
+    )
+    assert any(GPU_BUILD in reason for reason in make_plan(question).reasons)
+    assert not any(GPU_BUILD in reason for reason in make_plan(replace(question, imagined=False)).reasons)
+
+
+def test_builds_are_told_by_the_backends_that_their_library_names(tmp_path: Path) -> None:
+    for name, content, is_one in (
+        ("cpu.so", b"\0ggml_backend_cpu_reg\0", False), ("cuda.so", b"\0ggml_backend_cuda_reg\0", True),
+        ("vulkan.so", b"\0ggml_backend_vk_reg\0", True), ("empty.so", b"", False),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        assert llamacpp_build._names_backend(tmp_path / name) is is_one
+
+
+@CPU_BUILD
+def test_the_engine_refuses_layers_that_the_installed_build_cannot_compute(tiny: Path) -> None:
+    from modules.engine.llamacpp.engine import load
+
+    with pytest.raises(NotAvailableHere, match="CPU alone") as caught:
+        load(replace(plan_of(tiny), gpu_layers=(3,)), ignore)
+    assert GPU_BUILD in caught.value.remedy
+
+
+# The engine, with cards that are none: llama.cpp's own load and its own reply.
+
+
+@pytest.mark.parametrize("layers", [(4,), (7,), (3, 4), (0, 7), (2, 2)])
+def test_wherever_the_layers_lie_the_reply_is_the_same(tiny: Path, layers: tuple[int, ...]) -> None:
+    run = RunSpec("float16", context_tokens=1024, prefill_chunk=128)
+    _, expected, _ = loaded(tiny, run, (8, 8), ())
+    buffers, reply, _ = loaded(tiny, run, (8, 8), layers)
+    assert reply == expected and len(reply) > 20
+    used = {f"cuda:{number}" for number, count in enumerate(layers) if count}
+    assert used <= set(buffers) <= {*used, "cpu"}
+    spec = inspect(tiny)
+    parts = parts_of(spec, replace(run, runtime="llamacpp"))
+    layout = lay_out(parts, [f"cuda:{number}" for number in range(len(layers))], layers)
+    for device, weights in layout.weights.items():
+        if weights:
+            assert buffers[device].model == pytest.approx(weights, abs=MiB // 50)
+            kept = layout.caches[device] + (8 * spec.vocab_size * 4 if device == "cpu" else 0)
+            assert buffers[device].context == pytest.approx(kept, abs=MiB // 50)
+
+
+def test_a_draft_model_goes_to_the_one_card_and_beside_several_stays_in_cpu_memory(tiny: Path, folder: Path) -> None:
+    small, run = tiny_gguf(folder, readable=True), RunSpec("float16", context_tokens=512, prefill_chunk=64)
+    for layers, offloaded in (((7,), "offloaded 3/3"), ((3, 4), "offloaded 0/3")):
+        _, _, log = loaded(tiny, run, (8, 8), layers, draft=small)
+        assert offloaded in log
+
+
+_ENGINE = """
+from modules.engine.base import TextPiece
+from modules.engine.llamacpp.engine import load
+from modules.memory.model.spec import inspect
+from modules.memory.planning.planner import Question, make_plan
+from modules.settings import LoadOptions
+from tests.llamacpp_rig import TEXT, ignore, long
+from tests.loop_rig import Ask
+from tests.shapes import machine
+options = LoadOptions(loader="llamacpp", ctx_size=1024, gpu_layers=int(sys.argv[8]))
+plan = make_plan(Question(inspect(Path(sys.argv[3])), options, machine(1, 8), Path("cache"), llamacpp_gpu=True))
+engine = load(plan, ignore)
+placed = {device: size for device, size in engine.info.placement.items() if size}
+assert placed == {device: budget.weights for device, budget in plan.budgets.items() if budget.weights}, placed
+print(plan.gpu_layers, Ask("one", engine.encode([TextPiece(TEXT)]), long(30)).run(engine).tokens)
+engine.close()
+"""
+
+
+def test_the_engine_runs_a_plan_with_layers_on_a_card(tiny: Path) -> None:
+    command = [sys.executable, "-c", ADD + _ENGINE, str(library()), "8", str(tiny), "1024", "512", "plain", ""]
+    replies = []
+    for layers in (0, 3, 7):
+        done = subprocess.run([*command, str(layers)], capture_output=True, text=True, timeout=300, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-2000:]
+        placed, _, reply = done.stdout.strip().partition(") ")
+        assert placed == (f"({layers}," if layers else "(")
+        replies.append(reply)
+    assert len(replies[0]) > 100 and replies == [replies[0]] * 3
+
+
+_TOO_SMALL = """
+from modules.engine.llamacpp.engine import load
+from modules.errors import OutOfMemory
+from modules.memory.model.spec import inspect
+from modules.memory.planning.planner import Question, make_plan
+from modules.settings import LoadOptions
+from tests.llamacpp_rig import ignore
+from tests.shapes import machine
+options = LoadOptions(loader="llamacpp", ctx_size=1024, gpu_layers=7)
+plan = make_plan(Question(inspect(Path(sys.argv[3])), options, machine(1, 8), Path("cache"), llamacpp_gpu=True))
+try:
+    load(plan, ignore)
+except OutOfMemory as error:
+    print(error.message, error.remedy)
+"""
+
+
+def test_a_card_that_others_have_filled_since_is_told_as_out_of_memory(tiny: Path) -> None:
+    command = [sys.executable, "-c", ADD + _TOO_SMALL, str(library()), "0.01", str(tiny), "1024", "512", "plain", ""]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "GPU 0 has 10.2 MiB free, where llama.cpp needs" in done.stdout and "fewer --gpu-layers" in done.stdout
+
+
+def test_what_a_load_takes_of_each_card_is_told() -> None:
+    kind = Enum("kind", {"GGML_BACKEND_DEVICE_TYPE_CPU": 0, "GGML_BACKEND_DEVICE_TYPE_GPU": 1})
+    cpu: dict[str, Any] = {"type": kind.GGML_BACKEND_DEVICE_TYPE_CPU, "memory_free": 9}
+    cards: list[dict[str, Any]] = [
+        {"type": kind.GGML_BACKEND_DEVICE_TYPE_GPU, "memory_free": free} for free in (700, 800)
+    ]
+    after = [cpu, cards[0], cards[1] | {"memory_free": 500}]
+    assert taken_bytes([cpu, *cards], after) == {"cuda:1": 300}
+    check_gpus(after, (0, 3))
+    with pytest.raises(OutOfMemory, match="GPU 1 has 500 B free"):
+        check_room(after, (0, 501))
+    check_room(after, (700, 500))
