@@ -78,6 +78,10 @@ class BadGguf(SnugError):
     code, http_status = "bad_gguf", 400
 
 
+class BadLora(SnugError):
+    code, http_status = "bad_lora", 400
+
+
 class BadTokenizer(SnugError):
     code, http_status = "bad_tokenizer", 400
 

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from modules.errors import BadFlag, NotAvailableHere
 from modules.hardware import Inventory
+from modules.lora_names import read_loras
 from modules.memory.known_gpus import find_gpu
 from modules.remote_server import RemoteServer, check_url
 from modules.units import format_size, parse_size
@@ -120,6 +121,15 @@ class LoadOptions(BaseModel):
         description="Let this smaller model guess ahead instead: a folder under --model-dir with the same vocabulary, "
         "for a .gguf file such a file.",
     )
+    lora: Annotated[tuple[str, ...], BeforeValidator(read_loras), Flag("model", "NAME[=SCALE]")] = Field(
+        (),
+        description="Apply these LoRA adapters to a model that llama.cpp runs: .gguf files in --lora-dir, with commas "
+        "between. NAME=0.5 applies half of the change.",
+    )
+    embeddings: Annotated[bool, Flag("model")] = Field(
+        False,
+        description="Answer /v1/embeddings too, with a .gguf file that llama.cpp runs. What that takes is in the plan.",
+    )
     cpu: Annotated[bool, Flag("model")] = Field(False, description="Use the CPU even where a GPU is.")
     load_in_8bit: Annotated[bool, Flag("quantization")] = Field(
         False, description="Load the model in 8-bit (bitsandbytes int8)."
@@ -171,6 +181,9 @@ class Settings(LoadOptions):
 
     model_dir: Annotated[UserPath, Flag("model", "FOLDER")] = Field(
         Path("models"), description="Where models are kept."
+    )
+    lora_dir: Annotated[UserPath, Flag("model", "FOLDER")] = Field(
+        Path("loras"), description="Where LoRA adapters are kept."
     )
     trust_remote_code: Annotated[bool, Flag("model")] = Field(
         False, description="Let models bring and run Python code of their own. Only for models that you trust."
@@ -334,6 +347,9 @@ _EXCLUDES: tuple[tuple[str, str, str], ...] = (
     ("deepspeed", "gpu_memory", "ZeRO-3 places the weights itself; drop one of them."),
     ("deepspeed", "cpu_memory", "ZeRO-3 places the weights itself; drop one of them."),
     ("deepspeed", "draft_model", "Ranks in step read token by token; drop one of them."),
+    ("deepspeed", "lora", "llama.cpp applies LoRA adapters; drop one of them."),
+    ("deepspeed", "embeddings", "llama.cpp makes embeddings; drop one of them."),
+    ("embeddings", "draft_model", "llama.cpp guesses ahead for replies only; drop one of them."),
     ("deepspeed", "disk", "With DeepSpeed, use --nvme-offload-dir FOLDER for the disk."),
     ("cpu", "gpu_memory", "Without the GPU there is nothing to limit; drop one of them."),
     ("cpu", "gpu_layers", "Without the GPU it computes no layers; drop one of them."),
@@ -394,6 +410,12 @@ def check_together(options: LoadOptions) -> None:
             f"--attn-implementation {options.attn_implementation} and --kv-cache static cannot go together.",
             remedy="Flash attention cannot be compiled as a whole: use sdpa.",
             param="kv_cache",
+        )
+    if options.embeddings and options.speculate == "ngram":
+        raise BadFlag(
+            "--embeddings and --speculate ngram cannot go together.",
+            remedy="llama.cpp guesses ahead for replies only; drop one of them.",
+            param="speculate",
         )
     if options.deepspeed and options.speculate == "ngram":
         raise BadFlag(

@@ -105,7 +105,7 @@ def test_the_openai_client_gets_its_own_error_types(desk: Desk) -> None:
                 model=MODEL, messages=USER, tools=[{"type": "function", "function": {"name": "f"}}]
             )
         with pytest.raises(openai.NotFoundError) as absent:
-            client.embeddings.create(model=MODEL, input="x")
+            client.moderations.create(model=MODEL, input="x")
         desk.models.unload()
         with pytest.raises(openai.InternalServerError) as empty:
             client.chat.completions.create(model=MODEL, messages=USER)

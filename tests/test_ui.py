@@ -250,7 +250,7 @@ def test_controls_left_alone_give_the_default_options() -> None:
 def test_controls_show_options_so_that_reading_them_gives_the_same_options() -> None:
     options = LoadOptions.model_validate(
         {"model": "tiny", "ctx_size": 2048, "gpu_memory": "10 8722MiB", "cpu_memory": "150MiB", "load_in_4bit": True,
-         "quant_type": "fp4", "disk": True, "disk_cache_dir": "/tmp/cache", "dtype": "fp32"}
+         "quant_type": "fp4", "disk": True, "disk_cache_dir": "/tmp/cache", "dtype": "fp32", "lora": "a, b=0.5"}
     )  # fmt: skip
     values = {name: option_control(name, getattr(options, name)).value for name in LoadOptions.model_fields}
     assert read_options(values) == options

@@ -182,11 +182,12 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 def tiny_gguf(
     folder: Path, *, width: int = 64, inner: int = 96, layers: int = 2, kind: str = "F16", context: int = 1024,
-    readable: bool = False,
+    readable: bool = False, pooling: int = 0,
 ) -> Path:  # fmt: skip
     """A .gguf file of a small Llama with random weights and the byte tokenizer, made at the first call.
 
     `kind` is what ggml calls the format of its matrices: F16, Q8_0, Q4_0. A `readable` one writes ASCII when greedy.
+    `pooling` is llama.cpp's number of how it embeds texts, 0 for a file that says nothing.
     """
     usual = (width, layers, kind) == (64, 2, "F16")
     name = "readable" if readable else "tiny"
@@ -206,6 +207,8 @@ def tiny_gguf(
     writer.add_head_count_kv(heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(width // heads)
+    if pooling:
+        writer.add_pooling_type(gguf.PoolingType(pooling))
     tokens = [*alphabet, *SPECIALS, "ab"]  # the format wants one merge at least
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")

@@ -1,4 +1,4 @@
-"""OpenAI's routes: /v1/models, /v1/chat/completions, /v1/completions.
+"""OpenAI's routes: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings.
 
 A request becomes jobs (one for each reply), the jobs generations, and their events JSON. Prompts are built and
 engines woken in threads; the loop only carries events. What is refused is refused before status 200.
@@ -16,8 +16,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from modules.api import sse
+from modules.api.embeddings import embed
 from modules.api.replies import Job, collect, relay, running, seeded, total_usage
-from modules.api.schemas import ChatRequest, CompletionRequest, Prompt, TextRequest
+from modules.api.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt, TextRequest
 from modules.api.shapes import ChatShape, CompletionShape, Envelope, Json, degraded_json
 from modules.chat.prompts import BuiltPrompt, free_tokens
 from modules.engine.base import Degraded, Delta, Event, Finished, ModelInfo, Usage
@@ -50,7 +51,7 @@ def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: fl
     router = APIRouter(prefix="/v1")
 
     async def answer(request: Request, body: TextRequest, prepare: Callable[[str], Order]) -> Response:
-        user = f"api {request.client.host}" if request.client else "api"
+        user = _user_of(request)
         if body.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
             produce = partial(_stream, partial(prepare, user), include_usage)
@@ -83,6 +84,11 @@ def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: fl
         """Continue a text."""
         return await answer(request, body, partial(_with_engine, services, partial(_completion_order, services, body)))
 
+    @router.post("/embeddings")
+    async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
+        """The vector of each text."""
+        return JSONResponse(await sse.unless_disconnected(request, partial(embed, services, body, _user_of(request))))
+
     @router.api_route("/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     def unknown(request: Request, rest: str) -> Json:
         if any(getattr(route, "path", "") == f"/v1/{rest}" for route in router.routes):
@@ -90,6 +96,11 @@ def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: fl
         raise NotFound(f"There is no {request.method} /v1/{rest[:200]}.", remedy="docs/api.md lists every route.")
 
     return router
+
+
+def _user_of(request: Request) -> str:
+    """Whose turn it is: each address has its own."""
+    return f"api {request.client.host}" if request.client else "api"
 
 
 async def _whole(prepare: Callable[[], Order]) -> Json:

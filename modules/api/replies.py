@@ -14,7 +14,7 @@ import anyio
 from anyio import to_thread
 
 from modules.chat.prompts import BuiltPrompt
-from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, TokenLogprob, Usage
+from modules.engine.base import Degraded, Delta, Embedding, Event, Finished, GenerationRequest, TokenLogprob, Usage
 from modules.engine.host.host import EngineHost, Generation
 from modules.errors import EngineDied
 from modules.sampling import GenerationParams
@@ -24,10 +24,11 @@ Handle = Callable[[int, Event], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One reply to make: the prompt, and how."""
+    """One reply to make: the prompt, and how; or the prompt to `embed`."""
 
     prompt: BuiltPrompt
     params: GenerationParams
+    embed: bool = False
 
     def request(self, user: str) -> GenerationRequest:
         """What the engine gets; the prompt's own stop strings join the client's."""
@@ -37,6 +38,7 @@ class Job:
             prompt_ids=self.prompt.prompt_ids,
             reply_ids=self.prompt.reply_ids,
             words=self.prompt.words,
+            embed=self.embed,
             params=self.params.model_copy(update={"stop": (*self.params.stop, *self.prompt.stop)}),
         )
 
@@ -104,6 +106,7 @@ class Collected:
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     degraded: tuple[Degraded, ...] = ()
+    embedding: tuple[float, ...] = ()
     finished: Finished | None = None
 
     def add(self, event: Event) -> None:
@@ -111,6 +114,8 @@ class Collected:
         if isinstance(event, Delta):
             self.text += event.text
             self.logprobs += event.logprobs
+        elif isinstance(event, Embedding):
+            self.embedding = event.values
         elif isinstance(event, Degraded):
             self.degraded += (event,)
         elif isinstance(event, Finished):

@@ -1,4 +1,4 @@
-"""What clients may send: the bodies of OpenAI's two text routes and of a model load.
+"""What clients may send: the bodies of OpenAI's text routes, of embeddings and of a model load.
 
 Sampling fields and load options are derived from GenerationParams and LoadOptions, ranges and descriptions included.
 Types are strict ("5" and true are no numbers). Fields that nobody declared are ignored, except in a model load.
@@ -29,6 +29,7 @@ from modules.settings import LoadOptions, flag_of
 
 MAX_CHOICES = 8
 MAX_MESSAGES = 2048
+MAX_INPUTS = 2048
 MAX_LOGPROBS = 20
 
 Prompt = str | tuple[int, ...]
@@ -295,6 +296,38 @@ class CompletionRequest(TextRequest):
         if len(self.prompt) * self.choices > MAX_CHOICES:
             raise BadValue(
                 f"{len(self.prompt)} prompts × n = {self.choices} are more than {MAX_CHOICES} replies.", param="n"
+            )
+        return self
+
+
+def _own_length(value: object) -> object:
+    if value is not None:
+        raise PydanticCustomError("unsupported", "the vectors have the model's own length, and Snug does not cut them")
+    return value
+
+
+class EmbeddingRequest(BaseModel):
+    """The body of POST /v1/embeddings."""
+
+    model_config = _STRICT
+
+    model: Annotated[str, Field(max_length=500)] | None = Field(None, description="Any name, as for the other routes.")
+    input: Annotated[
+        tuple[Prompt, ...],
+        PlainValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
+    ] = Field(description=f"A text, or its token ids; or up to {MAX_INPUTS} of either.")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="Numbers (the default), or their 32-bit floats in base64."
+    )
+    dimensions: Annotated[Any, AfterValidator(_own_length)] = Field(
+        None, description="Not supported; null is accepted."
+    )
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> Self:
+        if len(self.input) > MAX_INPUTS:
+            raise BadValue(
+                f"{len(self.input)} inputs are more than {MAX_INPUTS}.", remedy="Send several requests.", param="input"
             )
         return self
 

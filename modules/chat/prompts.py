@@ -22,7 +22,7 @@ from modules.messages import ChatMessage
 
 LEAST_FREE_SHARE = 4  # at least a quarter of the context stays free for the reply, less if it may not be that long
 TRANSCRIPT_STOP = ("\nUser:",)
-_LONGEST_TOKEN_CHARACTERS = 256  # no tokenizer packs more of a real text into one token
+LONGEST_TOKEN_CHARACTERS = 256  # no tokenizer packs more of a real text into one token
 _COUNTS_KEPT = 20_000
 _BREAK = "\u200b"  # a space without width
 
@@ -107,7 +107,7 @@ class Prompts:
             return BuiltPrompt((), words=Words(text=whole_characters(text)))
         free = 0 if info.is_encoder_decoder else free_tokens(info, max_new_tokens)
         limit = info.context_tokens - free
-        characters = limit * _LONGEST_TOKEN_CHARACTERS
+        characters = limit * LONGEST_TOKEN_CHARACTERS
         cut = len(text) > characters
         if cut and not truncate:
             raise _too_long(f"The text has {len(text):,} characters", info, free)
@@ -222,7 +222,7 @@ class _Fit:
 
     def _tokens(self, turns: Sequence[ChatMessage]) -> int:
         """Tokens of the contents; for one that cannot fit anyway, just more than the limit."""
-        giant = self.limit * _LONGEST_TOKEN_CHARACTERS
+        giant = self.limit * LONGEST_TOKEN_CHARACTERS
         counts = (
             self.prompts.count(self.engine, turn.content) if len(turn.content) <= giant else self.limit + 1
             for turn in turns
@@ -300,7 +300,7 @@ def _wrapped(ids: Sequence[int], info: ModelInfo) -> Ids:
 def _refuse_giant(messages: Sequence[ChatMessage], info: ModelInfo, free: int) -> None:
     """Refuse at once what would only keep the tokenizer busy for minutes."""
     characters = sum(len(message.content) for message in messages)
-    if characters > info.context_tokens * _LONGEST_TOKEN_CHARACTERS:
+    if characters > info.context_tokens * LONGEST_TOKEN_CHARACTERS:
         raise _too_long(f"The messages have {characters:,} characters", info, free)
 
 

@@ -42,7 +42,7 @@ class GenerationRequest:
 
     `reply_ids` are tokens that the reply already holds ("continue"): they follow the prompt (in the decoder of an
     encoder-decoder model), count as reply for penalties, and are not emitted again. An engine that takes words
-    (ModelInfo.takes) gets `words` and no ids.
+    (ModelInfo.takes) gets `words` and no ids. To `embed` is to make one Embedding of the prompt and no token.
     """
 
     id: str
@@ -51,6 +51,7 @@ class GenerationRequest:
     params: GenerationParams
     reply_ids: tuple[int, ...] = ()
     words: Words | None = None
+    embed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,13 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """The vector of a text, of length 1 unless a server of others made it otherwise."""
+
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Degraded:
     """The engine had to do `what` because of `why`; the reply goes on."""
 
@@ -138,7 +146,7 @@ class Finished:
     error: SnugError | None = None
 
 
-Event = Queued | Prefill | Delta | Degraded | Finished
+Event = Queued | Prefill | Delta | Embedding | Degraded | Finished
 Emit = Callable[[Event], None]
 
 
@@ -166,7 +174,9 @@ class ModelInfo:
     `longest_context` is what the model was made for, 0 where nothing says; `special_tokens` maps a name ("bos_token")
     to its text. `text_prefix_ids` and `text_suffix_ids` are what the tokenizer itself puts around a plain text
     (`add_special_tokens=True`): Llama's BOS, T5's end token. An engine that `takes` "words" encodes nothing and may
-    not know its `context_tokens`, which are 0 then.
+    not know its `context_tokens`, which are 0 then. `adapters` are the LoRA adapters that change the model.
+    `embeds` says what makes one vector of a text's tokens, "" where the engine does not, `embed_tokens` how many a text
+    may have, 0 where nothing says.
     """
 
     name: str
@@ -190,6 +200,9 @@ class ModelInfo:
     text_prefix_ids: tuple[int, ...] = ()
     text_suffix_ids: tuple[int, ...] = ()
     takes: Literal["tokens", "words"] = "tokens"
+    adapters: tuple[str, ...] = ()
+    embeds: Literal["", "mean", "cls", "last", "server"] = ""
+    embed_tokens: int = 0
 
     @property
     def can_grow(self) -> bool:

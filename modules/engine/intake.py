@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from modules.engine.admission import FairQueue
-from modules.engine.base import GenerationRequest
+from modules.engine.base import GenerationRequest, ModelInfo
 from modules.engine.telling import Telling
 from modules.errors import BadValue, ContextLengthExceeded, NoModelLoaded, NotAvailableHere
 from modules.sampling import GenerationParams
@@ -163,6 +163,24 @@ def check_ids(request: GenerationRequest, vocab_size: int) -> None:
     known = range(vocab_size)
     if min(ids := (*request.prompt_ids, *request.reply_ids)) not in known or max(ids) not in known:
         raise BadValue(f"Token ids must be 0 to {known[-1]}.", remedy="Use this model's tokenizer.", param="prompt")
+
+
+def check_embeds(info: ModelInfo, tokens: int, *, param: str = "input") -> None:
+    """Raise NotAvailableHere where `info` makes no embeddings, ContextLengthExceeded for a text that is too long."""
+    if not info.embeds:
+        raise NotAvailableHere(
+            f"{info.name} makes no embeddings.",
+            remedy="Load it with --embeddings."
+            if info.loop == "llamacpp"
+            else "Load a .gguf file with --loader llamacpp --embeddings.",
+            param="model",
+        )
+    if info.embed_tokens and tokens > info.embed_tokens:
+        raise ContextLengthExceeded(
+            f"The text has {tokens:,} tokens; {info.name} embeds at most {info.embed_tokens:,} at once.",
+            remedy="Send it in parts.",
+            param=param,
+        )
 
 
 def check_free(params: GenerationParams) -> None:

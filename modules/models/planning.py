@@ -21,8 +21,10 @@ from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.llamacpp_build import can_use_gpus
 from modules.memory.model.describing import describer_for
 from modules.memory.model.listing import check_loadable
+from modules.memory.model.lora import Lora, find_loras
 from modules.memory.model.spec import ModelSpec, inspect
 from modules.memory.planning.elsewhere import plan_elsewhere
+from modules.memory.planning.native import check_native
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, make_plan
 from modules.memory.planning.ranking import PeaksOf, RunPeaks
 from modules.memory.planning.smaller import Failure, smaller_plans
@@ -144,6 +146,7 @@ class Planning:
             self._cache,
             trust_remote_code=trusted,
             draft=find_draft(self._settings, options),
+            loras=adapters_for(self._settings, options, spec),
             speeds=self._speeds(inventory),
             peaks=self._peaks(sharpen=sharpen),
             observed=self._records.errors_of(spec.model_type),
@@ -183,6 +186,12 @@ def find_draft(settings: Settings, options: LoadOptions) -> ModelSpec | None:
     )
     check_loadable(spec)
     return spec
+
+
+def adapters_for(settings: Settings, options: LoadOptions, spec: ModelSpec) -> tuple[Lora, ...]:
+    """The adapters that --lora names, checked against the file of `spec`. Raises SnugError."""
+    check_native(spec, options)
+    return find_loras(settings.lora_dir, options.lora, spec.path)
 
 
 def find_model(model_dir: Path, name: str | None, *, param: str = "model") -> Path:

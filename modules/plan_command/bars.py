@@ -18,6 +18,7 @@ _SMALL = 0.15  # of its device: below it a bar is drawn larger than the device's
 _SIGNS = {
     "weights": ("█", "#", "blue"), "quant_meta": ("▙", "q", "bright_blue"), "kv_cache": ("▓", "k", "cyan"),
     "idle_cache": ("▖", "i", "bright_cyan"), "draft": ("▛", "m", "bright_magenta"),
+    "adapters": ("▟", "r", "magenta"), "embeddings": ("▥", "e", "yellow"),
     "gradients": ("▚", "g", "magenta"), "optimizer": ("▞", "o", "bright_magenta"),
     "offload_buffer": ("▦", "b", "bright_cyan"), "prefill_peak": ("▒", "p", "yellow"),
     "decode_peak": ("▒", "p", "yellow"), "activations": ("▒", "p", "yellow"),

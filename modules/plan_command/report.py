@@ -36,7 +36,7 @@ from modules.memory.model.spec import inspect
 from modules.memory.planning.ledger import LEDGER_NAME, Ledger
 from modules.memory.planning.planner import PlanTable, Question, list_plans, longest_context
 from modules.memory.planning.speed import Speeds
-from modules.models.planning import find_draft
+from modules.models.planning import adapters_for, find_draft
 from modules.plan_command.as_json import entries_json, error_json, report_json, table_json, training_json
 from modules.plan_command.bars import Signs
 from modules.plan_command.elsewhere import ask, elsewhere_json, print_elsewhere
@@ -239,6 +239,7 @@ def _plan(spec: ModelSpec, settings: Settings, machine: Machine, dry_runs: DryRu
         cache,
         trust_remote_code=settings.trust_remote_code,
         draft=find_draft(settings, settings.load_options),
+        loras=adapters_for(settings, settings.load_options, spec),
         imagined=machine.imagined,
         speeds=machine.speeds,
         peaks=lambda _spec, run, _kind: known.get(run),

@@ -10,6 +10,7 @@ import gradio as gr
 
 from modules.errors import BadValue, SnugError
 from modules.memory.model.listing import ModelEntry
+from modules.memory.model.lora import list_loras
 from modules.memory.planning.planner import Plan, longest_context
 from modules.services import Services
 from modules.settings import GROUP_TITLES, LoadOptions, flag_of
@@ -47,6 +48,7 @@ class ModelTab:
     def __init__(self, services: Services) -> None:
         self.models = services.models
         self.folder = f"{services.settings.model_dir.name}/"
+        self.lora_dir = services.settings.lora_dir
         self.controls: Controls = {}
 
     def options(self, data: Data) -> LoadOptions:
@@ -163,6 +165,13 @@ class ModelTab:
         """Updates that make the controls ask for what `flags` say."""
         return self.showing(options_of(flags, self.options(data)))
 
+    def adapters(self, data: Data) -> Any:
+        """The choice of LoRA adapters, out of sight where there is none to make: llama.cpp alone applies them."""
+        there, taken = list_loras(self.lora_dir), data[self.controls["lora"]] or []
+        native = str(data[self.controls["model"]] or "").lower().endswith(".gguf")
+        fitting = native and data[self.controls["loader"]] in ("auto", "llamacpp")
+        return gr.update(choices=sorted({*there, *taken}), visible=bool(taken or (there and fitting)))
+
     def buttons(self, seen: Seen) -> tuple[Any, Any]:
         """How Load and Unload are labelled, and whether there is anything to unload."""
         state = self.models.state
@@ -273,8 +282,8 @@ def build(services: Services) -> None:
         visible="hidden",
         elem_classes=["channel"],
     )
-    everything, drawn = {*tab.controls.values(), shown}, {plan, ways, load, unload, wrong, shown}
-    name = tab.controls["model"]
+    name, lora = tab.controls["model"], tab.controls["lora"]
+    everything, drawn = {*tab.controls.values(), shown}, {plan, ways, load, unload, wrong, shown, lora}
 
     def pick(event: gr.EventData) -> Any:
         chosen = str(event._data["name"])
@@ -283,7 +292,7 @@ def build(services: Services) -> None:
     def draw(data: Data) -> Any:
         seen = tab.seen(data)
         load_button, unload_button = tab.buttons(seen)
-        buttons = {load: load_button, unload: unload_button, wrong: seen.wrong}
+        buttons = {load: load_button, unload: unload_button, wrong: seen.wrong, lora: tab.adapters(data)}
         if seen.wrong and data[shown] == data[name]:
             return buttons  # the last picture stays until the option is right again
         return {**buttons, plan: seen.plan, ways: seen.ways, shown: data[name]}
@@ -291,7 +300,10 @@ def build(services: Services) -> None:
     def look(data: Data, event: gr.EventData) -> Any:
         updates = tab.mirrored(data[name]) if event._data.get("mirror") else {}
         seen = {**updates, card: tab.state_html(), models: tab.list_html(updates.get(name, data[name]))}
-        return seen | draw(data | updates)
+        drawing = draw(data | updates)
+        if lora in updates:
+            drawing[lora] |= {"value": updates[lora]}
+        return seen | drawing
 
     def take(data: Data, event: gr.EventData) -> Any:
         try:
@@ -345,5 +357,5 @@ def _option_groups(tab: ModelTab, defaults: LoadOptions) -> None:
         with gr.Accordion(title, open=group in ("model", "quantization"), elem_classes=["fold"]):
             for name in names:
                 control = option_control(name, getattr(defaults, name))
-                control.visible = name != "model"
+                control.visible = name not in ("model", "lora")
                 tab.controls[name] = control

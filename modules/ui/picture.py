@@ -73,6 +73,7 @@ def info_html(info: ModelInfo) -> str:
     facts: Sequence[tuple[str, str]] = (
         ("Weights", weights),
         ("Precision", info.quantization if info.quantization not in ("", "none") else info.dtype),
+        ("LoRA adapters", ", ".join(info.adapters)),
         ("Context", f"{info.context_tokens:,} tokens" if info.context_tokens else "not told"),
         ("Peak memory", f"{format_size(info.peak_bytes)} while loading" if info.peak_bytes else ""),
         ("Loaded in", format_duration(info.load_s)),

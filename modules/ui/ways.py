@@ -81,12 +81,10 @@ def reasons_html(plan: Plan) -> str:
 
 def same_load(one: Plan, other: Plan) -> bool:
     """Whether two plans load the same thing in the same places."""
-    return (one.spec.name, one.loader, one.run, one.placement) == (
-        other.spec.name,
-        other.loader,
-        other.run,
-        other.placement,
+    first, second = (
+        (plan.spec.name, plan.loader, plan.run, plan.placement, plan.loras, plan.embeds) for plan in (one, other)
     )
+    return first == second
 
 
 def spare_bytes(plan: Plan, inventory: Inventory) -> int:
@@ -119,7 +117,7 @@ def cost_text(plan: Plan, table: PlanTable) -> str:
 def options_of(flags: Sequence[str], base: LoadOptions) -> LoadOptions:
     """What `flags` ask for, of the model that `base` names; raises BadFlag or BadValue.
 
-    Context length, disk cache and attention are kept from `base` unless the flags name them.
+    Context length, disk cache, attention, adapters and embeddings are kept from `base` unless the flags name them.
     """
     refusal = BadValue(f"{' '.join(flags)[:100]}: not a way to load.", remedy="Reload the page.")
     if any(flag == "--help" or flag.startswith("-h") for flag in flags):
@@ -129,7 +127,10 @@ def options_of(flags: Sequence[str], base: LoadOptions) -> LoadOptions:
         for name, value in vars(build_parser().parse_known_args(list(flags))[0]).items()
         if name in LoadOptions.model_fields
     }
-    kept = {name: getattr(base, name) for name in ("ctx_size", "disk_cache_dir", "attn_implementation")}
+    kept = {
+        name: getattr(base, name)
+        for name in ("ctx_size", "disk_cache_dir", "attn_implementation", "lora", "embeddings")
+    }
     try:
         return LoadOptions.model_validate(kept | given | {"model": base.model})
     except ValueError as error:

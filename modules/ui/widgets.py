@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _WORDS = {
     "cpu": "CPU", "gpu": "GPU", "nvme": "NVMe", "deepspeed": "DeepSpeed", "bf16": "bf16", "8bit": "8-bit",
     "4bit": "4-bit", "ctx": "context", "dir": "folder", "dtype": "precision", "attn": "attention",
-    "quant": "quantization", "kv": "KV",
+    "quant": "quantization", "kv": "KV", "lora": "LoRA",
 }  # fmt: skip
 
 
@@ -135,6 +135,8 @@ def option_control(name: str, value: Any) -> gr.components.Component:
         empty = [("default", "")] if field.default is None else []
         values = [*empty, *((choice, choice) for choice in choices)]
         return gr.Radio(values, value=shown_option(name, value), **common)
+    if name == "lora":
+        return gr.Dropdown([], value=shown_option(name, value), multiselect=True, allow_custom_value=True, **common)
     return gr.Textbox(value=shown_option(name, value), placeholder=_placeholder(name), max_lines=1, **common)
 
 
@@ -165,6 +167,8 @@ def shown_option(name: str, value: Any) -> Any:
         return ""
     if flag_of(name).metavar == "SIZE":
         return " ".join(_exact_size(size) for size in (value if isinstance(value, tuple) else (value,)))
+    if isinstance(value, tuple):
+        return list(value)
     return str(value)
 
 

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 
@@ -27,7 +28,8 @@ from modules.engine.base import (
     TextPiece,
 )
 from modules.engine.control_tokens import CHAT_END_TOKENS
-from modules.engine.intake import QUEUE_LIMIT, Intake, check_fits, check_ids
+from modules.engine.intake import QUEUE_LIMIT, Intake, check_embeds, check_fits, check_ids
+from modules.engine.llamacpp.embedding import LlamaEmbedding, longest_input, pooling_of
 from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, notices
 from modules.engine.llamacpp.server import LlamaServer
@@ -40,6 +42,7 @@ from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.drafts import other_vocabulary
 from modules.memory.planning.idle_cache import idle_limit_bytes
+from modules.memory.planning.native import ignored_note
 from modules.memory.planning.planner import Plan
 
 log = logging.getLogger(__name__)
@@ -52,23 +55,28 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
     """
     started = time.monotonic()
     path, draft = plan.spec.path, plan.draft
-    for spec in (plan.spec,) if draft is None else (plan.spec, draft):
-        if not spec.path.exists():
-            raise ModelNotFound(f"{spec.name} is no longer in the models folder.", remedy="Choose another model.")
+    files = [(plan.spec.name, path), *((lora.name, lora.path) for lora in plan.loras)]
+    for name, file in (*files, *([] if draft is None else [(draft.name, draft.path)])):
+        if not file.exists():
+            raise ModelNotFound(f"{name} is no longer in {file.parent.name}/.", remedy="Choose another one.")
     reset_peak_resident()
     on_progress(Progress("Reading the tokenizer", 0.0))
     table = TokenTable(path)
     if draft is not None:
         _check_same_vocabulary(plan.spec, table, draft)
     on_progress(Progress("Loading weights", 0.05))
-    guide = None if draft is None else draft.path
+    pooling = pooling_of(plan, table.metadata) if plan.embeds else ""
     server = LlamaServer(
         path, plan.run, gpu_layers=plan.gpu_layers, gpu_bytes=_bytes_of_gpus(plan),
-        idle_bytes=idle_limit_bytes(plan.budgets), guess=plan.speculate, draft=guide,
+        idle_bytes=idle_limit_bytes(plan.budgets), guess=plan.speculate, draft=None if draft is None else draft.path,
+        loras=plan.loras, embeds=plan.embeds, by_mean=pooling == "mean",
     )  # fmt: skip
     try:
         tokens = LlamaTokens(server, table)
-        engine = LlamaCppEngine(server, tokens, _info(plan, server, tokens, table, started))
+        info = _info(plan, server, tokens, table, started)
+        if pooling:
+            info = replace(info, embeds=pooling, embed_tokens=longest_input(plan, pooling))
+        engine = LlamaCppEngine(server, tokens, info)
     except BaseException:
         server.close()
         raise
@@ -77,7 +85,7 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
     return engine
 
 
-class LlamaCppEngine(Intake[LlamaReply]):
+class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
     """An Engine over llama.cpp's slots. One thread admits; each active reply has one that reads its events."""
 
     def __init__(
@@ -99,10 +107,14 @@ class LlamaCppEngine(Intake[LlamaReply]):
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
         """Queue a request. Raises ContextLengthExceeded, QueueFull, or BadValue: an empty prompt, a known id, a
-        parameter for which llama.cpp has no sampler.
+        parameter for which llama.cpp has no sampler. NotAvailableHere for embeddings where they were not asked for.
         """
-        check_params(request.params)
         check_ids(request, self._info.vocab_size)
+        if request.embed:
+            check_embeds(self._info, len(request.prompt_ids))
+            self._enqueue(LlamaEmbedding(request, emit))
+            return
+        check_params(request.params)
         held = len(request.prompt_ids) + len(request.reply_ids)
         check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
         longest, guesses = self._info.context_tokens, self._server.guesses
@@ -146,17 +158,22 @@ class LlamaCppEngine(Intake[LlamaReply]):
             following = self._queue.peek()
             if following is None or len(self._active) >= self._rows:
                 return False
+            overdue = any(isinstance(one, LlamaEmbedding) and one.waited_enough for one in self._active.values())
+            if overdue and not isinstance(following, LlamaEmbedding):
+                return False
             promised = sum(reply.most_tokens for reply in self._active.values())
             return promised + following.most_tokens <= self._info.context_tokens
 
-    def _serve(self, reply: LlamaReply) -> None:
+    def _serve(self, reply: LlamaReply | LlamaEmbedding) -> None:
         """All of `reply`, in a thread of its own; its row is free before its end is told."""
         self._leave(reply, self._generate(reply))
 
-    def _generate(self, reply: LlamaReply) -> Callable[[], None]:
+    def _generate(self, reply: LlamaReply | LlamaEmbedding) -> Callable[[], None]:
         """What is left to do is telling its end."""
         try:
             reply.begin()
+            if isinstance(reply, LlamaEmbedding):
+                return partial(reply.finish, reply.read(self._server))
             for notice in notices(reply.request.params):
                 reply.degraded(notice, "llama.cpp's samplers see one text.")
             return partial(reply.finish, self._read(reply))
@@ -235,7 +252,8 @@ def _info(plan: Plan, server: LlamaServer, tokens: LlamaTokens, table: TokenTabl
         modules=dict(plan.placement) if plan.gpu_layers else {"": "cpu"},
         load_s=time.monotonic() - started,
         peak_bytes=peak_resident(),
-        warnings=spec.warnings,
+        warnings=(*spec.warnings, *map(ignored_note, filter(lambda lora: lora.ignored, plan.loras))),
+        adapters=tuple(lora.title for lora in plan.loras),
         longest_context=spec.max_context,
         text_prefix_ids=prefix,
         text_suffix_ids=suffix,

@@ -6,9 +6,6 @@ a port of the loopback that the system picks; everywhere it answers only to a ke
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import secrets
 import shutil
 import socket
@@ -18,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from modules.engine.llamacpp.gpus import check_gpus, check_room, taken_bytes
-from modules.engine.llamacpp.stream import Stream, checked
+from modules.engine.llamacpp.question import Question
+from modules.engine.llamacpp.stream import Stream
 from modules.engine.process.spinning import spin_as_llamacpp_should
 from modules.errors import LoadFailed, OutOfMemory
 from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.model.lora import Lora
 from modules.memory.planning.drafts import Speculate
 
 _UNIX = "unix://"
@@ -32,10 +31,12 @@ class LlamaServer:
 
     def __init__(
         self, path: Path, run: RunSpec, *, gpu_layers: Sequence[int] = (), gpu_bytes: Sequence[int] = (),
-        idle_bytes: int = 0, guess: Speculate = "off", draft: Path | None = None,
+        idle_bytes: int = 0, guess: Speculate = "off", draft: Path | None = None, loras: Sequence[Lora] = (),
+        embeds: bool = False, by_mean: bool = False,
     ) -> None:  # fmt: skip
-        """Load `path`, whose header is checked, and `draft` beside it, which has the same vocabulary; `gpu_layers` as
-        in Plan, `gpu_bytes` what is planned for each GPU.
+        """Load `path`, whose header is checked, `draft` beside it, which has the same vocabulary, and `loras`, which
+        fit it; `gpu_layers` as in Plan, `gpu_bytes` what is planned for each GPU. `embeds`: it answers /v1/embeddings
+        too, as the file says or `by_mean`.
 
         Conversations that wait may take `idle_bytes` beside the cache.
 
@@ -45,7 +46,7 @@ class LlamaServer:
         spin_as_llamacpp_should()
         import xllamacpp
 
-        from modules.memory.dryruns.llamacpp_params import load_params, speculate
+        from modules.memory.dryruns.llamacpp_params import apply, embed, load_params, speculate
 
         before = xllamacpp.get_device_info() if gpu_layers else []
         if gpu_layers:
@@ -55,6 +56,9 @@ class LlamaServer:
         params = load_params(path, run, gpu_layers, idle_bytes=idle_bytes)
         if self.guesses:
             speculate(params, draft)
+        if embeds:
+            embed(params, by_mean=by_mean)
+        apply(params, loras)
         params.api_keys = [self._key]
         params.verbosity = 1
         self._folder = Path(tempfile.mkdtemp(prefix="snug-"))  # readable for this user alone
@@ -77,12 +81,11 @@ class LlamaServer:
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer of one endpoint, JSON; POST where there is a `body`."""
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = self._open()
-        payload = None if body is None else json.dumps(body).encode("ascii")
-        with contextlib.closing(connection):
-            connection.request("GET" if payload is None else "POST", path, payload, self._headers)
-            return checked(json.loads(connection.getresponse().read()))
+        return self.begin(path, body).answer()
+
+    def begin(self, path: str, body: Mapping[str, Any] | None = None) -> Question:
+        """`ask` whose answer can be waited for, or given up."""
+        return Question(self._open(), path, self._headers, body)
 
     def stream(self, body: Mapping[str, Any]) -> Stream:
         """Begin a completion."""

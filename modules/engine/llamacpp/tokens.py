@@ -25,6 +25,7 @@ class TokenTable:
         self._header = header
         texts, types = _array(header, _TOKENS).texts, _array(header, _TYPES).items
         self.chat_template = str(header.metadata.get("tokenizer.chat_template", ""))
+        self.metadata = header.metadata
         self.size = len(texts)
         self.texts = texts
         self.unknown_id = next((index for index, kind in enumerate(types) if kind == _UNKNOWN), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from modules.engine.base import Emit, EngineStats, GenerationRequest
-from modules.engine.intake import QUEUE_LIMIT, Intake, check_fits, check_free, check_ids
+from modules.engine.intake import QUEUE_LIMIT, Intake, check_embeds, check_fits, check_free, check_ids
 from modules.engine.loops.loaded import LoadedModel, TokenizerFace, process_memory
 from modules.engine.loops.reply import Reply, end_without_gpu
 
@@ -39,6 +39,8 @@ class LoopEngine(Intake[Reply], TokenizerFace):
         end_without_gpu(error)
 
     def _check(self, request: GenerationRequest) -> None:
+        if request.embed:
+            check_embeds(self.loaded.info, len(request.prompt_ids))
         check_free(request.params)
         check_ids(request, self.loaded.info.vocab_size)
         prompt, reply = len(request.prompt_ids), len(request.reply_ids)

@@ -27,6 +27,7 @@ from modules.engine.base import (
 from modules.engine.intake import QUEUE_LIMIT, Intake, check_fits, check_ids
 from modules.engine.remote.client import PATIENCE, Json, Patience, RemoteClient, Unreached
 from modules.engine.remote.connecting import Found, find_out
+from modules.engine.remote.embedding import PATH, RemoteEmbedding
 from modules.engine.remote.reply import RemoteReply
 from modules.engine.remote.tokens import RemoteTokens
 from modules.errors import (
@@ -74,7 +75,7 @@ def connect(
     return engine
 
 
-class RemoteEngine(Intake[RemoteReply]):
+class RemoteEngine(Intake[RemoteReply | RemoteEmbedding]):
     """An Engine over HTTP. One thread admits; replies are read in the client's loop, `Found.rows` of them at once."""
 
     def __init__(self, client: RemoteClient, found: Found, info: ModelInfo, *, queue_limit: int = QUEUE_LIMIT) -> None:
@@ -93,6 +94,9 @@ class RemoteEngine(Intake[RemoteReply]):
         """Queue a request. Raises ContextLengthExceeded, QueueFull, or BadValue: an empty prompt, a known id, ids for a
         server that takes words, what this kind of server cannot do at all.
         """
+        if request.embed:
+            self._enqueue(RemoteEmbedding(request, emit, self._found))
+            return
         if request.words is None:
             if self._found.tokens is None:
                 raise BadValue("This server takes text, not token ids.", remedy="Send text.", param="prompt")
@@ -133,15 +137,21 @@ class RemoteEngine(Intake[RemoteReply]):
         self._client.spawn(self._serve(reply))
         return True
 
-    async def _serve(self, reply: RemoteReply) -> None:
+    async def _serve(self, reply: RemoteReply | RemoteEmbedding) -> None:
         """All of `reply`; its row is free before its end is told. Cancelled is only what it waits for."""
-        work = asyncio.ensure_future(self._generate(reply))
+        doing = self._generate(reply) if isinstance(reply, RemoteReply) else self._embed(reply)
+        work = asyncio.ensure_future(doing)
         reply.on_cancel = lambda: self._client.call_soon(work.cancel)
         if reply.cancelled:
             work.cancel()
         reason, error = await _outcome(work)
-        reply.close_thought()
+        if isinstance(reply, RemoteReply):
+            reply.close_thought()
         self._leave(reply, lambda: reply.finish("cancelled", None) if reply.cancelled else reply.finish(reason, error))
+
+    async def _embed(self, reply: RemoteEmbedding) -> FinishReason:
+        reply.begin()
+        return reply.take(await self._client.ask(PATH, reply.body))
 
     async def _generate(self, reply: RemoteReply) -> FinishReason:
         """Ask until the server took the request, then follow it to its end. Raises SnugError."""
@@ -256,4 +266,5 @@ def describe(plan: Plan, server: RemoteServer, found: Found, started: float) -> 
         text_prefix_ids=prefix,
         text_suffix_ids=suffix,
         takes="tokens" if by_ids else "words",
+        embeds="server",
     )

@@ -6,7 +6,7 @@ Not here: reading the fit (llamacpp_fit.py), running the model (engine/llamacpp/
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import xllamacpp
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.forecasting.kv_cache import KVCache
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
+from modules.memory.model.lora import Lora
 from modules.units import MiB
 
 # Tokens that are looked up, and most that are guessed at once. llama.cpp's own 12 and 48 hardly ever find anything.
@@ -60,6 +61,18 @@ def load_params(path: Path, run: RunSpec, gpu_layers: Sequence[int] = (), *, idl
     params.ui = False
     params.endpoint_slots = False
     return params
+
+
+def apply(params: Any, loras: Iterable[Lora]) -> None:
+    """Let the model of `params` be changed by adapters that were checked against it."""
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora.path), lora.scale) for lora in loras]
+
+
+def embed(params: Any, *, by_mean: bool) -> None:
+    """Let the server of `params` answer /v1/embeddings beside its replies, as the file says, or by the mean."""
+    params.embedding = True
+    if by_mean:
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 
 
 def _place(params: Any, gpu_layers: Sequence[int]) -> None:

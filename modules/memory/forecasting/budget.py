@@ -11,16 +11,18 @@ from typing import Literal
 
 Method = Literal["exact", "dry-run", "formula"]
 Purpose = Literal[
-    "weights", "quant_meta", "kv_cache", "idle_cache", "draft", "prefill_peak", "decode_peak", "dequant_buffer",
-    "offload_buffer", "gradients", "optimizer", "activations", "allocator", "context",
+    "weights", "quant_meta", "adapters", "kv_cache", "idle_cache", "draft", "embeddings", "prefill_peak",
+    "decode_peak", "dequant_buffer", "offload_buffer", "gradients", "optimizer", "activations", "allocator", "context",
 ]  # fmt: skip
 
 PURPOSE_TITLES: dict[Purpose, str] = {
     "weights": "weights",
     "quant_meta": "quantization data",
+    "adapters": "LoRA adapters",
     "kv_cache": "KV cache",
     "idle_cache": "idle conversations",
     "draft": "draft model",
+    "embeddings": "reading for embeddings",
     "gradients": "gradients",
     "optimizer": "optimizer states",
     "offload_buffer": "buffer for offloaded layers",
@@ -99,6 +101,16 @@ class Budget:
         return self["draft"]
 
     @property
+    def adapters(self) -> int:
+        """Low-rank changes beside the weights."""
+        return self["adapters"]
+
+    @property
+    def embeddings(self) -> int:
+        """What reading a text for its embedding takes beyond reading a prompt."""
+        return self["embeddings"]
+
+    @property
     def prefill_peak(self) -> int:
         """What reading a chunk of the prompt takes beyond what stays."""
         return self["prefill_peak"]
@@ -147,8 +159,8 @@ class Budget:
     def resident(self) -> int:
         """What stays from the end of the load on."""
         kept: tuple[Purpose, ...] = (
-            "weights", "quant_meta", "kv_cache", "idle_cache", "draft", "offload_buffer", "gradients", "optimizer",
-            "context",
+            "weights", "quant_meta", "adapters", "kv_cache", "idle_cache", "draft", "embeddings", "offload_buffer",
+            "gradients", "optimizer", "context",
         )  # fmt: skip
         return sum(self[purpose] for purpose in kept)
 

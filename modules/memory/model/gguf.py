@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +30,7 @@ _KEPT_ITEMS = 1024
 _WINDOW = 256 * KiB
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
-_STRING, _ARRAY = 8, 9
+FLOAT32, _STRING, _ARRAY = 6, 8, 9
 
 # Value type → struct format: uint8, int8, uint16, int16, uint32, int32, float32, bool, uint64, int64, float64.
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
@@ -51,11 +51,15 @@ Value = int | float | bool | str | ArrayValue
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a GGUF file says of itself. Tensor shapes are in PyTorch's order: the contiguous dimension last."""
+    """What a GGUF file says of itself. Tensor shapes are in PyTorch's order: the contiguous dimension last.
+
+    `kinds` are the type numbers of the values, FLOAT32 and its kin: llama.cpp aborts where it finds another one.
+    """
 
     version: int
     metadata: dict[str, Value]
     tensors: tuple[StoredTensor, ...]
+    kinds: dict[str, int] = field(default_factory=dict)
 
 
 def read_gguf(path: Path, *, whole: frozenset[str] = frozenset()) -> GgufHeader:
@@ -80,6 +84,7 @@ class _Reader:
         self._position = 0
         self._text_bytes = 0
         self._strings = 0
+        self._kinds: dict[str, int] = {}
 
     def header(self) -> GgufHeader:
         """Everything up to the tensor data, and whether the data is all there."""
@@ -98,7 +103,7 @@ class _Reader:
         metadata = self._metadata(pair_count)
         alignment = self._alignment(metadata)
         tensors = self._tensors(tensor_count, alignment)
-        return GgufHeader(version, metadata, tensors)
+        return GgufHeader(version, metadata, tensors, self._kinds)
 
     def _metadata(self, count: int) -> dict[str, Value]:
         metadata: dict[str, Value] = {}
@@ -106,7 +111,8 @@ class _Reader:
             key = self._string(MAX_KEY_BYTES, "a key")
             if not key or key in metadata:
                 raise self._bad(f"the key {key[:80]!r} is empty or there twice")
-            metadata[key] = self._value(key, self._unsigned("<I"))
+            self._kinds[key] = self._unsigned("<I")
+            metadata[key] = self._value(key, self._kinds[key])
         return metadata
 
     def _value(self, key: str, kind: int) -> Value:

@@ -318,14 +318,14 @@ def _gguf_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[Run
 
 
 def _only_llamacpp(options: LoadOptions) -> str:
-    """The flag that leaves a GGUF file to llama.cpp alone: of files, only it drafts, or deals out layers. "" where none
-    does.
+    """The flag that leaves a GGUF file to llama.cpp alone: of files, only it drafts, deals out layers, applies LoRA
+    adapters to them, and embeds with them. "" where none does.
     """
-    if options.loader == "llamacpp":
-        return "--loader llamacpp"
-    if options.gpu_layers is not None:
-        return "--gpu-layers"
-    return "--draft-model" if options.draft_model and options.loader == "auto" else ""
+    if options.loader != "auto":
+        return "--loader llamacpp" if options.loader == "llamacpp" else ""
+    flags = {"--gpu-layers": options.gpu_layers is not None, "--draft-model": options.draft_model,
+             "--lora": options.lora, "--embeddings": options.embeddings}  # fmt: skip
+    return next((flag for flag, given in flags.items() if given), "")
 
 
 def _why_not_llamacpp(spec: ModelSpec, wishes: Wishes) -> str:

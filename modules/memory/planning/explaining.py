@@ -16,6 +16,7 @@ from modules.memory.planning.candidates import LABELS, asks_to_split
 from modules.memory.planning.choosing import Ranked
 from modules.memory.planning.drafts import how_to_speculate
 from modules.memory.planning.fitting import CHUNKS, Problem, Solution
+from modules.memory.planning.native import ignored_note
 from modules.memory.planning.placement import Layout
 from modules.memory.planning.quality import loss_text
 from modules.memory.planning.speed import Speeds
@@ -90,6 +91,11 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
         if guesses:
             yield "Guessed tokens are checked several at once, which llama.cpp rounds otherwise: near-ties may part."
             yield "While it guesses, llama.cpp writes one reply at a time."
+    if options.embeddings:
+        yield "It answers /v1/embeddings too; a text to embed waits for the replies that are being written."
+    if problem.loras:
+        yield f"Changed by LoRA adapters: {', '.join(lora.title for lora in problem.loras)}."
+        yield from map(ignored_note, filter(lambda lora: lora.ignored, problem.loras))
     if spec.prequantized != "none":
         yield f"The file is quantized already: {LABELS[spec.prequantized]}."
     elif run.quantization != "none":
@@ -200,9 +206,11 @@ def sum_words(device: str, budget: Budget) -> str:
     """`6.5 GiB weights + 1.0 GiB KV cache + 0.6 GiB buffers`: all that its total holds."""
     parts = [
         (budget.weights + budget.quant_meta, "weights"),
+        (budget.adapters, "LoRA adapters"),
         (budget.kv_cache, "KV cache"),
         (budget.idle_cache, "for idle conversations"),
         (budget.draft, "draft model"),
+        (budget.embeddings, "for embeddings"),
         (budget.transient + budget.offload_buffer, "buffers"),
         (budget.context, "CUDA context" if device.startswith("cuda") else "engine process"),
         (budget.loading, "more while loading"),

@@ -15,6 +15,7 @@ from modules.memory.forecasting.figures import Held, beside_gpus_budget, device_
 from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes, layer_cache_away, weight_bytes
 from modules.memory.forecasting.llamacpp_sizes import Beside
 from modules.memory.forecasting.remembered import PerSpec
+from modules.memory.model.lora import Lora
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Way
 from modules.memory.planning.drafts import draft_figure, draft_figures_beside_gpus
@@ -25,6 +26,12 @@ from modules.memory.planning.gguf_layers import (
     lay_out_whole,
     only_roomiest,
     parts_of,
+)
+from modules.memory.planning.native import (
+    embedding_figure,
+    embedding_figures_beside_gpus,
+    lora_figure,
+    lora_figures_beside_gpus,
 )
 from modules.memory.planning.placement import (
     Group,
@@ -63,7 +70,7 @@ class Counted:
 class Problem:
     """A model, the wishes and the machine. `widened`: by how much forecasts for a device are raised, from 1 on, since
     they were too low before. `counted`: what a dry run counted, where one is known. `draft`: a model that guesses
-    ahead, on the first device that computes.
+    ahead, `loras` what changes the model, both on the first device that computes.
     `gpus` are those that may be used, of `gpus_there`; `imagined`: the machine is not here.
     """
 
@@ -77,6 +84,7 @@ class Problem:
     widened: Mapping[str, float] = field(default_factory=dict)
     counted: Counted | None = None
     draft: ModelSpec | None = None
+    loras: tuple[Lora, ...] = ()
 
     def device(self, name: str) -> Device:
         """The device of that id."""
@@ -405,6 +413,11 @@ def _solution(problem: Problem, way: Way, run: RunSpec, layout: Layout) -> Solut
     if problem.draft is not None:
         figure = draft_figure(problem.draft, problem.spec, run)
         budgets[computing[0]] = budgets[computing[0]].with_figure("draft", figure)
+    if problem.options.embeddings:
+        figure = embedding_figure(problem.spec, run)
+        budgets[computing[0]] = budgets[computing[0]].with_figure("embeddings", figure)
+    if problem.loras:
+        budgets[computing[0]] = budgets[computing[0]].with_figure("adapters", lora_figure(problem.loras))
     written = {"disk": layout.rewritten} if layout.rewritten else {}
     return Solution(way, run, layout, budgets, dict(layout.weights), _lacking(problem, budgets, written))
 
@@ -425,6 +438,12 @@ def _llamacpp_solution(problem: Problem, way: Way, run: RunSpec, layout: Layout)
     if problem.draft is not None:
         for device, figure in draft_figures_beside_gpus(problem.draft, run, used).items():
             budgets[device] = budgets[device].with_figure("draft", figure)
+    if problem.options.embeddings:
+        for device, figure in embedding_figures_beside_gpus(problem.spec, run, used).items():
+            budgets[device] = budgets[device].with_figure("embeddings", figure)
+    if problem.loras:
+        for device, figure in lora_figures_beside_gpus(problem.loras, list(budgets)).items():
+            budgets[device] = budgets[device].with_figure("adapters", figure)
     return Solution(way, run, layout, budgets, dict(layout.weights), _lacking(problem, budgets, {}))
 
 

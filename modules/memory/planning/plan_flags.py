@@ -97,6 +97,8 @@ def words(options: LoadOptions) -> tuple[str, ...]:
         spoken.append(flag_name(name))
         if name in ("gpu_memory", "cpu_memory"):
             spoken += [_size_text(size) for size in (value if isinstance(value, tuple) else (value,))]
+        elif isinstance(value, tuple):
+            spoken += value
         elif value is not True:
             spoken.append(str(value))
     return tuple(spoken)

@@ -13,6 +13,7 @@ from modules.errors import SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.model.lora import Lora
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import DEFAULT_CONTEXT, Loader, Place, Way, Wishes, list_ways, wished_context
 from modules.memory.planning.choosing import Ranked, choose, front, lacks, may_take, nearest_misses
@@ -21,6 +22,7 @@ from modules.memory.planning.drafts import Speculate, check_draft, how_to_specul
 from modules.memory.planning.explaining import notes, speed_note, title
 from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
 from modules.memory.planning.idle_cache import with_idle_cache
+from modules.memory.planning.native import check_native
 from modules.memory.planning.plan_flags import gpu_layers, options_for, words
 from modules.memory.planning.ranking import (
     ErrorsOf,
@@ -49,9 +51,9 @@ class Plan:
     device will hold, by purpose. `flags` is what to type to get exactly this. `quality` is 1 for weights as stored,
     else the expected ratio of perplexities, below 1; speeds are (low, high), (0, 0) if unknown; `short_bytes` is what
     the worst device lacks, 0 if it fits. `speculate` says what guesses ahead: nothing, look-up in the conversation, or
-    the model `draft`. `remote` is where the model runs if that is not here, `vllm_python` the Python that has vLLM,
-    None for this one. `gpu_layers` are how many layers llama.cpp computes on each GPU, the output counted as one; ()
-    where it uses none.
+    the model `draft`; `loras` change the model, `embeds` says whether it makes embeddings too. `remote` is where the
+    model runs if that is not here, `vllm_python` the Python that has vLLM, None for this one. `gpu_layers` are how many
+    layers llama.cpp computes on each GPU, the output counted as one; () where it uses none.
     """
 
     spec: ModelSpec
@@ -73,6 +75,8 @@ class Plan:
     short_bytes: int = 0
     speculate: Speculate = "off"
     draft: ModelSpec | None = None
+    loras: tuple[Lora, ...] = ()
+    embeds: bool = False
     remote: RemoteServer | None = None
     vllm_python: Path | None = None
     gpu_layers: tuple[int, ...] = ()
@@ -88,10 +92,11 @@ class Plan:
 class Question:
     """What is to be planned: a model, what the user asks for, a machine, and what is known of how it behaves there.
 
-    `draft` is the model that --draft-model names. `user_cache_dir` is where the disk cache goes if no flag says
-    otherwise; `imagined`: the machine is not here. `speeds` None: the published ones. `peaks` tells what a dry run
-    counted, or None while it is not known; it must not block, and is asked for chosen ways only. `observed` tells
-    how far such forecasts were off so far. `llamacpp_gpu`: llama.cpp's build there can compute on GPUs.
+    `draft` is the model that --draft-model names, `loras` are what --lora does. `user_cache_dir` is where the disk
+    cache goes if no flag says otherwise; `imagined`: the machine is not here. `speeds` None: the published ones.
+    `peaks` tells what a dry run counted, or None while it is not known; it must not block, and is asked for chosen ways
+    only. `observed` tells how far such forecasts were off so far. `llamacpp_gpu`: llama.cpp's build there can compute
+    on GPUs.
     """
 
     spec: ModelSpec
@@ -101,6 +106,7 @@ class Question:
     _: KW_ONLY
     trust_remote_code: bool = False
     draft: ModelSpec | None = None
+    loras: tuple[Lora, ...] = ()
     imagined: bool = False
     speeds: Speeds | None = None
     peaks: PeaksOf | None = field(default=None, compare=False, repr=False)
@@ -152,6 +158,7 @@ def list_plans(question: Question) -> PlanTable:
     """
     spec, options = question.spec, question.options
     check_draft(spec, question.draft, options)
+    check_native(spec, options)
     problem = _problem(question)
     ways, dropped = list_ways(spec, options, len(problem.gpus), llamacpp_gpu=question.llamacpp_gpu)
     wishes, wished = Wishes(options, len(problem.gpus), question.llamacpp_gpu), wished_context(spec, options)
@@ -212,7 +219,7 @@ def _problem(question: Question) -> Problem:
         gpus = gpus[: len(options.gpu_memory)]
     return Problem(
         question.spec, options, gpus, inventory.cpu, inventory.disk, there, imagined=question.imagined,
-        draft=question.draft,
+        draft=question.draft, loras=question.loras,
     )  # fmt: skip
 
 
@@ -245,6 +252,8 @@ def _plan(
         short_bytes=lacks(one),
         speculate=how_to_speculate(problem.spec, problem.draft, options, solution.run),
         draft=problem.draft,
+        loras=problem.loras,
+        embeds=options.embeddings,
         vllm_python=question.vllm_python if options.loader == "vllm" else None,
         gpu_layers=gpu_layers(problem, solution),
     )
