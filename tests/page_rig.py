@@ -12,6 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from modules.api.app import build_api
+from modules.characters.library import People
 from modules.chat.presets import Presets
 from modules.chat.prompts import Prompts
 from modules.chat.service import ChatService
@@ -72,10 +73,13 @@ def _services(settings: Settings, parts: ExitStack, dry_runs: DryRunner | None, 
     )  # fmt: skip
     parts.callback(models.close)
     prompts = Prompts(worker)
-    chat = ChatService(models, store, prompts)
+    people = People.of(ROOT / "characters", settings.user_data_dir)
+    chat = ChatService(models, store, prompts, people=people)
     parts.callback(chat.shutdown)
     presets = Presets(ROOT / "presets", settings.user_data_dir / "presets")
-    return Services(settings=settings, models=models, chat=chat, store=store, prompts=prompts, presets=presets)
+    return Services(
+        settings=settings, models=models, chat=chat, store=store, prompts=prompts, presets=presets, people=people
+    )
 
 
 def _serve(services: Services, parts: ExitStack) -> str:
