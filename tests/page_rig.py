@@ -51,11 +51,23 @@ def start_snug(
     load: LoadEngine | None = None,
 ) -> Snug:
     """A Snug whose model "tiny" plays `script`, by `load` if one is given; `parts` ends it."""
-    make_model_folder(settings.model_dir, "tiny", script)
-    services = _services(settings, parts, dry_runs, load or ScriptedLoad())
+    services = parts_of(settings, parts, script, dry_runs=dry_runs, load=load)
     if loaded:
         services.models.load(LoadOptions.model_validate({"model": "tiny"}))
     return Snug(_serve(services, parts), services)
+
+
+def parts_of(
+    settings: Settings,
+    parts: ExitStack,
+    script: Script,
+    *,
+    dry_runs: DryRunner | None = None,
+    load: LoadEngine | None = None,
+) -> Services:
+    """The same without its faces, nothing loaded yet."""
+    make_model_folder(settings.model_dir, "tiny", script)
+    return _services(settings, parts, dry_runs, load or ScriptedLoad())
 
 
 def fake_machine(_: Path) -> Inventory:

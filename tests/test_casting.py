@@ -60,8 +60,9 @@ def text_of(prompts: Prompts, engine: Tokens, who: Cast, said: list[ChatMessage]
 def test_a_character_becomes_a_system_message_and_turns(prompts: Prompts) -> None:
     text = text_of(prompts, family_engine("chatml"), cast(), SAID)
     assert text == (
-        "<|im_start|>system\nHelp. Stay Ada.\n\nThe Engine is made of brass.\n\nAda counts. Kim listens.\n\n"
-        "Ada's personality: exact\n\nScenario: A library.\n\nKim: Kim is a sailor.\n\nExamples of how Ada talks:\n\n"
+        "<|im_start|>system\nHelp. Stay Ada.\n\nAda counts. Kim listens.\n\n"
+        "Ada's personality: exact\n\nScenario: A library.\n\nThe Engine is made of brass.\n\n"
+        "Kim: Kim is a sailor.\n\nExamples of how Ada talks:\n\n"
         "Kim: One?\nAda: Two.<|im_end|>\n<|im_start|>assistant\nGood day.<|im_end|>\n"
         "<|im_start|>user\nWhat is the engine?\n\nBe Ada.<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -81,7 +82,7 @@ def test_chat_instruct_puts_the_chat_into_one_command(prompts: Prompts) -> None:
     assert text.startswith(
         "<|im_start|>system\nHelp. Stay Ada.<|im_end|>\n<|im_start|>user\nContinue the chat dialogue"
     )
-    assert 'reply for the character "Ada".\n\nThe Engine is made of brass.\n\nAda counts.' in text
+    assert 'reply for the character "Ada".\n\nAda counts.' in text
     assert text.endswith(
         "Ada: Good day.\nKim: What is the engine?\nAda: Brass.\nKim: Thanks.\n\nBe Ada.<|im_end|>\n"
         "<|im_start|>assistant\nAda:"

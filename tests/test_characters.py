@@ -351,33 +351,33 @@ def test_lore_enters_when_it_is_spoken_of() -> None:
         {"keys": ["Dragon"], "content": "D", "insertion_order": 2},
         {"keys": ["elf"], "content": "E", "insertion_order": 1},
         {"keys": ["king"], "secondary_keys": ["crown"], "selective": True, "content": "K"},
-        {"keys": [], "constant": True, "content": "C", "insertion_order": 3, "position": "after_char"},
+        {"keys": [], "constant": True, "content": "C", "insertion_order": 3, "position": "before_char"},
         {"keys": ["dragon"], "content": "off", "enabled": False},
         {"keys": ["ELF"], "content": "case", "case_sensitive": True},
         {"keys": ["(a+)+$"], "use_regex": True, "content": "regex"},
     )
-    assert lore(*entries, says=["an elf, a dragon, a king (a+)+$"]) == Lore(("E", "D"), ("C",))
-    assert lore(*entries, says=["the king's crown"]) == Lore(("K",), ("C",))
+    assert lore(*entries, says=["an elf, a dragon, a king (a+)+$"]) == Lore(("C",), ("E", "D"))
+    assert lore(*entries, says=["the king's crown"]) == Lore(("C",), ("K",))
 
 
 def test_lore_looks_back_as_far_as_the_book_says_and_keeps_to_its_budget() -> None:
     entry = {"keys": ["oak"], "content": "x" * 60}
     assert lore(entry, says=["oak", "b", "c"], scan_depth=2) == Lore()
-    assert lore(entry, says=["oak", "b", "c"], scan_depth=3) == Lore(("x" * 60,))
+    assert lore(entry, says=["oak", "b", "c"], scan_depth=3) == Lore((), ("x" * 60,))
     second = {"keys": ["oak"], "content": "y" * 60, "priority": 5}
-    assert lore(entry, second, says=["oak"], token_budget=100) == Lore(("y" * 60,))
+    assert lore(entry, second, says=["oak"], token_budget=100) == Lore((), ("y" * 60,))
     assert lore(entry, says=["oak"], default_budget=10) == Lore()
 
 
 def test_lore_calls_for_other_lore_only_where_the_book_wants_it() -> None:
     entries = ({"keys": ["oak"], "content": "The hive"}, {"keys": ["hive"], "content": "Honey"})
-    assert lore(*entries, says=["oak"]) == Lore(("The hive",))
-    assert lore(*entries, says=["oak"], recursive_scanning=True) == Lore(("The hive", "Honey"))
+    assert lore(*entries, says=["oak"]) == Lore((), ("The hive",))
+    assert lore(*entries, says=["oak"], recursive_scanning=True) == Lore((), ("The hive", "Honey"))
 
 
 def test_decorators_of_version_3_are_not_told_to_the_model() -> None:
-    assert lore({"keys": ["a"], "content": "@@depth 4\n@@role user\nFact."}, says=["a"]) == Lore(("Fact.",))
-    assert lore({"keys": ["zzz"], "content": "@@activate\nFact."}, says=["a"]) == Lore(("Fact.",))
+    assert lore({"keys": ["a"], "content": "@@depth 4\n@@role user\nFact."}, says=["a"]) == Lore((), ("Fact.",))
+    assert lore({"keys": ["zzz"], "content": "@@activate\nFact."}, says=["a"]) == Lore((), ("Fact.",))
 
 
 def test_regular_expressions_are_named_as_unused() -> None:

@@ -17,7 +17,7 @@ _ROUNDS = 5  # of entries that speak of other entries
 
 @dataclass(frozen=True, slots=True)
 class Lore:
-    """The texts to put before and after the character's description."""
+    """The texts to put before and after the character's description; those that do not say go after it."""
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
@@ -38,8 +38,8 @@ def matching(book: Lorebook, messages: Sequence[str], count: Callable[[str], int
             kept.append(entry)
     kept.sort(key=lambda entry: entry.insertion_order)
     return Lore(
-        tuple(spoken(entry) for entry in kept if entry.position != "after_char"),
-        tuple(spoken(entry) for entry in kept if entry.position == "after_char"),
+        tuple(spoken(entry) for entry in kept if entry.position == "before_char"),
+        tuple(spoken(entry) for entry in kept if entry.position != "before_char"),
     )
 
 

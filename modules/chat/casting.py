@@ -69,7 +69,7 @@ class Cast:
     def description(self, lore: Lore) -> str:
         """Who the character and the user are: what is told to the model before the chat."""
         if self.character is None:
-            return self._persona()
+            return self.fill(self._persona())
         who = self.character
         parts = (
             *lore.before,

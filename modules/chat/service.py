@@ -120,8 +120,12 @@ class ChatService:
 
     def begin(self, owner: str, setup: Setup) -> Conversation:
         """A new conversation with a character, its greetings in place. Raises NotFound, BadCharacter, StoreFailed."""
-        cast = cast_of(Conversation("", owner, "", "chat", "", None, 0, 0, setup), self._people)
-        return self._store.create(owner, setup=setup, greetings=cast.greetings)
+        new = Conversation("", owner, "", "chat", "", None, 0, 0, setup)
+        return self._store.create(owner, setup=setup, greetings=self.greetings(new))
+
+    def greetings(self, conversation: Conversation) -> tuple[str, ...]:
+        """With what a conversation's character begins. Raises NotFound, BadCharacter."""
+        return cast_of(conversation, self._people).greetings
 
     def set_setup(self, owner: str, conversation_id: str, setup: Setup) -> Conversation:
         """Change how the model is asked, from the next reply on. Raises NotFound, BadCharacter, Busy, StoreFailed."""
@@ -142,7 +146,7 @@ class ChatService:
             self._store.get(owner, conversation_id)
 
             def build(engine: EngineHost) -> BuiltPrompt:
-                return self.build(owner, conversation_id, parent_id, params, engine, text or None, speaker="user")
+                return self._build(owner, conversation_id, parent_id, params, engine, text or None, speaker="user")
 
             task = Task(owner, params, build, _Nowhere(), trim_start=not text)
             return self._start(key, task, f"{key[1]}-{uuid4().hex}", text)
@@ -235,19 +239,19 @@ class ChatService:
         self, owner: str, conversation_id: str, question_id: str, params: GenerationParams, *, op_id: str
     ) -> RunningReply:
         """Start a new reply below a question."""
-        start = self._reply_start(owner, conversation_id)
+        start = self.reply_start(self._store.get(owner, conversation_id))
         message = self._store.append(
             owner, conversation_id, question_id, "assistant", start, op_id=op_id, status="streaming"
         )
-        build = partial(self.build, owner, conversation_id, question_id, params, reply_start=start or None)
+        build = partial(self._build, owner, conversation_id, question_id, params, reply_start=start or None)
         keeper = _InStore(self._store, message.id)
         task = Task(owner, params, build, keeper, not start, self._extensions.modify_output)
         return self._start((owner, conversation_id), task, message.id, start)
 
-    def _reply_start(self, owner: str, conversation_id: str) -> str:
-        """What the conversation's replies begin with; a character that is gone is told by the reply instead."""
+    def reply_start(self, conversation: Conversation) -> str:
+        """What a conversation's replies begin with; a character that is gone is told by the reply instead."""
         try:
-            return cast_of(self._store.get(owner, conversation_id), self._people).reply_start
+            return cast_of(conversation, self._people).reply_start
         except (NotFound, BadCharacter):
             return ""
 
@@ -268,7 +272,7 @@ class ChatService:
             raise NotFound("There is no such message in this conversation.", remedy="Reload the conversation.")
         return message
 
-    def build(
+    def _build(
         self,
         owner: str,
         conversation_id: str,
@@ -278,13 +282,12 @@ class ChatService:
         reply_start: str | None = None,
         *,
         speaker: Speaker = "assistant",
-        draft: str = "",
     ) -> BuiltPrompt:
-        """The prompt for a reply to the messages down to `last_id`, and to a `draft` after them.
+        """The prompt for a reply to the messages down to `last_id`.
 
         Raises what `cast_of` and Prompts.chat raise.
         """
-        turns, form, _ = self.turns(owner, conversation_id, last_id, engine, draft=draft)
+        turns, form, _ = self.turns(self._store.get(owner, conversation_id), last_id, engine)
         return self._prompts.chat(
             engine,
             turns,
@@ -295,11 +298,14 @@ class ChatService:
         )
 
     def turns(
-        self, owner: str, conversation_id: str, last_id: str | None, engine: EngineHost, *, draft: str = ""
+        self, conversation: Conversation, last_id: str | None, engine: EngineHost, *, draft: str = ""
     ) -> tuple[list[ChatMessage], Form, list[str]]:
-        """What is told to the model, the form of it, and the ids of the messages in it (a draft has none)."""
-        cast = cast_of(self._store.get(owner, conversation_id), self._people)
-        said = history_of(self._store.path_to(owner, last_id) if last_id else [], self._read)
+        """What is told to the model, the form of it, and the ids of the messages in it; a `draft` comes after them.
+
+        The conversation need not be stored. Raises what `cast_of` raises.
+        """
+        cast = cast_of(conversation, self._people)
+        said = history_of(self._store.path_to(conversation.owner, last_id) if last_id else [], self._read)
         history = [turn for _, turn in said]
         if draft.strip():
             history.append(ChatMessage("user", self._extensions.modify_input(draft)))
@@ -312,7 +318,7 @@ class ChatService:
         return self._extensions.modify_input(message.content) if message.role == "user" else message.content
 
     def _continued(self, owner: str, message: Message, params: GenerationParams, engine: EngineHost) -> BuiltPrompt:
-        return self.build(owner, message.conversation_id, message.parent_id, params, engine, message.content)
+        return self._build(owner, message.conversation_id, message.parent_id, params, engine, message.content)
 
 
 @dataclass(frozen=True, slots=True)
