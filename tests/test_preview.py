@@ -138,6 +138,19 @@ def test_the_users_message_is_written_without_being_stored(services: Services) -
     assert len(services.store.path("", conversation.id)) == 3
 
 
+def test_a_greeting_is_neither_continued_nor_made_anew_but_the_user_can_be_written_after_it(services: Services) -> None:
+    conversation = begin(services)
+    greeting = str(conversation.head_id)
+    for act in (services.chat.continue_reply, services.chat.regenerate):
+        with pytest.raises(BadValue):
+            act("", conversation.id, greeting, PARAMS)
+    assert services.store.message("", greeting).status == "complete"
+    reply = services.chat.impersonate("", conversation.id, greeting, "", PARAMS)
+    while not (view := reply.wait(reply.view().version, 10)).finished:
+        pass
+    assert view.status == "complete", view.error
+
+
 def test_a_reply_begins_as_the_setup_says_and_so_is_told_to_the_model(services: Services) -> None:
     conversation = begin(services, reply_start="{{char}} nods")
     assert ask(services, conversation, "One?").startswith("Ada nods")

@@ -104,6 +104,8 @@ class ChatService:
             message = self._message(owner, conversation_id, message_id)
             if message.role != "assistant":
                 raise BadValue("Only a reply can be continued.", remedy="Regenerate it.", param="message_id")
+            if message.parent_id is None:
+                raise BadValue("A greeting cannot be continued.", remedy="Answer it, or edit it.", param="message_id")
             if self._store.get(owner, conversation_id).head_id != message.id:
                 raise StaleView("Other messages follow this one now.", remedy="Reload the conversation.")
             self._store.reopen(owner, message.id)

@@ -190,12 +190,13 @@
 
   /* What was thought before the answer: closed, and left as the reader has it while it grows. */
   function thoughtFold(thought) {
-    return el("details.thought", {}, el("summary", {}, el("span.thought-line", {}, thought.line)), el("div.thought-text", {}, thought.text));
+    return el(`details.thought${thought.line === "Thinking" ? ".thinking" : ""}`, {}, el("summary", {}, el("span.thought-line", {}, thought.line)), el("div.thought-text", {}, thought.text));
   }
   function drawThought(node, thought) {
     const fold = node.querySelector(":scope > .thought");
     if (!thought) return fold?.remove();
     if (!fold) return node.querySelector(":scope > .body").before(thoughtFold(thought));
+    fold.classList.toggle("thinking", thought.line === "Thinking");
     fold.querySelector(".thought-line").textContent = thought.line;
     fold.querySelector(".thought-text").textContent = thought.text;
   }
@@ -224,7 +225,8 @@
     const act = (glyph, label, name) => { const button = iconButton(glyph, label, null); button.dataset.act = name; return button; };
     const buttons = [act("copy", "Copy", "copy"), act("edit", "Edit", "edit")];
     if (message.role === "assistant" && !isFirst) buttons.push(act("retry", "Regenerate", "regenerate"));
-    if (message.role === "assistant" && isLast) buttons.push(act("forward", "Continue", "continue"), act("person", "Write my next message", "impersonate"));
+    if (message.role === "assistant" && isLast && !isFirst) buttons.push(act("forward", "Continue", "continue"));
+    if (message.role === "assistant" && isLast) buttons.push(act("person", "Write my next message", "impersonate"));
     if (message.role === "user" && isLast) buttons.push(act("retry", "Get a reply", "regenerate"));
     if (isLast) buttons.push(act("trash", "Delete last exchange", "delete"));
     const stats = [message.status === "stopped" ? "stopped" : "", message.stats].filter(Boolean).join(" · ");

@@ -73,7 +73,7 @@
   }
 
   function fill() {
-    const view = snug.chatView(), setup = view.setup, playing = setup.manner !== "instruct";
+    const view = snug.chatView(), setup = { ...view.setup, ...pending }, playing = setup.manner !== "instruct";
     const held = panel.contains(document.activeElement) ? document.activeElement.id : "";
     const select = (id, label, list, value, none, onchange) => field(id, label, el("select", { id, onchange: (event) => onchange(event.target.value) },
       el("option", { value: "", selected: !value }, none),
