@@ -51,6 +51,10 @@ class BadPreset(SnugError):
     code, http_status = "bad_preset", 400
 
 
+class BadCharacter(SnugError):
+    code, http_status = "bad_character", 400
+
+
 class NotFound(SnugError):
     code, http_status = "not_found", 404
 

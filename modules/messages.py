@@ -8,6 +8,7 @@ from typing import Literal
 Role = Literal["system", "user", "assistant"]
 MessageStatus = Literal["complete", "streaming", "stopped", "interrupted", "error"]
 Mode = Literal["chat", "notebook"]
+Manner = Literal["instruct", "chat", "chat-instruct"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class ReplyStats:
     """How one reply went. Times in seconds; `dropped_messages` lay outside the model's context.
 
     `drafted_tokens` were guessed ahead, `accepted_tokens` of them rightly. `told` are sentences about what the engine
-    had to give up for it.
+    had to give up for it. `thought_s` went by before a thinking model began its answer.
     """
 
     prompt_tokens: int
@@ -39,6 +40,7 @@ class ReplyStats:
     told: tuple[str, ...] = ()
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    thought_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,27 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Setup:
+    """How the model is asked in one conversation; "" is always the usual way.
+
+    `manner` is text-generation-webui's mode. `character` and `persona` are ids, `command` is what chat-instruct tells
+    the model, `template` stands in place of the model's own, `reply_start` begins every reply, `thinking` is one of
+    the choices that the template offers.
+    """
+
+    manner: Manner = "instruct"
+    character: str = ""
+    persona: str = ""
+    command: str = ""
+    template: str = ""
+    reply_start: str = ""
+    thinking: str = ""
+
+
+USUAL = Setup()
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """A titled tree of messages; `head_id` is the newest message of the branch on show, None while empty."""
 
@@ -73,3 +96,4 @@ class Conversation:
     head_id: str | None
     created_at: float
     updated_at: float
+    setup: Setup = USUAL

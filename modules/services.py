@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from modules.characters.library import People
 from modules.chat.presets import Presets
 from modules.chat.prompts import Prompts
 from modules.chat.service import ChatService
@@ -22,3 +23,4 @@ class Services:
     store: Store
     prompts: Prompts
     presets: Presets
+    people: People

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import uvicorn
 
+from modules.characters.library import People
 from modules.chat.presets import Presets
 from modules.chat.prompts import Prompts
 from modules.chat.service import ChatService
@@ -140,7 +141,8 @@ def services(settings: Settings, folder: Path) -> Iterator[Services]:
         parts.callback(models.close)
         speeds.measure_soon(models.machine, lambda: models.idle)
         prompts = Prompts(worker)
-        chat = ChatService(models, store, prompts, extensions)
+        people = People.of(ROOT / "characters", folder)
+        chat = ChatService(models, store, prompts, extensions, people)
         parts.callback(chat.shutdown)
         yield Services(
             settings=settings,
@@ -149,6 +151,7 @@ def services(settings: Settings, folder: Path) -> Iterator[Services]:
             store=store,
             prompts=prompts,
             presets=Presets(ROOT / "presets", folder / "presets"),
+            people=people,
         )
 
 

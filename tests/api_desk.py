@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -21,6 +22,7 @@ from fastapi import FastAPI
 from modules import errors
 from modules.api.app import Patience, build_api
 from modules.api.guard import install_guard
+from modules.characters.library import People
 from modules.chat.prompts import Prompts
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import Emit, Engine, GenerationRequest, ModelInfo, OnProgress
@@ -93,8 +95,9 @@ class Desk:
         )
         self.prompts = Prompts(TemplateWorker())
         services = Services(
-            settings=settings, models=self.models, chat=UNUSED, store=UNUSED, prompts=self.prompts, presets=UNUSED
-        )
+            settings=settings, models=self.models, chat=UNUSED, store=UNUSED, prompts=self.prompts, presets=UNUSED,
+            people=People.of(Path("characters"), settings.user_data_dir),
+        )  # fmt: skip
         self.app: FastAPI = build_api(services, patience=patience)
         install_guard(self.app, host="127.0.0.1", port=7860, access_token=None)
 

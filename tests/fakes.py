@@ -65,7 +65,8 @@ class Script:
     """What a ScriptedEngine does.
 
     One step emits one character, whose tokens are its UTF-8 bytes. `reply` is said once, or over and over if
-    `endless`; `echo` says the decoded prompt instead. `tokens_per_s` 0 is as fast as it goes. At step `fault_at` of
+    `endless`; `echo` says the decoded prompt instead, `quote` too, with signs in it that no stop string can meet.
+    `tokens_per_s` 0 is as fast as it goes. At step `fault_at` of
     every reply `fault` strikes: an exception or out-of-memory in the step, a hang that ignores cancel, exit code 7, or
     SIGKILL. `load_fault` strikes after `load_s` seconds of loading in ten steps; `ballast_bytes` are held while loaded.
     """
@@ -73,6 +74,7 @@ class Script:
     reply: str = "The quick brown fox jumps over the lazy dog."
     endless: bool = False
     echo: bool = False
+    quote: bool = False
     tokens_per_s: float = 0.0
     prefill_s: float = 0.0
     fault: StepFault = ""
@@ -103,6 +105,11 @@ class ScriptedLoad:
         ballast = bytearray(os.urandom(1)) * script.ballast_bytes
         on_progress(Progress("Ready", 1.0))
         return ScriptedEngine(script, plan, ballast=ballast, load_s=time.monotonic() - started)
+
+
+def quoted(text: str) -> str:
+    """`text` as a Script with `quote` says it."""
+    return text.replace("\n", "⏎").replace("<|", "«").replace("|>", "»")
 
 
 def load_scripted(plan: Plan, on_progress: OnProgress) -> ScriptedEngine:
@@ -270,7 +277,8 @@ class ScriptedEngine:
 
     def _text_of(self, request: GenerationRequest) -> tuple[str, FinishReason]:
         """What is still to be said to `request`, cut at its stop strings and its length limit."""
-        whole = self.decode(request.prompt_ids) if self.script.echo else self.script.reply
+        whole = self.decode(request.prompt_ids) if self.script.echo or self.script.quote else self.script.reply
+        whole = quoted(whole) if self.script.quote else whole
         rest = whole.removeprefix(self.decode(request.reply_ids))
         limit = request.params.max_new_tokens
         if self.script.endless:

@@ -12,6 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from modules.api.app import build_api
+from modules.characters.library import People
 from modules.chat.presets import Presets
 from modules.chat.prompts import Prompts
 from modules.chat.service import ChatService
@@ -50,11 +51,23 @@ def start_snug(
     load: LoadEngine | None = None,
 ) -> Snug:
     """A Snug whose model "tiny" plays `script`, by `load` if one is given; `parts` ends it."""
-    make_model_folder(settings.model_dir, "tiny", script)
-    services = _services(settings, parts, dry_runs, load or ScriptedLoad())
+    services = parts_of(settings, parts, script, dry_runs=dry_runs, load=load)
     if loaded:
         services.models.load(LoadOptions.model_validate({"model": "tiny"}))
     return Snug(_serve(services, parts), services)
+
+
+def parts_of(
+    settings: Settings,
+    parts: ExitStack,
+    script: Script,
+    *,
+    dry_runs: DryRunner | None = None,
+    load: LoadEngine | None = None,
+) -> Services:
+    """The same without its faces, nothing loaded yet."""
+    make_model_folder(settings.model_dir, "tiny", script)
+    return _services(settings, parts, dry_runs, load or ScriptedLoad())
 
 
 def fake_machine(_: Path) -> Inventory:
@@ -72,10 +85,13 @@ def _services(settings: Settings, parts: ExitStack, dry_runs: DryRunner | None, 
     )  # fmt: skip
     parts.callback(models.close)
     prompts = Prompts(worker)
-    chat = ChatService(models, store, prompts)
+    people = People.of(ROOT / "characters", settings.user_data_dir)
+    chat = ChatService(models, store, prompts, people=people)
     parts.callback(chat.shutdown)
     presets = Presets(ROOT / "presets", settings.user_data_dir / "presets")
-    return Services(settings=settings, models=models, chat=chat, store=store, prompts=prompts, presets=presets)
+    return Services(
+        settings=settings, models=models, chat=chat, store=store, prompts=prompts, presets=presets, people=people
+    )
 
 
 def _serve(services: Services, parts: ExitStack) -> str:

@@ -41,9 +41,10 @@ def test_each_device_that_may_hold_a_part_of_an_adapter_has_room_for_it(
         device: LORA.size_bytes for device in without.budgets
     }
     for device, budget in beside.budgets.items():
-        assert budget.total - budget.idle_cache == without.budgets[device].total - without.budgets[
-            device
-        ].idle_cache + LORA.size_bytes
+        assert (
+            budget.total - budget.idle_cache
+            == without.budgets[device].total - without.budgets[device].idle_cache + LORA.size_bytes
+        )
 
 
 def test_logits_for_embeddings_are_computed_where_the_output_lies_and_kept_in_memory(file: Path) -> None:

@@ -10,6 +10,7 @@ from modules.api import sse
 from modules.api.admin import admin_routes
 from modules.api.errors import install_error_handlers
 from modules.api.openai import openai_routes
+from modules.api.pictures import picture_routes
 from modules.api.tokens import token_routes
 from modules.services import Services
 
@@ -30,5 +31,6 @@ def build_api(services: Services, *, patience: Patience = Patience()) -> FastAPI
     # Our own first: openai's catch-all for /v1 comes last, so that the page's own routes never answer for the API.
     app.include_router(admin_routes(services, **waits))
     app.include_router(token_routes(services))
+    app.include_router(picture_routes(services))
     app.include_router(openai_routes(services, **waits))
     return app

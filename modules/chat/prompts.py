@@ -8,20 +8,23 @@ Rendering is in rendering.py, tokenizing in the engine.
 from __future__ import annotations
 
 import hashlib
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
+from modules.chat.forms import PLAIN, Form, cut_at
 from modules.chat.rendering import ChatTemplate, Rendered, render_pieces
 from modules.chat.templates import TemplateWorker
+from modules.chat.thinking import opened_by
 from modules.engine.base import ModelInfo, TextPiece, Words
-from modules.errors import BadValue, ContextLengthExceeded
+from modules.errors import BadChatTemplate, BadValue, ContextLengthExceeded
 from modules.messages import ChatMessage
 
 LEAST_FREE_SHARE = 4  # at least a quarter of the context stays free for the reply, less if it may not be that long
-TRANSCRIPT_STOP = ("\nUser:",)
+TRANSCRIPT_STOP = PLAIN.stop
 LONGEST_TOKEN_CHARACTERS = 256  # no tokenizer packs more of a real text into one token
 _COUNTS_KEPT = 20_000
 _BREAK = "\u200b"  # a space without width
@@ -45,8 +48,8 @@ class BuiltPrompt:
     """A prompt ready to submit.
 
     `reply_ids` are what the reply already holds, `stop` strings to add to the request's own, `dropped` the number of
-    messages that did not fit, `notice` "" or what else had to be changed, for people. An engine that takes words gets
-    `words` and no ids.
+    messages that did not fit, `notice` "" or what else had to be changed, for people. `opens` is "" or the mark of a
+    thought that the prompt has begun already. An engine that takes words gets `words` and no ids.
     """
 
     prompt_ids: Ids
@@ -55,6 +58,7 @@ class BuiltPrompt:
     dropped: int = 0
     notice: str = ""
     words: Words | None = None
+    opens: str = ""
 
 
 class Prompts:
@@ -77,8 +81,11 @@ class Prompts:
         max_new_tokens: int,
         reply_start: str | None = None,
         truncate: bool,
+        form: Form = PLAIN,
     ) -> BuiltPrompt:
         """The prompt for a reply to `messages`, which goes on from `reply_start` if that is given.
+
+        Where a template of `form` fails, the model's own is taken, and the notice says so.
 
         Raises ContextLengthExceeded if the messages do not fit, or with `truncate` if even the system prompt and the
         last user message do not; BadValue without messages; BadChatTemplate.
@@ -88,12 +95,21 @@ class Prompts:
         if not any(m.role != "system" for m in turns):
             raise BadValue("There is no message to answer.", remedy="Send at least one user message.", param="messages")
         if engine.info.takes == "words":
-            return BuiltPrompt((), words=Words(tuple(turns), reply_start=start, may_drop=truncate))
+            asked = [ChatMessage("user", form.swap)] if form.speaker == "user" else []
+            words = (*form.arranged(turns), *asked)
+            return BuiltPrompt((), words=Words(words, reply_start=start, may_drop=truncate))
         if engine.info.is_encoder_decoder:
             return self._last_message_alone(engine, turns, start)
         free = free_tokens(engine.info, max_new_tokens)
-        fit = _Fit(self, engine, turns, start, limit=engine.info.context_tokens - free, free=free)
-        return fit.build(truncate=truncate)
+        fit = _Fit(self, engine, turns, start, form, limit=engine.info.context_tokens - free, free=free)
+        try:
+            return fit.build(truncate=truncate)
+        except BadChatTemplate as error:
+            if not form.template:
+                raise
+            built = replace(fit, form=replace(form, template="")).build(truncate=truncate)
+            because = f"This conversation's own chat template failed, so the model's was used: {error.message}"
+            return replace(built, notice=" ".join(part for part in (because, built.notice) if part))
 
     def completion(
         self, engine: PromptEngine, text: str, *, max_new_tokens: int, truncate: bool = False
@@ -122,11 +138,12 @@ class Prompts:
         kept = _wrapped(ids[max(0, len(ids) - (limit - spare)) :], info)
         return BuiltPrompt(kept, notice="The beginning of the text lies outside the model's context.")
 
-    def render(self, engine: PromptEngine, messages: Sequence[ChatMessage]) -> Rendered:
-        """The messages as pieces of text, through the model's chat template or as a transcript."""
-        if not engine.info.chat_template:
-            return Rendered(_transcript(messages))
-        template = ChatTemplate(engine.info.chat_template, engine.info.special_tokens, self._worker)
+    def render(self, engine: PromptEngine, messages: Sequence[ChatMessage], form: Form = PLAIN) -> Rendered:
+        """The messages as pieces of text, through the model's chat template (or that of `form`) or as a transcript."""
+        text = form.template or engine.info.chat_template
+        if not text:
+            return Rendered(form.transcript(messages))
+        template = ChatTemplate(text, engine.info.special_tokens, self._worker, form.variables)
         return render_pieces(template, messages, lambda content: neutralised(engine, content))
 
     def count(self, engine: PromptEngine, content: str) -> int:
@@ -142,6 +159,10 @@ class Prompts:
                 counts.clear()
             counts[key] = counted
         return counted
+
+    def length(self, engine: PromptEngine, text: str) -> int:
+        """Tokens of a text, remembered; a guess for an engine that tells no tokens."""
+        return len(text) // 4 + 1 if engine.info.takes == "words" else self.count(engine, text)
 
     def _last_message_alone(self, engine: PromptEngine, turns: Sequence[ChatMessage], start: str) -> BuiltPrompt:
         text = next((m.content for m in reversed(turns) if m.role == "user"), turns[-1].content)
@@ -169,6 +190,7 @@ class _Fit:
     engine: PromptEngine
     turns: Sequence[ChatMessage]
     reply_start: str
+    form: Form
     limit: int
     free: int
 
@@ -230,17 +252,34 @@ class _Fit:
         return sum(counts)
 
     def _attempt(self, kept: Sequence[ChatMessage]) -> BuiltPrompt:
-        info = self.engine.info
-        rendered = self.prompts.render(self.engine, kept)
-        prompt = self.engine.encode(rendered.pieces)
+        info, form = self.engine.info, self.form
+        pieces, notice, stop = self._pieces(kept)
+        opens = opened_by("".join(piece.text for piece in pieces))
+        prompt = self.engine.encode(pieces)
+        start = self.reply_start.removeprefix(opens)
         reply: Sequence[int] = ()
-        if self.reply_start:
-            together = self.engine.encode([*rendered.pieces, TextPiece(self.reply_start)])
+        if start:
+            start = f" {start}" if form.prefix else start
+            together = self.engine.encode([*pieces, TextPiece(start)])
             continues = together[: len(prompt)] == prompt
-            reply = together[len(prompt) :] if continues else self.engine.encode([TextPiece(self.reply_start)])
-        if info.chat_template:
-            return BuiltPrompt(tuple(prompt), tuple(reply), notice=rendered.notice)
-        return BuiltPrompt(_wrapped(prompt, info), tuple(reply), TRANSCRIPT_STOP)
+            reply = together[len(prompt) :] if continues else self.engine.encode([TextPiece(start)])
+        if form.template or info.chat_template:
+            return BuiltPrompt(tuple(prompt), tuple(reply), stop, notice=notice, opens=opens)
+        return BuiltPrompt(_wrapped(prompt, info), tuple(reply), tuple(dict.fromkeys((*form.stop, *stop))))
+
+    def _pieces(self, kept: Sequence[ChatMessage]) -> tuple[tuple[TextPiece, ...], str, tuple[str, ...]]:
+        """The prompt up to where the speaker begins, what had to be changed, and where to stop."""
+        form = self.form
+        stop = form.stop if form.stop_at_names or form.prefix else ()
+        arranged = form.arranged(kept)
+        if form.speaker == "assistant" or form.prefix:
+            rendered = self.prompts.render(self.engine, arranged, form)
+            prefix = (TextPiece(form.prefix),) if form.prefix else ()
+            return (*rendered.pieces, *prefix), rendered.notice, stop
+        mark = f"m{secrets.token_hex(16)}"
+        rendered = self.prompts.render(self.engine, [*arranged, ChatMessage("user", mark)], form)
+        pieces, after = cut_at(rendered.pieces, mark)
+        return pieces, rendered.notice, (*stop, after) if after else stop
 
     def _refusal(self, built: BuiltPrompt, *, truncated: bool) -> ContextLengthExceeded:
         what = "The last message, with the system prompt, has" if truncated else "The messages have"
@@ -273,20 +312,6 @@ def neutralised(engine: PromptEngine, content: str) -> str:
         if engine.encode([TextPiece(harmless, template=True)]) == engine.encode([TextPiece(harmless)]):
             return harmless
     return forms[-1](content)
-
-
-def _transcript(messages: Sequence[ChatMessage]) -> tuple[TextPiece, ...]:
-    """A conversation for a model that knows no chat format, up to where the reply begins."""
-    pieces: list[TextPiece] = []
-    for message in messages:
-        if message.role == "system":
-            pieces += TextPiece(message.content.strip()), TextPiece("\n\n", template=True)
-        else:
-            name = "User: " if message.role == "user" else "Assistant: "
-            pieces += (
-                TextPiece(name, template=True), TextPiece(message.content.strip()), TextPiece("\n", template=True)
-            )  # fmt: skip
-    return (*pieces, TextPiece("Assistant:", template=True))
 
 
 def _wrapped(ids: Sequence[int], info: ModelInfo) -> Ids:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from modules.chat.templates import TemplateRefused, TemplateWorker
 from modules.engine.base import TextPiece
@@ -32,17 +33,20 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A model's template with what it may read beside the messages: `special_tokens` by name ("bos_token")."""
+    """A model's template with what it may read beside the messages: `special_tokens` by name ("bos_token"), `variables`
+    such as `enable_thinking`."""
 
     text: str
     special_tokens: dict[str, str]
     worker: TemplateWorker
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
         """The text up to where the reply begins. Raises BadChatTemplate."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
         variables = {
-            **self.special_tokens, "messages": turns, "tools": None, "documents": None, "add_generation_prompt": True
+            **self.special_tokens, **self.variables, "messages": turns, "tools": None, "documents": None,
+            "add_generation_prompt": True,
         }  # fmt: skip
         return self.worker.render(self.text, variables)
 
@@ -51,7 +55,8 @@ def render_pieces(template: ChatTemplate, messages: Sequence[ChatMessage], neutr
     """The messages as the template writes them.
 
     Where it refuses a system message or drops it, that goes before the first user message; where it wants users and
-    replies to alternate, messages in a row are joined. `neutralise` makes a content harmless for a template that
+    replies to alternate, messages in a row are joined, and before a reply that comes first stands a user message with
+    what the system was to say. `neutralise` makes a content harmless for a template that
     rewrites contents. Raises BadChatTemplate with the template's first objection.
     """
     objection: TemplateRefused | None = None
@@ -138,7 +143,7 @@ def _shows_system(rendered: Rendered, messages: Sequence[ChatMessage]) -> bool:
 def _variants(messages: Sequence[ChatMessage]) -> list[list[ChatMessage]]:
     """The messages as they are, then in the forms that stricter templates accept, without repetition."""
     merged = _system_into_user(messages)
-    forms = [list(messages), merged, _joined(merged)]
+    forms = [list(messages), merged, _joined(merged), _user_first(messages)]
     return [form for number, form in enumerate(forms) if form not in forms[:number]]
 
 
@@ -150,6 +155,15 @@ def _system_into_user(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
             rest[number] = ChatMessage("user", f"{system}\n\n{message.content}")
             break
     return rest
+
+
+def _user_first(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """For a greeting: templates that know no system message mostly want the user to begin."""
+    rest = [m for m in messages if m.role != "system"]
+    if not rest or rest[0].role == "user":
+        return _joined(_system_into_user(messages))
+    system = "\n\n".join(m.content for m in messages if m.role == "system")
+    return _joined([ChatMessage("user", system), *rest])
 
 
 def _joined(messages: Sequence[ChatMessage]) -> list[ChatMessage]:

@@ -14,10 +14,10 @@ from collections import defaultdict
 from typing import Any
 
 from modules.errors import NotFound, StaleView
-from modules.messages import Conversation, Message, ReplyStats
+from modules.messages import Conversation, Message, ReplyStats, Setup
 
 CHANGED = "Reload the conversation: it was changed elsewhere."
-CONVERSATION = "id, owner, title, mode, system_prompt, head_id, created_at, updated_at"
+CONVERSATION = "id, owner, title, mode, system_prompt, head_id, created_at, updated_at, setup"
 MESSAGE = "id, conversation_id, parent_id, sequence, role, content, created_at, status, stats, error"
 SUBTREE = """  -- a message and all that follows it: (message id, owner)
     WITH RECURSIVE below (id) AS (
@@ -108,10 +108,24 @@ def with_siblings(connection: sqlite3.Connection, messages: list[Message]) -> li
 
 def to_conversation(row: tuple[Any, ...]) -> Conversation:
     """From a row of the columns CONVERSATION."""
-    ident, owner, title, mode, system_prompt, head_id, created_at, updated_at = row
+    ident, owner, title, mode, system_prompt, head_id, created_at, updated_at, setup = row
     return Conversation(
-        ident, unpack(owner), unpack(title), mode, unpack(system_prompt), head_id, created_at, updated_at
+        ident,
+        unpack(owner),
+        unpack(title),
+        mode,
+        unpack(system_prompt),
+        head_id,
+        created_at,
+        updated_at,
+        Setup(**json.loads(unpack(setup))),
     )
+
+
+def pack_setup(setup: Setup) -> str:
+    """What differs from the usual way, as JSON; `to_conversation` reads it."""
+    usual = dataclasses.asdict(Setup())
+    return json.dumps({name: value for name, value in dataclasses.asdict(setup).items() if value != usual[name]})
 
 
 def to_message(row: tuple[Any, ...]) -> Message:

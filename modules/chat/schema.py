@@ -46,4 +46,5 @@ MIGRATIONS: tuple[str, ...] = (
         content TEXT NOT NULL
     );
     """,
+    "ALTER TABLE conversations ADD COLUMN setup TEXT NOT NULL DEFAULT '{}'",
 )

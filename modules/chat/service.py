@@ -10,19 +10,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+from modules.characters.library import People
+from modules.chat.casting import cast_of, history_of
+from modules.chat.forms import Form, Speaker
 from modules.chat.prompts import BuiltPrompt, Prompts
 from modules.chat.running import ReplyView, RunningReply
 from modules.chat.store import Store
 from modules.chat.writing import Outcome, Task, Writer
 from modules.engine.host.host import EngineHost
-from modules.errors import BadValue, Busy, NotFound, StaleView
+from modules.errors import BadCharacter, BadValue, Busy, NotFound, StaleView
 from modules.extensions import Extensions
-from modules.messages import ChatMessage, Conversation, Message
+from modules.messages import ChatMessage, Conversation, Message, Setup
 from modules.models.manager import ModelManager
 from modules.sampling import GenerationParams
 
@@ -30,18 +33,26 @@ __all__ = ["NOTEBOOK", "ChatService", "ReplyView", "RunningReply"]
 
 NOTEBOOK = "notebook"  # where `running` finds an owner's notebook completion; no conversation has this id
 SHUTDOWN_S = 5.0
+LORE_SHARE = 4  # of the context, at most, goes to a lorebook that names no budget
+LORE_TOKENS = 1024  # where nobody knows the context
 
 
 class ChatService:
     """The conversations of all owners in action. Every method may be called from any thread."""
 
     def __init__(
-        self, models: ModelManager, store: Store, prompts: Prompts, extensions: Extensions | None = None
+        self,
+        models: ModelManager,
+        store: Store,
+        prompts: Prompts,
+        extensions: Extensions | None = None,
+        people: People | None = None,
     ) -> None:
         self._models = models
         self._store = store
         self._prompts = prompts
         self._extensions = extensions or Extensions(Path("extensions"))
+        self._people = people or People.of(Path("characters"), Path("user_data"))
         self._lock = threading.RLock()  # held while a reply starts or a conversation changes, never while one runs
         self._writers: dict[tuple[str, str], Writer] = {}
         self._closed = False
@@ -93,6 +104,8 @@ class ChatService:
             message = self._message(owner, conversation_id, message_id)
             if message.role != "assistant":
                 raise BadValue("Only a reply can be continued.", remedy="Regenerate it.", param="message_id")
+            if message.parent_id is None:
+                raise BadValue("A greeting cannot be continued.", remedy="Answer it, or edit it.", param="message_id")
             if self._store.get(owner, conversation_id).head_id != message.id:
                 raise StaleView("Other messages follow this one now.", remedy="Reload the conversation.")
             self._store.reopen(owner, message.id)
@@ -106,6 +119,39 @@ class ChatService:
                 self._extensions.modify_output,
             )
             return self._start((owner, conversation_id), task, message.id, message.content)
+
+    def begin(self, owner: str, setup: Setup) -> Conversation:
+        """A new conversation with a character, its greetings in place. Raises NotFound, BadCharacter, StoreFailed."""
+        new = Conversation("", owner, "", "chat", "", None, 0, 0, setup)
+        return self._store.create(owner, setup=setup, greetings=self.greetings(new))
+
+    def greetings(self, conversation: Conversation) -> tuple[str, ...]:
+        """With what a conversation's character begins. Raises NotFound, BadCharacter."""
+        return cast_of(conversation, self._people).greetings
+
+    def set_setup(self, owner: str, conversation_id: str, setup: Setup) -> Conversation:
+        """Change how the model is asked, from the next reply on. Raises NotFound, BadCharacter, Busy, StoreFailed."""
+        with self._changing(owner, conversation_id):
+            conversation = self._store.get(owner, conversation_id)
+            cast_of(replace(conversation, setup=setup), self._people)
+            return self._store.set_setup(owner, conversation_id, setup)
+
+    def impersonate(
+        self, owner: str, conversation_id: str, parent_id: str | None, text: str, params: GenerationParams
+    ) -> RunningReply:
+        """Let the model write the user's next message, which begins with `text`; nothing of it is stored.
+
+        Found by `running(owner, impersonation(conversation_id))`. Raises Busy while one is being written already.
+        """
+        key = owner, impersonation(conversation_id)
+        with self._changing(*key):
+            self._store.get(owner, conversation_id)
+
+            def build(engine: EngineHost) -> BuiltPrompt:
+                return self._build(owner, conversation_id, parent_id, params, engine, text or None, speaker="user")
+
+            task = Task(owner, params, build, _Nowhere(), trim_start=not text)
+            return self._start(key, task, f"{key[1]}-{uuid4().hex}", text)
 
     def complete(self, owner: str, text: str, params: GenerationParams) -> RunningReply:
         """Keep a notebook's text and start its continuation; the reply's text is what is added.
@@ -195,12 +241,21 @@ class ChatService:
         self, owner: str, conversation_id: str, question_id: str, params: GenerationParams, *, op_id: str
     ) -> RunningReply:
         """Start a new reply below a question."""
+        start = self.reply_start(self._store.get(owner, conversation_id))
         message = self._store.append(
-            owner, conversation_id, question_id, "assistant", "", op_id=op_id, status="streaming"
+            owner, conversation_id, question_id, "assistant", start, op_id=op_id, status="streaming"
         )
-        build = partial(self._built, owner, conversation_id, question_id, params)
-        task = Task(owner, params, build, _InStore(self._store, message.id), True, self._extensions.modify_output)
-        return self._start((owner, conversation_id), task, message.id, "")
+        build = partial(self._build, owner, conversation_id, question_id, params, reply_start=start or None)
+        keeper = _InStore(self._store, message.id)
+        task = Task(owner, params, build, keeper, not start, self._extensions.modify_output)
+        return self._start((owner, conversation_id), task, message.id, start)
+
+    def reply_start(self, conversation: Conversation) -> str:
+        """What a conversation's replies begin with; a character that is gone is told by the reply instead."""
+        try:
+            return cast_of(conversation, self._people).reply_start
+        except (NotFound, BadCharacter):
+            return ""
 
     def _start(self, key: tuple[str, str], task: Task, message_id: str, text: str) -> RunningReply:
         writer = Writer(self._models, task, message_id, text, partial(self._forget, key))
@@ -219,7 +274,7 @@ class ChatService:
             raise NotFound("There is no such message in this conversation.", remedy="Reload the conversation.")
         return message
 
-    def _built(
+    def _build(
         self,
         owner: str,
         conversation_id: str,
@@ -227,22 +282,45 @@ class ChatService:
         params: GenerationParams,
         engine: EngineHost,
         reply_start: str | None = None,
+        *,
+        speaker: Speaker = "assistant",
     ) -> BuiltPrompt:
-        """The prompt for a reply to the messages down to `last_id`. Replies that failed before a word are left out."""
-        system = self._store.get(owner, conversation_id).system_prompt
-        path = self._store.path_to(owner, last_id) if last_id else []
-        messages = [ChatMessage("system", system)] if system.strip() else []
-        messages += [ChatMessage(m.role, self._read(m)) for m in path if m.content.strip()]
+        """The prompt for a reply to the messages down to `last_id`.
+
+        Raises what `cast_of` and Prompts.chat raise.
+        """
+        turns, form, _ = self.turns(self._store.get(owner, conversation_id), last_id, engine)
         return self._prompts.chat(
-            engine, messages, max_new_tokens=params.max_new_tokens, reply_start=reply_start, truncate=True
+            engine,
+            turns,
+            max_new_tokens=params.max_new_tokens,
+            reply_start=reply_start,
+            truncate=True,
+            form=replace(form, speaker=speaker, closing="" if speaker == "user" else form.closing),
         )
+
+    def turns(
+        self, conversation: Conversation, last_id: str | None, engine: EngineHost, *, draft: str = ""
+    ) -> tuple[list[ChatMessage], Form, list[str]]:
+        """What is told to the model, the form of it, and the ids of the messages in it; a `draft` comes after them.
+
+        The conversation need not be stored. Raises what `cast_of` raises.
+        """
+        cast = cast_of(conversation, self._people)
+        said = history_of(self._store.path_to(conversation.owner, last_id) if last_id else [], self._read)
+        history = [turn for _, turn in said]
+        if draft.strip():
+            history.append(ChatMessage("user", self._extensions.modify_input(draft)))
+        count, budget = partial(self._prompts.length, engine), engine.info.context_tokens // LORE_SHARE or LORE_TOKENS
+        form = cast.form(cast.setup.template or engine.info.chat_template, history, count, budget)
+        return cast.turns(history, count, budget), form, [ident for ident, _ in said]
 
     def _read(self, message: Message) -> str:
         """What the model is to read of a message."""
         return self._extensions.modify_input(message.content) if message.role == "user" else message.content
 
     def _continued(self, owner: str, message: Message, params: GenerationParams, engine: EngineHost) -> BuiltPrompt:
-        return self._built(owner, message.conversation_id, message.parent_id, params, engine, message.content)
+        return self._build(owner, message.conversation_id, message.parent_id, params, engine, message.content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +355,22 @@ class _InNotebook:
     def finish(self, text: str, _: Outcome) -> None:
         """As Keeper; a notebook remembers its text alone."""
         self.store.save_notebook(self.owner, self.before + text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Nowhere:
+    """Keeps nothing: what is written is the page's to keep."""
+
+    def journal(self, text: str) -> None:
+        """As Keeper."""
+
+    def finish(self, text: str, outcome: Outcome) -> None:
+        """As Keeper."""
+
+
+def impersonation(conversation_id: str) -> str:
+    """Where `running` finds the user's message that the model is writing for a conversation."""
+    return f"impersonation {conversation_id}"
 
 
 def _reply_op(op_id: str) -> str:

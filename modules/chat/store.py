@@ -12,7 +12,7 @@ import dataclasses
 import json
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -26,6 +26,7 @@ from modules.chat.rows import (
     find_op,
     newest_leaf,
     pack,
+    pack_setup,
     path_to,
     require_place,
     show,
@@ -34,7 +35,7 @@ from modules.chat.rows import (
     with_siblings,
 )
 from modules.errors import NotFound, StaleView
-from modules.messages import Conversation, Message, MessageStatus, Mode, ReplyStats, Role
+from modules.messages import USUAL, Conversation, Message, MessageStatus, Mode, ReplyStats, Role, Setup
 
 TITLE_CHARACTERS = 60
 Messages = list[Message]  # inside the class, `list` is a method
@@ -63,16 +64,34 @@ class Store:
 
     # Conversations
 
-    def create(self, owner: str, mode: Mode = "chat", title: str = "", system_prompt: str = "") -> Conversation:
-        """A new, empty conversation. Without a title, the first user message will give one."""
+    def create(
+        self,
+        owner: str,
+        mode: Mode = "chat",
+        title: str = "",
+        system_prompt: str = "",
+        setup: Setup = USUAL,
+        greetings: Sequence[str] = (),
+    ) -> Conversation:
+        """A new conversation, empty but for `greetings`: versions of a first reply, of which the first is on show.
+
+        Without a title, the first user message will give one.
+        """
         now = self._now()
-        conversation = Conversation(uuid4().hex, owner, title, mode, system_prompt, None, now, now)
-        row = (conversation.id, pack(owner), pack(title), mode, pack(system_prompt), None, now, now, bool(title))
+        ids = [uuid4().hex for _ in greetings]
+        head = ids[0] if ids else None
+        conversation = Conversation(uuid4().hex, owner, title, mode, system_prompt, head, now, now, setup)
+        row = (conversation.id, pack(owner), pack(title), mode, pack(system_prompt), head, now, now, pack_setup(setup))
         with self._database.write() as connection:
             connection.execute(
                 f"INSERT INTO conversations ({CONVERSATION}, renamed, touched)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT ifnull(max(touched), 0) + 1 FROM conversations))",
-                row,
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT ifnull(max(touched), 0) + 1 FROM conversations))",
+                (*row, bool(title)),
+            )
+            connection.executemany(
+                "INSERT INTO messages (id, conversation_id, owner, role, content, created_at, status)"
+                " VALUES (?, ?, ?, 'assistant', ?, ?, 'complete')",
+                [(i, conversation.id, pack(owner), pack(text), now) for i, text in zip(ids, greetings, strict=True)],
             )
         return conversation
 
@@ -126,6 +145,13 @@ class Store:
         with self._database.write() as connection:
             find_conversation(connection, owner, conversation_id)
             connection.execute("UPDATE conversations SET system_prompt = ? WHERE id = ?", (pack(text), conversation_id))
+            return find_conversation(connection, owner, conversation_id)
+
+    def set_setup(self, owner: str, conversation_id: str, setup: Setup) -> Conversation:
+        """Change how the model is asked."""
+        with self._database.write() as connection:
+            find_conversation(connection, owner, conversation_id)
+            connection.execute("UPDATE conversations SET setup = ? WHERE id = ?", (pack_setup(setup), conversation_id))
             return find_conversation(connection, owner, conversation_id)
 
     def set_head(self, owner: str, conversation_id: str, message_id: str) -> Conversation:

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from modules.chat.prompts import BuiltPrompt
 from modules.chat.running import RunningReply
+from modules.chat.thinking import Stopwatch
 from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, Prefill, Queued
 from modules.engine.host.host import EngineHost, Generation
 from modules.errors import EngineDied, GenerationFailed, SnugError, StaleView, StoreFailed
@@ -88,6 +89,7 @@ class Writer:
         self._trim = task.trim_start
         self._model = ""
         self._dropped = 0
+        self._thought = Stopwatch(text)
         self._told: tuple[str, ...] = ()
         self._thread = threading.Thread(target=self._run, name=f"reply {message_id}", daemon=True)
 
@@ -145,6 +147,8 @@ class Writer:
             self.reply.change(notice="The model is being loaded; the reply follows.")
         engine, built = self._models.with_engine(lambda engine: (engine, self._task.build(engine)))
         self._model, self._dropped = engine.info.name, built.dropped
+        if built.opens and not self._text:
+            self._add(built.opens.lstrip())  # the template began the thought; the text says so from its first mark on
         self.reply.change(notice=_notice(built, engine.info.context_tokens))
         stop = tuple(dict.fromkeys((*self._task.params.stop, *built.stop)))[:MAX_STOP_STRINGS]
         params = self._task.params.model_copy(update={"stop": stop})
@@ -178,6 +182,7 @@ class Writer:
         if not text:
             return
         self._text += text
+        self._thought.see(self._text, len(text))
         self.reply.add(text)
         now = time.monotonic()
         if now - self._journalled >= JOURNAL_EVERY_S:
@@ -203,6 +208,7 @@ class Writer:
             told=self._told,
             drafted_tokens=timings.drafted_tokens,
             accepted_tokens=timings.accepted_tokens,
+            thought_s=self._thought.seconds,
         )
         if event.reason == "error":
             self._end("interrupted" if isinstance(event.error, EngineDied) else "error", event.error, stats)

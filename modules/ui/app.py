@@ -15,7 +15,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio when it is im
 import gradio as gr
 
 from modules.services import Services
-from modules.ui import chat_tab, model_tab, notebook_tab, parameters_tab, theme
+from modules.ui import characters_tab, chat_tab, model_tab, notebook_tab, parameters_tab, theme
 
 App = TypeVar("App")
 MAX_UPLOAD = "1mb"
@@ -36,6 +36,7 @@ class Tab:
 
 TABS = (
     Tab("chat", "Chat", chat_tab.build),
+    Tab("characters", "Characters", characters_tab.build),
     Tab("notebook", "Notebook", notebook_tab.build),
     Tab("model", "Model", model_tab.build),
     Tab("parameters", "Parameters", parameters_tab.build),

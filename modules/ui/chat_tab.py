@@ -20,7 +20,9 @@ from modules.errors import BadValue, SnugError
 from modules.messages import Conversation
 from modules.sampling import GenerationParams
 from modules.services import Services
+from modules.ui import setup_panel
 from modules.ui.markdown import StreamingMarkdown
+from modules.ui.setup_panel import SetupBody
 from modules.ui.strip import Strip
 from modules.ui.views import (
     MAX_HZ,
@@ -59,6 +61,7 @@ class Send(Body):
     text: str = Field(min_length=1)
     op_id: str = Field(min_length=8, max_length=64)
     system_prompt: str = ""
+    setup: SetupBody = SetupBody()
     params: GenerationParams = GenerationParams()
 
 
@@ -118,12 +121,15 @@ class ChatDoors:
 
     def send(self, owner: str, body: Send) -> Json:
         """Store a message and start the reply. On failure the answer tells whether the message was stored."""
-        conversation_id = body.id or self.store.create(owner, system_prompt=body.system_prompt).id
+        conversation_id = body.id or self._fresh(owner, body).id
         try:
             self.chat.reply(owner, conversation_id, body.parent, body.text, body.params, op_id=body.op_id)
         except SnugError as error:
             return self._refused(owner, conversation_id, body, error)
         return self.thread(owner, conversation_id) | {"accepted": True}
+
+    def _fresh(self, owner: str, body: Send) -> Conversation:
+        return self.store.create(owner, system_prompt=body.system_prompt, setup=body.setup.setup())
 
     def _refused(self, owner: str, conversation_id: str, body: Send, error: SnugError) -> Json:
         """The answer to a message without a reply: the thread as it stands, and whether the text is safe in it."""
@@ -248,3 +254,4 @@ def build(services: Services) -> None:
         follow=doors.follow,
         show="snug.onLive",
     )
+    setup_panel.build(services)

@@ -6,10 +6,12 @@ Nothing here asks the store or the engine for anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any
 
 from modules.chat.service import ReplyView
+from modules.chat.thinking import Parts, split
 from modules.errors import SnugError
 from modules.messages import Conversation, Message, ReplyStats
 from modules.models.state import ModelState
@@ -29,31 +31,47 @@ def conversation_view(conversation: Conversation) -> Json:
     """One line of the list at the side."""
     return {
         "id": conversation.id,
-        "title": printable(conversation.title) or "New chat",
+        "title": printable(conversation.title) or printable(conversation.setup.character) or "New chat",
         "system_prompt": printable(conversation.system_prompt),
         "updated_at": conversation.updated_at,
+        "setup": {name: printable(value) for name, value in asdict(conversation.setup).items()},
     }
 
 
 def revision(*conversations: Conversation) -> str:
     """Another text after every change of these conversations, of their messages, or of which they are."""
-    seen = repr([(item.id, item.title, item.system_prompt, item.head_id, item.updated_at) for item in conversations])
+    seen = repr(
+        [(item.id, item.title, item.system_prompt, item.head_id, item.updated_at, item.setup) for item in conversations]
+    )
     return blake2b(seen.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 def message_view(message: Message) -> Json:
-    """One message: its text to copy and edit, its HTML to show."""
+    """One message: its text to edit, its answer to copy, its HTML to show, its thought to fold away."""
+    text = printable(message.content)
+    parts = split(text) if message.role == "assistant" else Parts("", text)
     return {
         "id": message.id,
         "role": message.role,
-        "text": printable(message.content),
-        "html": render(printable(message.content)) if message.role == "assistant" else "",
+        "text": text,
+        "answer": parts.answer,
+        "html": render(parts.answer) if message.role == "assistant" else "",
+        "thought": thought_view(parts, message.stats),
         "status": message.status,
         "stats": stats_line(message.stats),
         "error": message.error,
         "told": list(message.stats.told) if message.stats else [],
         "versions": list(message.siblings),
     }
+
+
+def thought_view(parts: Parts, stats: ReplyStats | None) -> Json | None:
+    """What was thought before the answer, and a line about it; None for nothing."""
+    if not parts.thought and not parts.thinking:
+        return None
+    seconds = stats.thought_s if stats else 0.0
+    line = f"Thought for {format_duration(seconds)}" if seconds else "Thought"
+    return {"text": parts.thought, "line": "Thinking" if parts.thinking and stats is None else line}
 
 
 def thread_view(conversation: Conversation, messages: Sequence[Message], running_id: str | None) -> Json:
@@ -71,7 +89,8 @@ def live_view(reply: ReplyView, markdown: StreamingMarkdown, *, show_text: bool 
     """One look at a running reply. `blocks` only grows; `tail` is written anew each time."""
     done = reply.finished
     text = printable(reply.text)
-    blocks, tail = markdown.update(text if show_text or done else "")
+    parts = split(text)
+    blocks, tail = markdown.update(parts.answer if show_text or done else "")
     return {
         "id": reply.message_id,
         "blocks": blocks,
@@ -79,7 +98,9 @@ def live_view(reply: ReplyView, markdown: StreamingMarkdown, *, show_text: bool 
         "done": done,
         "status": reply.status,
         "text": text if done else "",
-        "html": render(text) if done else "",
+        "answer": parts.answer if done else "",
+        "html": render(parts.answer) if done else "",
+        "thought": thought_view(parts, reply.stats) if show_text or done else None,
         "waiting": waiting_line(reply),
         "stats": stats_line(reply.stats),
         "notice": reply.notice,

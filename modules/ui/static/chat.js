@@ -9,7 +9,7 @@
     ["Some code", "Write a Python function that counts the words in a text, with an example."],
   ];
   const LOST_AFTER_MS = 2500;
-  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, wanted: null, eager: false, revision: null, atEnd: true };
+  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, wanted: null, eager: false, revision: null, atEnd: true, setup: snug.usualSetup?.() ?? {} };
   const unsaved = new Map();  // by message, edits that were begun
   let scroller, column, list, input, sendButton, stopButton, jump, prompt, empty, live, notice;
 
@@ -30,7 +30,7 @@
     if (id) open(id); else openNew();
   };
   snug.retitle = (id, title) => { if (id === state.id) document.title = `${title} · Snug`; };
-  snug.stopReply = () => { if (state.running) stop(); };
+  snug.stopReply = () => { if (state.running || snug.writing?.()) stop(); };
 
   function build() {
     list = el("div.messages");
@@ -51,8 +51,9 @@
     return el("section.chat", {},
       scroller,
       el("div.dock", {}, jump,
+        el("div.gauge", { id: "snug-gauge", role: "meter", "aria-label": "Context in use", "aria-valuemin": "0", "aria-valuemax": "100", hidden: true }, el("i")),
         el("div.composer", { onclick: (event) => { if (event.target.classList.contains("composer")) input.focus(); } }, input, sendButton, stopButton),
-        el("p.hint", {}, "Enter sends · Shift+Enter new line · Esc stops")),
+        el("p.hint", {}, el("span.keys", {}, "Enter sends · Shift+Enter new line · Esc stops"), el("span.gauge-text", { id: "snug-gauge-text" }))),
       live);
   }
 
@@ -70,11 +71,13 @@
 
   function openNew({ replace = false, keepUrl = false } = {}) {
     leave();
-    Object.assign(state, { id: null, head: null, messages: [], systemPrompt: remember.get("newSystemPrompt", "") });
+    Object.assign(state, { id: null, head: null, messages: [], systemPrompt: remember.get("newSystemPrompt", ""), setup: snug.usualSetup() });
     if (!keepUrl) setUrl(null, replace);
     list.replaceChildren();
     drawAll();
     restoreDraft();
+    snug.setupShown?.();
+    snug.measure?.(0);
     snug.markConversation?.(null);
     if (window.innerWidth > 800) input.focus({ preventScroll: true });
   }
@@ -105,12 +108,27 @@
     state.revision = thread.revision;
     state.messages = thread.messages;
     state.systemPrompt = thread.conversation.system_prompt;
+    state.setup = thread.conversation.setup;
     document.title = `${thread.conversation.title} · Snug`;
     drawAll();
     snug.markConversation?.(state.id);
     if (thread.running) follow(thread.running); else state.running = null;
     drawComposer();
+    snug.setupShown?.();
+    snug.measure?.(0);
   }
+
+  /* For setup.js */
+  snug.chatView = () => ({ id: state.id, head: state.head, setup: state.setup, systemPrompt: state.systemPrompt, draft: input?.value ?? "", running: Boolean(state.running) });
+  snug.setSetup = (id, setup, revision = null) => {
+    if (id !== state.id) return;
+    state.setup = setup;
+    if (revision) state.revision = revision;
+    drawAll();
+  };
+  snug.redrawChat = () => { if (list) drawAll(); };
+  snug.redrawComposer = () => drawComposer();
+  snug.setDraft = (text) => { input.value = text; onInput(); };
 
   function follow(messageId) {
     state.running = messageId;
@@ -124,6 +142,7 @@
   function drawAll() {
     if (!state.id) document.title = "Snug";
     if (!prompt.querySelector("textarea") || prompt.of !== state.id) drawPrompt();
+    input.placeholder = cast().character ? `Write to ${cast().character.name}` : "Write a message";
     drawEmpty();
     drawMessages();
     drawComposer();
@@ -135,31 +154,51 @@
     if (!state.messages.some((message) => message.id === state.editing)) state.editing = null;
     state.messages.forEach((message, index) => {
       const editing = state.editing === message.id;
-      const key = editing ? "editing" : JSON.stringify([message, index === last, needsModel(message)]);
+      const key = editing ? "editing" : JSON.stringify([message, index === last, needsModel(message), index === 0, message.role === "assistant" && cast().character]);
       let node = known.get(message.id);
       known.delete(message.id);
       if (!node || node.key !== key) {
-        const fresh = drawMessage(message, index === last);
+        const fresh = drawMessage(message, index === last, index === 0);
         fresh.key = key;
+        if (node?.querySelector(":scope > .thought")?.open) fresh.querySelector(":scope > .thought")?.setAttribute("open", "");
         if (node) node.replaceWith(fresh);
         node = fresh;
       }
       if (list.children[index] !== node) list.insertBefore(node, list.children[index] ?? null);
     });
     known.forEach((node) => node.remove());
+    snug.markLeftOut?.();
   }
 
-  function drawMessage(message, isLast) {
-    const node = el(`article.message.${message.role}`, { "data-id": message.id, "aria-label": message.role === "user" ? "You" : "Reply" });
+  function cast() { return snug.castOf?.(state.setup) ?? { character: null, persona: null }; }
+
+  function drawMessage(message, isLast, isFirst) {
+    const who = message.role === "assistant" ? cast().character : null;
+    const node = el(`article.message.${message.role}`, { "data-id": message.id, "aria-label": message.role === "user" ? cast().persona?.name ?? "You" : who?.name ?? "Reply" });
+    if (who) node.append(el("header.speaker", {}, snug.avatar(who), el("strong", {}, who.name)));
     if (message.status === "streaming") node.classList.add("streaming");
     if (state.editing === message.id) { node.append(editor(message)); return node; }
     const body = el("div.body");
     if (message.role === "user") body.textContent = message.text;
     else { body.classList.add("markdown"); body.innerHTML = message.html; }
+    if (message.thought) node.append(thoughtFold(message.thought));
     node.append(body, told(message.told));
     if (message.status === "streaming") node.append(el("div.waiting", {}, el("span.dots", {}, el("i"), el("i"), el("i")), el("span.waiting-text")));
-    else node.append(problemCard(message, isLast), footer(message, isLast));
+    else node.append(problemCard(message, isLast), footer(message, isLast, isFirst));
     return node;
+  }
+
+  /* What was thought before the answer: closed, and left as the reader has it while it grows. */
+  function thoughtFold(thought) {
+    return el(`details.thought${thought.line === "Thinking" ? ".thinking" : ""}`, {}, el("summary", {}, el("span.thought-line", {}, thought.line)), el("div.thought-text", {}, thought.text));
+  }
+  function drawThought(node, thought) {
+    const fold = node.querySelector(":scope > .thought");
+    if (!thought) return fold?.remove();
+    if (!fold) return node.querySelector(":scope > .body").before(thoughtFold(thought));
+    fold.classList.toggle("thinking", thought.line === "Thinking");
+    fold.querySelector(".thought-line").textContent = thought.line;
+    fold.querySelector(".thought-text").textContent = thought.text;
   }
 
   /* What the engine had to give up for this reply. */
@@ -182,11 +221,12 @@
     return slot;
   }
 
-  function footer(message, isLast) {
+  function footer(message, isLast, isFirst) {
     const act = (glyph, label, name) => { const button = iconButton(glyph, label, null); button.dataset.act = name; return button; };
     const buttons = [act("copy", "Copy", "copy"), act("edit", "Edit", "edit")];
-    if (message.role === "assistant") buttons.push(act("retry", "Regenerate", "regenerate"));
-    if (message.role === "assistant" && isLast) buttons.push(act("forward", "Continue", "continue"));
+    if (message.role === "assistant" && !isFirst) buttons.push(act("retry", "Regenerate", "regenerate"));
+    if (message.role === "assistant" && isLast && !isFirst) buttons.push(act("forward", "Continue", "continue"));
+    if (message.role === "assistant" && isLast) buttons.push(act("person", "Write my next message", "impersonate"));
     if (message.role === "user" && isLast) buttons.push(act("retry", "Get a reply", "regenerate"));
     if (isLast) buttons.push(act("trash", "Delete last exchange", "delete"));
     const stats = [message.status === "stopped" ? "stopped" : "", message.stats].filter(Boolean).join(" · ");
@@ -238,11 +278,15 @@
   function drawPrompt(editing = false) {
     const visible = state.id || state.systemPrompt || editing;
     prompt.classList.toggle("bare", !visible);
+    const { character } = cast();
+    const settings = el("button.prompt-chip", { id: "snug-setup", "aria-haspopup": "dialog", onclick: snug.toggleSetup, title: "Mode, character, template, exact prompt" },
+      character ? snug.avatar(character) : icon("tune"), el("span", {}, character ? character.name : "Setup"));
+    settings.classList.toggle("set", Boolean(character));
     if (!editing) {
       const text = state.systemPrompt.trim();
-      prompt.replaceChildren(el("button.prompt-chip", { id: "snug-system", onclick: () => drawPrompt(true), title: text || "Tell the model how to behave in this conversation" },
-        icon("prompt"), el("span", {}, text ? text.split("\n")[0] : "Add a system prompt")));
-      prompt.firstChild.classList.toggle("set", Boolean(text));
+      prompt.replaceChildren(el("div.prompt-chips", {}, settings, el("button.prompt-chip", { id: "snug-system", onclick: () => drawPrompt(true), title: text || "Tell the model how to behave in this conversation" },
+        icon("prompt"), el("span", {}, text ? text.split("\n")[0] : "Add a system prompt"))));
+      prompt.querySelector("#snug-system").classList.toggle("set", Boolean(text));
       return;
     }
     const area = el("textarea.edit-area", { value: state.systemPrompt, rows: 4, "aria-label": "System prompt", placeholder: "You are a patient teacher who answers briefly." });
@@ -283,13 +327,14 @@
     }
   }
   snug.modelChanged = (model, before) => {
-    if (empty) { drawEmpty(); drawMessages(); }
+    if (empty) { drawEmpty(); drawMessages(); snug.measure?.(0); snug.setupShown?.(); }
     if (before.version !== undefined && model.status !== "loading" && model.problem) showProblem(model.problem);
     snug.refreshModelTab?.();
   };
 
   function drawComposer() {
-    const running = Boolean(state.running);
+    const running = Boolean(state.running || snug.writing?.());
+    input.readOnly = Boolean(snug.writing?.());
     sendButton.hidden = running;
     stopButton.hidden = !running;
     sendButton.disabled = state.sending || !input.value.trim();
@@ -325,6 +370,7 @@
     state.opId = null;
     remember.set(draftKey(), input.value || null);
     drawComposer();
+    snug.measure?.();
   }
   function onKey(event) {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -335,7 +381,7 @@
   function send() { submit(input.value); }
 
   async function submit(text) {
-    if (!text.trim() || state.sending || state.running) return;
+    if (!text.trim() || state.sending || state.running || snug.writing?.()) return;
     if (state.wanted) {
       state.eager = true;  // it is sent as soon as the conversation is open
       return;
@@ -347,7 +393,7 @@
     drawComposer();
     const answer = await call(state.server, "send", {
       id: from, parent: state.head, text, op_id: opId, params: snug.params(),
-      system_prompt: from ? "" : state.systemPrompt,
+      system_prompt: from ? "" : state.systemPrompt, ...(from ? {} : { setup: state.setup }),
     });
     if (answer.accepted) {
       remember.set(draft, without(text, remember.get(draft, "")) || null);
@@ -376,6 +422,7 @@
   function without(sent, text) { return text.startsWith(sent) ? text.slice(sent.length).trimStart() : text; }
 
   async function stop() {
+    if (snug.writing?.()) return snug.stopWriting();
     if (state.running) await call(state.server, "stop", { id: state.running });
   }
 
@@ -389,8 +436,9 @@
     const id = button.closest(".message")?.dataset.id;
     const message = state.messages.find((item) => item.id === id);
     if (!message) return;
-    if (name === "copy") return copy(message.text, button);
+    if (name === "copy") return copy(message.answer ?? message.text, button);
     if (state.running) return toast("A reply is being written.", { remedy: "Stop it first, or wait until it is complete." });
+    if (name === "impersonate") return snug.impersonate();
     if (name === "edit") { state.editing = id; return drawMessages(); }
     if (name === "delete" && !await ask("Delete the last exchange?", "The last reply will be gone, and your message goes back into the text box.", "Delete")) return;
     const request = { regenerate: ["regenerate", { id: state.id, message: id, params: snug.params() }], continue: ["go_on", { id: state.id, message: id, params: snug.params() }], delete: ["delete_last", { id: state.id }] }[name];
@@ -434,6 +482,7 @@
   function drawLive(node, view) {
     const body = node.querySelector(".body");
     if (!body) return;
+    drawThought(node, view.thought);
     if (!body.tail || body.count > view.blocks.length) {
       body.count = 0;
       body.replaceChildren(body.tail = el("div.block.tail"));
@@ -446,7 +495,7 @@
     if (body.shown !== view.tail) { body.tail.innerHTML = view.tail; body.shown = view.tail; }
     const line = node.querySelector(".told");
     if (line.childElementCount !== view.told.length) line.replaceWith(told(view.told));
-    const started = view.tail || view.blocks.length;
+    const started = view.tail || view.blocks.length || view.thought;
     node.classList.toggle("started", Boolean(started));
     node.querySelector(".waiting-text").textContent = started ? "" : view.waiting;
   }
@@ -454,10 +503,11 @@
   function finish(message, view) {
     state.running = null;
     state.revision = view.revision;
-    Object.assign(message, { status: view.status, stats: view.stats, text: view.text, html: view.html, told: view.told, error: view.problem ? `${view.problem.message} ${view.problem.remedy}`.trim() : "" });
+    Object.assign(message, { status: view.status, stats: view.stats, text: view.text, answer: view.answer, html: view.html, thought: view.thought, told: view.told, error: view.problem ? `${view.problem.message} ${view.problem.remedy}`.trim() : "" });
     live.textContent = view.status === "complete" ? "Reply complete." : "Reply ended.";
     drawMessages();
     drawComposer();
+    snug.measure?.(0);
     snug.refreshConversations();
     snug.pulse();
   }

@@ -22,6 +22,11 @@ window.snug = (() => {
     alert: "M12 4l9 16H3zM12 10v4.5M12 17v.2",
     prompt: "M5 6h14M5 11h14M5 16h8",
     undo: "M8 5L4 9l4 4M4 9h10a5.5 5.5 0 0 1 0 11h-4",
+    person: "M12 12a4 4 0 1 0 0-8 4 4 0 0 0 0 8ZM4.5 20.5a7.5 7.5 0 0 1 15 0",
+    tune: "M4 7h9M17 7h3M15 5v4M4 17h3M11 17h9M9 15v4",
+    upload: "M12 16V5M7 10l5-5 5 5M5 19h14",
+    save: "M12 4v11M7 10l5 5 5-5M5 19h14",
+    talk: "M5 5h14v11H11l-4 4v-4H5z",
     spark: "M12 4l1.8 6.2L20 12l-6.2 1.8L12 20l-1.8-6.2L4 12l6.2-1.8z",
   };
 

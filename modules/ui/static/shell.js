@@ -74,7 +74,7 @@
     } else if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
       event.preventDefault(); setOpen(true); document.getElementById("snug-search").focus();
     } else if (event.key === "Escape") {
-      if (document.querySelector("dialog[open]") || closeMenu(true) || snug.closeStrip() || event.target.id === "snug-search") return;
+      if (document.querySelector("dialog[open]") || closeMenu(true) || snug.closeStrip() || snug.closeSetup?.() || event.target.id === "snug-search") return;
       if (isNarrow() && document.body.classList.contains("sidebar-open")) return turn(false);
       ({ Chat: snug.stopReply, Notebook: snug.stopNotebook })[snug.currentTab()]?.();
     } else if (!typing && event.key.length === 1 && !event.ctrlKey && !event.metaKey && !event.altKey && snug.currentTab() === "Chat" && !document.querySelector("dialog[open]")) {

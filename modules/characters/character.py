@@ -1,0 +1,123 @@
+"""A character as a value: the fields of a character card (v3), checked; what Snug does not know is kept for export.
+
+The names are those of the card format (github.com/kwaroran/character-card-spec-v3), so that a card's data and a
+Character are the same thing. Reading files is in card.py and yaml_form.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from modules.errors import BadCharacter
+
+MAX_ENTRIES = 10_000
+MAX_GREETINGS = 100
+ValueKind = TypeVar("ValueKind", bound=BaseModel)
+
+
+def _or(default: Any) -> BeforeValidator:
+    """Cards say null for what they leave out."""
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
+Text = Annotated[str, _or("")]
+Texts = Annotated[tuple[Text, ...], _or(()), BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+Switch = Annotated[bool, _or(False)]
+
+
+class _Card(BaseModel):
+    """Frozen; unknown fields are kept; a number where text is due is taken as text (`name: 2`)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", coerce_numbers_to_str=True)
+
+
+class LoreEntry(_Card):
+    """One fact of a lorebook: put into the prompt where one of `keys` is spoken of, or always if `constant`.
+
+    With `selective` one of `secondary_keys` must be there too. Entries stand in the order of `insertion_order`; where
+    the token budget ends, those of low `priority` are left out first.
+    """
+
+    keys: Texts = ()
+    secondary_keys: Texts = ()
+    content: Text = ""
+    enabled: Annotated[bool, _or(True)] = True
+    constant: Switch = False
+    selective: Switch = False
+    case_sensitive: Switch = False
+    use_regex: Switch = False
+    insertion_order: Annotated[float, _or(100)] = 100
+    priority: Annotated[float, _or(0)] = 0
+    position: Text = ""
+
+
+class Lorebook(_Card):
+    """Facts that enter the prompt when they are spoken of. `scan_depth` is in messages, `token_budget` in tokens."""
+
+    name: Text = ""
+    scan_depth: int | None = Field(default=None, ge=0, le=10_000)
+    token_budget: int | None = Field(default=None, ge=0, le=1_000_000)
+    recursive_scanning: Switch = False
+    entries: Annotated[tuple[LoreEntry, ...], _or(())] = Field(default=(), max_length=MAX_ENTRIES)
+
+
+class Character(_Card):
+    """Who the model plays. `user_name` is what it calls the user where no persona is chosen, "" for "You"."""
+
+    name: Text = Field(min_length=1, max_length=200)
+    description: Text = ""
+    personality: Text = ""
+    scenario: Text = ""
+    first_mes: Text = ""
+    alternate_greetings: Texts = Field(default=(), max_length=MAX_GREETINGS)
+    mes_example: Text = ""
+    system_prompt: Text = ""
+    post_history_instructions: Text = ""
+    creator_notes: Text = ""
+    creator: Text = ""
+    character_version: Text = ""
+    tags: Texts = ()
+    character_book: Lorebook | None = None
+    user_name: Text = Field(default="", max_length=200)
+
+    @property
+    def greetings(self) -> tuple[str, ...]:
+        """The first message and its alternatives, without empty ones."""
+        return tuple(text for text in (self.first_mes, *self.alternate_greetings) if text.strip())
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Sentences about what of this character Snug keeps but does not use."""
+        entries = self.character_book.entries if self.character_book else ()
+        regexes = sum(entry.use_regex for entry in entries)
+        if not regexes:
+            return ()
+        return (f"{regexes} of {len(entries)} lorebook entries match by regular expressions, which Snug does not run.",)
+
+
+class Persona(_Card):
+    """Who the user is, as characters are told."""
+
+    name: Text = Field(min_length=1, max_length=200)
+    description: Text = Field(default="", max_length=100_000)
+
+
+def checked(kind: type[ValueKind], values: object, where: str) -> ValueKind:
+    """`values` as a `kind`. Raises BadCharacter naming `where` and the field."""
+    if not isinstance(values, dict):
+        raise BadCharacter(f"{where} does not hold fields with values.", remedy="Is this a character file?")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part)[:60] for part in first["loc"])
+        if field == "name" and not values.get("name"):
+            raise BadCharacter(f"{where} gives no name.", remedy="Give it one.", param="name") from error
+        problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise BadCharacter(
+            f"{where} cannot be used: {field} is {str(first['input'])[:60]!r}; {problem}.",
+            remedy="Correct that field.",
+            param=field,
+        ) from error

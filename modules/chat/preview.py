@@ -1,0 +1,111 @@
+"""What the model would be told now: the exact prompt with its tokens, or a quick gauge of it. Starts no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from modules.chat.forms import Form
+from modules.chat.gauge import Gauge, Gauges
+from modules.chat.prompts import BuiltPrompt, Prompts
+from modules.chat.service import ChatService
+from modules.chat.store import Store
+from modules.chat.thinking import choices
+from modules.engine.host.host import EngineHost
+from modules.errors import BadChatTemplate, BadValue, NoModelLoaded
+from modules.messages import ChatMessage, Conversation
+from modules.models.manager import ModelManager
+from modules.sampling import GenerationParams
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A prompt as the model will read it. `dropped` messages did not fit; `notice` is for people."""
+
+    text: str
+    tokens: int
+    context: int
+    dropped: int
+    notice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A gauge, and the ids of the messages that would be left out."""
+
+    gauge: Gauge
+    left_out: tuple[str, ...]
+
+
+class Previews:
+    """Looks at conversations through the loaded model. Safe to use from any thread."""
+
+    def __init__(self, models: ModelManager, store: Store, prompts: Prompts, chat: ChatService) -> None:
+        self._models, self._store, self._prompts, self._chat = models, store, prompts, chat
+        self._gauges = Gauges(prompts)
+
+    def gauge(self, conversation: Conversation, draft: str, params: GenerationParams) -> Measured:
+        """How full the context will be with `draft` as the next message. Raises NoModelLoaded, NotFound."""
+        engine = self._engine()
+        turns, form, ids = self._chat.turns(conversation, conversation.head_id, engine, draft=draft)
+        gauge = self._gauges.measure(engine, turns, form, max_new_tokens=params.max_new_tokens)
+        return Measured(gauge, tuple(ids[: gauge.dropped]))
+
+    def exact(self, conversation: Conversation, draft: str, params: GenerationParams) -> Preview:
+        """The prompt for `draft` as the next message; without one, that of the last reply.
+
+        Raises NoModelLoaded, NotFound, BadChatTemplate for the conversation's own template, BadValue if there is no
+        message yet.
+        """
+        engine, last = self._engine(), conversation.head_id
+        if not draft.strip() and last is not None:
+            message = self._store.message(conversation.owner, last)
+            last = message.parent_id if message.role == "assistant" and message.parent_id else last
+        turns, form, _ = self._chat.turns(conversation, last, engine, draft=draft)
+        if not any(turn.role == "user" for turn in turns):
+            raise BadValue("There is no message yet.", remedy="Write one to see the prompt that it makes.")
+        if form.template:
+            self._try(engine, turns, form)
+        built = self._prompts.chat(
+            engine, turns, max_new_tokens=params.max_new_tokens, truncate=True, form=form,
+            reply_start=self._chat.reply_start(conversation) or None,
+        )  # fmt: skip
+        return Preview(_shown(built, engine), len(built.prompt_ids) + len(built.reply_ids),
+                       engine.info.context_tokens, built.dropped, built.notice)  # fmt: skip
+
+    def check_template(self, template: str) -> None:
+        """Try a template on two messages. Raises BadChatTemplate; without a model nothing is tried."""
+        if not template or self._models.state.info is None:
+            return
+        sample = Conversation("", "", "", "chat", "", None, 0, 0)
+        turns, form, _ = self._chat.turns(sample, None, self._engine(), draft="Hello.")
+        self._try(self._engine(), turns, replace(form, template=template))
+
+    def template(self) -> str:
+        """The loaded model's own template, "" without one."""
+        return self._models.state.info.chat_template if self._models.state.info else ""
+
+    def efforts(self, conversation: Conversation) -> Sequence[str]:
+        """What one may choose of thinking in a conversation."""
+        return choices(conversation.setup.template or self.template())
+
+    def _try(self, engine: EngineHost, turns: Sequence[ChatMessage], form: Form) -> None:
+        try:
+            self._prompts.render(engine, form.arranged(turns), form)
+        except BadChatTemplate as error:
+            raise BadChatTemplate(error.message, remedy="Correct it, or use the model's own.") from error
+
+    def _engine(self) -> EngineHost:
+        if self._models.state.info is None or self._models.state.status == "died":
+            raise NoModelLoaded("No model is loaded.", remedy="Load one in the Model tab.")
+        return self._models.engine()
+
+
+def _shown(built: BuiltPrompt, engine: EngineHost) -> str:
+    if built.words is None:
+        return engine.decode([*built.prompt_ids, *built.reply_ids])
+    return "\n\n".join(_line(message) for message in built.words.messages)
+
+
+def _line(message: ChatMessage) -> str:
+    return f"[{message.role}]\n{message.content}"
