@@ -80,7 +80,7 @@ def base(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     models = ModelManager(settings, read_inventory=lambda _: fake_inventory(), drain_s=0.0, in_process=True)
     prompts = Prompts(TemplateWorker())
     services = Services(
-        settings=settings, models=models, chat=UNUSED, store=UNUSED, prompts=prompts, presets=UNUSED
+        settings=settings, models=models, chat=UNUSED, store=UNUSED, prompts=prompts, presets=UNUSED, people=UNUSED,
     )  # fmt: skip
     with closing(prompts), closing(models):
         models.load(LoadOptions.model_validate({"model": file.name, "embeddings": True, "ctx_size": 512}))

@@ -37,9 +37,9 @@ def test_each_device_that_may_hold_a_part_of_an_adapter_has_room_for_it(
 ) -> None:
     split = {} if layers is None else {"gpu_layers": layers}
     without, beside = plan(file, gpus, **split), plan(file, gpus, lora=("pirate",), **split)
-    assert {device: budget.adapters for device, budget in beside.budgets.items()} == {
-        device: LORA.size_bytes for device in without.budgets
-    }
+    assert {device: budget.adapters for device, budget in beside.budgets.items()} == dict.fromkeys(
+        without.budgets, LORA.size_bytes
+    )
     for device, budget in beside.budgets.items():
         assert (
             budget.total - budget.idle_cache
