@@ -63,7 +63,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A titled tree of messages; `head_id` is the newest message of the branch on show, None while empty."""
+    """A titled tree of messages; `head_id` is the newest message of the branch on show, None while empty.
+
+    `folder_id` names the folder that holds it, None where none does.
+    """
 
     id: str
     owner: str
@@ -73,3 +76,5 @@ class Conversation:
     head_id: str | None
     created_at: float
     updated_at: float
+    pinned: bool = False
+    folder_id: str | None = None

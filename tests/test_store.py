@@ -181,7 +181,9 @@ def test_search_finds_text_and_titles_in_any_case_and_alphabet(store: Store) -> 
 def test_ten_thousand_conversations_stay_fast(store: Store) -> None:
     with store._database.write() as connection:
         connection.executemany(
-            "INSERT INTO conversations VALUES (?, '', ?, 1, 'chat', '', NULL, 0, 0, ?)",
+            "INSERT INTO conversations"
+            " (id, owner, title, renamed, mode, system_prompt, created_at, updated_at, touched)"
+            " VALUES (?, '', ?, 1, 'chat', '', 0, 0, ?)",
             [(f"c{n}", f"Title {n}", n) for n in range(10_000)],
         )
         words = "lorem ipsum dolor sit amet " * 10

@@ -11,8 +11,8 @@ import gradio as gr
 from gradio.themes.utils.fonts import LocalFont
 
 STATIC = Path(__file__).parent / "static"
-STYLES = ("base.css", "shell.css", "chat.css", "forms.css", "plan.css", "strip.css")
-SCRIPTS = ("core.js", "strip.js", "shell.js", "chat.js", "forms.js", "plan.js", "notebook.js")
+STYLES = ("base.css", "shell.css", "side.css", "chat.css", "forms.css", "plan.css", "strip.css")
+SCRIPTS = ("core.js", "strip.js", "files.js", "side.js", "shell.js", "chat.js", "forms.js", "plan.js", "notebook.js")
 FAVICON = STATIC / "favicon.png"
 
 
