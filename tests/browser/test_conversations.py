@@ -259,6 +259,7 @@ def test_a_large_file_is_taken_in_portions_and_what_is_broken_is_named(
         {"conversations": [{"from": "human", "value": f"{n} " + "word " * 2000}, {"from": "gpt", "value": "Yes"}]}
         for n in range(500)
     ]
+    items[450] = {"conversations": [{"from": "human", "value": "x" * 11_000_000}]}
     items[400] = {"title": "Odd one", "conversations": [{"value": "who?"}]}
     large, broken = tmp_path / "large.json", tmp_path / "broken.json"
     large.write_text(json.dumps(items))
@@ -267,11 +268,12 @@ def test_a_large_file_is_taken_in_portions_and_what_is_broken_is_named(
         view(page, "Import")
     chooser.value.set_files([large, broken])
     dialog = page.locator("dialog")
-    expect(dialog).to_contain_text("499 conversations imported, with 998 messages")
+    expect(dialog).to_contain_text("498 conversations imported, with 996 messages")
     expect(dialog).to_contain_text("large.json, conversation 401 (“Odd one”): Message 1 does not say who speaks.")
+    expect(dialog).to_contain_text("large.json, conversation 451: It is larger than 10 MB")
     expect(dialog).to_contain_text("broken.json, the file: It is not JSON")
     page.get_by_role("button", name="Done").click()
-    assert len(snug.services.store.shelf.ids("")) == 499
+    assert len(snug.services.store.shelf.ids("")) == 498
 
 
 def test_ten_thousand_conversations_come_as_the_list_is_scrolled(start: Start, visit: OpenPage) -> None:

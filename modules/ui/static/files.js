@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const { el, call, toast, showProblem } = snug;
-  const AT_ONCE = 50, WHOLE_CHARACTERS = 2000000, MAX_CHARACTERS = 450000000;
+  const AT_ONCE = 50, WHOLE_CHARACTERS = 2000000, MAX_CHARACTERS = 450000000, MAX_SENT_BYTES = 10 * 1024 * 1024 - 4096;
 
   /* Exports these conversations, or all. */
   snug.exportConversations = async (server, format, ids = null, name = "conversations") => {
@@ -52,6 +52,10 @@
       const pieces = portions(await text(file));
       for (const [index, piece] of pieces.entries()) {
         progress.show(index, pieces.length);
+        if (new Blob([JSON.stringify(piece.text)]).size > MAX_SENT_BYTES) {
+          report.skipped.push({ where: `${prefix}conversation ${piece.from + 1}`, why: "It is larger than 10 MB, which is the most that Snug takes at once." });
+          continue;
+        }
         const answer = await asked(server, "take_in", { text: piece.text });
         const where = (name) => prefix + name.replace(/^(conversation|line) (\d+)/, (_, kind, number) => `${kind} ${Number(number) + piece.from}`).replace(/^the file/, pieces.length > 1 ? `from conversation ${piece.from + 1} on` : "$&");
         report.imported.push(...answer.imported);
@@ -107,7 +111,7 @@
   async function asked(server, name, body) {
     let answer = null;
     try { answer = await server[name](body); } catch { /* told below */ }
-    if (!answer) throw { problem: { code: "offline", message: "Snug took no answer.", remedy: "Is the server still running? A single conversation of more than 10 MB cannot be sent." } };
+    if (!answer) throw { problem: { code: "offline", message: "Snug does not answer.", remedy: "Is the server still running? If it is, reload the page." } };
     if (answer.problem) throw answer;
     return answer;
   }

@@ -260,10 +260,11 @@
   }
 
   async function remove(item) {
-    const answer = await act("remove", { id: item.id });
-    if (!answer.done) return;
-    const shown = snug.conversationId?.() === item.id;
+    const answer = await call(state.server, "remove", { id: item.id });
+    const shown = answer.done && snug.conversationId?.() === item.id;
     if (shown) snug.openConversation(null);
+    await refresh();
+    if (!answer.done) return;
     toast(`“${short(item.title)}” was deleted.`, { seconds: 10, action: { label: "Undo", run: async () => {
       if (await restore(item.id) && shown) snug.openConversation(item.id);
     } } });
