@@ -105,7 +105,7 @@ def shoot(page: Page, name: str) -> None:
 
 
 def keep_in_order(page: Page) -> None:
-    """A search with its place found, and the list's menu open."""
+    """Two folders, and a search with the places found."""
     for title, folder in (("KV cache", "Learning"), ("sleepy grey cat", "Home")):
         row = page.locator(".conversation", has_text=title)
         row.hover()
@@ -119,9 +119,7 @@ def keep_in_order(page: Page) -> None:
     page.locator(".snippet").first.click()
     page.wait_for_selector(".message.found")
     page.wait_for_timeout(2600)
-    page.click("#snug-view")
     shoot(page, "conversations")
-    page.keyboard.press("Escape")
     page.fill("#snug-search", "")
 
 
