@@ -86,7 +86,10 @@ USUAL = Setup()
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A titled tree of messages; `head_id` is the newest message of the branch on show, None while empty."""
+    """A titled tree of messages; `head_id` is the newest message of the branch on show, None while empty.
+
+    `folder_id` names the folder that holds it, None where none does.
+    """
 
     id: str
     owner: str
@@ -97,3 +100,5 @@ class Conversation:
     created_at: float
     updated_at: float
     setup: Setup = USUAL
+    pinned: bool = False
+    folder_id: str | None = None

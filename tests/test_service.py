@@ -438,6 +438,8 @@ def test_nothing_else_changes_while_a_reply_runs(make_world: MakeWorld) -> None:
         lambda: chat.edit("", conversation_id, before[0].id, "x"),
         lambda: chat.delete_message("", conversation_id, before[0].id),
         lambda: chat.delete_last("", conversation_id),
+        lambda: chat.restore_message("", conversation_id, before[0].id),
+        lambda: chat.branch("", conversation_id, before[0].id),
         lambda: chat.delete_conversation("", conversation_id),
     ]
     for attempt in attempts:
@@ -554,11 +556,18 @@ def test_delete_last_gives_the_question_back(make_world: MakeWorld) -> None:
     world = make_world(Script(reply="r"))
     end_of(world.ask("one"))
     end_of(world.ask("two"))
-    assert world.chat.delete_last("", world.conversation.id) == "two"
+    question = world.chat.delete_last("", world.conversation.id)
+    assert question is not None
+    assert question.content == "two"
     assert world.texts() == ["one", "r"]
+    world.chat.restore_message("", world.conversation.id, question.id)
+    assert world.texts() == ["one", "r", "two", "r"]
+    assert world.chat.delete_last("", world.conversation.id) == question
     world.chat.delete_message("", world.conversation.id, world.path()[-1].id)
-    assert world.chat.delete_last("", world.conversation.id) == "one"
-    assert world.chat.delete_last("", world.conversation.id) == ""
+    first = world.chat.delete_last("", world.conversation.id)
+    assert first is not None
+    assert first.content == "one"
+    assert world.chat.delete_last("", world.conversation.id) is None
     assert world.path() == []
 
 

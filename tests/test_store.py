@@ -181,7 +181,9 @@ def test_search_finds_text_and_titles_in_any_case_and_alphabet(store: Store) -> 
 def test_ten_thousand_conversations_stay_fast(store: Store) -> None:
     with store._database.write() as connection:
         connection.executemany(
-            "INSERT INTO conversations VALUES (?, '', ?, 1, 'chat', '', NULL, 0, 0, ?, '{}')",
+            "INSERT INTO conversations"
+            " (id, owner, title, renamed, mode, system_prompt, created_at, updated_at, touched)"
+            " VALUES (?, '', ?, 1, 'chat', '', 0, 0, ?)",
             [(f"c{n}", f"Title {n}", n) for n in range(10_000)],
         )
         words = "lorem ipsum dolor sit amet " * 10
@@ -578,6 +580,27 @@ def test_a_kill_during_the_first_migration_leaves_a_file_that_opens(tmp_path: Pa
         process.communicate()
         with closing(Store(path)) as store:
             assert store.list("") == []
+
+
+CUT_OFF = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")  # so that the change is in the file before it is complete
+connection.execute("BEGIN IMMEDIATE")
+connection.execute("CREATE TABLE half (text)")
+connection.executemany("INSERT INTO half VALUES (?)", [("x" * 4000,)] * 100)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_change_that_a_kill_cut_off_before_the_file_had_its_kind_of_journal_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "snug.db"
+    assert subprocess.run([sys.executable, "-c", CUT_OFF, str(path)]).returncode == -signal.SIGKILL
+    assert path.stat().st_size > 0 and (tmp_path / "snug.db-journal").exists()
+    with closing(Store(path)) as store:
+        assert store.list("") == []
+        with store._database.read() as connection:
+            assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)
 
 
 def test_the_store_is_copied_once_a_day_and_seven_copies_are_kept(tmp_path: Path) -> None:

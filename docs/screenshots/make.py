@@ -104,6 +104,25 @@ def shoot(page: Page, name: str) -> None:
     print(f"docs/screenshots/{name}.png")
 
 
+def keep_in_order(page: Page) -> None:
+    """Two folders, and a search with the places found."""
+    for title, folder in (("KV cache", "Learning"), ("sleepy grey cat", "Home")):
+        row = page.locator(".conversation", has_text=title)
+        row.hover()
+        row.locator(".more").click()
+        page.get_by_role("menuitem", name="Move to folder").click()
+        page.get_by_role("menuitem", name="New folder").click()
+        page.fill(".dialog-input", folder)
+        page.press(".dialog-input", "Enter")
+        page.wait_for_selector("dialog", state="detached")
+    page.fill("#snug-search", "the")
+    page.locator(".snippet").first.click()
+    page.wait_for_selector(".message.found")
+    page.wait_for_timeout(2600)
+    shoot(page, "conversations")
+    page.fill("#snug-search", "")
+
+
 def main() -> None:
     """All pictures."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -134,6 +153,7 @@ def main() -> None:
         page.wait_for_selector(".exact-text")
         shoot(page, "setup")
         page.keyboard.press("Escape")
+        keep_in_order(page)
         tab(page, "Model")
         shoot(page, "model")
         tab(page, "Parameters")

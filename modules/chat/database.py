@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import date
 from pathlib import Path
 
+from modules.chat.packing import fold, unpack
 from modules.chat.schema import APPLICATION_ID, MIGRATIONS
 from modules.errors import StoreFailed
 
@@ -115,6 +116,7 @@ class Database:
 
     def _check(self) -> int:
         """The file's version; 0 where there is none yet. Reads only, so that a damaged file stays as it is."""
+        _take_back_what_was_cut_off(self.path)
         if not self.path.exists() or self.path.stat().st_size == 0:
             if self.path.exists() and self._backups():
                 raise self._damaged("is empty")
@@ -158,10 +160,12 @@ class Database:
         )
 
     def _migrate(self, version: int) -> None:
+        if 0 < version < len(MIGRATIONS):
+            log.info("The file of conversations is of version %d: bringing it to %d", version, len(MIGRATIONS))
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
-                for statement in script.split(";"):
+                for statement in _statements(script):
                     self._writer.execute(statement)
                 self._writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self._writer.execute(f"PRAGMA user_version = {number}")
@@ -194,25 +198,64 @@ class Database:
             raise _fault(error, self.path, what) from error
 
 
+class MemoryDatabase(Database):
+    """Likewise, in this process's memory alone: nothing of it reaches a disk, and it ends with the process."""
+
+    def __init__(self) -> None:
+        """An empty one."""
+        self.path = Path("incognito conversations")
+        self._write_lock = threading.Lock()
+        self._readers_lock = threading.Lock()
+        self._idle_readers = []
+        self._closed = False
+        self._writer = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        self._writer.execute("PRAGMA temp_store = MEMORY")
+        _prepare(self._writer)
+        self._migrate(0)
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """The one connection: readers and writers take turns."""
+        with self.write(durable=False) as connection:
+            yield connection
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of an SQL script; those of a trigger's body stay together."""
+    statement = ""
+    for piece in script.split(";"):
+        statement += f"{piece};"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
 def _connect(path: Path, *, read_only: bool = False, synchronous: str = "FULL") -> sqlite3.Connection:
     """A connection without Python's own transactions, usable from any thread (callers take turns)."""
     uri = path.resolve().as_uri() + ("?mode=ro" if read_only else "")
     connection = sqlite3.connect(uri, uri=True, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA foreign_keys = ON")
+    _prepare(connection)
     if not read_only:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
-    connection.create_function("holds", 2, _holds, deterministic=True)
     return connection
 
 
-def _holds(text: str | bytes, folded_query: str | bytes) -> bool:
-    """Whether a text holds a query, in any case and alphabet. Texts with lone surrogates come as bytes."""
-    return _words(folded_query) in _words(text).casefold()
+def _take_back_what_was_cut_off(path: Path) -> None:
+    """Undo a change in the midst of which a process was killed before the file was in WAL mode: its journal is there.
+
+    A connection that only reads must not, and without it the file is no whole database.
+    """
+    if path.with_name(f"{path.name}-journal").exists():
+        with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(path, timeout=LOCK_WAIT_S)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
-def _words(value: str | bytes) -> str:
-    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+def _prepare(connection: sqlite3.Connection) -> None:
+    """What every connection needs. Deleted text is overwritten, not only let go."""
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.create_function("fold", 1, lambda text: fold(unpack(text)), deterministic=True)
 
 
 def _fault(error: Exception, path: Path, what: str) -> StoreFailed:

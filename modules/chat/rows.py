@@ -3,7 +3,7 @@
 Functions take a connection inside a transaction; none begins or ends one.
 """
 
-# ruff: noqa: S608 - only the column lists below are put into SQL text, never a value
+# ruff: noqa: S608 - only column lists and names of tables are put into SQL text, never a value
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import dataclasses
 import json
 import sqlite3
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
+from modules.chat.packing import pack, unpack
 from modules.errors import NotFound, StaleView
 from modules.messages import Conversation, Message, ReplyStats, Setup
 
+Row = dict[str, Any]  # column → value
+
 CHANGED = "Reload the conversation: it was changed elsewhere."
-CONVERSATION = "id, owner, title, mode, system_prompt, head_id, created_at, updated_at, setup"
+CONVERSATION = "id, owner, title, mode, system_prompt, head_id, created_at, updated_at, setup, pinned, folder_id"
 MESSAGE = "id, conversation_id, parent_id, sequence, role, content, created_at, status, stats, error"
 SUBTREE = """  -- a message and all that follows it: (message id, owner)
     WITH RECURSIVE below (id) AS (
@@ -108,18 +112,11 @@ def with_siblings(connection: sqlite3.Connection, messages: list[Message]) -> li
 
 def to_conversation(row: tuple[Any, ...]) -> Conversation:
     """From a row of the columns CONVERSATION."""
-    ident, owner, title, mode, system_prompt, head_id, created_at, updated_at, setup = row
+    ident, owner, title, mode, system_prompt, head_id, created_at, updated_at, setup, pinned, folder_id = row
     return Conversation(
-        ident,
-        unpack(owner),
-        unpack(title),
-        mode,
-        unpack(system_prompt),
-        head_id,
-        created_at,
-        updated_at,
-        Setup(**json.loads(unpack(setup))),
-    )
+        ident, unpack(owner), unpack(title), mode, unpack(system_prompt), head_id, created_at, updated_at,
+        Setup(**json.loads(unpack(setup))), bool(pinned), folder_id,
+    )  # fmt: skip
 
 
 def pack_setup(setup: Setup) -> str:
@@ -142,15 +139,14 @@ def to_stats(values: dict[str, Any]) -> ReplyStats:
     return ReplyStats(**values | {"told": tuple(values.get("told", ()))})
 
 
-def pack(text: str) -> str | bytes:
-    """`text` as SQLite takes it. Lone surrogates have no UTF-8, so such a text goes in as bytes."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
-    return text
+def whole_rows(connection: sqlite3.Connection, table: str, condition: str, values: Sequence[object]) -> list[Row]:
+    """Rows of a table with all their columns, whatever version of Snug added them."""
+    cursor = connection.execute(f"SELECT * FROM {table} WHERE {condition}", values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
-def unpack(value: object) -> str:
-    """The text that `pack` was given."""
-    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else str(value)
+def add_row(connection: sqlite3.Connection, table: str, row: Row) -> None:
+    """Put a row into a table; columns that it does not name get their defaults."""
+    marks = ", ".join("?" * len(row))
+    connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", [*row.values()])

@@ -47,4 +47,71 @@ MIGRATIONS: tuple[str, ...] = (
     );
     """,
     "ALTER TABLE conversations ADD COLUMN setup TEXT NOT NULL DEFAULT '{}'",
+    # Folders, pins, the search index, what was deleted of late, and a number that grows with every change of the lists.
+    # An index row holds its message's text as searching.fold gives it: messages that are being written have none yet.
+    """
+    CREATE TABLE folders (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        name TEXT NOT NULL,
+        created_at REAL NOT NULL
+    );
+    ALTER TABLE conversations ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE conversations ADD COLUMN folder_id TEXT REFERENCES folders (id) ON DELETE SET NULL;
+    DROP INDEX conversations_by_use;
+    CREATE INDEX conversations_by_use ON conversations (owner, pinned DESC, touched DESC, updated_at DESC);
+    CREATE INDEX conversations_by_folder ON conversations (folder_id, pinned DESC, touched DESC, updated_at DESC);
+    CREATE INDEX conversations_by_time ON conversations (owner, updated_at, touched);
+    CREATE INDEX conversations_by_touch ON conversations (touched);
+
+    CREATE VIRTUAL TABLE message_texts USING fts5 (text, tokenize = 'trigram case_sensitive 1', detail = none);
+    INSERT INTO message_texts (rowid, text) SELECT sequence, fold(content) FROM messages WHERE status <> 'streaming';
+    CREATE TRIGGER messages_said AFTER INSERT ON messages WHEN new.status <> 'streaming' BEGIN
+        INSERT INTO message_texts (rowid, text) VALUES (new.sequence, fold(new.content));
+    END;
+    CREATE TRIGGER messages_changed AFTER UPDATE OF content, status ON messages WHEN new.status <> 'streaming' BEGIN
+        DELETE FROM message_texts WHERE rowid = new.sequence;
+        INSERT INTO message_texts (rowid, text) VALUES (new.sequence, fold(new.content));
+    END;
+    CREATE TRIGGER messages_gone AFTER DELETE ON messages BEGIN
+        DELETE FROM message_texts WHERE rowid = old.sequence;
+    END;
+
+    CREATE TABLE deletions (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        conversation_id TEXT NOT NULL,
+        title TEXT NOT NULL,
+        head_id TEXT,
+        deleted_at REAL NOT NULL
+    );
+    CREATE INDEX deletions_by_time ON deletions (deleted_at);
+    CREATE INDEX deletions_by_conversation ON deletions (conversation_id);
+    CREATE TABLE deleted_rows (
+        deletion_id TEXT NOT NULL REFERENCES deletions (id) ON DELETE CASCADE,
+        place TEXT NOT NULL,
+        row TEXT NOT NULL
+    );
+    CREATE INDEX deleted_rows_by_deletion ON deleted_rows (deletion_id);
+
+    CREATE TABLE revisions (owner TEXT PRIMARY KEY, number INTEGER NOT NULL);
+    CREATE TRIGGER conversations_made AFTER INSERT ON conversations BEGIN
+        INSERT INTO revisions VALUES (new.owner, 1) ON CONFLICT (owner) DO UPDATE SET number = number + 1;
+    END;
+    CREATE TRIGGER conversations_changed AFTER UPDATE OF title, touched, pinned, folder_id ON conversations BEGIN
+        INSERT INTO revisions VALUES (new.owner, 1) ON CONFLICT (owner) DO UPDATE SET number = number + 1;
+    END;
+    CREATE TRIGGER conversations_gone AFTER DELETE ON conversations BEGIN
+        INSERT INTO revisions VALUES (old.owner, 1) ON CONFLICT (owner) DO UPDATE SET number = number + 1;
+    END;
+    CREATE TRIGGER folders_made AFTER INSERT ON folders BEGIN
+        INSERT INTO revisions VALUES (new.owner, 1) ON CONFLICT (owner) DO UPDATE SET number = number + 1;
+    END;
+    CREATE TRIGGER folders_changed AFTER UPDATE ON folders BEGIN
+        INSERT INTO revisions VALUES (new.owner, 1) ON CONFLICT (owner) DO UPDATE SET number = number + 1;
+    END;
+    CREATE TRIGGER folders_gone AFTER DELETE ON folders BEGIN
+        INSERT INTO revisions VALUES (old.owner, 1) ON CONFLICT (owner) DO UPDATE SET number = number + 1;
+    END;
+    """,
 )

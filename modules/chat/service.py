@@ -190,18 +190,32 @@ class ChatService:
             self._message(owner, conversation_id, message_id)
             return self._store.delete_message(owner, message_id)
 
-    def delete_last(self, owner: str, conversation_id: str) -> str:
-        """Delete the last question on show with its replies; returns its text, for the input box.
+    def delete_last(self, owner: str, conversation_id: str) -> Message | None:
+        """Delete the last question on show with its replies; returns it, so that its text can be written anew.
 
-        Without a question the last message goes; "" is returned. Raises NotFound, Busy, StoreFailed.
+        Without a question the last message goes; None if there is none. Raises NotFound, Busy, StoreFailed.
         """
         with self._changing(owner, conversation_id):
             path = self._store.path(owner, conversation_id)
             if not path:
-                return ""
+                return None
             last = path[-2] if len(path) > 1 and path[-1].role == "assistant" and path[-2].role == "user" else path[-1]
             self._store.delete_message(owner, last.id)
-            return last.content if last.role == "user" else ""
+            return last
+
+    def restore_message(self, owner: str, conversation_id: str, message_id: str) -> Conversation:
+        """Bring a deleted message back with all that followed it.
+
+        Raises NotFound, Busy, StoreFailed, StaleView if what it followed is gone too.
+        """
+        with self._changing(owner, conversation_id):
+            return self._store.shelf.restore(owner, message_id)
+
+    def branch(self, owner: str, conversation_id: str, message_id: str) -> Conversation:
+        """A new conversation that begins as this one does, down to a message. Raises NotFound, Busy, StoreFailed."""
+        with self._changing(owner, conversation_id):
+            self._message(owner, conversation_id, message_id)
+            return self._store.shelf.branch(owner, message_id)
 
     def delete_conversation(self, owner: str, conversation_id: str) -> None:
         """Delete a conversation. Raises NotFound, Busy, StoreFailed."""

@@ -1,7 +1,8 @@
 """Conversations on the disk: a tree of messages each, one row a message, one transaction a change.
 
 Every method takes the owner ("" on a machine for one) and sees that owner's rows only. What a method returned is on the
-disk. It keeps text exactly as it was given, lone surrogates and NUL included. It knows no model and makes no reply.
+disk, but for incognito conversations, which are in memory alone. It keeps text exactly as it was given, lone surrogates
+and NUL included. It knows no model and makes no reply. The lists of conversations are shelf.py's.
 """
 
 # ruff: noqa: S608 - only column lists of rows.py are put into SQL text, never a value
@@ -16,28 +17,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
+from modules.chat import trash
 from modules.chat.database import Database
+from modules.chat.incognito import INCOGNITO, Databases, is_incognito
+from modules.chat.packing import pack, unpack
 from modules.chat.rows import (
     CHANGED,
     CONVERSATION,
-    SUBTREE,
     find_conversation,
     find_message,
     find_op,
     newest_leaf,
-    pack,
     pack_setup,
     path_to,
     require_place,
     show,
     to_conversation,
-    unpack,
     with_siblings,
 )
+from modules.chat.shelf import Shelf
 from modules.errors import NotFound, StaleView
 from modules.messages import USUAL, Conversation, Message, MessageStatus, Mode, ReplyStats, Role, Setup
 
 TITLE_CHARACTERS = 60
+INCOGNITO_TITLE = "Incognito chat"  # browsers remember titles
 Messages = list[Message]  # inside the class, `list` is a method
 
 
@@ -51,12 +54,15 @@ class Store:
         """
         self._now = now
         self._database = Database(path)
+        self._databases = Databases(self._database)
+        self.shelf = Shelf(self._databases, now=now)
         with self._database.write() as connection:
             connection.execute("UPDATE messages SET status = 'interrupted' WHERE status = 'streaming'")
+        self.shelf.sweep()
 
     def close(self) -> None:
-        """Close the file; later calls raise StoreFailed."""
-        self._database.close()
+        """Close the file; later calls raise StoreFailed. Incognito conversations are gone."""
+        self._databases.close()
 
     def backup_if_due(self) -> None:
         """Make today's copy of the file, if there is none yet."""
@@ -72,52 +78,47 @@ class Store:
         system_prompt: str = "",
         setup: Setup = USUAL,
         greetings: Sequence[str] = (),
+        *,
+        incognito: bool = False,
     ) -> Conversation:
         """A new conversation, empty but for `greetings`: versions of a first reply, of which the first is on show.
 
-        Without a title, the first user message will give one.
+        Without a title, the first user message will give one. An incognito one has a fixed title, is in memory alone
+        and in no list, and ends with Snug at the latest.
         """
         now = self._now()
-        ids = [uuid4().hex for _ in greetings]
-        head = ids[0] if ids else None
-        conversation = Conversation(uuid4().hex, owner, title, mode, system_prompt, head, now, now, setup)
-        row = (conversation.id, pack(owner), pack(title), mode, pack(system_prompt), head, now, now, pack_setup(setup))
-        with self._database.write() as connection:
+        prefix = INCOGNITO if incognito else ""
+        ids = [prefix + uuid4().hex for _ in greetings]
+        conversation_id = prefix + uuid4().hex
+        title = INCOGNITO_TITLE if incognito else title
+        row = (conversation_id, pack(owner), pack(title), mode, pack(system_prompt), ids[0] if ids else None, now, now)
+        with self._databases.of(conversation_id).write() as connection:
             connection.execute(
-                f"INSERT INTO conversations ({CONVERSATION}, renamed, touched)"
+                "INSERT INTO conversations"
+                " (id, owner, title, mode, system_prompt, head_id, created_at, updated_at, setup, renamed, touched)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT ifnull(max(touched), 0) + 1 FROM conversations))",
-                (*row, bool(title)),
+                (*row, pack_setup(setup), bool(title)),
             )
             connection.executemany(
                 "INSERT INTO messages (id, conversation_id, owner, role, content, created_at, status)"
                 " VALUES (?, ?, ?, 'assistant', ?, ?, 'complete')",
-                [(i, conversation.id, pack(owner), pack(text), now) for i, text in zip(ids, greetings, strict=True)],
+                [(i, conversation_id, pack(owner), pack(text), now) for i, text in zip(ids, greetings, strict=True)],
             )
-        return conversation
+        self.shelf.see(conversation_id)
+        return self.get(owner, conversation_id)
 
     def list(self, owner: str, query: str = "", limit: int = 200) -> list[Conversation]:
-        """The owner's conversations, last used first; with `query` those that hold it in title or text."""
-        condition, values = "", [pack(owner)]
-        if query:
-            condition = """AND (holds(title, ?2) OR EXISTS (
-                SELECT 1 FROM messages
-                WHERE conversation_id = conversations.id AND owner = ?1 AND holds(content, ?2)))"""
-            values.append(pack(query.casefold()))
-        with self._database.read() as connection:
-            rows = connection.execute(
-                f"SELECT {CONVERSATION} FROM conversations WHERE owner = ?1 {condition} ORDER BY touched DESC LIMIT ?",
-                [*values, limit],
-            ).fetchall()
-        return [to_conversation(row) for row in rows]
+        """The owner's conversations as the shelf lists them; with `query` those that hold its words."""
+        return [found.conversation for found in self.shelf.list(owner, query, limit)]
 
     def get(self, owner: str, conversation_id: str) -> Conversation:
         """One conversation. Raises NotFound."""
-        with self._database.read() as connection:
+        with self._databases.of(conversation_id).read() as connection:
             return find_conversation(connection, owner, conversation_id)
 
     def rename(self, owner: str, conversation_id: str, title: str) -> Conversation:
         """Give it a title that stays. An empty one goes back to that of the first user message."""
-        with self._database.write() as connection:
+        with self._databases.of(conversation_id).write() as connection:
             find_conversation(connection, owner, conversation_id)
             if not title.strip():
                 first = connection.execute(
@@ -134,29 +135,34 @@ class Store:
             return find_conversation(connection, owner, conversation_id)
 
     def delete(self, owner: str, conversation_id: str) -> None:
-        """Delete a conversation with its messages. Raises NotFound."""
-        with self._database.write() as connection:
-            find_conversation(connection, owner, conversation_id)
-            connection.execute("DELETE FROM messages WHERE conversation_id = ?", (conversation_id,))
-            connection.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+        """Delete a conversation with its messages; `shelf.restore` brings it back for a day. Raises NotFound.
+
+        An incognito one is gone for good.
+        """
+        with self._databases.of(conversation_id).write() as connection:
+            conversation = find_conversation(connection, owner, conversation_id)
+            if not is_incognito(conversation_id):
+                trash.put_conversation(connection, conversation, self._now())
+        if is_incognito(conversation_id):
+            self._databases.forget(conversation_id)
 
     def set_system_prompt(self, owner: str, conversation_id: str, text: str) -> Conversation:
         """Change what the model is told first."""
-        with self._database.write() as connection:
+        with self._databases.of(conversation_id).write() as connection:
             find_conversation(connection, owner, conversation_id)
             connection.execute("UPDATE conversations SET system_prompt = ? WHERE id = ?", (pack(text), conversation_id))
             return find_conversation(connection, owner, conversation_id)
 
     def set_setup(self, owner: str, conversation_id: str, setup: Setup) -> Conversation:
         """Change how the model is asked."""
-        with self._database.write() as connection:
+        with self._databases.of(conversation_id).write() as connection:
             find_conversation(connection, owner, conversation_id)
             connection.execute("UPDATE conversations SET setup = ? WHERE id = ?", (pack_setup(setup), conversation_id))
             return find_conversation(connection, owner, conversation_id)
 
     def set_head(self, owner: str, conversation_id: str, message_id: str) -> Conversation:
         """Show the branch that holds a message: its newest continuation becomes the head."""
-        with self._database.write() as connection:
+        with self._databases.of(conversation_id).write() as connection:
             find_conversation(connection, owner, conversation_id)
             message = find_message(connection, owner, message_id)
             if message.conversation_id != conversation_id:
@@ -182,11 +188,11 @@ class Store:
         The same `op_id` again returns the same message and changes nothing. Raises StaleView if the conversation or
         the parent is gone.
         """
-        with self._database.write() as connection:
+        with self._databases.of(conversation_id).write() as connection:
             if earlier := find_op(connection, owner, conversation_id, op_id):
                 return earlier
             require_place(connection, owner, conversation_id, parent_id)
-            message_id = uuid4().hex
+            message_id = (INCOGNITO if is_incognito(conversation_id) else "") + uuid4().hex
             connection.execute(
                 "INSERT INTO messages (id, conversation_id, owner, parent_id, role, content, created_at, status, op_id)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -204,12 +210,12 @@ class Store:
 
     def find_op(self, owner: str, conversation_id: str, op_id: str) -> Message | None:
         """The message that an operation made, None if it has not run yet."""
-        with self._database.read() as connection:
+        with self._databases.of(conversation_id).read() as connection:
             return find_op(connection, owner, conversation_id, op_id)
 
     def message(self, owner: str, message_id: str) -> Message:
         """One message with its siblings. Raises NotFound."""
-        with self._database.read() as connection:
+        with self._databases.of(message_id).read() as connection:
             message = find_message(connection, owner, message_id)
             return with_siblings(connection, [message])[0]
 
@@ -218,7 +224,7 @@ class Store:
 
         Raises StaleView if the message is gone or no longer streaming.
         """
-        with self._database.write(durable=False) as connection:
+        with self._databases.of(message_id).write(durable=False) as connection:
             done = connection.execute(
                 "UPDATE messages SET content = ? WHERE id = ? AND status = 'streaming'", (pack(content), message_id)
             )
@@ -233,7 +239,7 @@ class Store:
         Raises StaleView if the message is gone.
         """
         packed_stats = json.dumps(dataclasses.asdict(stats)) if stats else None
-        with self._database.write() as connection:
+        with self._databases.of(message_id).write() as connection:
             row = connection.execute(
                 "UPDATE messages SET content = ?, status = ?, stats = ?, error = ? WHERE id = ?"
                 " RETURNING conversation_id",
@@ -245,14 +251,14 @@ class Store:
 
     def reopen(self, owner: str, message_id: str) -> Message:
         """Make a finished message "streaming" again, so that it can be continued. Raises NotFound."""
-        with self._database.write() as connection:
+        with self._databases.of(message_id).write() as connection:
             message = find_message(connection, owner, message_id)
             connection.execute("UPDATE messages SET status = 'streaming', error = '' WHERE id = ?", (message_id,))
             return dataclasses.replace(message, status="streaming", error="")
 
     def edit(self, owner: str, message_id: str, content: str) -> Message:
         """Replace a message's text; it then counts as complete. Raises NotFound."""
-        with self._database.write() as connection:
+        with self._databases.of(message_id).write() as connection:
             message = find_message(connection, owner, message_id)
             connection.execute(
                 "UPDATE messages SET content = ?, status = 'complete', error = '' WHERE id = ?",
@@ -262,14 +268,15 @@ class Store:
             return find_message(connection, owner, message_id)
 
     def delete_message(self, owner: str, message_id: str) -> Conversation:
-        """Delete a message and all that follows it. The head moves to another version of it, else to its parent."""
-        with self._database.write() as connection:
+        """Delete a message and all that follows it. The head moves to another version of it, else to its parent.
+
+        `shelf.restore` brings them back for a day.
+        """
+        with self._databases.of(message_id).write() as connection:
             message = find_message(connection, owner, message_id)
-            below = {row[0] for row in connection.execute(SUBTREE + "SELECT id FROM below", (message_id, pack(owner)))}
-            connection.execute(
-                SUBTREE + "DELETE FROM messages WHERE id IN (SELECT id FROM below)", (message_id, pack(owner))
-            )
-            if find_conversation(connection, owner, message.conversation_id).head_id in below:
+            conversation = find_conversation(connection, owner, message.conversation_id)
+            below = trash.put_messages(connection, conversation, message, self._now())
+            if conversation.head_id in below:
                 sibling = connection.execute(
                     "SELECT id FROM messages"
                     " WHERE conversation_id = ? AND parent_id IS ? ORDER BY sequence DESC LIMIT 1",
@@ -282,13 +289,13 @@ class Store:
 
     def path(self, owner: str, conversation_id: str) -> Messages:
         """The messages on show, from the root to the head. Raises NotFound."""
-        with self._database.read() as connection:
+        with self._databases.of(conversation_id).read() as connection:
             head_id = find_conversation(connection, owner, conversation_id).head_id
             return with_siblings(connection, path_to(connection, owner, head_id)) if head_id else []
 
     def path_to(self, owner: str, message_id: str) -> Messages:
         """The messages from the root to this one, without siblings. Raises NotFound."""
-        with self._database.read() as connection:
+        with self._databases.of(message_id).read() as connection:
             find_message(connection, owner, message_id)
             return path_to(connection, owner, message_id)
 

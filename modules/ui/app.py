@@ -46,7 +46,7 @@ TABS = (
 def build_ui(services: Services) -> gr.Blocks:
     """The page with all its tabs; nothing of a user's is kept in it."""
     with gr.Blocks(title="Snug", analytics_enabled=False, fill_width=True) as page:
-        chat_tab.build_shell(chat_tab.ChatDoors(services))
+        chat_tab.build_shell(services)
         first = "notebook" if services.settings.notebook else "chat"
         with gr.Tabs(selected=first, elem_id="snug-tabs"):
             for tab in TABS:

@@ -1,4 +1,4 @@
-"""The Chat tab: the conversations at the side, the messages, the composer.
+"""The Chat tab: the messages, the composer, and the frame around them (what is done in the list: side.py).
 
 The page's script sends small requests to the doors below and shows what they answer; a running reply is followed by
 one stream, which any page may leave and take up again. History lives in the store alone.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 
@@ -15,19 +16,18 @@ import gradio as gr
 from anyio import to_thread
 from pydantic import Field
 
+from modules.chat.incognito import is_incognito
 from modules.chat.service import RunningReply
-from modules.errors import BadValue, SnugError
-from modules.messages import Conversation
+from modules.errors import BadValue, NotFound, SnugError
 from modules.sampling import GenerationParams
 from modules.services import Services
-from modules.ui import setup_panel
+from modules.ui import setup_panel, side
 from modules.ui.markdown import StreamingMarkdown
 from modules.ui.setup_panel import SetupBody
 from modules.ui.strip import Strip
 from modules.ui.views import (
     MAX_HZ,
     Json,
-    conversation_view,
     live_view,
     model_view,
     printable,
@@ -41,12 +41,10 @@ RENDER_SHARE = 0.1  # of the time, at most, goes into rendering one reply
 LONG_RENDER_S = 0.02
 
 
-class Search(Body):
-    query: str = Field(default="", max_length=1000)
+class Open(Pick):
+    """A conversation; with a message, the branch that holds it."""
 
-
-class Rename(Pick):
-    title: str = Field(max_length=200)
+    message: str | None = Field(default=None, max_length=64)
 
 
 class Pulse(Body):
@@ -62,6 +60,8 @@ class Send(Body):
     op_id: str = Field(min_length=8, max_length=64)
     system_prompt: str = ""
     setup: SetupBody = SetupBody()
+    incognito: bool = False
+    folder: str | None = Field(default=None, max_length=64)
     params: GenerationParams = GenerationParams()
 
 
@@ -98,38 +98,32 @@ class ChatDoors:
             running.message_id if running else None,
         )
 
-    def conversations(self, owner: str, body: Search) -> Json:
-        """The list at the side, newest first; with a query, those whose text holds it."""
-        return {"items": [conversation_view(item) for item in self._chats(owner, body.query.strip())]}
-
-    def _chats(self, owner: str, query: str = "") -> list[Conversation]:
-        return [item for item in self.store.list(owner, query) if item.mode == "chat"]
-
-    def open(self, owner: str, body: Pick) -> Json:
-        """One conversation."""
+    def open(self, owner: str, body: Open) -> Json:
+        """One conversation; with a message, the branch that holds it comes on show."""
+        if body.message and not self.chat.running(owner, body.id):
+            shown = {message.id for message in self.store.path(owner, body.id)}
+            if body.message not in shown:
+                self.store.set_head(owner, body.id, body.message)
         return self.thread(owner, body.id)
-
-    def rename(self, owner: str, body: Rename) -> Json:
-        """Give a conversation another title."""
-        self.store.rename(owner, body.id, body.title)
-        return self.conversations(owner, Search())
-
-    def remove(self, owner: str, body: Pick) -> Json:
-        """Delete a conversation."""
-        self.chat.delete_conversation(owner, body.id)
-        return self.conversations(owner, Search())
 
     def send(self, owner: str, body: Send) -> Json:
         """Store a message and start the reply. On failure the answer tells whether the message was stored."""
-        conversation_id = body.id or self._fresh(owner, body).id
+        conversation_id = body.id or self._begin(owner, body)
         try:
             self.chat.reply(owner, conversation_id, body.parent, body.text, body.params, op_id=body.op_id)
         except SnugError as error:
             return self._refused(owner, conversation_id, body, error)
         return self.thread(owner, conversation_id) | {"accepted": True}
 
-    def _fresh(self, owner: str, body: Send) -> Conversation:
-        return self.store.create(owner, system_prompt=body.system_prompt, setup=body.setup.setup())
+    def _begin(self, owner: str, body: Send) -> str:
+        """A new conversation, in the folder that is on show if it is still there."""
+        made = self.store.create(
+            owner, system_prompt=body.system_prompt, setup=body.setup.setup(), incognito=body.incognito
+        )
+        if body.folder and not body.incognito:
+            with suppress(NotFound):
+                self.store.shelf.move(owner, made.id, body.folder)
+        return made.id
 
     def _refused(self, owner: str, conversation_id: str, body: Send, error: SnugError) -> Json:
         """The answer to a message without a reply: the thread as it stands, and whether the text is safe in it."""
@@ -140,6 +134,8 @@ class ChatDoors:
         problem = {"problem": problem_view(error), "accepted": stored}
         if body.id is None and not stored:
             self.store.delete(owner, conversation_id)
+            if not is_incognito(conversation_id):
+                self.store.shelf.erase(owner, conversation_id)
             return problem
         return self.thread(owner, conversation_id) | problem
 
@@ -162,8 +158,24 @@ class ChatDoors:
 
     def delete_last(self, owner: str, body: Pick) -> Json:
         """Take the last exchange away; its question goes back into the composer."""
-        question = self.chat.delete_last(owner, body.id)
-        return self.thread(owner, body.id) | {"question": printable(question)}
+        deleted = self.chat.delete_last(owner, body.id)
+        question = deleted.content if deleted and deleted.role == "user" else ""
+        undo = {"deleted": deleted.id if deleted else None, "question": printable(question)}
+        return self.thread(owner, body.id) | undo
+
+    def delete(self, owner: str, body: Touch) -> Json:
+        """Take a message away with all that follows it."""
+        self.chat.delete_message(owner, body.id, body.message)
+        return self.thread(owner, body.id) | {"deleted": body.message}
+
+    def undelete(self, owner: str, body: Touch) -> Json:
+        """Bring deleted messages back."""
+        self.chat.restore_message(owner, body.id, body.message)
+        return self.thread(owner, body.id)
+
+    def branch(self, owner: str, body: Touch) -> Json:
+        """A new conversation that begins as this one does, down to a message."""
+        return self.thread(owner, self.chat.branch(owner, body.id, body.message).id)
 
     def stop(self, owner: str, body: Pick) -> Json:
         """End a reply; what it holds stays."""
@@ -181,9 +193,10 @@ class ChatDoors:
             "model": model_view(self.models.state),
             "machine": self.strip.view(),
             "dry_runs": asdict(self.models.dry_run_progress),
-            "conversations": revision(*self._chats(owner)),
+            "conversations": str(self.store.shelf.revision(owner)),
         }
         if body.id:
+            self.store.shelf.see(body.id)
             running, conversation = self.chat.running(owner, body.id), self.store.get(owner, body.id)
             answer |= {"head": conversation.head_id, "revision": revision(conversation)}
             answer["running"] = running.message_id if running else None
@@ -222,17 +235,26 @@ async def follow_reply(reply: RunningReply, *, stream: bool) -> AsyncIterator[Js
         ready_at = time.monotonic() + cost_s / RENDER_SHARE
 
 
-def build_shell(doors: ChatDoors) -> None:
+def build_shell(services: Services) -> None:
     """The frame of the page: conversations at the side, the model in the header."""
+    doors, list_doors = ChatDoors(services), side.SideDoors(services)
     gr.HTML(
         js_on_load="snug.mountShell(element, server)",
         apply_default_css=False,
         elem_id="snug-shell",
         server_functions=[
-            door(Search, "conversations", doors.conversations),
-            door(Rename, "rename", doors.rename),
-            door(Pick, "remove", doors.remove),
             door(Pulse, "pulse", doors.pulse),
+            door(side.Look, "conversations", list_doors.conversations),
+            door(side.Rename, "rename", list_doors.rename),
+            door(side.Pin, "pin", list_doors.pin),
+            door(side.Move, "move", list_doors.move),
+            door(side.FolderName, "name_folder", list_doors.name_folder),
+            door(Pick, "remove_folder", list_doors.remove_folder),
+            door(Pick, "remove", list_doors.remove),
+            door(Pick, "restore", list_doors.restore),
+            door(Pick, "erase", list_doors.erase),
+            door(side.Export, "export", list_doors.export),
+            door(side.Import, "take_in", list_doors.take_in),
         ],
     )
 
@@ -242,13 +264,16 @@ def build(services: Services) -> None:
     doors = ChatDoors(services)
     scripted(
         "snug.mountChat",
-        door(Pick, "open", doors.open),
+        door(Open, "open", doors.open),
         door(Send, "send", doors.send),
         door(Touch, "regenerate", doors.regenerate),
         door(Touch, "go_on", doors.go_on),
         door(Touch, "show_version", doors.show_version),
         door(Edit, "edit", doors.edit),
         door(Pick, "delete_last", doors.delete_last),
+        door(Touch, "delete", doors.delete),
+        door(Touch, "undelete", doors.undelete),
+        door(Touch, "branch", doors.branch),
         door(Pick, "stop", doors.stop),
         door(SystemPrompt, "set_system_prompt", doors.set_system_prompt),
         follow=doors.follow,

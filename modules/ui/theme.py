@@ -11,10 +11,12 @@ import gradio as gr
 from gradio.themes.utils.fonts import LocalFont
 
 STATIC = Path(__file__).parent / "static"
-STYLES = ("base.css", "shell.css", "chat.css", "forms.css", "plan.css", "strip.css", "characters.css")
+STYLES = ("base.css", "shell.css", "side.css", "chat.css", "forms.css", "plan.css", "strip.css", "characters.css")
 SCRIPTS = (
     "core.js",
     "strip.js",
+    "files.js",
+    "side.js",
     "shell.js",
     "chat.js",
     "forms.js",

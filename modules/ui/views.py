@@ -10,6 +10,7 @@ from dataclasses import asdict
 from hashlib import blake2b
 from typing import Any
 
+from modules.chat.incognito import is_incognito
 from modules.chat.service import ReplyView
 from modules.chat.thinking import Parts, split
 from modules.errors import SnugError
@@ -28,9 +29,10 @@ def problem_view(error: SnugError) -> Json:
 
 
 def conversation_view(conversation: Conversation) -> Json:
-    """One line of the list at the side."""
+    """What the page shows of a conversation beside its messages."""
     return {
         "id": conversation.id,
+        "incognito": is_incognito(conversation.id),
         "title": printable(conversation.title) or printable(conversation.setup.character) or "New chat",
         "system_prompt": printable(conversation.system_prompt),
         "updated_at": conversation.updated_at,

@@ -1,7 +1,7 @@
 /* The Chat tab: messages, the running reply, the composer. The server owns the history; this shows it. */
 "use strict";
 (() => {
-  const { el, icon, iconButton, remember, call, ask, toast, showProblem, copy, newId, selectTab } = snug;
+  const { el, icon, iconButton, remember, call, toast, showProblem, copy, newId, selectTab } = snug;
   const SUGGESTIONS = [
     ["Explain something", "Explain how a rainbow comes about, in three short paragraphs."],
     ["Write with me", "Write a short, friendly note to a neighbour who watered my plants."],
@@ -9,9 +9,9 @@
     ["Some code", "Write a Python function that counts the words in a text, with an example."],
   ];
   const LOST_AFTER_MS = 2500;
-  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, wanted: null, eager: false, revision: null, atEnd: true, setup: snug.usualSetup?.() ?? {} };
+  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, wanted: null, eager: false, revision: null, atEnd: true, incognito: false, setup: snug.usualSetup?.() ?? {} };
   const unsaved = new Map();  // by message, edits that were begun
-  let scroller, column, list, input, sendButton, stopButton, jump, prompt, empty, live, notice;
+  let scroller, column, secretLine, list, input, sendButton, stopButton, jump, prompt, empty, live, notice;
 
   snug.mountChat = (element, server, trigger) => {
     Object.assign(state, { server, trigger });
@@ -25,19 +25,24 @@
     });
   };
   snug.conversationId = () => state.id;
-  snug.openConversation = (id) => {
+  snug.openConversation = (id, options = {}) => {
     if (!list) return setUrl(id, true);  // the tab has not been opened yet; it reads the address when it is
-    if (id) open(id); else openNew();
+    if (id) open(id, options); else openNew(options);
   };
   snug.retitle = (id, title) => { if (id === state.id) document.title = `${title} · Snug`; };
-  snug.stopReply = () => { if (state.running || snug.writing?.()) stop(); };
+  snug.stopReply = () => {
+    const busy = Boolean(state.running || snug.writing?.());
+    if (busy) stop();
+    return busy;
+  };
 
   function build() {
     list = el("div.messages");
     prompt = el("div.system-prompt");
     empty = el("div.empty-chat");
     notice = el("div.thread-notice", { role: "status" });
-    column = el("div.column", {}, prompt, empty, list, notice);
+    secretLine = el("div.incognito-slot");
+    column = el("div.column", {}, secretLine, prompt, empty, list, notice);
     scroller = el("div.scroller", { id: "snug-scroller", onscroll: onScroll }, column);
     jump = iconButton("down", "Jump to the latest message", () => toEnd(true), ".jump");
     live = el("div.visually-hidden", { "aria-live": "polite" });
@@ -66,12 +71,13 @@
   }
 
   function leave() {
+    window.CSS?.highlights?.delete("snug-found");
     Object.assign(state, { editing: null, opening: state.opening + 1, running: null, sending: false, opId: null, wanted: null, eager: false });
   }
 
-  function openNew({ replace = false, keepUrl = false } = {}) {
+  function openNew({ replace = false, keepUrl = false, incognito = false } = {}) {
     leave();
-    Object.assign(state, { id: null, head: null, messages: [], systemPrompt: remember.get("newSystemPrompt", ""), setup: snug.usualSetup() });
+    Object.assign(state, { id: null, head: null, messages: [], incognito, systemPrompt: incognito ? "" : remember.get("newSystemPrompt", ""), setup: snug.usualSetup() });
     if (!keepUrl) setUrl(null, replace);
     list.replaceChildren();
     drawAll();
@@ -82,12 +88,12 @@
     if (window.innerWidth > 800) input.focus({ preventScroll: true });
   }
 
-  async function open(id, { replace = false, keepUrl = false } = {}) {
+  async function open(id, { replace = false, keepUrl = false, message = null, words = "" } = {}) {
     leave();
     state.wanted = id;  // what is written from now on belongs there
     restoreDraft();
     const turn = state.opening;
-    const answer = await call(state.server, "open", { id });
+    const answer = await call(state.server, "open", { id, message });
     if (turn !== state.opening) return;
     state.wanted = null;
     if (!answer.conversation) return openNew({ replace: true });
@@ -95,10 +101,43 @@
     state.id = null;
     showThread(answer);
     if (!keepUrl) setUrl(id, replace);
-    toEnd(false);
+    if (message) showFound(message, words); else toEnd(false);
     if (window.innerWidth > 800) input.focus({ preventScroll: true });
     if (state.eager && !state.running) send();
     state.eager = false;
+  }
+
+  /* A message that a search found, in the middle of the page; the heights above it are estimates until they are seen. */
+  function showFound(id, words) {
+    const node = list.querySelector(`[data-id="${CSS.escape(id)}"]`);
+    if (!node) return toEnd(false);
+    const there = (again) => {
+      state.atEnd = false;
+      node.scrollIntoView({ block: node.offsetHeight > scroller.clientHeight ? "start" : "center", behavior: "instant" });
+      marked(node, words)?.startContainer.parentElement.scrollIntoView({ block: "center", behavior: "instant" });
+      if (again) requestAnimationFrame(() => there(again - 1));
+    };
+    there(3);
+    node.classList.add("found");
+    setTimeout(() => node.classList.remove("found"), 2500);
+  }
+
+  /* Underlines the words where the browser can; the place of the first. */
+  function marked(node, words) {
+    if (!words || !window.Highlight) return null;
+    const ranges = [], walker = document.createTreeWalker(node.querySelector(".body") ?? node, NodeFilter.SHOW_TEXT), wanted = words.toLowerCase();
+    while (walker.nextNode()) {
+      const text = walker.currentNode.data, lower = text.toLowerCase();
+      if (lower.length !== text.length) continue;
+      for (let at = lower.indexOf(wanted); at >= 0 && ranges.length < 200; at = lower.indexOf(wanted, at + wanted.length)) {
+        const range = new Range();
+        range.setStart(walker.currentNode, at);
+        range.setEnd(walker.currentNode, at + wanted.length);
+        ranges.push(range);
+      }
+    }
+    CSS.highlights.set("snug-found", new Highlight(...ranges));
+    return ranges[0];
   }
 
   /* Takes a thread as the server tells it; nodes of unchanged messages stay. */
@@ -109,6 +148,8 @@
     state.messages = thread.messages;
     state.systemPrompt = thread.conversation.system_prompt;
     state.setup = thread.conversation.setup;
+    state.incognito = thread.conversation.incognito;
+    if (state.incognito) snug.rememberIncognito(state.id);
     document.title = `${thread.conversation.title} · Snug`;
     drawAll();
     snug.markConversation?.(state.id);
@@ -141,11 +182,22 @@
 
   function drawAll() {
     if (!state.id) document.title = "Snug";
+    drawIncognito();
     if (!prompt.querySelector("textarea") || prompt.of !== state.id) drawPrompt();
     input.placeholder = cast().character ? `Write to ${cast().character.name}` : "Write a message";
     drawEmpty();
     drawMessages();
     drawComposer();
+  }
+
+  function drawIncognito() {
+    scroller.parentElement.classList.toggle("incognito", state.incognito);
+    const of = state.incognito && (state.id ?? "new");
+    if (secretLine.of === of) return;
+    secretLine.of = of;
+    secretLine.replaceChildren(...(state.incognito ? [el("div.incognito-line", { role: "status" }, icon("mask"),
+      el("span", {}, "Incognito: kept in memory only, gone when it ends"),
+      state.id ? el("button.text-button", { onclick: () => snug.endIncognito(state.id) }, "End") : null)] : []));
   }
 
   function drawMessages() {
@@ -228,7 +280,8 @@
     if (message.role === "assistant" && isLast && !isFirst) buttons.push(act("forward", "Continue", "continue"));
     if (message.role === "assistant" && isLast) buttons.push(act("person", "Write my next message", "impersonate"));
     if (message.role === "user" && isLast) buttons.push(act("retry", "Get a reply", "regenerate"));
-    if (isLast) buttons.push(act("trash", "Delete last exchange", "delete"));
+    buttons.push(act("branch", "Branch off into a new conversation", "branch"));
+    buttons.push(isLast ? act("trash", "Delete last exchange", "delete") : act("trash", "Delete this and what follows", "cut"));
     const stats = [message.status === "stopped" ? "stopped" : "", message.stats].filter(Boolean).join(" · ");
     return el("footer.message-foot", {}, message.role === "assistant" && stats ? el("span.stats", {}, stats) : null, versions(message), el("div.actions", {}, ...buttons));
   }
@@ -249,6 +302,17 @@
     const answer = await call(state.server, "show_version", { id: state.id, message });
     if (answer.conversation) showThread(answer);
   }
+
+  /* The arrow keys: other versions of the last reply, while it is in sight. */
+  snug.turnVersion = (step) => {
+    const message = state.messages.at(-1), node = list?.lastElementChild;
+    if (!message || message.role !== "assistant" || state.running || state.editing || message.versions.length < 2) return false;
+    const place = node.getBoundingClientRect(), seen = scroller.getBoundingClientRect();
+    if (place.bottom < seen.top || place.top > seen.bottom) return false;
+    const next = message.versions[message.versions.indexOf(message.id) + step];
+    if (next) showVersion(next);
+    return true;
+  };
 
   function editor(message) {
     const area = el("textarea.edit-area", { value: unsaved.get(message.id) ?? message.text, "aria-label": "Edit the message" });
@@ -295,7 +359,7 @@
       if (of) {
         const answer = await call(state.server, "set_system_prompt", { id: of, text: area.value });
         if (answer.problem || of !== state.id) return;
-      } else remember.set("newSystemPrompt", area.value || null);
+      } else if (!state.incognito) remember.set("newSystemPrompt", area.value || null);
       state.systemPrompt = area.value;
       drawPrompt();
     };
@@ -364,11 +428,16 @@
 
   /* Composer */
 
-  const draftKey = () => `draft.${state.wanted ?? state.id ?? "new"}`;
-  function restoreDraft() { input.value = remember.get(draftKey(), ""); drawComposer(); }
+  const draftKey = () => `draft.${state.wanted ?? state.id ?? (state.incognito ? "incognito-new" : "new")}`;
+  const unwritten = new Map();  // drafts of incognito chats: browsers keep the others on the disk
+  const drafts = {
+    get: (key) => key.startsWith("draft.incognito-") ? unwritten.get(key) ?? "" : remember.get(key, ""),
+    set: (key, text) => { if (key.startsWith("draft.incognito-")) unwritten.set(key, text ?? ""); else remember.set(key, text); },
+  };
+  function restoreDraft() { input.value = drafts.get(draftKey()); drawComposer(); }
   function onInput() {
     state.opId = null;
-    remember.set(draftKey(), input.value || null);
+    drafts.set(draftKey(), input.value || null);
     drawComposer();
     snug.measure?.();
   }
@@ -394,10 +463,11 @@
     const answer = await call(state.server, "send", {
       id: from, parent: state.head, text, op_id: opId, params: snug.params(),
       system_prompt: from ? "" : state.systemPrompt, ...(from ? {} : { setup: state.setup }),
+      incognito: !from && state.incognito, folder: from ? null : snug.folderOnShow(),
     });
     if (answer.accepted) {
-      remember.set(draft, without(text, remember.get(draft, "")) || null);
-      if (!from) remember.set("newSystemPrompt", null);
+      drafts.set(draft, without(text, drafts.get(draft)) || null);
+      if (!from && !state.incognito) remember.set("newSystemPrompt", null);
     }
     if (turn !== state.opening) {
       if (answer.accepted && draft === draftKey()) { input.value = without(text, input.value); drawComposer(); }
@@ -408,7 +478,7 @@
     if (answer.accepted) input.value = without(text, input.value);
     if (answer.conversation) {
       const fresh = !from;
-      if (fresh) { remember.set(draft, null); prompt.of = answer.conversation.id; }
+      if (fresh) { drafts.set(draft, null); prompt.of = answer.conversation.id; }
       showThread(answer);
       onInput();
       if (fresh) setUrl(state.id, false);
@@ -440,21 +510,41 @@
     if (state.running) return toast("A reply is being written.", { remedy: "Stop it first, or wait until it is complete." });
     if (name === "impersonate") return snug.impersonate();
     if (name === "edit") { state.editing = id; return drawMessages(); }
-    if (name === "delete" && !await ask("Delete the last exchange?", "The last reply will be gone, and your message goes back into the text box.", "Delete")) return;
-    const request = { regenerate: ["regenerate", { id: state.id, message: id, params: snug.params() }], continue: ["go_on", { id: state.id, message: id, params: snug.params() }], delete: ["delete_last", { id: state.id }] }[name];
+    const of = { id: state.id, message: id };
+    const request = {
+      regenerate: ["regenerate", { ...of, params: snug.params() }], continue: ["go_on", { ...of, params: snug.params() }],
+      delete: ["delete_last", { id: state.id }], cut: ["delete", of], branch: ["branch", of],
+    }[name];
     if (!request || state.sending) return;
     const turn = state.opening;
     state.sending = true;
     const answer = await call(state.server, ...request);
     if (turn !== state.opening) return;
     state.sending = false;
-    if (answer.conversation) {
+    if (name === "branch" && answer.conversation) {
+      if (answer.conversation.incognito) snug.rememberIncognito(answer.conversation.id);
+      await open(answer.conversation.id);
+      toast("A new conversation that begins like the other one.", { seconds: 5 });
+      snug.refreshConversations();
+    } else if (answer.conversation) {
       showThread(answer);
+      if (answer.deleted) offerUndo(answer);
       if (answer.question) { input.value = [answer.question, input.value].filter(Boolean).join("\n\n"); onInput(); }
-      if (name !== "delete") toEnd(false);
+      if (!answer.deleted) toEnd(false);
       snug.refreshConversations();
     }
     else if (answer.problem) reload();
+  }
+
+  function offerUndo({ deleted, question }) {
+    const of = state.id, undone = async () => {
+      const answer = await call(state.server, "undelete", { id: of, message: deleted });
+      if (of !== state.id || !answer.conversation) return;
+      if (question && input.value.startsWith(question)) { input.value = input.value.slice(question.length).trimStart(); onInput(); }
+      showThread(answer);
+      snug.refreshConversations();
+    };
+    toast(question ? "The last exchange was deleted." : "Deleted, with what followed.", { seconds: 10, action: { label: "Undo", run: undone } });
   }
 
   async function reload() {

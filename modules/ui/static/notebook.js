@@ -35,7 +35,7 @@
     state.saved = draft.known;
     save();
   };
-  snug.stopNotebook = () => { if (state.running) stop(); };
+  snug.stopNotebook = () => { if (state.running) stop(); return Boolean(state.running); };
 
   /* The browser holds what the server does not have yet, with the text that it is to replace. */
   function onInput() {

@@ -1,0 +1,238 @@
+"""Files of conversations → trees: whose file it is, told by its shape, and each conversation read whole or not at all.
+
+Snug's own JSON, histories of text-generation-webui, chats of SillyTavern, ShareGPT, lists of messages as OpenAI's API
+takes them, and the export of ChatGPT; JSON or one JSON a line. foreign.py knows the others' shapes. Nothing is stored
+here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modules.chat import foreign
+from modules.chat.exporting import FORMAT
+from modules.chat.foreign import Unreadable
+from modules.chat.rows import to_stats
+from modules.chat.trees import Tree, TreeMessage
+from modules.messages import Manner, MessageStatus, Mode, ReplyStats, Role, Setup
+
+LINES_TRIED = 5  # before a file counts as one JSON object a line
+FORMATS = (
+    "Snug's own JSON, text-generation-webui, SillyTavern, ShareGPT, OpenAI messages, and ChatGPT's conversations.json"
+)
+# Seconds that a calendar can show.
+Moment = Annotated[float | None, Field(ge=-6e10, le=1e11, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A conversation that was not taken: `where` it stands in the file, and why."""
+
+    where: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a file holds. `notes` are sentences about what was left out of a conversation that was taken."""
+
+    trees: tuple[Tree, ...]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    parent: int | None = None
+    role: Role
+    content: str
+    created_at: Moment = None
+    status: MessageStatus = "complete"
+    stats: dict[str, Any] | None = None
+    error: str = ""
+
+
+class _Setup(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    manner: Manner = "instruct"
+    character: str = Field(default="", max_length=200)
+    persona: str = Field(default="", max_length=200)
+    command: str = Field(default="", max_length=20_000)
+    template: str = Field(default="", max_length=200_000)
+    reply_start: str = Field(default="", max_length=20_000)
+    thinking: str = Field(default="", max_length=20)
+
+
+class _Conversation(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    title: str = ""
+    messages: list[_Message]
+    head: int | None = None
+    renamed: bool = False
+    mode: Mode = "chat"
+    system_prompt: str = ""
+    created_at: Moment = None
+    updated_at: Moment = None
+    pinned: bool = False
+    folder: str = ""
+    setup: _Setup = _Setup()
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What has been read so far."""
+
+    trees: list[Tree] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def take(self, where: str, read: Callable[[], foreign.Draft]) -> None:
+        """Add what `read` gives; if it cannot, say where and why."""
+        try:
+            draft = read()
+        except Unreadable as error:
+            self.skipped.append(Skipped(where, str(error)))
+            return
+        self.trees.append(draft.tree)
+        self.notes += [f"{where}: {note}" for note in draft.notes]
+
+
+def read_file(text: str) -> Read:
+    """All conversations of a file. What cannot be read is told in `skipped`; this never raises."""
+    reading = _Reading()
+    try:
+        whole = parse(text)
+    except Unreadable as error:
+        lines = _lines(text)
+        if not lines:
+            return Read((), (Skipped("the file", str(error)),))
+        _read_lines(lines, reading)
+    else:
+        _read_whole(whole, reading)
+    if not reading.trees and not reading.skipped:
+        reading.skipped.append(Skipped("the file", "There is no conversation in it."))
+    return Read(tuple(reading.trees), tuple(reading.skipped), tuple(reading.notes))
+
+
+def parse(text: str) -> Any:
+    """JSON that may say anything. Raises Unreadable with the place of what is wrong."""
+    if not text.strip():
+        raise Unreadable("It is empty.")
+    try:
+        return json.loads(text.removeprefix("\ufeff"), parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"It is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
+    except RecursionError as error:
+        raise Unreadable("It is nested too deeply.") from error
+    except ValueError as error:  # a number of too many digits
+        raise Unreadable(f"It is not JSON: {error}.") from error
+
+
+def _no_number(name: str) -> float:
+    raise Unreadable(f"It is not JSON: {name} is no number.")
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    """The lines of a file that holds one JSON object in each, with their numbers; [] if it does not seem to."""
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if len(lines) < 2:
+        return []
+    return lines if any(isinstance(_quietly(line), dict) for _, line in lines[:LINES_TRIED]) else []
+
+
+def _quietly(line: str) -> Any:
+    try:
+        return parse(line)
+    except Unreadable:
+        return None
+
+
+def _read_lines(lines: list[tuple[int, str]], reading: _Reading) -> None:
+    """One JSON object a line: a chat of SillyTavern as a whole, else a conversation each."""
+    if foreign.is_sillytavern(_quietly(lines[0][1])):
+        reading.take("the file", lambda: foreign.sillytavern([_line(number, line) for number, line in lines]))
+        return
+    for number, line in lines:
+        reading.take(f"line {number}", lambda line=line: _conversation(parse(line)))  # type: ignore[misc]
+
+
+def _line(number: int, line: str) -> Any:
+    try:
+        return parse(line)
+    except Unreadable as error:
+        raise Unreadable(f"Line {number}: {error}") from error
+
+
+def _read_whole(whole: Any, reading: _Reading) -> None:
+    if isinstance(whole, dict) and "snug" in whole:
+        version = whole["snug"]
+        if version != FORMAT or not isinstance(whole.get("conversations"), list):
+            why = f"It was written by another version of Snug (format {str(version)[:20]}, this Snug reads {FORMAT})."
+            reading.skipped.append(Skipped("the file", why))
+            return
+        _read_each(whole["conversations"], _own, reading)
+    elif isinstance(whole, list) and not foreign.is_messages(whole):
+        _read_each(whole, _conversation, reading)
+    else:
+        reading.take("the file", lambda: _conversation(whole))
+
+
+def _read_each(items: Iterable[Any], read: Callable[[Any], foreign.Draft], reading: _Reading) -> None:
+    for number, item in enumerate(items, start=1):
+        name = item.get("title") if isinstance(item, dict) else None
+        where = f"conversation {number}" + (f" (“{name[:60]}”)" if isinstance(name, str) and name else "")
+        reading.take(where, lambda item=item: read(item))  # type: ignore[misc]
+
+
+def _conversation(value: Any) -> foreign.Draft:
+    """One conversation of any shape but our own."""
+    draft = foreign.read(value)
+    if draft is None:
+        raise Unreadable(f"It has no shape that Snug knows. It reads {FORMATS}.")
+    return draft
+
+
+def _own(value: Any) -> foreign.Draft:
+    """One conversation as exporting.py writes it."""
+    try:
+        found = _Conversation.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Unreadable(f"{'.'.join(map(str, first['loc'])) or 'It'}: {first['msg']}.") from error
+    messages = tuple(_own_message(message, place) for place, message in enumerate(found.messages))
+    if bool(messages) != (found.head is not None) or not (found.head is None or 0 <= found.head < len(messages)):
+        raise Unreadable("head: there is no such message.")
+    values = found.model_dump(exclude={"messages", "setup"})
+    return foreign.Draft(Tree(messages=messages, setup=Setup(**found.setup.model_dump()), **values))
+
+
+def _own_message(message: _Message, place: int) -> TreeMessage:
+    if message.parent is not None and not 0 <= message.parent < place:
+        raise Unreadable(f"messages.{place}.parent: a message answers one that comes before it.")
+    return TreeMessage(
+        message.parent, message.role, message.content, message.created_at, message.status,
+        _stats(message.stats, place), message.error,
+    )  # fmt: skip
+
+
+def _stats(values: dict[str, Any] | None, place: int) -> ReplyStats | None:
+    if values is None:
+        return None
+    kinds = ReplyStats.__annotations__
+    for name, value in values.items():
+        kind = cast("type", {"int": int, "float": (int, float), "str": str}.get(kinds.get(name, ""), object))
+        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise Unreadable(f"messages.{place}.stats.{name}: no such figure.")
+    told = values.get("told", ())
+    if not isinstance(told, list | tuple) or not all(isinstance(sentence, str) for sentence in told):
+        raise Unreadable(f"messages.{place}.stats.told: no list of sentences.")
+    try:
+        return to_stats({name: value for name, value in values.items() if name in kinds})
+    except TypeError as error:
+        raise Unreadable(f"messages.{place}.stats: figures are missing.") from error

@@ -1,0 +1,149 @@
+"""Conversations by what is said in them: every word of a query, as a part of any word, in any case and alphabet.
+
+An index of trigrams names the messages that may hold the words; their folded text, kept beside it, decides. Words of
+one or two characters have no trigram, so these texts are read through. Functions take a connection inside a
+transaction.
+"""
+
+# ruff: noqa: S608 - only column lists are put into SQL text, never a value
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from dataclasses import dataclass
+from itertools import islice
+
+from modules.chat.packing import fold, pack, unpack
+from modules.chat.rows import CONVERSATION, to_conversation
+from modules.messages import Conversation
+
+GRAM = 3
+GRAMS_ASKED = 24  # of a word; the text decides anyway
+BEFORE, AFTER = 24, 90  # characters of a snippet around its hit
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """A piece of a message, in one line: what was found, and what stands around it."""
+
+    before: str
+    hit: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A conversation that holds a query; the newest message that does, None if only the title does."""
+
+    conversation: Conversation
+    message_id: str | None = None
+    snippet: Snippet | None = None
+
+
+def words_of(query: str) -> list[str]:
+    """The words of a query, folded; what stands between quotation marks is one word."""
+    return [fold(quoted or word) for quoted, word in re.findall(r'"([^"]+)"|(\S+)', query)]
+
+
+def find(
+    connection: sqlite3.Connection, owner: str, query: str, limit: int, folder_id: str | None = None
+) -> list[Found]:
+    """The owner's conversations that hold all words of `query` in one message or in the title, last used first."""
+    words = words_of(query)
+    hits = _in_messages(connection, owner, words, limit, folder_id)
+    titled = _in_titles(connection, owner, words, limit, folder_id)
+    marks = ", ".join("?" * (len(hits) + len(titled)))
+    rows = connection.execute(
+        f"SELECT {CONVERSATION} FROM conversations WHERE id IN ({marks})"
+        " ORDER BY touched DESC, updated_at DESC LIMIT ?",
+        [*hits, *titled, limit],
+    ).fetchall()
+    found = []
+    for conversation in map(to_conversation, rows):
+        message_id, content = hits.get(conversation.id, (None, ""))
+        found.append(Found(conversation, message_id, snippet_of(content, words) if message_id else None))
+    return found
+
+
+def _in_messages(
+    connection: sqlite3.Connection, owner: str, words: list[str], limit: int, folder_id: str | None
+) -> dict[str, tuple[str, str]]:
+    """Up to `limit` conversations → their newest message that holds all words, and its text."""
+    grams = [gram for word in words for gram in _grams(word)]
+    conditions = ["instr(message_texts.text, ?)" for _ in words]
+    values: list[object] = [*words]
+    if grams:
+        conditions.insert(0, "message_texts MATCH ?")
+        values.insert(0, " AND ".join(f'"{gram.replace(chr(34), chr(34) * 2)}"' for gram in grams))
+    if folder_id:
+        conditions.append("conversation_id IN (SELECT id FROM conversations WHERE folder_id = ?)")
+        values.append(folder_id)
+    hits: dict[str, tuple[str, str]] = {}
+    for conversation_id, message_id, content in connection.execute(
+        f"""
+        SELECT conversation_id, id, content
+        FROM message_texts CROSS JOIN messages ON messages.sequence = message_texts.rowid
+        WHERE {" AND ".join(conditions)} AND owner = ?
+        ORDER BY message_texts.rowid DESC
+        """,
+        [*values, pack(owner)],
+    ):
+        hits.setdefault(conversation_id, (message_id, unpack(content)))
+        if len(hits) >= limit:
+            break
+    return hits
+
+
+def _in_titles(
+    connection: sqlite3.Connection, owner: str, words: list[str], limit: int, folder_id: str | None
+) -> list[str]:
+    """Up to `limit` ids of conversations whose titles hold all words."""
+    condition = "".join(" AND instr(fold(title), ?)" for _ in words)
+    rows = connection.execute(
+        f"SELECT id FROM conversations WHERE owner = ? AND (?2 IS NULL OR folder_id = ?2){condition}"
+        " ORDER BY touched DESC, updated_at DESC LIMIT ?",
+        [pack(owner), folder_id, *words, limit],
+    )
+    return [row[0] for row in rows]
+
+
+def _grams(word: str) -> list[str]:
+    """Some trigrams of a word, spread over it."""
+    every = list(dict.fromkeys(word[at : at + GRAM] for at in range(len(word) - GRAM + 1)))
+    return list(islice(every, 0, None, -(-len(every) // GRAMS_ASKED))) if every else []
+
+
+def snippet_of(text: str, words: list[str]) -> Snippet:
+    """The place in `text` where the first of the folded `words` is found."""
+    start, end = _place(text, words[0])
+    before = text[max(0, start - BEFORE) : start]
+    if start > BEFORE:
+        before = "…" + (before.split(None, 1)[-1] if " " in before.strip() else before)
+    after = text[end : end + AFTER]
+    return Snippet(
+        _one_line(before), _one_line(text[start:end]), _one_line(after) + ("…" if end + AFTER < len(text) else "")
+    )
+
+
+def _place(text: str, word: str) -> tuple[int, int]:
+    """Where `word`, folded, lies in `text`: folding can lengthen a text, never shorten it."""
+    folded = fold(text)
+    at = folded.find(word)
+    if at < 0:
+        return 0, 0
+    if len(folded) == len(text):
+        return at, at + len(word)
+    start = end = folded_to = 0
+    for index, character in enumerate(text):
+        if folded_to <= at:
+            start = index
+        folded_to += len(fold(character))
+        end = index + 1
+        if folded_to >= at + len(word):
+            break
+    return start, end
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)

@@ -1,0 +1,205 @@
+"""The conversations as a list: searched, in folders, pinned, deleted and brought back, read and written as a whole.
+
+Every method takes the owner and sees that owner's only. Incognito conversations are in no list.
+"""
+
+# ruff: noqa: S608 - only column lists of rows.py are put into SQL text, never a value
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from uuid import uuid4
+
+from modules.chat import trash
+from modules.chat.incognito import Databases, is_incognito
+from modules.chat.packing import pack, unpack
+from modules.chat.rows import CONVERSATION, find_conversation, find_message, to_conversation
+from modules.chat.searching import Found, find, words_of
+from modules.chat.trees import Tree, copy_path, read_tree, write_tree
+from modules.errors import BadValue, NotFound
+from modules.messages import Conversation
+
+MAX_FOLDERS = 500
+SWEEP_EVERY_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A named place for conversations, and how many it holds."""
+
+    id: str
+    name: str
+    conversations: int
+
+
+class Shelf:
+    """The lists of all owners. Safe to use from any thread; Store makes it."""
+
+    def __init__(self, databases: Databases, *, now: Callable[[], float]) -> None:
+        self._databases = databases
+        self._now = now
+        self._swept_at = 0.0
+
+    def list(self, owner: str, query: str = "", limit: int = 200, folder_id: str | None = None) -> list[Found]:
+        """Pinned conversations, then the others, last used first; with a query what holds all its words."""
+        with self._databases.disk.read() as connection:
+            if words_of(query):
+                return find(connection, owner, query, limit, folder_id)
+            where, values = ("folder_id = ? AND owner = ?", [folder_id]) if folder_id else ("owner = ?", [])
+            rows = connection.execute(
+                f"SELECT {CONVERSATION} FROM conversations WHERE {where} AND mode <> 'notebook'"
+                " ORDER BY pinned DESC, touched DESC, updated_at DESC LIMIT ?",
+                [*values, pack(owner), limit],
+            ).fetchall()
+        return [Found(to_conversation(row)) for row in rows]
+
+    def revision(self, owner: str) -> int:
+        """Another number after every change of the owner's lists."""
+        if time.monotonic() - self._swept_at > SWEEP_EVERY_S:
+            self.sweep()
+        with self._databases.disk.read() as connection:
+            row = connection.execute("SELECT number FROM revisions WHERE owner = ?", (pack(owner),)).fetchone()
+        return int(row[0]) if row else 0
+
+    def sweep(self) -> None:
+        """Make old deletions final, and end incognito conversations that nobody looks at."""
+        self._swept_at = time.monotonic()
+        self._databases.forget_unseen()
+        before = self._now() - trash.KEPT_S
+        with self._databases.disk.read() as connection:
+            due = connection.execute("SELECT 1 FROM deletions WHERE deleted_at < ? LIMIT 1", (before,)).fetchone()
+        if due:
+            with self._databases.disk.write() as connection:
+                trash.purge(connection, before)
+
+    def see(self, conversation_id: str) -> None:
+        """A page looks at a conversation: an incognito one lives on."""
+        self._databases.see(conversation_id)
+
+    def pin(self, owner: str, conversation_id: str, pinned: bool) -> Conversation:
+        """Put a conversation above the others, or back among them. Raises NotFound."""
+        return self._set(owner, conversation_id, "pinned", pinned)
+
+    # Folders
+
+    def folders(self, owner: str) -> tuple[Folder, ...]:
+        """By name."""
+        with self._databases.disk.read() as connection:
+            rows = connection.execute(
+                "SELECT id, name, (SELECT count(*) FROM conversations WHERE folder_id = folders.id)"
+                " FROM folders WHERE owner = ?",
+                (pack(owner),),
+            ).fetchall()
+        found = [Folder(ident, unpack(name), count) for ident, name, count in rows]
+        return tuple(sorted(found, key=lambda folder: (folder.name.casefold(), folder.id)))
+
+    def make_folder(self, owner: str, name: str) -> Folder:
+        """A new, empty folder. Raises BadValue for a name that is empty or taken."""
+        folder = Folder(uuid4().hex, self._folder_name(owner, name), 0)
+        with self._databases.disk.write() as connection:
+            connection.execute(
+                "INSERT INTO folders (id, owner, name, created_at) VALUES (?, ?, ?, ?)",
+                (folder.id, pack(owner), pack(folder.name), self._now()),
+            )
+        return folder
+
+    def rename_folder(self, owner: str, folder_id: str, name: str) -> None:
+        """Raises NotFound, BadValue."""
+        name = self._folder_name(owner, name, besides=folder_id)
+        with self._databases.disk.write() as connection:
+            done = connection.execute(
+                "UPDATE folders SET name = ? WHERE id = ? AND owner = ?", (pack(name), pack(folder_id), pack(owner))
+            )
+            _require(done.rowcount)
+
+    def remove_folder(self, owner: str, folder_id: str) -> None:
+        """Remove a folder; what it held stays, outside of any. Raises NotFound."""
+        with self._databases.disk.write() as connection:
+            done = connection.execute("DELETE FROM folders WHERE id = ? AND owner = ?", (pack(folder_id), pack(owner)))
+            _require(done.rowcount)
+
+    def move(self, owner: str, conversation_id: str, folder_id: str | None) -> Conversation:
+        """Put a conversation into a folder, None: out of any. Raises NotFound."""
+        if folder_id is not None:
+            _require(any(folder.id == folder_id for folder in self.folders(owner)))
+        return self._set(owner, conversation_id, "folder_id", folder_id)
+
+    def _set(self, owner: str, conversation_id: str, column: str, value: object) -> Conversation:
+        if is_incognito(conversation_id):
+            raise BadValue("An incognito conversation is in no list.", remedy="It is gone when you end it.")
+        with self._databases.disk.write() as connection:
+            find_conversation(connection, owner, conversation_id)
+            connection.execute(f"UPDATE conversations SET {column} = ? WHERE id = ?", (value, conversation_id))
+            return find_conversation(connection, owner, conversation_id)
+
+    def _folder_name(self, owner: str, name: str, besides: str = "") -> str:
+        name = " ".join(name.split())
+        others = [folder for folder in self.folders(owner) if folder.id != besides]
+        if not name:
+            raise BadValue("A folder needs a name.", remedy="Write one.", param="name")
+        if any(folder.name.casefold() == name.casefold() for folder in others):
+            raise BadValue(f"There is a folder “{name}” already.", remedy="Choose another name.", param="name")
+        if len(others) >= MAX_FOLDERS:
+            raise BadValue(f"There are {MAX_FOLDERS} folders already.", remedy="Remove one first.", param="name")
+        return name
+
+    # What was deleted
+
+    def deleted(self, owner: str) -> tuple[trash.Deletion, ...]:
+        """The owner's deleted conversations that can be had back, the last one first."""
+        with self._databases.disk.read() as connection:
+            return tuple(trash.deleted_conversations(connection, owner))
+
+    def restore(self, owner: str, deletion_id: str) -> Conversation:
+        """Bring a deleted conversation back, or a deleted message with what followed it; the id is theirs.
+
+        Raises NotFound, and StaleView if what a message followed is gone too.
+        """
+        with self._databases.of(deletion_id).write() as connection:
+            return trash.bring_back(connection, owner, deletion_id)
+
+    def erase(self, owner: str, conversation_id: str) -> None:
+        """Make the deletion of a conversation final. Raises NotFound."""
+        with self._databases.disk.write() as connection:
+            trash.erase(connection, owner, conversation_id)
+
+    # Whole conversations
+
+    def tree(self, owner: str, conversation_id: str) -> Tree:
+        """A conversation as one value, all versions in it. Raises NotFound."""
+        with self._databases.of(conversation_id).read() as connection:
+            return read_tree(connection, owner, conversation_id)
+
+    def ids(self, owner: str) -> tuple[str, ...]:
+        """Of all conversations, the newest first."""
+        with self._databases.disk.read() as connection:
+            rows = connection.execute(
+                "SELECT id FROM conversations WHERE owner = ? ORDER BY touched DESC, updated_at DESC", (pack(owner),)
+            )
+            return tuple(row[0] for row in rows)
+
+    def add(self, owner: str, trees: Iterable[Tree]) -> tuple[Conversation, ...]:
+        """Keep conversations that come from files, all or none; folders are found by name, or made."""
+        trees = tuple(trees)
+        folders = {folder.name.casefold(): folder.id for folder in self.folders(owner)}
+        for name in {tree.folder for tree in trees if tree.folder.strip()}:
+            key = " ".join(name.split()).casefold()
+            if key not in folders:
+                folders[key] = self.make_folder(owner, name).id
+        with self._databases.disk.write() as connection:
+            return tuple(
+                write_tree(connection, owner, tree, folders.get(" ".join(tree.folder.split()).casefold()), self._now())
+                for tree in trees
+            )
+
+    def branch(self, owner: str, message_id: str) -> Conversation:
+        """A new conversation that begins with copies of the messages down to this one. Raises NotFound."""
+        with self._databases.of(message_id).write() as connection:
+            return copy_path(connection, owner, find_message(connection, owner, message_id), self._now())
+
+
+def _require(found: object) -> None:
+    if not found:
+        raise NotFound("There is no such folder.", remedy="It may have been removed in another tab; reload.")

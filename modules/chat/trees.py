@@ -1,0 +1,152 @@
+"""A conversation as one value, as files hold it: read from the tables, written into them, copied up to a message.
+
+Functions take a connection inside a transaction.
+"""
+
+# ruff: noqa: S608 - only column lists are put into SQL text, never a value
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from dataclasses import dataclass
+from uuid import uuid4
+
+from modules.chat.incognito import INCOGNITO, is_incognito
+from modules.chat.packing import pack
+from modules.chat.rows import MESSAGE, add_row, find_conversation, pack_setup, path_to, to_message, whole_rows
+from modules.messages import USUAL, Conversation, Message, MessageStatus, Mode, ReplyStats, Role, Setup
+
+
+@dataclass(frozen=True, slots=True)
+class TreeMessage:
+    """One message. `parent` is the place of what it answers in the tree's list, None at the root; parents come first.
+
+    `created_at` None: unknown.
+    """
+
+    parent: int | None
+    role: Role
+    content: str
+    created_at: float | None = None
+    status: MessageStatus = "complete"
+    stats: ReplyStats | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A whole conversation. `head` is the place of the newest message on show; `folder` a name, "" for none."""
+
+    title: str
+    messages: tuple[TreeMessage, ...]
+    head: int | None = None
+    renamed: bool = False
+    mode: Mode = "chat"
+    system_prompt: str = ""
+    created_at: float | None = None
+    updated_at: float | None = None
+    pinned: bool = False
+    folder: str = ""
+    setup: Setup = USUAL
+
+    def path(self) -> list[TreeMessage]:
+        """The messages on show, from the root to the head."""
+        found, at = [], self.head
+        while at is not None:
+            found.append(self.messages[at])
+            at = self.messages[at].parent
+        return found[::-1]
+
+
+def read_tree(connection: sqlite3.Connection, owner: str, conversation_id: str) -> Tree:
+    """A conversation with all its versions. Raises NotFound."""
+    conversation = find_conversation(connection, owner, conversation_id)
+    (row,) = whole_rows(connection, "conversations", "id = ?", [conversation_id])
+    folder = connection.execute("SELECT name FROM folders WHERE id = ?", (conversation.folder_id,)).fetchone()
+    rows = connection.execute(
+        f"SELECT {MESSAGE} FROM messages WHERE conversation_id = ? ORDER BY sequence", (conversation_id,)
+    )
+    messages = [to_message(found) for found in rows]
+    places = {message.id: place for place, message in enumerate(messages)}
+    return Tree(
+        title=conversation.title,
+        messages=tuple(_leaf(message, places) for message in messages),
+        head=places[conversation.head_id] if conversation.head_id else None,
+        renamed=bool(row["renamed"]),
+        mode=conversation.mode,
+        system_prompt=conversation.system_prompt,
+        created_at=conversation.created_at,
+        updated_at=conversation.updated_at,
+        pinned=conversation.pinned,
+        folder=folder[0] if folder else "",
+        setup=conversation.setup,
+    )
+
+
+def _leaf(message: Message, places: dict[str, int]) -> TreeMessage:
+    return TreeMessage(
+        parent=places[message.parent_id] if message.parent_id else None,
+        role=message.role,
+        content=message.content,
+        created_at=message.created_at,
+        status=message.status,
+        stats=message.stats,
+        error=message.error,
+    )
+
+
+def write_tree(
+    connection: sqlite3.Connection, owner: str, tree: Tree, folder_id: str | None, now: float
+) -> Conversation:
+    """A new conversation of a tree. In the list it stands where its time says; what has none is of `now`."""
+    conversation_id, ids = uuid4().hex, [uuid4().hex for _ in tree.messages]
+    updated_at = min(now if tree.updated_at is None else tree.updated_at, now)
+    created_at = updated_at if tree.created_at is None else min(tree.created_at, updated_at)
+    earlier = connection.execute(
+        "SELECT touched FROM conversations WHERE owner = ? AND updated_at <= ?"
+        " ORDER BY updated_at DESC, touched DESC LIMIT 1",
+        (pack(owner), updated_at),
+    ).fetchone()
+    add_row(connection, "conversations", {
+        "id": conversation_id, "owner": pack(owner), "title": pack(tree.title), "renamed": tree.renamed,
+        "mode": tree.mode, "system_prompt": pack(tree.system_prompt),
+        "head_id": None if tree.head is None else ids[tree.head], "created_at": created_at, "updated_at": updated_at,
+        "touched": earlier[0] if earlier else 0, "pinned": tree.pinned, "folder_id": folder_id,
+        "setup": pack_setup(tree.setup),
+    })  # fmt: skip
+    for ident, message in zip(ids, tree.messages, strict=True):
+        add_row(connection, "messages", {
+            "id": ident, "conversation_id": conversation_id, "owner": pack(owner),
+            "parent_id": None if message.parent is None else ids[message.parent], "role": message.role,
+            "content": pack(message.content),
+            "created_at": updated_at if message.created_at is None else message.created_at,
+            "status": "interrupted" if message.status == "streaming" else message.status,
+            "stats": json.dumps(dataclasses.asdict(message.stats)) if message.stats else None,
+            "error": pack(message.error),
+        })  # fmt: skip
+    return find_conversation(connection, owner, conversation_id)
+
+
+def copy_path(connection: sqlite3.Connection, owner: str, message: Message, now: float) -> Conversation:
+    """A new conversation that holds copies of a message and of those before it, shown as the last used one."""
+    (row,) = whole_rows(connection, "conversations", "id = ?", [message.conversation_id])
+    prefix = INCOGNITO if is_incognito(message.conversation_id) else ""
+    path = path_to(connection, owner, message.id)
+    copies = {old.id: prefix + uuid4().hex for old in path}
+    title = find_conversation(connection, owner, message.conversation_id).title
+    conversation_id = prefix + uuid4().hex
+    touched = connection.execute("SELECT max(touched) + 1 FROM conversations").fetchone()[0]
+    add_row(connection, "conversations", row | {
+        "id": conversation_id, "title": pack(f"{title} (branch)"), "renamed": True, "head_id": copies[message.id],
+        "created_at": now, "updated_at": now, "touched": touched, "pinned": False,
+    })  # fmt: skip
+    for old in path:
+        (row,) = whole_rows(connection, "messages", "id = ?", [old.id])
+        del row["sequence"]
+        add_row(connection, "messages", row | {
+            "id": copies[old.id], "conversation_id": conversation_id, "op_id": None,
+            "parent_id": copies[old.parent_id] if old.parent_id else None,
+        })  # fmt: skip
+    return find_conversation(connection, owner, conversation_id)

@@ -1,0 +1,186 @@
+"""The list of conversations at the side: what the page may ask for there, files in and out included.
+
+Every answer is JSON for static/side.js and static/files.js.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from modules.chat.exporting import json_piece, to_markdown
+from modules.chat.importing import read_file
+from modules.chat.incognito import is_incognito
+from modules.chat.searching import Found
+from modules.chat.trash import Deletion
+from modules.errors import NotFound
+from modules.messages import Conversation
+from modules.services import Services
+from modules.ui.views import Json, printable
+from modules.ui.widgets import Body, Pick
+
+EXPORTED_AT_ONCE = 200
+
+
+class Look(Body):
+    """What of the list is on show; `incognito` names what this page alone knows of."""
+
+    query: str = Field(default="", max_length=1000)
+    folder: str | None = Field(default=None, max_length=64)
+    limit: int = Field(default=100, ge=1, le=100_000)
+    deleted: bool = False
+    incognito: list[str] = Field(default=[], max_length=50)
+
+
+class Rename(Pick):
+    title: str = Field(max_length=200)
+
+
+class Pin(Pick):
+    pinned: bool
+
+
+class Move(Pick):
+    folder: str | None = Field(max_length=64)
+
+
+class FolderName(Body):
+    """A new name for a folder; without an id, a new folder."""
+
+    id: str | None = Field(default=None, max_length=64)
+    name: str = Field(max_length=80)
+
+
+class Export(Body):
+    """Conversations to write; without ids the answer lists all."""
+
+    ids: list[str] | None = Field(default=None, max_length=EXPORTED_AT_ONCE)
+    format: Literal["json", "markdown"] = "json"
+
+
+class Import(Body):
+    """A file's text, or a piece of it that is a file by itself."""
+
+    text: str
+
+
+class SideDoors:
+    """The list and what is done to whole conversations."""
+
+    def __init__(self, services: Services) -> None:
+        self.store, self.chat = services.store, services.chat
+        self.shelf = services.store.shelf
+
+    def conversations(self, owner: str, body: Look) -> Json:
+        """What the list shows: deleted conversations, what holds a query, or all, of a folder or of all."""
+        answer: Json = {"revision": str(self.shelf.revision(owner)), "folders": self._folders(owner)}
+        if body.deleted:
+            items = [_deleted(item) for item in self.shelf.deleted(owner)]
+            return answer | {"items": items[: body.limit], "more": len(items) > body.limit}
+        folder = body.folder if any(item["id"] == body.folder for item in answer["folders"]) else None
+        found = self.shelf.list(owner, body.query.strip(), body.limit + 1, folder)
+        secret = [] if body.query.strip() else [_item(Found(item)) for item in self._incognito(owner, body.incognito)]
+        items = [_item(item) for item in found[: body.limit]]
+        return answer | {"items": secret + items, "more": len(found) > body.limit, "folder": folder}
+
+    def _incognito(self, owner: str, ids: list[str]) -> list[Conversation]:
+        found = []
+        for ident in filter(is_incognito, ids):
+            try:
+                found.append(self.store.get(owner, ident))
+            except NotFound:  # it has ended
+                continue
+            self.shelf.see(ident)
+        return found
+
+    def _folders(self, owner: str) -> list[Json]:
+        return [
+            {"id": folder.id, "name": printable(folder.name), "conversations": folder.conversations}
+            for folder in self.shelf.folders(owner)
+        ]
+
+    def rename(self, owner: str, body: Rename) -> Json:
+        """Give a conversation another title."""
+        self.store.rename(owner, body.id, body.title)
+        return {"done": True}
+
+    def pin(self, owner: str, body: Pin) -> Json:
+        """Put a conversation above the others, or back."""
+        self.shelf.pin(owner, body.id, body.pinned)
+        return {"done": True}
+
+    def move(self, owner: str, body: Move) -> Json:
+        """Put a conversation into a folder, or out of any."""
+        self.shelf.move(owner, body.id, body.folder)
+        return {"done": True}
+
+    def name_folder(self, owner: str, body: FolderName) -> Json:
+        """Make a folder, or give one another name."""
+        if body.id is None:
+            return {"folder": self.shelf.make_folder(owner, body.name).id}
+        self.shelf.rename_folder(owner, body.id, body.name)
+        return {"folder": body.id}
+
+    def remove_folder(self, owner: str, body: Pick) -> Json:
+        """Remove a folder; its conversations stay."""
+        self.shelf.remove_folder(owner, body.id)
+        return {"done": True}
+
+    def remove(self, owner: str, body: Pick) -> Json:
+        """Delete a conversation; `restore` brings it back, but for an incognito one."""
+        self.chat.delete_conversation(owner, body.id)
+        return {"done": True}
+
+    def restore(self, owner: str, body: Pick) -> Json:
+        """Bring a deleted conversation back."""
+        return {"restored": self.shelf.restore(owner, body.id).id}
+
+    def erase(self, owner: str, body: Pick) -> Json:
+        """Make a deletion final."""
+        self.shelf.erase(owner, body.id)
+        return {"done": True}
+
+    def export(self, owner: str, body: Export) -> Json:
+        """Pieces of a file, one a conversation; those deleted meanwhile are left out. Without ids, all ids."""
+        if body.ids is None:
+            return {"ids": list(self.shelf.ids(owner))}
+        pieces = []
+        for ident in body.ids:
+            try:
+                tree = self.shelf.tree(owner, ident)
+            except NotFound:
+                continue
+            pieces.append(json_piece(tree) if body.format == "json" else to_markdown(tree))
+        return {"pieces": pieces}
+
+    def take_in(self, owner: str, body: Import) -> Json:
+        """Keep the conversations of a file; the answer tells what was taken, what was not, and why."""
+        read = read_file(body.text)
+        added = self.shelf.add(owner, read.trees)
+        return {
+            "imported": [{"id": item.id, "title": printable(item.title) or "New chat"} for item in added],
+            "messages": sum(len(tree.messages) for tree in read.trees),
+            "skipped": [{"where": printable(item.where), "why": printable(item.why)} for item in read.skipped],
+            "notes": [printable(note) for note in read.notes],
+        }
+
+
+def _item(found: Found) -> Json:
+    """One line of the list, with the place that a search found."""
+    conversation, snippet = found.conversation, found.snippet
+    return {
+        "id": conversation.id,
+        "title": printable(conversation.title) or "New chat",
+        "updated_at": conversation.updated_at,
+        "pinned": conversation.pinned,
+        "folder": conversation.folder_id,
+        "incognito": is_incognito(conversation.id),
+        "message": found.message_id,
+        "snippet": [printable(snippet.before), printable(snippet.hit), printable(snippet.after)] if snippet else None,
+    }
+
+
+def _deleted(item: Deletion) -> Json:
+    """A line of the list of what was deleted."""
+    return {"id": item.conversation_id, "title": printable(item.title) or "New chat", "updated_at": item.deleted_at}
