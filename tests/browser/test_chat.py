@@ -242,12 +242,13 @@ def test_two_tabs_on_one_conversation_lose_nothing(start: Start, visit: OpenPage
 def test_a_message_below_one_that_was_deleted_elsewhere_stays_in_the_composer(start: Start, visit: OpenPage) -> None:
     snug = start(Script(reply="Yes."))
     page = visit(snug)
-    send(page, "One")
-    expect(replies(page)).to_have_count(1)
-    conversation = page.url.split("c=")[1]
+    expect(page.locator(".suggestion").first).to_be_visible()
     page.route(
         "**/component_server/", lambda route: None if "pulse" in (route.request.post_data or "") else route.continue_()
     )
+    send(page, "One")
+    expect(replies(page)).to_have_count(1)
+    conversation = page.url.split("c=")[1]
     snug.services.chat.delete_last("", conversation)
     send(page, "Two")
     expect(page.locator(".toast")).to_be_visible()
@@ -633,6 +634,22 @@ def test_a_conversations_menu_goes_by_keys_and_gives_the_focus_back(start: Start
     expect(replies(page)).to_have_count(2)
     page.evaluate("snug.refreshConversations()")
     expect(page.locator(".conversation a")).to_be_focused()
+
+
+def test_a_list_that_changes_under_an_open_menu_waits_for_its_end(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    page = visit(snug)
+    send(page, "Hello")
+    expect(replies(page)).to_have_count(1)
+    more = page.locator(".conversation .more")
+    more.click()
+    store = snug.services.store
+    store.rename("", store.list("")[0].id, "From elsewhere")
+    page.evaluate("snug.refreshConversations()")
+    expect(page.get_by_role("menu")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator(".conversation a")).to_have_text("From elsewhere")
+    expect(more).to_be_focused()
 
 
 def test_on_a_phone_escape_closes_the_sidebar(start: Start, visit: OpenPage) -> None:

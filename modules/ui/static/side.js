@@ -3,7 +3,7 @@
 (() => {
   const { el, icon, iconButton, remember, call, ask, toast, selectTab } = snug;
   const PAGE = 100;
-  const state = { server: null, items: [], more: false, folders: [], query: "", folder: null, deleted: false, limit: PAGE, menu: null, anchor: null, asked: 0 };
+  const state = { server: null, items: [], more: false, folders: [], query: "", folder: null, deleted: false, limit: PAGE, menu: null, anchor: null, late: false, asked: 0 };
   let list, search, view, narrow;
 
   /* Incognito conversations are known to this tab of the browser alone, as long as it is open. */
@@ -68,6 +68,8 @@
   /* Lines that did not change stay, so that ten thousand of them cost little. */
   function show() {
     if (list.querySelector(".rename")) return;  // its end asks again
+    state.late = Boolean(state.menu);
+    if (state.late) return;  // the open menu belongs to a line; its end draws
     const known = new Map([...list.querySelectorAll(".conversation")].map((node) => [node.dataset.id, node]));
     const held = list.contains(document.activeElement) ? document.activeElement : null, heldId = held?.closest(".conversation")?.dataset.id;
     const nodes = [];
@@ -150,6 +152,7 @@
     Object.assign(state, { menu: null, anchor: null });
     anchor?.setAttribute("aria-expanded", "false");
     if (back) anchor?.focus();
+    if (state.late) setTimeout(show);
     return Boolean(menu);
   }
 
