@@ -25,6 +25,11 @@ SERVING_ROWS = {
 }  # fmt: skip
 
 
+def rounded(value: float) -> str:
+    """To three digits, above a thousand to whole numbers."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One comparison. `goal` is the ratio (or figure) to reach: at least it, or at most it where `most`. `limit`: the
@@ -51,7 +56,7 @@ class Row:
         """As the table shows it."""
         ratio = f"{self.ratio:.2f} ×" if self.unit == "×" else f"{self.ratio:.0f} {self.unit}"
         goal = f"{'≤' if self.most else '≥'} {self.goal:g} {self.unit}"
-        limit = "" if self.limit is None else f"{self.limit:.3g} tok/s"
+        limit = "" if self.limit is None else f"{rounded(self.limit)} tok/s"
         end = "reached" if self.reached else "missed"
         return self.what, limit, self.beside, self.other, self.ours, ratio, goal, end
 
@@ -108,7 +113,7 @@ def _serving() -> Iterator[Row]:
             limit = _limit(result, "bf16", place[1], serving.NEW_TOKENS, users=place[0])
         beside = "Snug, one user" if "over one user" in row["what"] else "transformers serve, continuous batching"
         yield Row(
-            f"transformers bf16: {row['what']}", beside, f"{median(row['other']):.3g}", f"{median(row['snug']):.3g}",
+            f"transformers bf16: {row['what']}", beside, rounded(median(row["other"])), rounded(median(row["snug"])),
             row["ratio"], float(goal), most=sign == "<=", limit=limit,
         )  # fmt: skip
 
@@ -118,7 +123,7 @@ def _decode() -> Iterator[Row]:
     for row in result.get("rows", []):
         yield Row(
             f"transformers {row['kind']}: decode after {row['context']:,} tokens", "model.generate",
-            f"{median(row['generate']):.3g} tok/s", f"{median(row['snug']):.3g} tok/s", row["ratio"], 1,
+            f"{rounded(median(row['generate']))} tok/s", f"{rounded(median(row['snug']))} tok/s", row["ratio"], 1,
             limit=_limit(result, row["kind"], row["context"], decode.NEW_TOKENS),
         )  # fmt: skip
 
@@ -136,7 +141,7 @@ def _speculative() -> Iterator[Row]:
         repeats = row["text"] in ("repeat", "code")
         yield Row(
             f"Guessing ahead, {row['dtype']}, {row['sampling']}: {row['text']}", "Snug without",
-            f"{median(row['plain']):.3g} tok/s", f"{median(row['guessing']):.3g} tok/s", row["ratio"],
+            f"{rounded(median(row['plain']))} tok/s", f"{rounded(median(row['guessing']))} tok/s", row["ratio"],
             1 if repeats else 0.97,
         )  # fmt: skip
 
@@ -144,7 +149,7 @@ def _speculative() -> Iterator[Row]:
 def _vllm() -> Iterator[Row]:
     result = _read("vllm")
     speeds = {
-        (row["side"], row["users"], row["context"]): f"{row['tokens_per_s']:.3g} tok/s"
+        (row["side"], row["users"], row["context"]): f"{rounded(row['tokens_per_s'])} tok/s"
         for row in result.get("rows", [])
     }
     for row in result.get("ratios", []):
@@ -176,10 +181,10 @@ def _gpu() -> Iterator[Row]:
             ours, other = median(row["snug"]), median(row["generate"])
             context = row["context"] + result["new_tokens"] / 2
             limit = tokens_per_s(result["read_Bps"], result["models"][row["kind"]], context)
-            figures = f"{other:.3g} tok/s", f"{ours:.3g} tok/s"
+            figures = f"{rounded(other)} tok/s", f"{rounded(ours)} tok/s"
             yield Row(what, "model.generate", *figures, row["ratio"], 4, limit=limit)
             if row["kind"] in ("bf16", "bf16-static"):
-                yield Row(what, "the limit", f"{limit:.3g} tok/s", figures[1], ours / limit, 0.7, limit=limit)
+                yield Row(what, "the limit", f"{rounded(limit)} tok/s", figures[1], ours / limit, 0.7, limit=limit)
 
 
 def markdown(found: list[Row]) -> str:
