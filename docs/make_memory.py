@@ -17,7 +17,7 @@ from docs.memory_page.picture import Bar, Line, draw
 from docs.memory_page.text import gb, gib
 from modules.memory.forecasting.forecast import RunSpec, kv_cache_bytes
 from modules.memory.known_gpus import find_gpu
-from modules.memory.planning.fitting import margin
+from modules.memory.planning.problem import margin
 from modules.units import GiB, format_size
 
 _HERE = Path(__file__).parent

@@ -16,8 +16,9 @@ from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.forecast import weight_bytes
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Place, Way
-from modules.memory.planning.fitting import CONTEXT_STEP, Problem, margin, solve_at
+from modules.memory.planning.fitting import solve_at
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context
+from modules.memory.planning.problem import CONTEXT_STEP, Problem, margin
 from modules.memory.planning.speed import Estimate
 from modules.settings import LoadOptions, check_together
 from modules.ui.ways import options_of

@@ -12,9 +12,9 @@ from modules.engine.base import TextPiece
 from modules.hardware import Inventory
 from modules.memory.forecasting.budget import Budget, Figure
 from modules.memory.model.spec import inspect
-from modules.memory.planning.fitting import margin
 from modules.memory.planning.idle_cache import idle_limit_bytes
 from modules.memory.planning.planner import Plan, Question, make_plan
+from modules.memory.planning.problem import margin
 from modules.settings import LoadOptions
 from modules.units import GiB, MiB
 from tests.llamacpp_rig import TEXT, engine_of, long, plan_of

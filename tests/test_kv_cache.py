@@ -16,8 +16,8 @@ from modules.memory.forecasting.formulas import formula_text
 from modules.memory.forecasting.kv_cache import KVCache, packed_bytes, why_not, work_bytes
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import list_ways
-from modules.memory.planning.fitting import margin
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context, make_plan
+from modules.memory.planning.problem import margin
 from modules.memory.planning.smaller import Failure, difference, smaller_plans
 from modules.settings import LoadOptions, check_machine, check_together
 from modules.ui.ways import options_of

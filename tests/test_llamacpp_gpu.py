@@ -28,10 +28,10 @@ from modules.memory.forecasting.kv_cache import KVCache
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.llamacpp_build import GPU_BUILD, can_use_gpus
 from modules.memory.model.spec import ModelSpec, inspect
-from modules.memory.planning.fitting import margin
 from modules.memory.planning.gguf_layers import fill_from_the_end, lay_out, parts_of
 from modules.memory.planning.placement import Room
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context, make_plan
+from modules.memory.planning.problem import margin
 from modules.memory.planning.smaller import Failure, smaller_plans
 from modules.memory.planning.speed import middle
 from modules.settings import LoadOptions, check_machine, check_together

@@ -15,8 +15,8 @@ from modules.memory.forecasting.budget import Budget
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import DEFAULT_CONTEXT
 from modules.memory.planning.choosing import COMFORTABLE_S, FAR_FASTER
-from modules.memory.planning.fitting import margin
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans
+from modules.memory.planning.problem import margin
 from modules.memory.planning.speed import Estimate, middle
 from modules.settings import LoadOptions, check_together
 from modules.ui.ways import options_of

@@ -16,9 +16,9 @@ from modules.hardware import Inventory
 from modules.memory.forecasting.budget import Budget, Figure
 from modules.memory.forecasting.forecast import CUDA_CONTEXT_BYTES, weight_bytes
 from modules.memory.model.spec import ModelSpec, inspect
-from modules.memory.planning.fitting import margin
 from modules.memory.planning.placement import make_groups
 from modules.memory.planning.planner import Plan, Question, make_plan
+from modules.memory.planning.problem import margin
 from modules.settings import LoadOptions
 from modules.units import GiB, MiB
 from tests.shapes import gptj, llama, machine, t5_3b

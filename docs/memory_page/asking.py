@@ -12,8 +12,8 @@ from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.forecast import DType, Quantization, RunSpec, weight_bytes
 from modules.memory.known_gpus import Gpu, find_gpu, imagine
 from modules.memory.model.model_spec import ModelSpec
-from modules.memory.planning.fitting import margin
 from modules.memory.planning.planner import PlanTable, Question, list_plans
+from modules.memory.planning.problem import margin
 from modules.settings import LoadOptions
 from modules.units import GiB
 

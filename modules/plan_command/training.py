@@ -13,7 +13,7 @@ from modules.memory.forecasting.forecast import CPU_PROCESS_BYTES, CUDA_CONTEXT_
 from modules.memory.forecasting.training import Optimizer, TrainingMode, TrainingRun, training_budget
 from modules.memory.model.model_spec import ModelSpec
 from modules.memory.planning.candidates import wished_context
-from modules.memory.planning.fitting import lacks_bytes
+from modules.memory.planning.problem import lacks_bytes
 from modules.settings import LoadOptions
 from modules.units import format_size
 

@@ -130,7 +130,10 @@ def build(services: Services) -> None:
 
     def restore(event: gr.EventData) -> Any:
         reading = Reading(read(dict(event._data)).params)
-        return tab.show(reading.params) | {channel: reading.view(), preset: listed(reading, None)}
+        found = {preset: listed(reading, None)}
+        if not event._data:  # as they are: what is typed meanwhile stays
+            return found
+        return found | tab.show(reading.params) | {channel: reading.view()}
 
     def load(name: str | None) -> Any:
         try:

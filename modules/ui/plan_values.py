@@ -9,8 +9,8 @@ from modules.engine.base import EngineStats, ModelInfo
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import PURPOSE_TITLES, Budget, Figure, Method
 from modules.memory.forecasting.formulas import explained
-from modules.memory.planning.fitting import lacks_bytes
 from modules.memory.planning.planner import Plan
+from modules.memory.planning.problem import lacks_bytes
 from modules.units import format_size
 
 LENS_BELOW = 0.25  # of the bar: models smaller than that are shown larger below it

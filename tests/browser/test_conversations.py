@@ -288,7 +288,7 @@ def test_ten_thousand_conversations_come_as_the_list_is_scrolled(start: Start, v
     assert page.locator(".conversation").count() < 500
     for _ in range(3):
         count = page.locator(".conversation").count()
-        page.locator(".show-more").scroll_into_view_if_needed()
+        page.evaluate("document.querySelector('.show-more')?.scrollIntoView()")
         page.wait_for_function("count => document.querySelectorAll('.conversation').length > count", arg=count)
     snug.services.store.rename("", snug.services.store.list("")[150].id, "Renamed elsewhere")
     expect(row(page, "Renamed elsewhere")).to_have_count(1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modules.memory.planning.candidates import Way, Wishes
-from modules.memory.planning.fitting import LEAST_CONTEXT, Solution
+from modules.memory.planning.problem import LEAST_CONTEXT, Solution
 from modules.memory.planning.speed import Estimate
 
 QUALITY_FLOOR = 0.9

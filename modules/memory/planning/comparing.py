@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from modules.memory.planning.choosing import COMFORTABLE_S, QUALITY_FLOOR, Ranked, lacks
 from modules.memory.planning.explaining import place_name, whereabouts
-from modules.memory.planning.fitting import Problem
+from modules.memory.planning.problem import Problem
 from modules.memory.planning.quality import loss_text
 from modules.memory.planning.speed import middle
 from modules.units import format_size

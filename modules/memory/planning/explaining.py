@@ -15,9 +15,9 @@ from modules.memory.llamacpp_build import GPU_BUILD, OTHER_BUILDS
 from modules.memory.planning.candidates import LABELS, asks_to_split
 from modules.memory.planning.choosing import Ranked
 from modules.memory.planning.drafts import how_to_speculate
-from modules.memory.planning.fitting import CHUNKS, Problem, Solution
 from modules.memory.planning.native import ignored_note
 from modules.memory.planning.placement import Layout
+from modules.memory.planning.problem import CHUNKS, Problem, Solution
 from modules.memory.planning.quality import loss_text
 from modules.memory.planning.speed import Speeds
 from modules.units import MiB, format_rate, format_size

@@ -12,7 +12,7 @@ from dataclasses import replace
 from modules.memory.forecasting.budget import Budget, Figure
 from modules.memory.forecasting.forecast import kv_cache_bytes
 from modules.memory.planning.drafts import draft_run
-from modules.memory.planning.fitting import Problem, Solution, lacks_bytes
+from modules.memory.planning.problem import Problem, Solution, lacks_bytes
 from modules.units import MiB
 
 # A saved conversation keeps each token's place beside its keys and values: 0.2 % of them in the starter model.

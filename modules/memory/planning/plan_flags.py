@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from modules.memory.forecasting.forecast import DTYPE_FLAGS
-from modules.memory.planning.fitting import Problem, Solution
 from modules.memory.planning.gguf_layers import count_units
+from modules.memory.planning.problem import Problem, Solution
 from modules.settings import LoadOptions, flag_name
 from modules.units import GiB, MiB, parse_size
 

@@ -20,10 +20,11 @@ from modules.memory.planning.choosing import Ranked, choose, front, lacks, may_t
 from modules.memory.planning.comparing import why_chosen
 from modules.memory.planning.drafts import Speculate, check_draft, how_to_speculate
 from modules.memory.planning.explaining import notes, speed_note, title
-from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, longest, solve_at
+from modules.memory.planning.fitting import longest, solve_at
 from modules.memory.planning.idle_cache import with_idle_cache
 from modules.memory.planning.native import check_native
 from modules.memory.planning.plan_flags import gpu_layers, options_for, words
+from modules.memory.planning.problem import CONTEXT_STEP, LEAST_CONTEXT, Problem
 from modules.memory.planning.ranking import (
     ErrorsOf,
     PeaksOf,

@@ -15,8 +15,9 @@ from modules.memory.forecasting.forecast import Quantization, RunSpec, kv_traffi
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Loader, Way
 from modules.memory.planning.choosing import Ranked
-from modules.memory.planning.fitting import Counted, Problem, Solution, lacking, solve
+from modules.memory.planning.fitting import lacking, solve
 from modules.memory.planning.placement import make_groups
+from modules.memory.planning.problem import Counted, Problem, Solution
 from modules.memory.planning.speed import Speeds, Work, estimate
 
 # Ratios of small models say little of large ones: what was observed raises forecasts by a quarter at most.

@@ -12,7 +12,7 @@ from modules.errors import DiskFull, OutOfMemory, SnugError
 from modules.memory.known_gpus import card_with, ram_with
 from modules.memory.planning.choosing import Ranked, lacks
 from modules.memory.planning.explaining import place_name, sum_words, title
-from modules.memory.planning.fitting import CONTEXT_STEP, LEAST_CONTEXT, Problem, Solution, margin
+from modules.memory.planning.problem import CONTEXT_STEP, LEAST_CONTEXT, Problem, Solution, margin
 from modules.settings import LoadOptions
 from modules.units import GiB, format_size, parse_size
 

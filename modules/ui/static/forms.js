@@ -26,7 +26,7 @@
       event.stopPropagation();
       if (event.target.value === "") trigger("restore", params);
     }, true);
-    if (Object.keys(params).length) trigger("restore", params);
+    trigger("restore", params);
   };
 
   /* Gradio gives each radio button a name of its own, so that the browser knows of no group to walk through. */
