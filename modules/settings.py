@@ -360,6 +360,9 @@ _EXCLUDES: tuple[tuple[str, str, str], ...] = (
     ("engine_url", "model", "--model names one on this machine; the server's own is named with --engine-model."),
     ("engine_url", "check", "--check tests this machine; drop one of them."),
     ("engine_url", "vllm_python", "That server is there already; drop one of them."),
+    ("engine_url", "lora", "The server has its own model; drop one of them."),
+    ("engine_url", "embeddings", "The server makes what it can; drop one of them."),
+    ("engine_url", "gpu_layers", "The server places its own model; drop one of them."),
     ("engine_url", "deepspeed", "The model runs elsewhere; drop one of them."),
     ("cpu", "gpu", "Without the GPU there is nothing to plan on it; drop one of them."),
 )

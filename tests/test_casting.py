@@ -76,6 +76,15 @@ def test_without_a_template_the_names_lead_the_lines(prompts: Prompts) -> None:
     assert built(prompts, engine, cast(), SAID).stop == ("\nKim:",)
 
 
+def test_chat_instruct_without_a_template_names_the_speaker_once(prompts: Prompts) -> None:
+    engine = family_engine("chatml")
+    engine.info = replace(engine.info, chat_template="")
+    text = text_of(prompts, engine, cast("chat-instruct"), SAID)
+    assert text.endswith("\nAda:") and "Ada:Ada:" not in text
+    text = text_of(prompts, engine, cast("chat-instruct"), SAID, speaker="user")
+    assert text.endswith("\nKim:") and "Ada:Kim:" not in text
+
+
 def test_chat_instruct_puts_the_chat_into_one_command(prompts: Prompts) -> None:
     said = [*SAID, ChatMessage("assistant", "Brass."), ChatMessage("user", "Thanks.")]
     text = text_of(prompts, family_engine("chatml"), cast("chat-instruct"), said)
@@ -102,6 +111,11 @@ def test_instruct_knows_no_character(prompts: Prompts) -> None:
     assert text == (
         "<|im_start|>system\nHelp.<|im_end|>\n<|im_start|>user\nWhat is the engine?<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_a_system_prompt_of_nobody_in_particular_is_told_as_it_is_written() -> None:
+    text = "Put {{user}} into <user> tags, <bot>. {{original}}"
+    assert Cast(Setup(), text).system() == text
 
 
 def test_long_chats_drop_their_oldest_turns_in_chat_instruct_too(prompts: Prompts) -> None:

@@ -75,3 +75,14 @@ def test_a_conversation_that_waited_while_others_filled_the_cache_is_found_besid
             again = [Ask(f"chat {number} again", prompt, long(4)).run(engine) for number, prompt in enumerate(prompts)]
         assert [ask.text for ask in again] == [ask.text for ask in before]
         assert all(ask.end.usage.cached_tokens > CONTEXT // 5 for ask in again) is kept
+
+
+def test_what_was_forecast_too_low_before_leaves_less_room_for_them(file: Path) -> None:
+    roomy = plan(file, with_free(8 * GiB), loader="llamacpp").budgets["cpu"]
+    raised = int((roomy.total - roomy.idle_cache) * 1.2)
+    exactly = with_free(raised + margin(raised) + MiB // 2)
+    assert plan(file, exactly, loader="llamacpp").budgets["cpu"].idle_cache == roomy.idle_cache
+    options = LoadOptions.model_validate({"model": file.name, "ctx_size": CONTEXT, "loader": "llamacpp"})
+    wary = make_plan(Question(inspect(file), options, exactly, file.parent, observed=lambda *_: 1.2))
+    assert wary.fits
+    assert wary.budgets["cpu"].idle_cache == 0

@@ -16,7 +16,7 @@ from modules.errors import BadFlag, BadGguf, BadLora, BadName, ModelNotFound, No
 from modules.lora_names import MOST_LORAS, read_loras, split_lora
 from modules.memory.dryruns.llamacpp_fit import read_load
 from modules.memory.forecasting.forecast import RunSpec
-from modules.memory.model.lora import Lora, find_loras
+from modules.memory.model.lora import Lora, find_loras, list_loras
 from modules.memory.model.spec import inspect
 from modules.memory.planning.candidates import list_ways
 from modules.memory.planning.planner import Plan, Question, make_plan
@@ -182,6 +182,17 @@ def test_cut_and_disguised_files_are_refused(model: Path, folder: Path) -> None:
     for name, kind in (("cut", BadGguf), ("pickle", PickleRefused)):
         with pytest.raises(kind, match=name):
             find_loras(folder, [name], model)
+
+
+def test_the_file_made_of_an_adapters_folder_is_found_beside_it(model: Path, folder: Path) -> None:
+    (folder / "style").mkdir()
+    assert [lora.path for lora in find_loras(folder, ["style"], model)] == [folder / "style.gguf"]
+
+
+def test_only_names_that_can_be_asked_for_are_listed(folder: Path) -> None:
+    for name in ("r=8.gguf", "a,b.gguf", "OLD.GGUF", ".hidden.gguf", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    assert list_loras(folder) == ["style"]
 
 
 @pytest.mark.parametrize(

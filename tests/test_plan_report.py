@@ -22,7 +22,7 @@ from modules.memory.dryruns.asking import DryRuns, TrainingPeaks
 from modules.memory.forecasting.budget import Budget, Figure, Purpose
 from modules.memory.forecasting.training import TrainingRun
 from modules.memory.model.layers import LayerKind
-from modules.memory.planning import fitting
+from modules.memory.planning import budgeting
 from modules.memory.planning.ledger import LEDGER_NAME, Entry, Ledger
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans
 from modules.plan_command.as_json import SCHEMA_VERSION, entries_json, report_json, table_json, training_json
@@ -367,7 +367,7 @@ def test_a_plan_is_widened_by_what_was_seen_of_its_own_family(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fitting, "_LEAST_MARGIN", 0)  # models this small would have no other
+    monkeypatch.setattr(budgeting, "LEAST_MARGIN", 0)  # models this small would have no other
     make_model_folder(settings.model_dir, "a")
     make_model_folder(settings.model_dir, "b")
 

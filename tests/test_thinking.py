@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from modules.chat.thinking import MARKS, Parts, Stopwatch, answer_of, choices, opened_by, split, variables
@@ -55,3 +57,10 @@ def test_a_thought_is_timed_from_its_first_token_to_its_end() -> None:
     plain.see("Hello", 5)
     plain.see("Hello<think>", 7)
     assert plain.seconds == 0.0
+
+
+@pytest.mark.parametrize("piece", ["{%", "{{", "{% ", "{%}"])
+def test_a_template_of_openings_alone_is_read_at_once(piece: str) -> None:
+    started = time.perf_counter()
+    assert choices(piece * 60_000) == ()
+    assert time.perf_counter() - started < 5

@@ -92,12 +92,12 @@ class Folder(Generic[Value]):
         path = safe_path(self.path, name, suffix)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, text.encode("utf-8", "replace"))  # before the picture, which may be the card itself
+            self._remove(name, TEXTS, keep=path)
             if picture is not None:
                 target = safe_path(self.path, name, ".png")
                 atomic_write(target, picture)
                 self._remove(name, PICTURES, keep=target)
-            atomic_write(path, text.encode("utf-8", "replace"))
-            self._remove(name, TEXTS, keep=path)
         except OSError as error:
             raise self._failed(name, "was not saved", error) from error
 

@@ -46,9 +46,8 @@ def matching(book: Lorebook, messages: Sequence[str], count: Callable[[str], int
 def spoken(entry: LoreEntry) -> str:
     """An entry's content without the decorators (`@@…`) that v3 puts on its first lines."""
     lines = entry.content.split("\n")
-    while lines and lines[0].startswith("@@"):
-        del lines[0]
-    return "\n".join(lines).strip()
+    first = next((number for number, line in enumerate(lines) if not line.startswith("@@")), len(lines))
+    return "\n".join(lines[first:]).strip()
 
 
 def _found(book: Lorebook, messages: Sequence[str]) -> list[LoreEntry]:

@@ -84,6 +84,8 @@ class Cast:
 
     def system(self) -> str:
         """The conversation's system prompt, or the character's in its place, which may quote it as `{{original}}`."""
+        if self.setup.manner == "instruct" and self.character is None and not self.setup.persona:
+            return self.system_prompt  # nobody's names stand in it
         own = self.character.system_prompt if self.character else ""
         return self.fill(own, original=self.system_prompt) if own.strip() else self.fill(self.system_prompt)
 

@@ -79,7 +79,7 @@ class Form:
                     TextPiece(message.content.strip()),
                     TextPiece("\n", template=True),
                 )
-        return (*pieces, _name(f"{self.char}:"))
+        return tuple(pieces) if self.prefix else (*pieces, _name(f"{self.char}:"))
 
 
 PLAIN = Form()

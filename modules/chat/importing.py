@@ -8,7 +8,6 @@ here.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
@@ -22,6 +21,7 @@ from modules.chat.rows import to_stats
 from modules.chat.trees import Tree, TreeMessage
 from modules.messages import Manner, MessageStatus, Mode, ReplyStats, Role, Setup
 
+_MOST = 1e15  # of any figure about a reply; nothing that is no number is less
 LINES_TRIED = 5  # before a file counts as one JSON object a line
 FORMATS = (
     "Snug's own JSON, text-generation-webui, SillyTavern, ShareGPT, OpenAI messages, and ChatGPT's conversations.json"
@@ -227,7 +227,7 @@ def _stats(values: dict[str, Any] | None, place: int) -> ReplyStats | None:
     kinds = ReplyStats.__annotations__
     for name, value in values.items():
         kind = cast("type", {"int": int, "float": (int, float), "str": str}.get(kinds.get(name, ""), object))
-        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+        if not isinstance(value, kind) or (isinstance(value, int | float) and not abs(value) < _MOST):
             raise Unreadable(f"messages.{place}.stats.{name}: no such figure.")
     told = values.get("told", ())
     if not isinstance(told, list | tuple) or not all(isinstance(sentence, str) for sentence in told):

@@ -23,7 +23,7 @@ from modules.chat.running import ReplyView, RunningReply
 from modules.chat.store import Store
 from modules.chat.writing import Outcome, Task, Writer
 from modules.engine.host.host import EngineHost
-from modules.errors import BadCharacter, BadValue, Busy, NotFound, StaleView
+from modules.errors import BadCharacter, BadName, BadValue, Busy, NotFound, StaleView
 from modules.extensions import Extensions
 from modules.messages import ChatMessage, Conversation, Message, Setup
 from modules.models.manager import ModelManager
@@ -133,7 +133,14 @@ class ChatService:
         """Change how the model is asked, from the next reply on. Raises NotFound, BadCharacter, Busy, StoreFailed."""
         with self._changing(owner, conversation_id):
             conversation = self._store.get(owner, conversation_id)
-            cast_of(replace(conversation, setup=setup), self._people)
+            before = conversation.setup
+            if (setup.character, setup.persona) != (before.character, before.persona):
+                named = replace(
+                    setup,
+                    character="" if setup.character == before.character else setup.character,
+                    persona="" if setup.persona == before.persona else setup.persona,
+                )
+                cast_of(replace(conversation, setup=named), self._people)  # what it had may be gone, and stays told so
             return self._store.set_setup(owner, conversation_id, setup)
 
     def impersonate(
@@ -268,7 +275,7 @@ class ChatService:
         """What a conversation's replies begin with; a character that is gone is told by the reply instead."""
         try:
             return cast_of(conversation, self._people).reply_start
-        except (NotFound, BadCharacter):
+        except (NotFound, BadCharacter, BadName):
             return ""
 
     def _start(self, key: tuple[str, str], task: Task, message_id: str, text: str) -> RunningReply:

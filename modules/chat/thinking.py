@@ -24,7 +24,8 @@ MARKS = (
 )
 LONGEST_MARK = max(len(mark) for pair in MARKS for mark in pair)
 EFFORTS = ("low", "medium", "high")
-_STATEMENT = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
+# An opening within a statement begins another: text of openings alone is read once, not once for each.
+_STATEMENT = re.compile(r"\{[%{]((?:(?!\{[%{]|[%}]\}).)*)[%}]\}", re.DOTALL)
 _LITERAL = re.compile(r"'[^']*'|\"[^\"]*\"")
 _SWITCHES = ("enable_thinking", "thinking")
 
@@ -98,7 +99,7 @@ def choices(template: str) -> tuple[str, ...]:
 
 def variables(template: str, choice: str) -> dict[str, Any]:
     """The template's variables for a choice; none for "" or for one that it does not offer."""
-    if choice not in choices(template):
+    if not choice or choice not in choices(template):
         return {}
     if choice in EFFORTS:
         return {"reasoning_effort": choice}

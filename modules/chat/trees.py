@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from modules.chat.incognito import INCOGNITO, is_incognito
-from modules.chat.packing import pack
+from modules.chat.packing import pack, unpack
 from modules.chat.rows import MESSAGE, add_row, find_conversation, pack_setup, path_to, to_message, whole_rows
 from modules.messages import USUAL, Conversation, Message, MessageStatus, Mode, ReplyStats, Role, Setup
 
@@ -80,7 +80,7 @@ def read_tree(connection: sqlite3.Connection, owner: str, conversation_id: str) 
         created_at=conversation.created_at,
         updated_at=conversation.updated_at,
         pinned=conversation.pinned,
-        folder=folder[0] if folder else "",
+        folder=unpack(folder[0]) if folder else "",
         setup=conversation.setup,
     )
 

@@ -196,8 +196,8 @@ class ChatDoors:
             "conversations": str(self.store.shelf.revision(owner)),
         }
         if body.id:
-            self.store.shelf.see(body.id)
             running, conversation = self.chat.running(owner, body.id), self.store.get(owner, body.id)
+            self.store.shelf.see(body.id)
             answer |= {"head": conversation.head_id, "revision": revision(conversation)}
             answer["running"] = running.message_id if running else None
         return answer

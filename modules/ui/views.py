@@ -61,8 +61,8 @@ def message_view(message: Message) -> Json:
         "thought": thought_view(parts, message.stats),
         "status": message.status,
         "stats": stats_line(message.stats),
-        "error": message.error,
-        "told": list(message.stats.told) if message.stats else [],
+        "error": printable(message.error),
+        "told": [printable(told) for told in message.stats.told] if message.stats else [],
         "versions": list(message.siblings),
     }
 

@@ -48,7 +48,7 @@ def list_loras(folder: Path) -> list[str]:
     """The names of what may be adapters in `folder`, which need not exist."""
     if not folder.is_dir():
         return []
-    return sorted(path.stem for path in folder.iterdir() if path.suffix.lower() == ".gguf" and path.name[0] != ".")
+    return sorted(path.stem for path in folder.glob("*.gguf") if path.name[0] != "." and not {"=", ","} & {*path.stem})
 
 
 def find_loras(folder: Path, wanted: Iterable[str], model: Path) -> tuple[Lora, ...]:
@@ -68,13 +68,13 @@ def _find(folder: Path, name: str) -> Path:
             path = safe_path(folder, name, ending)
         except BadName as error:
             raise BadName(error.message, remedy=error.remedy, param="lora") from error
-        if path.is_dir():
+        if path.is_dir() and not safe_path(folder, name, ".gguf").is_file():
             raise BadLora(
                 f"--lora {name}: it is a folder, as PEFT writes them, and Snug applies adapters with llama.cpp alone.",
                 remedy=f"Make a file of it with llama.cpp's convert_lora_to_gguf.py, and put that into {folder.name}/.",
                 param="lora",
             )
-        if path.exists():
+        if path.is_file():
             return path
     raise ModelNotFound(
         f"There is no LoRA adapter {name!r} in {folder}.",

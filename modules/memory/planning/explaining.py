@@ -143,7 +143,8 @@ def _explain_cache(problem: Problem, solution: Solution) -> Iterator[str]:
     loss = loss_text(CACHE_QUALITY[run.kv_cache]) or "no quality that could be measured"
     yield (
         f"{CACHE_LABELS[run.kv_cache]}: {format_size(sizes[1])} instead of {format_size(sizes[0])} for {tokens:,} "
-        f"tokens. It costs {loss}, each token takes longer the more came before it, and requests run one at a time."
+        f"tokens. It costs {loss}, each token takes longer the more came before it"
+        f"{'' if run.runtime == 'llamacpp' else ', and requests run one at a time'}."
     )
 
 

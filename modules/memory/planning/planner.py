@@ -228,7 +228,9 @@ def _plan(
     question: Question, problem: Problem, one: Ranked, *, speeds: Speeds, wished: int, why: tuple[str, ...] = ()
 ) -> Plan:
     """The Plan of a solved way."""
-    solution, options, folder = with_idle_cache(problem, one.solution), question.options, question.user_cache_dir
+    options, folder = question.options, question.user_cache_dir
+    seen = replace(problem, widened=widened(problem, one.solution.way, question.observed))
+    solution = with_idle_cache(seen, one.solution)
     way, layout = solution.way, solution.layout
     nvme = folder / "nvme"
     flags = words(options_for(problem, solution, wished_context=wished, nvme_folder=nvme))

@@ -57,6 +57,9 @@ def _needs(first: Ranked) -> str:
     parts = [
         (sum(budget.weights + budget.quant_meta for budget in budgets), "weights"),
         (sum(budget.kv_cache for budget in budgets), f"KV cache for {first.context:,} tokens"),
+        (sum(budget.adapters for budget in budgets), "LoRA adapters"),
+        (sum(budget.draft for budget in budgets), "draft model"),
+        (sum(budget.embeddings for budget in budgets), "for embeddings"),
         (sum(budget.context for budget in budgets), "libraries"),
     ]
     loading = sum(budget.loading for budget in budgets)

@@ -145,11 +145,13 @@ def _saves(failure: Failure, after: Plan) -> bool:
 
 
 def _chosen_bytes(plan: Plan, place: str, *, loading: bool) -> int:
-    """What a plan decides about: all but the process or CUDA context itself and its heap's holes; the load's own peak
-    only in a load.
+    """What a plan decides about: all but the process or CUDA context itself, its heap's holes and what is given only
+    where there is room; the load's own peak only in a load.
     """
     budgets = [budget for device, budget in plan.budgets.items() if device.startswith(place)]
-    return sum((b.total if loading else b.resident + b.transient) - b.context - b["allocator"] for b in budgets)
+    return sum(
+        (b.total if loading else b.resident + b.transient) - b.context - b["allocator"] - b.idle_cache for b in budgets
+    )
 
 
 def _weights(plan: Plan, place: str) -> int:

@@ -71,6 +71,7 @@
   }
 
   function leave() {
+    snug.flushSetup?.();  // what was typed belongs to the conversation that is left
     window.CSS?.highlights?.delete("snug-found");
     Object.assign(state, { editing: null, opening: state.opening + 1, running: null, sending: false, opId: null, wanted: null, eager: false });
   }
@@ -160,7 +161,7 @@
   }
 
   /* For setup.js */
-  snug.chatView = () => ({ id: state.id, head: state.head, setup: state.setup, systemPrompt: state.systemPrompt, draft: input?.value ?? "", running: Boolean(state.running) });
+  snug.chatView = () => ({ id: state.id, head: state.head, setup: state.setup, systemPrompt: state.systemPrompt, draft: input?.value ?? "", running: Boolean(state.running), wanted: state.wanted });
   snug.setSetup = (id, setup, revision = null) => {
     if (id !== state.id) return;
     state.setup = setup;

@@ -33,8 +33,8 @@
   }
 
   snug.importFiles = (server, done) => {
-    const input = el("input", { type: "file", multiple: true, accept: ".json,.jsonl,application/json", id: "snug-import", hidden: true });
-    document.getElementById("snug-import")?.remove();
+    const input = el("input", { type: "file", multiple: true, accept: ".json,.jsonl,application/json", id: "snug-import-chats", hidden: true });
+    document.getElementById("snug-import-chats")?.remove();
     input.addEventListener("change", async () => {
       const report = { imported: [], messages: 0, skipped: [], notes: [] };
       for (const file of input.files) await take(server, file, report, input.files.length > 1);

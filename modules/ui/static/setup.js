@@ -160,6 +160,7 @@
     pending = {};
     keep(change, null, false);
   }
+  snug.flushSetup = flush;
   async function keep(change, slot = null, redraw = true) {
     const view = snug.chatView(), setup = { ...view.setup, ...pending, ...change };
     pending = {};
@@ -230,7 +231,7 @@
   snug.stopWriting = () => { if (writing) call(server, "stop_impersonation", { id: writing.conversation }); };
   snug.onImpersonation = (view) => {
     if (!view || !writing || view.conversation !== writing.conversation) return;
-    if (!view.gone && snug.chatView().id === view.conversation) snug.setDraft(view.text);
+    if (!view.gone && snug.chatView().id === view.conversation && !snug.chatView().wanted) snug.setDraft(view.text);
     if (view.problem) showProblem(view.problem);
     if (view.done || view.gone) { writing = null; snug.redrawComposer(); }
   };
