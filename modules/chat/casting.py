@@ -91,8 +91,9 @@ class Cast:
 
     def turns(self, history: Sequence[ChatMessage], count: Count, budget: int) -> list[ChatMessage]:
         """The messages for the model: who it is first, then what was said."""
-        lore = self.lore([turn.content for turn in history], count, budget)
-        told = [self.system()] if self.setup.manner == "chat-instruct" else [self.system(), self.description(lore)]
+        told = [self.system()]
+        if self.setup.manner != "chat-instruct":  # there the form holds it
+            told.append(self.description(self.lore([turn.content for turn in history], count, budget)))
         system = "\n\n".join(part.strip() for part in told if part.strip())
         return [*([ChatMessage("system", system)] if system else []), *history]
 

@@ -18,8 +18,9 @@ from modules.chat import foreign
 from modules.chat.exporting import FORMAT
 from modules.chat.foreign import Unreadable
 from modules.chat.rows import to_stats
+from modules.chat.setup_fields import SetupFields
 from modules.chat.trees import Tree, TreeMessage
-from modules.messages import Manner, MessageStatus, Mode, ReplyStats, Role, Setup
+from modules.messages import MessageStatus, Mode, ReplyStats, Role
 
 _MOST = 1e15  # of any figure about a reply; nothing that is no number is less
 LINES_TRIED = 5  # before a file counts as one JSON object a line
@@ -58,15 +59,8 @@ class _Message(BaseModel):
     error: str = ""
 
 
-class _Setup(BaseModel):
+class _Setup(SetupFields):
     model_config = ConfigDict(extra="ignore", strict=True)
-    manner: Manner = "instruct"
-    character: str = Field(default="", max_length=200)
-    persona: str = Field(default="", max_length=200)
-    command: str = Field(default="", max_length=20_000)
-    template: str = Field(default="", max_length=200_000)
-    reply_start: str = Field(default="", max_length=20_000)
-    thinking: str = Field(default="", max_length=20)
 
 
 class _Conversation(BaseModel):
@@ -209,7 +203,7 @@ def _own(value: Any) -> foreign.Draft:
     if bool(messages) != (found.head is not None) or not (found.head is None or 0 <= found.head < len(messages)):
         raise Unreadable("head: there is no such message.")
     values = found.model_dump(exclude={"messages", "setup"})
-    return foreign.Draft(Tree(messages=messages, setup=Setup(**found.setup.model_dump()), **values))
+    return foreign.Draft(Tree(messages=messages, setup=found.setup.setup(), **values))
 
 
 def _own_message(message: _Message, place: int) -> TreeMessage:

@@ -14,8 +14,9 @@ from pydantic import Field
 
 from modules.chat.preview import Previews
 from modules.chat.service import RunningReply, impersonation
+from modules.chat.setup_fields import SetupFields
 from modules.errors import BadChatTemplate, SnugError
-from modules.messages import Conversation, Manner, Setup
+from modules.messages import Conversation
 from modules.sampling import GenerationParams
 from modules.services import Services
 from modules.ui.characters_tab import CharacterDoors
@@ -26,20 +27,8 @@ _WRITTEN_KEPT = 20
 _GONE = {"no_model_loaded", "not_found", "bad_character", "bad_name"}
 
 
-class SetupBody(Body):
+class SetupBody(SetupFields, Body):
     """How the model is asked; see messages.Setup."""
-
-    manner: Manner = "instruct"
-    character: str = Field(default="", max_length=200)
-    persona: str = Field(default="", max_length=200)
-    command: str = Field(default="", max_length=20_000)
-    template: str = Field(default="", max_length=200_000)
-    reply_start: str = Field(default="", max_length=20_000)
-    thinking: str = Field(default="", max_length=20)
-
-    def setup(self) -> Setup:
-        """The same as a value of the store."""
-        return Setup(**self.model_dump())
 
 
 class Change(Pick):
