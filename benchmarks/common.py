@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from typing import Any
 
 import httpx
 import psutil
+
+from tests.server_rig import free_port, wait_until_ready
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -59,13 +60,6 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def free_port() -> int:
-    """A loopback port that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def snug(*flags: str, model: str = STARTER, timeout_s: float = 300) -> Iterator[str]:
     """A Snug server with `flags`, ready to answer; yields its base address and ends it afterwards."""
@@ -78,12 +72,7 @@ def snug(*flags: str, model: str = STARTER, timeout_s: float = 300) -> Iterator[
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         base = f"http://127.0.0.1:{port}"
         try:
-            deadline = time.monotonic() + timeout_s
-            while not _is_ready(base):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise RuntimeError(f"the server did not become ready:\n{log.read()[-3000:]}")
-                time.sleep(0.2)
+            wait_until_ready("the server", process, log, lambda: _is_ready(base), timeout_s)
             yield base
         finally:
             process.terminate()

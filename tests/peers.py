@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
-from tests.server_rig import ROOT, free_port
+from tests.server_rig import ROOT, free_port, wait_until_ready
 
 _READ_ON = """
 server = xllamacpp.Server(params)
@@ -52,12 +51,8 @@ def transformers_serve(folder: Path, *flags: str, timeout_s: float = 180) -> Ite
             command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"}
         )  # fmt: skip
         try:
-            base, deadline = f"http://127.0.0.1:{port}", time.monotonic() + timeout_s
-            while not _answers(base):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise RuntimeError(f"transformers serve did not become ready:\n{log.read()[-3000:]}")
-                time.sleep(0.2)
+            base = f"http://127.0.0.1:{port}"
+            wait_until_ready("transformers serve", process, log, lambda: _answers(base), timeout_s)
             yield base
         finally:
             process.kill()

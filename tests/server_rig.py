@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 import httpx
 import psutil
@@ -26,6 +27,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_until_ready(
+    name: str, process: subprocess.Popen[Any], log: IO[str], is_ready: Callable[[], bool], timeout_s: float
+) -> None:
+    """Block until `is_ready`. Raises RuntimeError with the end of `log` if `process` ends first, or time runs out."""
+    deadline = time.monotonic() + timeout_s
+    while not is_ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            raise RuntimeError(f"{name} did not become ready:\n{log.read()[-3000:]}")
+        time.sleep(0.2)
 
 
 @dataclass
