@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 python -m modules.starter
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(limit gguf serving decode chat_latency speculative page gpu)
+[ ${#parts[@]} -gt 0 ] || parts=(limit gguf serving decode chat_latency speculative alternatives page gpu)
 for part in "${parts[@]}"; do
     echo "== $part"
     python -m "benchmarks.$part" || echo "$part was not measured."

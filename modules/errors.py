@@ -47,12 +47,22 @@ class BadName(SnugError):
     code, http_status = "bad_name", 400
 
 
+class BadGrammar(BadValue):
+    """A grammar or a JSON schema that no reply can be held to here."""
+
+    code, http_status = "bad_grammar", 400
+
+
 class BadPreset(SnugError):
     code, http_status = "bad_preset", 400
 
 
 class BadCharacter(SnugError):
     code, http_status = "bad_character", 400
+
+
+class BadAttachment(SnugError):
+    code, http_status = "bad_attachment", 400
 
 
 class NotFound(SnugError):
@@ -108,6 +118,12 @@ class UnsupportedModel(SnugError):
 
 class DownloadFailed(SnugError):
     code, http_status = "download_failed", 502
+
+
+class Damaged(SnugError):
+    """What arrived is not what the hub says it is."""
+
+    code, http_status = "damaged", 502
 
 
 # The machine and the engine

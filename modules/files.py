@@ -12,6 +12,12 @@ from modules.errors import BadName
 _MAX_NAME_BYTES = 200
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?")
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%~]')
+_ABSOLUTE_PATH = re.compile(r"""(?<![\w:/.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'",;]+[/\\])+([^\s/\\'",;]*)""")
+
+
+def without_folders(text: str) -> str:
+    """`text` with the folders of absolute paths left out: nobody else need know how this machine is laid out."""
+    return _ABSOLUTE_PATH.sub(lambda match: match[0] if match[0].startswith("/v1/") else "…/" + match[1], text)
 
 
 def check_name(name: str) -> str:
@@ -41,6 +47,11 @@ def safe_path(root: Path, name: str, suffix: str = "") -> Path:
     if path.is_symlink() and root.resolve() not in path.resolve().parents:
         raise BadName(f"{name!r} is a link that leads out of {root.name}/.", remedy="Move the file itself there.")
     return path
+
+
+def home_of(user_data: Path, owner: str) -> Path:
+    """Where the files of one owner lie; "" has those of the user data folder itself. Raises BadName."""
+    return safe_path(user_data / "people", owner) if owner else user_data
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:

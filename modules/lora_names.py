@@ -28,13 +28,18 @@ def split_lora(text: str) -> tuple[str, float]:
     return name, number
 
 
+def name_of(text: str) -> str:
+    """The adapter that `NAME[=SCALE]` names, its file's ending written or not. Raises ValueError in words."""
+    return split_lora(text)[0].removesuffix(".gguf")
+
+
 def read_loras(value: object) -> object:
     """Adapters as a tuple, from a text or a list of texts; in each, commas part them. Raises ValueError in words."""
     if value is None:
         return ()
     texts = value if isinstance(value, (list, tuple)) else [value]
     items = tuple(item.strip() for text in texts for item in str(text).split(",") if item.strip())
-    names = [split_lora(item)[0].removesuffix(".gguf") for item in items]
+    names = [name_of(item) for item in items]
     if len(set(names)) < len(names):
         raise ValueError("an adapter is named twice")
     if len(names) > MOST_LORAS:

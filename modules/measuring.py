@@ -15,7 +15,10 @@ _TORCH, _LLAMACPP = ("torch", "transformers"), ("xllamacpp",)
 
 
 def entries_after_load(plan: Plan, info: ModelInfo, machine: Inventory) -> list[Entry]:
-    """The bytes of weights on each device, which a forecast should meet to the byte."""
+    """The bytes of weights on each device, which a forecast should meet to the byte, or as its log rounds llama.cpp's.
+
+    None where nobody says what was taken.
+    """
     return _entries(
         plan,
         machine,
@@ -40,9 +43,18 @@ def entries_after_use(plan: Plan, info: ModelInfo, stats: EngineStats, machine: 
         if device in stats.peak_bytes:
             most = _reached(budget, share, device=device, whole=_is_taken_whole(plan, info, device))
             measured = stats.peak_bytes[device]
-            # Nobody counts what idle conversations took: anything up to their room is as forecast.
-            pairs.append((device, min(most, max(most - budget.idle_cache, measured)), measured))
+            pairs.append((device, min(most, max(most - _at_most(budget), measured)), measured))
     return _entries(plan, machine, "use", pairs, share)
+
+
+def _at_most(budget: Budget) -> int:
+    """Bytes that are taken in part or not at all, and nobody counts in which: anything up to them is as forecast.
+
+    What idle conversations and the first text to embed take, and adapters where each device may hold all of them.
+    """
+    adapters = budget.figures.get("adapters")
+    shared = adapters.bytes if adapters is not None and adapters.method != "exact" else 0
+    return budget.idle_cache + budget.embeddings + shared
 
 
 def _is_taken_whole(plan: Plan, info: ModelInfo, device: str) -> bool:

@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 MessageStatus = Literal["complete", "streaming", "stopped", "interrupted", "error"]
 Mode = Literal["chat", "notebook"]
+FileKind = Literal["text", "pdf", "docx", "picture"]
+PictureType = Literal["image/png", "image/jpeg"]
 Manner = Literal["instruct", "chat", "chat-instruct"]
 
 
 @dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One turn as a model sees it."""
+class Picture:
+    """A picture as a model that sees gets it: drawn anew by Snug, upright, without anything beside its pixels.
 
-    role: Role
+    `data` is the file, b"" while only the size matters: what a picture costs follows from its size alone. `source` is
+    the attachment that it is kept as, "" where it is not kept.
+    """
+
+    width: int
+    height: int
+    media_type: PictureType = "image/png"
+    data: bytes = field(default=b"", repr=False)
+    source: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool that a model asked for. `arguments` is JSON text as the model wrote it, mostly of an object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn as a model sees it; its pictures stand before its text.
+
+    `tool_calls` are what an assistant asked for; the result of each is a message of role "tool" with the `call_id` that
+    it answers, and the `tool`'s name.
+    """
+
+    role: Role | Literal["tool"]
     content: str
+    pictures: tuple[Picture, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
+    tool: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +78,30 @@ class ReplyStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that came with a message, as Snug keeps it: its text, or a picture drawn anew, never the file itself.
+
+    `size_bytes` is the file's, `characters` the length of the text. `about` says what it is ("PDF, 12 pages"), `cut`
+    in a sentence what was left out of it, "" for nothing. `width` and `height` are those of a picture, else 0.
+    """
+
+    id: str
+    name: str
+    kind: FileKind
+    size_bytes: int
+    characters: int
+    about: str
+    cut: str = ""
+    width: int = 0
+    height: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One stored message: a node of its conversation's tree. `sequence` orders siblings and never repeats.
 
-    `siblings` holds the ids of all versions at this place, this one included, in order.
+    `siblings` holds the ids of all versions at this place, this one included, in order. `modified` is what extensions
+    made of the content: of a question what the model reads, of a reply what the page shows; None where they did not.
     """
 
     id: str
@@ -61,6 +115,8 @@ class Message:
     stats: ReplyStats | None = None
     error: str = ""
     siblings: tuple[str, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    modified: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

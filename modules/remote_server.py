@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from modules.errors import BadFlag
+from modules.key_file import read_key_file
 
-MAX_KEY_BYTES = 8192
 _EXAMPLE = "Give it like http://host:8000/v1."
 
 
@@ -43,17 +42,7 @@ class RemoteServer:
 
     def read_key(self) -> str:
         """The key, "" without a file. Raises BadFlag, which never shows it."""
-        if self.key_file is None:
-            return ""
-        try:
-            with self.key_file.open("rb") as file:
-                key = file.read(MAX_KEY_BYTES + 1).decode("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            problem = error.strerror if isinstance(error, OSError) else "it holds more than plain characters"
-            raise _bad_key_file(self.key_file, str(problem)) from error
-        if not key or len(key) > MAX_KEY_BYTES or not key.isprintable() or " " in key:
-            raise _bad_key_file(self.key_file, "it must hold the key alone, on one line")
-        return key
+        return "" if self.key_file is None else read_key_file(self.key_file, "--engine-key-file")
 
 
 def check_url(url: str) -> str:
@@ -70,11 +59,3 @@ def check_url(url: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError(f"it must end before ? and #. {_EXAMPLE}")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
-
-
-def _bad_key_file(path: Path, problem: str) -> BadFlag:
-    return BadFlag(
-        f"--engine-key-file {path}: {problem}.",
-        remedy="Write the server's API key into a text file that only you can read, and name that.",
-        param="engine_key_file",
-    )

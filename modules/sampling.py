@@ -13,17 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modules.errors import BadValue
 
-Group = Literal["length", "core", "truncation", "repetition", "mirostat", "other"]
+Group = Literal["common", "truncation", "heat", "repetition", "mirostat", "other"]
 GROUP_TITLES: dict[Group, str] = {
-    "length": "Length",
-    "core": "Basics",
-    "truncation": "Cut off unlikely tokens",
+    "common": "The usual ones",
+    "truncation": "Cut off unlikely words",
+    "heat": "Shape the temperature",
     "repetition": "Avoid repetition",
     "mirostat": "Mirostat",
-    "other": "Other",
+    "other": "Seed and ending",
 }
 MAX_STOP_STRINGS = 64
-UNSAVED = frozenset({"grammar", "json_schema"})
+UNSAVED = frozenset({"grammar", "json_schema", "logit_bias", "sampled_logprobs"})
 """Parameters of one request's own: no slider shows them and no preset keeps them."""
 StopString = Annotated[str, Field(min_length=1, max_length=500)]
 
@@ -44,29 +44,45 @@ class GenerationParams(BaseModel):
     no text, truth value or fraction passes for a number that it is not.
 
     With `temperature=0` decoding is greedy. A value of 0 (or 1 for `top_p`, `typical_p`, `repetition_penalty`)
-    switches a sampler off. Order: penalties, no-repeat n-grams, DRY, temperature, top-k, top-p, min-p, typical,
-    epsilon, eta, XTC (`temperature_last` moves the temperature to the end); mirostat replaces every truncation.
+    switches a sampler off. Order: penalties, no-repeat n-grams, DRY, top-n-sigma, temperature (dynamic or not),
+    smoothing, top-k, top-p, min-p, typical, tail-free, top-a, epsilon, eta, XTC (`temperature_last` moves temperature
+    and smoothing to the end); mirostat replaces every truncation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    max_new_tokens: Annotated[int, Control("Longest reply (tokens)", "length", 1, 16, 4096)] = Field(
+    max_new_tokens: Annotated[int, Control("Longest reply (tokens)", "common", 1, 16, 4096)] = Field(
         default=512, ge=1, le=1_000_000, description="The reply ends after this many tokens at the latest."
     )
-    temperature: Annotated[float, Control("Temperature", "core", 0.01, 0, 2)] = Field(
+    temperature: Annotated[float, Control("Temperature", "common", 0.01, 0, 2)] = Field(
         default=0.7, ge=0, le=100, description="Higher is more surprising. 0 always takes the likeliest token."
     )
-    top_p: Annotated[float, Control("Top P", "core", minimum=0.01)] = Field(
+    top_p: Annotated[float, Control("Top P", "common", minimum=0.01)] = Field(
         default=0.9, gt=0, le=1, description="Keep the likeliest tokens that together reach this probability. 1 is off."
     )
-    top_k: Annotated[int, Control("Top K", "core", 1, 0, 200)] = Field(
+    top_k: Annotated[int, Control("Top K", "common", 1, 0, 200)] = Field(
         default=0, ge=0, le=1_000_000, description="Keep this many likeliest tokens. 0 is off."
     )
-    min_p: Annotated[float, Control("Min P", "truncation")] = Field(
+    min_p: Annotated[float, Control("Min P", "common")] = Field(
         default=0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest one. 0 is off."
     )
     typical_p: Annotated[float, Control("Typical P", "truncation", minimum=0.01)] = Field(
-        default=1.0, gt=0, le=1, description="Keep tokens whose surprise is nearest to the expected one. 1 is off."
+        default=1.0, gt=0, le=1, description="Keep tokens about as surprising as the text usually is here. 1 is off."
+    )
+    top_n_sigma: Annotated[float, Control("Top N sigma", "truncation", 0.01, 0, 5)] = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Keep tokens whose score is this close to the best, in standard deviations. 1 is usual, 0 is off.",
+    )
+    tfs: Annotated[float, Control("Tail-free sampling", "truncation", minimum=0.01)] = Field(
+        default=1.0, gt=0, le=1, description="Cut where the probabilities level off into a long tail. 1 is off."
+    )
+    top_a: Annotated[float, Control("Top A", "truncation")] = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Drop tokens less likely than this times the square of the likeliest one's probability. 0 is off.",
     )
     epsilon_cutoff: Annotated[float, Control("Epsilon cutoff", "truncation", 0.0001, 0, 0.01)] = Field(
         default=0.0, ge=0, lt=1, description="Drop tokens less likely than this probability. 0 is off."
@@ -78,16 +94,46 @@ class GenerationParams(BaseModel):
         default=0.1, ge=0, le=1, description="XTC drops all but the least likely of the tokens above this probability."
     )
     xtc_probability: Annotated[float, Control("XTC probability", "truncation")] = Field(
-        default=0.0, ge=0, le=1, description="How often XTC strikes. 0 is off."
+        default=0.0, ge=0, le=1, description="How often XTC strikes, for less obvious words. 0 is off."
     )
-    repetition_penalty: Annotated[float, Control("Repetition penalty", "repetition", 0.01, 1, 2)] = Field(
+    dynatemp_range: Annotated[float, Control("Temperature range", "heat", 0.01, 0, 2)] = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="The temperature moves by up to this: down where the model is sure, up where it is not. 0 is off.",
+    )
+    dynatemp_exponent: Annotated[float, Control("Temperature range curve", "heat", 0.01, 0.1, 5)] = Field(
+        default=1.0, gt=0, le=100, description="Above 1, the temperature stays low until the model is quite unsure."
+    )
+    smoothing_factor: Annotated[float, Control("Smoothing", "heat", 0.01, 0, 10)] = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Evens out the best tokens and sinks the rest. Also called quadratic. 0 is off.",
+    )
+    smoothing_curve: Annotated[float, Control("Smoothing curve", "heat", 0.01, 1, 10)] = Field(
+        default=1.0, ge=1, le=100, description="With smoothing: above 1, unlikely tokens sink faster."
+    )
+    temperature_last: Annotated[bool, Control("Temperature last", "heat")] = Field(
+        default=False, description="Apply the temperature after the truncations instead of before them."
+    )
+    repetition_penalty: Annotated[float, Control("Repetition penalty", "common", 0.01, 1, 2)] = Field(
         default=1.0, gt=0, le=10, description="Above 1, tokens that already occurred become less likely. 1 is off."
     )
+    repetition_penalty_range: Annotated[int, Control("Penalty range (tokens)", "repetition", 64, 0, 4096)] = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Repetition, presence and frequency penalty look at this many last tokens. 0 is all of them.",
+    )
     presence_penalty: Annotated[float, Control("Presence penalty", "repetition", 0.01, -2, 2)] = Field(
-        default=0.0, ge=-10, le=10, description="Taken off the logit of every token that the reply already holds."
+        default=0.0, ge=-10, le=10, description="Above 0, tokens that the reply already holds become less likely."
     )
     frequency_penalty: Annotated[float, Control("Frequency penalty", "repetition", 0.01, -2, 2)] = Field(
-        default=0.0, ge=-10, le=10, description="Taken off a token's logit once for each time the reply holds it."
+        default=0.0, ge=-10, le=10, description="The same, the more so the more often the reply holds the token."
+    )
+    encoder_repetition_penalty: Annotated[float, Control("Stay with the prompt", "repetition", 0.01, 0.8, 1.5)] = Field(
+        default=1.0, gt=0, le=10, description="Above 1, tokens that the prompt holds become likelier. 1 is off."
     )
     no_repeat_ngram_size: Annotated[int, Control("No repeated n-grams of size", "repetition", 1, 0, 20)] = Field(
         default=0, ge=0, le=1000, description="No run of this many tokens occurs twice. 0 is off."
@@ -96,7 +142,7 @@ class GenerationParams(BaseModel):
         default=0.0,
         ge=0,
         le=100,
-        description="Strength of the penalty on going on with a repetition. 0 is off.",
+        description="Strength of the penalty on going on with a repetition. 0.8 is usual, 0 is off.",
     )
     dry_base: Annotated[float, Control("DRY base", "repetition", 0.01, 1, 4)] = Field(
         default=1.75, ge=1, le=100, description="How fast the DRY penalty grows with the length of the repeated run."
@@ -114,28 +160,31 @@ class GenerationParams(BaseModel):
     mirostat_eta: Annotated[float, Control("Mirostat eta", "mirostat")] = Field(
         default=0.1, ge=0, le=1, description="How fast mirostat corrects itself."
     )
-    temperature_last: Annotated[bool, Control("Temperature last", "other")] = Field(
-        default=False, description="Apply the temperature after the truncations instead of before them."
+    seed: Annotated[int, Control("Seed", "other", 1, -1, 2**31 - 1)] = Field(
+        default=-1, ge=-1, le=2**63 - 1, description="The same seed gives the same reply. -1 draws a new one each time."
     )
     ban_eos_token: Annotated[bool, Control("Never end by itself", "other")] = Field(
         default=False,
         description="Forbid the end token: the reply ends at its length limit or a stop string.",
     )
-    seed: Annotated[int, Control("Seed", "other", 1, -1, 2**31 - 1)] = Field(
-        default=-1, ge=-1, le=2**63 - 1, description="The same seed gives the same reply. -1 draws a new one each time."
-    )
     stop: tuple[StopString, ...] = Field(
         default=(), max_length=MAX_STOP_STRINGS, strict=False, description="The reply ends before any of these strings."
     )
     logprobs: int = Field(
-        default=0, ge=0, le=20, description="Report the log-probabilities of each token and of this many alternatives."
+        default=0, ge=0, le=100, description="Report the log-probabilities of each token and of this many alternatives."
     )
 
-    grammar: str = Field(
-        default="", max_length=65_536, description="A GBNF grammar that the reply follows. GGUF files only."
+    sampled_logprobs: bool = Field(
+        default=False,
+        description="Report log-probabilities as the samplers leave them, not as the model has them.",
     )
+    grammar: str = Field(default="", max_length=65_536, description="A GBNF grammar that the reply follows.")
     json_schema: str = Field(
-        default="", max_length=65_536, description="A JSON schema, as JSON, that the reply follows. GGUF files only."
+        default="", max_length=65_536, description="A JSON schema, as JSON, that the reply follows."
+    )
+
+    logit_bias: tuple[tuple[int, float], ...] = Field(
+        default=(), max_length=1024, description="Token ids, each with what is added to its score."
     )
 
     @model_validator(mode="after")

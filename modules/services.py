@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from modules.accounts.directory import Accounts
+from modules.attachments.extracting import Extractor
 from modules.characters.library import People
 from modules.chat.presets import Presets
 from modules.chat.prompts import Prompts
 from modules.chat.service import ChatService
 from modules.chat.store import Store
+from modules.downloads.manager import Downloads
+from modules.extensions.manager import Extensions
 from modules.models.manager import ModelManager
 from modules.settings import Settings
 
@@ -24,3 +29,7 @@ class Services:
     prompts: Prompts
     presets: Presets
     people: People
+    downloads: Downloads
+    extractor: Extractor = field(default_factory=Extractor)
+    accounts: Accounts | None = None
+    extensions: Extensions = field(default_factory=lambda: Extensions(Path("extensions")))

@@ -7,6 +7,8 @@ Settings beyond them is fixed at start-up. `--help`, docs/flags.md and the check
 from __future__ import annotations
 
 import argparse
+import ipaddress
+import re
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from modules.memory.known_gpus import find_gpu
 from modules.remote_server import RemoteServer, check_url
 from modules.units import format_size, parse_size
 
-Group = Literal["model", "quantization", "placement", "deepspeed", "remote", "page", "plan", "check"]
+Group = Literal["model", "quantization", "placement", "deepspeed", "remote", "page", "plan", "download", "check"]
 GROUP_TITLES: dict[Group, str] = {
     "model": "Model",
     "quantization": "Quantization",
@@ -31,6 +33,7 @@ GROUP_TITLES: dict[Group, str] = {
     "remote": "A model on another server",
     "page": "Page and server",
     "plan": "What fits, before anything is loaded",
+    "download": "Models from the Hugging Face hub",
     "check": "Machine test",
 }
 
@@ -50,6 +53,37 @@ def _sizes(value: object) -> object:
         return value
     parts = value if isinstance(value, (list, tuple)) else str(value).replace(",", " ").split()
     return tuple(parse_size(part) for part in parts)
+
+
+def _words(value: object) -> object:
+    """`a b`, `a,b` or a list → words."""
+    if value is None:
+        return ()
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(word for part in parts for word in str(part).replace(",", " ").split())
+
+
+def _hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]", name):
+            raise ValueError(f"{name[:60]!r} is no host name: write it without http:// and without a port")
+    return tuple(name.lower() for name in names)
+
+
+def _networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    for address in addresses:
+        try:
+            ipaddress.ip_network(address, strict=False)
+        except ValueError as error:
+            raise ValueError(f"{address[:60]!r} is no address and no network") from error
+    return addresses
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if not re.fullmatch(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", origin):
+            raise ValueError(f"{origin[:60]!r} is no origin: write it like https://app.example.org, without a path")
+    return tuple(origin.lower() for origin in origins)
 
 
 def _size(value: object) -> object:
@@ -123,12 +157,19 @@ class LoadOptions(BaseModel):
     )
     lora: Annotated[tuple[str, ...], BeforeValidator(read_loras), Flag("model", "NAME[=SCALE]")] = Field(
         (),
-        description="Apply these LoRA adapters to a model that llama.cpp runs: .gguf files in --lora-dir, with commas "
-        "between. NAME=0.5 applies half of the change.",
+        description="Apply these LoRA adapters in --lora-dir, with commas between: .gguf files to a .gguf model, "
+        "PEFT's folders to one in safetensors. NAME=0.5 applies half of the change.",
     )
     embeddings: Annotated[bool, Flag("model")] = Field(
         False,
         description="Answer /v1/embeddings too, with a .gguf file that llama.cpp runs. What that takes is in the plan.",
+    )
+    picture_side: Annotated[int, Flag("model", "N")] = Field(
+        1536,
+        ge=56,
+        le=8192,
+        description="The longest side, in pixels, of pictures for a model that sees; larger ones are scaled down. More "
+        "shows it more, and takes more tokens, memory and time.",
     )
     cpu: Annotated[bool, Flag("model")] = Field(False, description="Use the CPU even where a GPU is.")
     load_in_8bit: Annotated[bool, Flag("quantization")] = Field(
@@ -211,13 +252,35 @@ class Settings(LoadOptions):
         Path("user_data"), description="Where conversations, presets of your own and settings are kept."
     )
     listen: Annotated[bool, Flag("page")] = Field(
-        False, description="Let other machines connect. Prints a secret address once; nobody gets in without it."
+        False,
+        description="Let other machines connect. People log in; without accounts a secret address is printed once.",
     )
     listen_host: Annotated[str | None, Flag("page", "HOST")] = Field(
         None, max_length=253, description="The address to listen on. Default: 127.0.0.1, with --listen 0.0.0.0."
     )
     listen_port: Annotated[int, Flag("page", "PORT")] = Field(
         7860, ge=1, le=65535, description="The port of page and API."
+    )
+    allowed_host: Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_hosts), Flag("page", "NAME")] = (
+        Field(
+            (),
+            description="Further names under which people open this server, as a reverse proxy passes them on: "
+            "chat.example.org. Any other name is refused.",
+        )
+    )
+    trusted_proxy: Annotated[
+        tuple[str, ...], BeforeValidator(_words), AfterValidator(_networks), Flag("page", "ADDRESS")
+    ] = Field(
+        (),
+        description="Addresses of reverse proxies whose word counts on who asks and whether by https "
+        "(X-Forwarded-For, X-Forwarded-Proto): 127.0.0.1 or 10.0.0.0/24. Nobody else's does.",
+    )
+    cors_origin: Annotated[
+        tuple[str, ...], BeforeValidator(_words), AfterValidator(_origins), Flag("page", "ORIGIN")
+    ] = Field(
+        (),
+        description="Web pages of other origins that may use the API from a browser: https://app.example.org. "
+        "They need a key where others do, and never get at the page.",
     )
     auto_launch: Annotated[bool, Flag("page")] = Field(False, description="Open the page in the browser at start.")
     no_stream: Annotated[bool, Flag("page")] = Field(False, description="Show replies only when they are complete.")
@@ -226,6 +289,9 @@ class Settings(LoadOptions):
     )
     extensions: Annotated[tuple[str, ...], Flag("page", "NAME")] = Field(
         (), description="Extensions to start, by folder name."
+    )
+    log_format: Annotated[Literal["text", "json"], Flag("page")] = Field(
+        "text", description="How the log looks: lines for people, or one JSON object a line, requests included."
     )
     verbose: Annotated[bool, Flag("page")] = Field(False, description="Log more. Prompts are never logged.")
     plan: Annotated[bool, Flag("plan")] = Field(
@@ -245,6 +311,23 @@ class Settings(LoadOptions):
     )
     report: Annotated[bool, Flag("plan")] = Field(
         False, description="With --plan: how far earlier forecasts were from what was measured, to share."
+    )
+    download: Annotated[str | None, Flag("download", "NAME")] = Field(
+        None,
+        max_length=500,
+        description="Fetch this model from the Hugging Face hub into --model-dir, then exit: organisation/model, with "
+        "@branch if you like, or its address. What was broken off goes on where it was.",
+    )
+    download_file: Annotated[str | None, Flag("download", "PATTERN")] = Field(
+        None,
+        max_length=500,
+        description="With --download: which of its files: a quantization (Q4_K_M), a file's name or a pattern. "
+        "Default: the whole model in safetensors, else the usual quantization that fits.",
+    )
+    hf_token_file: Annotated[UserPath | None, Flag("download", "FILE")] = Field(
+        None,
+        description="A file that holds your access token of the hub, for private and gated models. "
+        "Default: HF_TOKEN, or what `hf auth login` keeps.",
     )
     check: Annotated[bool, Flag("check")] = Field(
         False, description="Test this machine: what it has and what each way of loading does. Then exit."
@@ -357,6 +440,8 @@ _EXCLUDES: tuple[tuple[str, str, str], ...] = (
     ("disk", "gpu_layers", "llama.cpp sends no layers to disk; drop one of them."),
     ("chat", "notebook", "Only one tab can open first."),
     ("plan", "check", "Choose one of them."),
+    ("download", "plan", "--download shows the plan too; drop one of them."),
+    ("download", "check", "Choose one of them."),
     ("engine_url", "model", "--model names one on this machine; the server's own is named with --engine-model."),
     ("engine_url", "check", "--check tests this machine; drop one of them."),
     ("engine_url", "vllm_python", "That server is there already; drop one of them."),
@@ -377,6 +462,7 @@ _NEEDS: tuple[tuple[str, str, str], ...] = (  # several needed ones, separated b
     ("json_output", "plan|check", "It is the output format of these."),
     ("gpu", "plan", "It plans for a machine that is not here."),
     ("ram", "plan", "It plans for a machine that is not here."),
+    ("download_file", "download", "It says which of its files."),
     ("report", "plan", "It shows how good earlier forecasts were."),
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 import threading
 import webbrowser
@@ -16,14 +17,19 @@ from pathlib import Path
 
 import uvicorn
 
+from modules.accounts.directory import FILE, Accounts
+from modules.attachments.extracting import Extractor
 from modules.characters.library import People
 from modules.chat.presets import Presets
 from modules.chat.prompts import Prompts
+from modules.chat.scripts_model import ModelForScripts
 from modules.chat.service import ChatService
 from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
+from modules.downloads.manager import Downloads
+from modules.downloads.offers import hub_of
 from modules.errors import BadFlag, SnugError
-from modules.extensions import Extensions
+from modules.extensions.manager import Extensions
 from modules.hardware import read_inventory
 from modules.machine_speeds import MACHINE_FILE, MachineSpeeds
 from modules.memory.dryruns.asking import DryRuns
@@ -31,9 +37,11 @@ from modules.memory.model.listing import list_models
 from modules.models.manager import ModelManager
 from modules.models.planning import find_model
 from modules.services import Services
-from modules.settings import Settings, check_machine
+from modules.settings import LoadOptions, Settings, check_machine
 from modules.starter import STARTER_NAME, fetch_in_terminal, is_wanted
 from modules.user_data import lock_user_data
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 # The process for dry runs holds a few hundred MiB: a pause in looking at plans ends it.
@@ -106,6 +114,19 @@ def first_model(settings: Settings) -> str | None:
     return usable[0] if len(usable) == 1 else None
 
 
+def options_for(models: ModelManager, model: str) -> LoadOptions:
+    """How to load `model` at start: by the flags, and where they say nothing as it was loaded last, if that goes."""
+    usual, known = models.defaults.model_copy(update={"model": model}), models.memory.of(model).options
+    if known is None or usual.deepspeed:  # the other ranks know the flags alone
+        return usual
+    try:
+        models.plan(known)
+    except SnugError as error:
+        log.warning("%s is not loaded as it was last: %s", model, error)
+        return usual
+    return known
+
+
 def hints(settings: Settings, environment: Mapping[str, str]) -> list[str]:
     """What someone who started it this way may want to know."""
     if settings.deepspeed and "WORLD_SIZE" not in environment:
@@ -126,9 +147,11 @@ def user_data(settings: Settings) -> Iterator[Path]:
 @contextmanager
 def services(settings: Settings, folder: Path) -> Iterator[Services]:
     """All parts of Snug, put together; afterwards replies are stored, the engine has ended, the files are closed."""
-    extensions = Extensions(ROOT / "extensions", settings.extensions)
+    extensions = Extensions(ROOT / "extensions", settings.extensions, kept=folder / "extensions")
     extensions.start()
     with ExitStack() as parts:
+        accounts = Accounts(folder / FILE)
+        parts.callback(accounts.close)
         store = Store(folder / "snug.db")
         parts.callback(store.close)
         store.backup_if_due()
@@ -143,8 +166,14 @@ def services(settings: Settings, folder: Path) -> Iterator[Services]:
         prompts = Prompts(worker)
         people = People.of(ROOT / "characters", folder)
         chat = ChatService(models, store, prompts, extensions, people)
+        extensions.connect(ModelForScripts(models))
         parts.callback(chat.shutdown)
+        downloads = Downloads(settings.model_dir, hub_of(settings))
+        parts.callback(downloads.close)
+        extractor = Extractor()
+        parts.callback(extractor.close)
         yield Services(
+            extractor=extractor,
             settings=settings,
             models=models,
             chat=chat,
@@ -152,6 +181,9 @@ def services(settings: Settings, folder: Path) -> Iterator[Services]:
             prompts=prompts,
             presets=Presets(ROOT / "presets", folder / "presets"),
             people=people,
+            downloads=downloads,
+            extensions=extensions,
+            accounts=accounts,
         )
 
 

@@ -42,6 +42,14 @@ def format_size(size_bytes: int | float, *, up: bool = False) -> str:
     return f"{sign}{int(size)} B"
 
 
+def exact_size(size_bytes: int) -> str:
+    """`10GiB`, `8722MiB`, `1000B`: no byte is lost, unlike in format_size."""
+    for unit, name in ((GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB")):
+        if size_bytes % unit == 0:
+            return f"{size_bytes // unit}{name}"
+    return f"{size_bytes}B"
+
+
 def format_rate(rate: float) -> str:
     """`140`, `41`, `5.2`, `0.3`, `0.0074`: two digits that matter, never with an exponent."""
     if rate <= 0:

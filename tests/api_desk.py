@@ -8,7 +8,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,19 @@ from weakref import WeakValueDictionary
 
 import httpx
 import openai
+import pytest
 import uvicorn
 from fastapi import FastAPI
 
 from modules import errors
 from modules.api.app import Patience, build_api
-from modules.api.guard import install_guard
+from modules.api.doors.guard import install_guard
+from modules.api.watching import install_watching
 from modules.characters.library import People
 from modules.chat.prompts import Prompts
+from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
+from modules.downloads.manager import Downloads
 from modules.engine.base import Emit, Engine, GenerationRequest, ModelInfo, OnProgress
 from modules.errors import SnugError
 from modules.memory.planning.planner import Plan
@@ -76,10 +80,25 @@ class LoadAtDesk:
         return DESKS[self.desk].load_engine(plan, on_progress)
 
 
+def api_of(services: Services) -> FastAPI:
+    """The whole API of real services, behind its doors, on this machine alone."""
+    app = build_api(services)
+    install_guard(app, host="127.0.0.1", port=7860, access_token=None)
+    install_watching(app, services.models.meter)
+    return app
+
+
 class Desk:
     """Services, the app in front of them, and every engine that they loaded, newest last."""
 
-    def __init__(self, settings: Settings, script: Script | None = None, *, patience: Patience = Patience()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        settings: Settings,
+        script: Script | None = None,
+        *,
+        patience: Patience = Patience(),  # noqa: B008
+        store: Store | None = None,
+    ) -> None:
         self._taken = threading.Condition()
         DESKS[id(self)] = self
         self.engines: list[ScriptedEngine] = []
@@ -94,12 +113,14 @@ class Desk:
             in_process=True,
         )
         self.prompts = Prompts(TemplateWorker())
+        self.downloads = Downloads(settings.model_dir)
         services = Services(
-            settings=settings, models=self.models, chat=UNUSED, store=UNUSED, prompts=self.prompts, presets=UNUSED,
-            people=People.of(Path("characters"), settings.user_data_dir),
+            settings=settings, models=self.models, chat=UNUSED, store=store or UNUSED, prompts=self.prompts,
+            presets=UNUSED, people=People.of(Path("characters"), settings.user_data_dir), downloads=self.downloads,
         )  # fmt: skip
         self.app: FastAPI = build_api(services, patience=patience)
         install_guard(self.app, host="127.0.0.1", port=7860, access_token=None)
+        install_watching(self.app, self.models.meter)
 
     def load_engine(self, plan: Plan, on_progress: OnProgress) -> Engine:
         """What a host runs: the scripted engine, with an eye on it."""
@@ -132,7 +153,8 @@ class Desk:
         return self.models.engine().wait_idle(seconds)
 
     def close(self) -> None:
-        """End the engine and the template process."""
+        """End the engine, the template process and what is fetched."""
+        self.downloads.close()
         self.models.close()
         self.prompts.close()
 
@@ -204,9 +226,18 @@ def all_codes() -> set[str]:
 class RawClient:
     """A socket that speaks just enough HTTP to misbehave."""
 
-    def __init__(self, port: int, body: dict[str, Any], *, path: str = "/v1/chat/completions", rcvbuf: int = 0) -> None:
+    def __init__(
+        self,
+        port: int,
+        body: dict[str, Any],
+        *,
+        path: str = "/v1/chat/completions",
+        rcvbuf: int = 0,
+        request_id: str = "",
+    ) -> None:
         payload = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        head += f"X-Request-Id: {request_id}\r\n" if request_id else ""
         self.socket = socket.socket()
         if rcvbuf:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
@@ -221,6 +252,13 @@ class RawClient:
             received = self.socket.recv(4096)
             assert received, self._seen
             self._seen += received
+
+    @property
+    def answer_id(self) -> str:
+        """The id of the answer, from what was read."""
+        found = re.search(rb'"id":"([^"]+)"', self._seen)
+        assert found is not None
+        return found[1].decode()
 
     def read_all(self) -> bytes:
         """Everything up to the end of the chunked body."""
@@ -249,3 +287,18 @@ def streaming(port: int, body: dict[str, Any], **options: Any) -> Iterator[RawCl
         yield client
     finally:
         client.socket.close()
+
+
+@pytest.fixture
+def desk(settings: Settings) -> Iterator[Desk]:
+    """An API with a loaded model that says FOX."""
+    desk = Desk(settings).load()
+    yield desk
+    desk.close()
+
+
+@pytest.fixture
+async def client(desk: Desk) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of it, in this process."""
+    async with desk.client() as client:
+        yield client

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -63,6 +64,14 @@ def _gpu_present(items: Sequence[pytest.Item]) -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_on() -> Iterator[None]:
+    """Code that silences the log of the whole process would silence the server's too, and the tests that read it."""
+    yield
+    silenced, logging.root.manager.disable = logging.root.manager.disable, 0
+    assert not silenced, "something called logging.disable() in this process"
 
 
 @pytest.fixture

@@ -84,6 +84,7 @@ struct reg {
 
 static int cards;
 static size_t memory[MOST];
+static size_t most_at_once = (size_t) -1;
 static char names[MOST][16], ids[MOST][16];
 static device devices[MOST];
 static buft bufts[MOST], host;
@@ -105,7 +106,8 @@ static bool yes(buft *type) { (void) type; return true; }
 static bool no(buft *type) { (void) type; return false; }
 
 static buffer *alloc(buft *type, size_t size) {
-    buffer *made = type != &host && size > memory[type - bufts] ? NULL : cpu_alloc(cpu_buft(), size);
+    bool full = type != &host && (size > memory[type - bufts] || size > most_at_once);
+    buffer *made = full ? NULL : cpu_alloc(cpu_buft(), size);
     if (made) made->type = type;
     return made;
 }
@@ -151,6 +153,9 @@ static const char *reg_name(reg *self) { (void) self; return "CUDA"; }
 static size_t count(reg *self) { (void) self; return (size_t) cards; }
 static device *get(reg *self, size_t index) { (void) self; return &devices[index]; }
 static void *get_proc(reg *self, const char *wanted) { (void) self; (void) wanted; return NULL; }
+
+/* Lets no card allocate more than that in one piece, whatever it says that it has free. */
+void refuse_above(size_t bytes) { most_at_once = bytes; }
 
 /* Registers so many cards of `bytes` each with the llama.cpp in the shared library `path`; 0 if it went well. */
 int add_cards(const char *path, int how_many, const size_t *bytes) {

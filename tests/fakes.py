@@ -47,11 +47,17 @@ from modules.memory.planning.planner import Plan
 from modules.sampling import GenerationParams
 from modules.units import GiB, MiB
 
-CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<bos>", "<eos>")
+IMAGE_TOKEN = "<image>"
+CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<bos>", "<eos>", IMAGE_TOKEN)
 CONTROL_IDS = {text: 256 + number for number, text in enumerate(CONTROL_TOKENS)}
 VOCAB_SIZE = 256 + len(CONTROL_TOKENS)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SEEING_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SCRIPT_FILE = "script.json"
@@ -69,6 +75,7 @@ class Script:
     `tokens_per_s` 0 is as fast as it goes. At step `fault_at` of
     every reply `fault` strikes: an exception or out-of-memory in the step, a hang that ignores cancel, exit code 7, or
     SIGKILL. `load_fault` strikes after `load_s` seconds of loading in ten steps; `ballast_bytes` are held while loaded.
+    One that `sees` takes a token for every 32 × 32 pixels of a picture.
     """
 
     reply: str = "The quick brown fox jumps over the lazy dog."
@@ -86,6 +93,8 @@ class Script:
     queue: int = 1000
     end_texts: tuple[str, ...] = ("<|im_end|>",)
     chat_template: str = CHAT_TEMPLATE
+    lacks: dict[str, str] = field(default_factory=dict)
+    sees: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,7 @@ class _Row:
         self.request = request
         self.emit = emit
         self.cancelled = threading.Event()
+        self.stopped_by = ""
 
 
 class ScriptedEngine:
@@ -232,7 +242,7 @@ class ScriptedEngine:
         with self._lock:
             del self._rows[row.request.id]
             self._turns.notify_all()
-        row.emit(Finished(reason, clock.usage(), clock.timings(), error))
+        row.emit(Finished(reason, clock.usage(), clock.timings(), error, row.stopped_by))
 
     def _take_turn(self, row: _Row) -> bool:
         """Wait for a free row, in order; False if cancelled before that."""
@@ -255,7 +265,7 @@ class ScriptedEngine:
             return "cancelled"
         row.emit(Prefill(len(row.request.prompt_ids), len(row.request.prompt_ids)))
         clock.prefill_s = time.monotonic() - clock.submitted - clock.queue_s
-        text, reason = self._text_of(row.request)
+        text, reason, stopped_by = self._text_of(row.request)
         for step, character in enumerate(text):
             if row.cancelled.wait(1 / self.script.tokens_per_s if self.script.tokens_per_s else 0):
                 return "cancelled"
@@ -264,6 +274,7 @@ class ScriptedEngine:
             clock.count(delta)
             row.emit(delta)
         self._strike(len(text))
+        row.stopped_by = stopped_by
         return reason
 
     def _strike(self, step: int) -> None:
@@ -275,8 +286,9 @@ class ScriptedEngine:
             raise OutOfMemory("The scripted step ran out of memory.", remedy="Try a shorter prompt.")
         _strike_process(self.script.fault)
 
-    def _text_of(self, request: GenerationRequest) -> tuple[str, FinishReason]:
-        """What is still to be said to `request`, cut at its stop strings and its length limit."""
+    def _text_of(self, request: GenerationRequest) -> tuple[str, FinishReason, str]:
+        """What is still to be said to `request`, cut at its stop strings and its length limit; why it ends, and by
+        which stop string."""
         whole = self.decode(request.prompt_ids) if self.script.echo or self.script.quote else self.script.reply
         whole = quoted(whole) if self.script.quote else whole
         rest = whole.removeprefix(self.decode(request.reply_ids))
@@ -287,8 +299,8 @@ class ScriptedEngine:
         if len(rest.encode()) > limit:
             rest = rest.encode()[:limit].decode("utf-8", "ignore")
             reason = "length"
-        ends = [rest.find(stop) for stop in request.params.stop if stop in rest]
-        return (rest[: min(ends)], "stop") if ends else (rest, reason)
+        ends = [(rest.find(stop), stop) for stop in request.params.stop if stop in rest]
+        return (rest[: min(ends)[0]], "stop", min(ends)[1]) if ends else (rest, reason, "")
 
 
 @dataclass
@@ -323,13 +335,18 @@ def _delta(character: str, params: GenerationParams) -> Delta:
     top = tuple(
         (token, decode_tokens([token]), -0.1 - rank) for rank, token in enumerate(range(97, 97 + params.logprobs))
     )
-    return Delta(character, ids, tuple(TokenLogprob(token, decode_tokens([token]), -0.1, top) for token in ids))
+    adds = ["" for _ in ids[1:]] + [character]
+    told = zip(ids, adds, strict=True)
+    return Delta(character, ids, tuple(TokenLogprob(i, decode_tokens([i]), -0.1, top, added) for i, added in told))
 
 
 def encode_piece(piece: TextPiece) -> list[int]:
     """The byte tokenizer on one piece."""
     if not piece.template:
         return list(piece.text.encode("utf-8", "replace"))
+    if piece.picture is not None:
+        width, height = piece.picture
+        return [CONTROL_IDS[IMAGE_TOKEN]] * (-(-width // 32) * -(-height // 32))
     parts = re.split("(" + "|".join(map(re.escape, CONTROL_TOKENS)) + ")", piece.text)
     return [
         token
@@ -355,13 +372,18 @@ def _info(script: Script, plan: Plan, load_s: float) -> ModelInfo:
         is_encoder_decoder=plan.spec.is_encoder_decoder,
         dtype=plan.run.dtype,
         quantization=plan.run.quantization,
-        chat_template=script.chat_template,
+        chat_template=SEEING_TEMPLATE
+        if script.sees and script.chat_template == CHAT_TEMPLATE
+        else script.chat_template,
         special_tokens={"bos_token": "<bos>", "eos_token": script.end_texts[0]},
         end_texts=script.end_texts,
         placement={"cpu": script.ballast_bytes},
         modules=dict(plan.placement),
         load_s=load_s,
         peak_bytes=script.ballast_bytes,
+        lacks=script.lacks,
+        sees=script.sees,
+        image_token=IMAGE_TOKEN if script.sees else "",
     )
 
 

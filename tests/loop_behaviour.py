@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from modules.engine.base import EXIT_GPU_LOST, Degraded, Delta, Event, Prefill, 
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.loop import LoopEngine
 from modules.engine.loops.sampler import Sampled, Sampler
-from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, NotAvailableHere, OutOfMemory, QueueFull
+from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, OutOfMemory, QueueFull
 from modules.sampling import GenerationParams
 from tests.loop_rig import TIMEOUT_S, Ask, generated, greedy, load
 from tests.tiny_models import tiny_model
@@ -235,13 +236,37 @@ class LoopBehaviour:
         assert ended.wait(TIMEOUT_S)
         assert codes == [EXIT_GPU_LOST]
 
-    @pytest.mark.parametrize("name", ["grammar", "json_schema"])
+    @pytest.mark.parametrize(("name", "form"), [("grammar", 'root ::= "a'), ("json_schema", '{"type": "strin"}')])
     def test_a_form_that_it_cannot_hold_is_refused_by_name(
-        self, engine: LoopEngine, prompt: list[int], name: str
+        self, engine: LoopEngine, prompt: list[int], name: str, form: str
     ) -> None:
-        with pytest.raises(NotAvailableHere, match="llamacpp") as caught:
-            Ask("1", prompt, GenerationParams.model_validate({name: "true"})).submit(engine)
+        with pytest.raises(BadValue) as caught:
+            Ask("1", prompt, GenerationParams.model_validate({name: form})).submit(engine)
         assert caught.value.param == {"grammar": "grammar", "json_schema": "response_format"}[name]
+
+    def test_rows_are_held_to_their_own_forms_beside_free_ones(self, engine: LoopEngine, prompt: list[int]) -> None:
+        schema = (
+            '{"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"], '
+            '"additionalProperties": false}'
+        )
+        hot = {"temperature": 1.5, "max_new_tokens": 60, "seed": 3}
+        asks = [
+            Ask("schema", prompt, GenerationParams.model_validate(hot | {"json_schema": schema})),
+            Ask("grammar", prompt, GenerationParams.model_validate(hot | {"grammar": 'root ::= "yes" | "no"'})),
+            Ask("free", prompt, greedy(12)),
+        ]
+        for ask in asks:
+            ask.submit(engine)
+        assert [ask.wait().end.reason for ask in asks[:2]] == ["stop", "stop"]
+        assert set(json.loads(asks[0].text)) == {"n"}
+        assert asks[1].text in ("yes", "no")
+        assert len(asks[2].wait().tokens) == 12
+
+    def test_a_bias_decides_which_token_comes(self, engine: LoopEngine, prompt: list[int]) -> None:
+        biased = greedy(4, logit_bias=((70, 1000.0), (10**6, 5.0)))
+        assert Ask("1", prompt, biased).run(engine).tokens == [70] * 4
+        banned = generated(engine.loaded, prompt, 1)[0]
+        assert Ask("2", prompt, greedy(1, logit_bias=((banned, -100.0),))).run(engine).tokens != [banned]
 
     def test_what_cannot_run_is_refused_at_once(self, engine: LoopEngine, prompt: list[int]) -> None:
         with pytest.raises(ContextLengthExceeded, match="512"):

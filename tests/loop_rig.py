@@ -19,6 +19,7 @@ from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.planner import Plan
 from modules.sampling import GenerationParams
+from modules.tools import CallShape
 
 TIMEOUT_S = 120.0
 
@@ -71,12 +72,17 @@ class Ask:
     reply_ids: Sequence[int] = ()
     user: str = "ann"
     at_event: Callable[[Event], None] | None = None
+    shape: CallShape | None = None
+    shows: tuple[str, ...] = ()
     events: list[Event] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
     def submit(self, engine: Engine) -> Ask:
         """Hand it to `engine`."""
-        request = GenerationRequest(self.id, self.user, tuple(self.prompt_ids), self.params, tuple(self.reply_ids))
+        request = GenerationRequest(
+            self.id, self.user, tuple(self.prompt_ids), self.params, tuple(self.reply_ids), shape=self.shape,
+            shows=self.shows,
+        )  # fmt: skip
         engine.submit(request, self._on_event)
         return self
 

@@ -10,16 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
+from modules.accounts.directory import Accounts
 from modules.api.app import build_api
+from modules.api.doors.connections import Connection
+from modules.api.doors.guard import install_guard
 from modules.characters.library import People
 from modules.chat.presets import Presets
 from modules.chat.prompts import Prompts
+from modules.chat.scripts_model import ModelForScripts
 from modules.chat.service import ChatService
 from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
+from modules.downloads.manager import Downloads
 from modules.engine.base import LoadEngine
 from modules.engine.host.host import Patience
+from modules.extensions.manager import Extensions
 from modules.hardware import Inventory
 from modules.models.manager import ModelManager
 from modules.models.planning import DryRunner
@@ -49,12 +56,14 @@ def start_snug(
     loaded: bool = True,
     dry_runs: DryRunner | None = None,
     load: LoadEngine | None = None,
+    extensions: Extensions | None = None,
+    port: int = 0,
 ) -> Snug:
-    """A Snug whose model "tiny" plays `script`, by `load` if one is given; `parts` ends it."""
-    services = parts_of(settings, parts, script, dry_runs=dry_runs, load=load)
+    """A Snug whose model "tiny" plays `script`, by `load` if one is given; `parts` ends it. `port` 0: a free one."""
+    services = parts_of(settings, parts, script, dry_runs=dry_runs, load=load, extensions=extensions)
     if loaded:
         services.models.load(LoadOptions.model_validate({"model": "tiny"}))
-    return Snug(_serve(services, parts), services)
+    return Snug(_serve(services, parts, port), services)
 
 
 def parts_of(
@@ -64,17 +73,22 @@ def parts_of(
     *,
     dry_runs: DryRunner | None = None,
     load: LoadEngine | None = None,
+    extensions: Extensions | None = None,
 ) -> Services:
     """The same without its faces, nothing loaded yet."""
     make_model_folder(settings.model_dir, "tiny", script)
-    return _services(settings, parts, dry_runs, load or ScriptedLoad())
+    return _services(settings, parts, dry_runs, load or ScriptedLoad(), extensions)
 
 
 def fake_machine(_: Path) -> Inventory:
     return fake_inventory(ram_gib=16)
 
 
-def _services(settings: Settings, parts: ExitStack, dry_runs: DryRunner | None, load: LoadEngine) -> Services:
+def _services(
+    settings: Settings, parts: ExitStack, dry_runs: DryRunner | None, load: LoadEngine, extensions: Extensions | None
+) -> Services:
+    accounts = Accounts(settings.user_data_dir / "users.db")
+    parts.callback(accounts.close)
     store = Store(settings.user_data_dir / "snug.db")
     parts.callback(store.close)
     worker = TemplateWorker()
@@ -86,19 +100,38 @@ def _services(settings: Settings, parts: ExitStack, dry_runs: DryRunner | None, 
     parts.callback(models.close)
     prompts = Prompts(worker)
     people = People.of(ROOT / "characters", settings.user_data_dir)
-    chat = ChatService(models, store, prompts, people=people)
+    extensions = extensions or Extensions(ROOT / "extensions")
+    extensions.connect(ModelForScripts(models))
+    chat = ChatService(models, store, prompts, extensions, people)
     parts.callback(chat.shutdown)
     presets = Presets(ROOT / "presets", settings.user_data_dir / "presets")
     return Services(
-        settings=settings, models=models, chat=chat, store=store, prompts=prompts, presets=presets, people=people
-    )
+        settings=settings, models=models, chat=chat, store=store, prompts=prompts, presets=presets, people=people,
+        downloads=_downloads(settings, parts), extensions=extensions, accounts=accounts,
+    )  # fmt: skip
 
 
-def _serve(services: Services, parts: ExitStack) -> str:
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
+def _downloads(settings: Settings, parts: ExitStack) -> Downloads:
+    downloads = Downloads(settings.model_dir)
+    parts.callback(downloads.close)
+    return downloads
+
+
+def app_of(services: Services) -> FastAPI:
+    """Page and API behind their doors, on loopback."""
     app = mount_ui(build_api(services), services)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, ws="none"))
+    install_guard(
+        app, host="127.0.0.1", port=services.settings.listen_port, access_token=None, accounts=services.accounts
+    )
+    return app
+
+
+def _serve(services: Services, parts: ExitStack, port: int) -> str:
+    listener = socket.create_server(("127.0.0.1", port))
+    port = listener.getsockname()[1]
+    app = app_of(services)
+    config = uvicorn.Config(app, http=Connection, log_level="error", timeout_graceful_shutdown=1, ws="none")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import openai
 import pytest
 
 from modules import startup
-from modules.api.app import build_api
 from modules.api.schemas import MAX_CHOICES, MAX_MESSAGES, NEUTRAL, RESHAPED
 from modules.engine.base import TextPiece
 from modules.sampling import GenerationParams
@@ -26,6 +24,9 @@ from tests.api_desk import (
     MODEL,
     USER,
     Desk,
+    api_of,
+    client,
+    desk,
     desk_with,
     error_of,
     sdk,
@@ -34,19 +35,7 @@ from tests.api_desk import (
 )
 from tests.fakes import CONTROL_IDS, Script
 
-
-@pytest.fixture
-def desk(settings: Settings) -> Iterator[Desk]:
-    """An API with a loaded model that says FOX."""
-    desk = Desk(settings).load()
-    yield desk
-    desk.close()
-
-
-@pytest.fixture
-async def client(desk: Desk) -> AsyncIterator[httpx.AsyncClient]:
-    async with desk.client() as client:
-        yield client
+__all__ = ["client", "desk"]
 
 
 def test_the_openai_client_chats(desk: Desk) -> None:
@@ -100,17 +89,15 @@ def test_the_openai_client_gets_its_own_error_types(desk: Desk) -> None:
     with sdk(desk) as client:
         with pytest.raises(openai.BadRequestError) as bad:
             client.chat.completions.create(model=MODEL, messages=USER, temperature=-1)
-        with pytest.raises(openai.BadRequestError) as tools:
-            client.chat.completions.create(
-                model=MODEL, messages=USER, tools=[{"type": "function", "function": {"name": "f"}}]
-            )
+        with pytest.raises(openai.BadRequestError) as old:
+            client.chat.completions.create(model=MODEL, messages=USER, functions=[{"name": "f"}])
         with pytest.raises(openai.NotFoundError) as absent:
             client.moderations.create(model=MODEL, input="x")
         desk.models.unload()
         with pytest.raises(openai.InternalServerError) as empty:
             client.chat.completions.create(model=MODEL, messages=USER)
     assert (bad.value.param, bad.value.code) == ("temperature", "bad_value")
-    assert (tools.value.param, tools.value.code) == ("tools", "bad_value")
+    assert (old.value.param, old.value.code) == ("functions", "bad_value")
     assert absent.value.code == "not_found"
     assert (empty.value.status_code, empty.value.code) == (503, "no_model_loaded")
 
@@ -135,7 +122,9 @@ async def test_every_sampling_parameter_arrives_as_given(desk: Desk, client: htt
         "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": -0.5, "no_repeat_ngram_size": 3,
         "dry_multiplier": 0.8, "dry_base": 2.0, "dry_allowed_length": 4, "mirostat_mode": 2, "mirostat_tau": 4.0,
         "mirostat_eta": 0.2, "temperature_last": True, "ban_eos_token": True, "seed": 99,
-        "grammar": 'root ::= "a"',
+        "grammar": 'root ::= "a"', "top_n_sigma": 1.5, "tfs": 0.9, "top_a": 0.1, "dynatemp_range": 0.2,
+        "dynatemp_exponent": 1.5, "smoothing_factor": 0.3, "smoothing_curve": 2.0, "repetition_penalty_range": 256,
+        "encoder_repetition_penalty": 1.2,
     }  # fmt: skip
     assert set(values) == set(GenerationParams.model_fields) - RESHAPED, "a new parameter belongs here"
     for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)):
@@ -264,7 +253,13 @@ async def test_every_number_is_accepted_or_refused_by_its_name(
         ([{"role": "system", "content": "x"}], "messages"),
         ([*USER, {"role": "assistant", "content": "x"}], "messages"),
         ([{"role": "wizard", "content": "x"}], "messages[0].role"),
-        ([{"role": "tool", "content": "x"}], "messages[0].role"),
+        ([{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
+        ([{"role": "tool", "tool_call_id": "a"}], "messages[0].content"),
+        ([{"role": "assistant", "tool_calls": []}, *USER], "messages[0].content"),
+        (
+            [{"role": "assistant", "tool_calls": [{"id": "a", "function": {}}]}, *USER],
+            "messages[0].tool_calls[0].function.name",
+        ),
         ([{"content": "x"}], "messages[0].role"),
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": None}], "messages[0].content"),
@@ -317,7 +312,14 @@ async def test_prompts_that_make_no_sense_are_refused(client: httpx.AsyncClient,
         ("chat/completions", {"response_format": {"type": "json_schema"}}, "response_format"),
         ("chat/completions", {"response_format": {"type": "xml"}}, "response_format.type"),
         ("chat/completions", {"response_format": {"type": "json_object"}, "grammar": 'root ::= "a"'}, "grammar"),
-        ("completions", {"best_of": 5}, "best_of"),
+        ("chat/completions", {"logit_bias": {"one": 1}}, "logit_bias"),
+        ("chat/completions", {"logit_bias": {"1": 101}}, "logit_bias"),
+        ("chat/completions", {"logit_bias": {"1": True}}, "logit_bias.1"),
+        ("chat/completions", {"logit_bias": {"99999": 1}}, "logit_bias"),
+        ("completions", {"best_of": 1, "n": 2}, "best_of"),
+        ("completions", {"best_of": 2, "stream": True}, "best_of"),
+        ("completions", {"best_of": MAX_CHOICES + 1}, "best_of"),
+        ("completions", {"best_of": MAX_CHOICES, "prompt": ["a", "b"]}, "best_of"),
         ("completions", {"suffix": "end"}, "suffix"),
     ],
 )
@@ -446,7 +448,7 @@ def test_the_real_model_streams_what_it_answers_whole_and_counts_its_tokens(
     real = settings.model_copy(update={"model_dir": starter_model.parent, "ctx_size": 512})
     with startup.services(real, settings.user_data_dir) as services:
         services.models.load(real.load_options.model_copy(update={"model": starter_model.name}))
-        with served(build_api(services)) as port, openai.OpenAI(
+        with served(api_of(services)) as port, openai.OpenAI(
             base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60
         ) as client:  # fmt: skip
             create: Any = client.chat.completions.create

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -15,30 +14,12 @@ from fastapi.routing import iter_route_contexts
 from modules.api.schemas import RESHAPED
 from modules.sampling import GenerationParams
 from modules.settings import Settings
-from tests.api_desk import (
-    CHAT,
-    MODEL,
-    Desk,
-    all_codes,
-    error_of,
-)
+from tests.api_desk import CHAT, MODEL, Desk, all_codes, client, desk, error_of
 from tests.fakes import Script
 
+__all__ = ["client", "desk"]
+
 DOCS = Path(__file__).parent.parent / "docs" / "api.md"
-
-
-@pytest.fixture
-def desk(settings: Settings) -> Iterator[Desk]:
-    """An API with a loaded model that says FOX."""
-    desk = Desk(settings).load()
-    yield desk
-    desk.close()
-
-
-@pytest.fixture
-async def client(desk: Desk) -> AsyncIterator[httpx.AsyncClient]:
-    async with desk.client() as client:
-        yield client
 
 
 async def test_health_tells_alive_from_ready(settings: Settings) -> None:

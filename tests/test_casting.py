@@ -16,7 +16,7 @@ from modules.chat.casting import COMMAND, Cast, cast_of, history_of
 from modules.chat.forms import Form
 from modules.chat.prompts import BuiltPrompt, Prompts
 from modules.chat.templates import TemplateWorker
-from modules.errors import BadChatTemplate, NotFound
+from modules.errors import BadCharacter, BadChatTemplate, NotFound
 from modules.messages import ChatMessage, Conversation, Message, Setup
 from tests.chat_templates import FAMILIES
 from tests.test_prompts import Tokens, family_engine, info_of
@@ -267,3 +267,10 @@ def test_a_form_without_anything_is_the_models_own_way() -> None:
     turns = [ChatMessage("system", "s"), ChatMessage("user", "u")]
     assert Form().arranged(turns) == turns
     assert Form().stop == ("\nUser:",)
+
+
+def test_a_card_of_nothing_but_placeholders_is_refused_at_once() -> None:
+    bomb = Character(name="Bo", system_prompt="{{original}}" * 100_000)
+    with pytest.raises(BadCharacter, match="characters long") as told:
+        Cast(Setup(manner="chat", character="Bo"), "Be kind. " * 1000, bomb).system()
+    assert "Bo" in told.value.message and told.value.remedy

@@ -381,6 +381,6 @@ def test_decorators_of_version_3_are_not_told_to_the_model() -> None:
 
 
 def test_regular_expressions_are_named_as_unused() -> None:
-    entries = [{"keys": ["a"], "use_regex": True}, {"keys": ["b"]}]
+    entries = [{"keys": ["a.*"], "use_regex": True}, {"keys": ["b"], "use_regex": True}, {"keys": ["/b/i", "c"]}]
     character = checked(Character, {"name": "x", "character_book": {"entries": entries}}, "x")
-    assert character.unused[0].startswith("1 of 2 lorebook entries")
+    assert character.unused[0].startswith("1 of 3 lorebook entries")

@@ -96,7 +96,7 @@ def ask_hello() -> Any:
 
 
 def test_the_model_tab_shows_where_it_runs(manager: ModelManager, settings: Settings, fake: FakeServer) -> None:
-    services = type("Services", (), {"models": manager, "settings": settings})
+    services = type("Services", (), {"models": manager, "settings": settings, "presets": None})
     tab = ModelTab(services)  # type: ignore[arg-type]
     name = manager.list()[0].name
     assert "on another server" in tab.list_html(name)

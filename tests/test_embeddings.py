@@ -16,7 +16,6 @@ import numpy
 import openai
 import pytest
 
-from modules.api.app import build_api
 from modules.chat.prompts import Prompts
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import Delta, Embedding, Engine, Event, Finished, GenerationRequest, TextPiece
@@ -33,7 +32,7 @@ from modules.sampling import GenerationParams
 from modules.services import Services
 from modules.settings import LoadOptions, Settings, check_together
 from tests import peers
-from tests.api_desk import UNUSED, Desk, served
+from tests.api_desk import UNUSED, Desk, api_of, served
 from tests.fakes import fake_inventory
 from tests.llamacpp_rig import TEXT, engine_of, long, plan_of
 from tests.loop_rig import TIMEOUT_S, Ask
@@ -81,10 +80,11 @@ def base(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     prompts = Prompts(TemplateWorker())
     services = Services(
         settings=settings, models=models, chat=UNUSED, store=UNUSED, prompts=prompts, presets=UNUSED, people=UNUSED,
+        downloads=UNUSED,
     )  # fmt: skip
     with closing(prompts), closing(models):
         models.load(LoadOptions.model_validate({"model": file.name, "embeddings": True, "ctx_size": 512}))
-        with served(build_api(services)) as port:
+        with served(api_of(services)) as port:
             yield f"http://127.0.0.1:{port}/v1"
 
 

@@ -1,4 +1,4 @@
-"""Tests of modules/api/guard.py and lock.py, around an app that has what Snug's has: API routes and a Gradio page."""
+"""modules/api/doors/guard.py and lock.py, around an app that has what Snug's has: API routes and a Gradio page."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules import startup
 from modules.api.app import build_api
-from modules.api.guard import BodyLimits, KnownHosts, install_guard, is_loopback, new_access_token
-from modules.api.lock import LOCKED_S, WRONG_TRIES, Lock
+from modules.api.doors.guard import BodyLimits, KnownHosts, install_guard, is_loopback, new_access_token
+from modules.api.doors.lock import LOCKED_S, WRONG_TRIES, Lock
 from modules.errors import TooManyAttempts, Unauthorized
 from modules.settings import Settings
 from modules.ui.app import mount_ui

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import logging
@@ -23,8 +24,10 @@ from hypothesis import strategies as st
 
 from modules.engine.base import (
     Delta,
+    Emit,
     Event,
     Finished,
+    GenerationRequest,
     OnProgress,
     Prefill,
     Progress,
@@ -34,6 +37,7 @@ from modules.engine.base import (
 from modules.engine.host.child import engine_environment
 from modules.engine.host.host import EngineHost, Generation, Patience, ignore
 from modules.engine.host.wire import Emitted, Loaded, fold, fold_messages
+from modules.engine.host.worker import FORMS_LIMIT
 from modules.errors import (
     ContextLengthExceeded,
     EngineDied,
@@ -349,6 +353,29 @@ def test_cancel_right_after_submit_is_safe(start: StartHost) -> None:
     until(lambda: host.stats().active == 0)
 
 
+def test_reading_the_form_of_a_reply_keeps_nobody_waiting() -> None:
+    FORM_IS_READ.clear()
+    with contextlib.closing(EngineHost.start(fake_plan(), reads_slowly, in_process=True)) as host:
+        try:
+            read = host.submit(fake_request(id="read", grammar='root ::= "a"', max_new_tokens=10**6))
+            waiting = [
+                host.submit(fake_request(id=f"waits {n}", grammar='root ::= "a"', max_new_tokens=10**6))
+                for n in range(FORMS_LIMIT)
+            ]
+            assert host.submit(fake_request(id="free", max_new_tokens=5)).result(60)[1].reason == "length"
+            assert isinstance(last(iter(waiting.pop())).error, QueueFull)
+            read.cancel()
+            for generation in waiting:
+                generation.cancel()
+            assert host.submit(fake_request(id="free too", max_new_tokens=5)).result(60)[1].reason == "length"
+        finally:
+            FORM_IS_READ.set()
+        assert {generation.result(60)[1].reason for generation in (read, *waiting)} == {"cancelled"}
+        until(lambda: host.stats().active == 0 and host.stats().queued == 0)
+        again = host.submit(fake_request(id="again", grammar='root ::= "a"', max_new_tokens=5))
+        assert again.result(60)[1].reason == "length"
+
+
 def test_a_generation_that_nobody_holds_is_cancelled(start: StartHost) -> None:
     host = start(ENDLESS)
     generation = host.submit(fake_request(max_new_tokens=100_000))
@@ -660,6 +687,22 @@ class Deaf(ScriptedEngine):
 
 def deaf(plan: Plan, on_progress: OnProgress) -> Deaf:
     return Deaf(Script(), plan)
+
+
+FORM_IS_READ = threading.Event()
+
+
+class ReadsSlowly(ScriptedEngine):
+    """An engine that reads forms until it is told to be done."""
+
+    def submit(self, request: GenerationRequest, emit: Emit) -> None:
+        if request.params.grammar:
+            FORM_IS_READ.wait(120)
+        super().submit(request, emit)
+
+
+def reads_slowly(plan: Plan, on_progress: OnProgress) -> ReadsSlowly:
+    return ReadsSlowly(ENDLESS, plan)
 
 
 class Garbled(NotFound):

@@ -23,6 +23,8 @@ from tests.shapes import machine
 from tests.tiny_models import tiny_gguf
 
 CONTEXT = 512
+# Of so small a machine; of larger ones 5 %.
+LITTLE = 512 * MiB
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,18 @@ def test_without_room_for_them_the_same_plan_has_none_and_fits(file: Path) -> No
     assert tight.fits
     assert idle_limit_bytes(tight.budgets) == 0
     assert tight.budgets["cpu"].total == needed
-    enough = plan(file, with_free(roomy.total + margin(roomy.total)), loader="llamacpp")
-    assert enough.budgets["cpu"].idle_cache == roomy.idle_cache
+
+
+def test_room_that_nobody_asked_for_never_makes_a_fit_close(file: Path) -> None:
+    roomy = plan(file, with_free(8 * GiB), loader="llamacpp").budgets["cpu"]
+    enough, one_less = (with_free(roomy.total + LITTLE - less) for less in (0, 1))
+    granted, kept = plan(file, enough, loader="llamacpp"), plan(file, one_less, loader="llamacpp")
+    assert granted.budgets["cpu"].idle_cache == roomy.idle_cache
+    assert kept.budgets["cpu"].idle_cache == 0
+    for found in (granted, kept):
+        assert not any("close fit" in reason for reason in found.reasons)
+    close = plan(file, with_free(roomy.total - roomy.idle_cache + LITTLE - 1), loader="llamacpp")
+    assert any("close fit" in reason for reason in close.reasons)
 
 
 def test_transformers_keeps_no_idle_conversations_beside_its_cache(file: Path) -> None:
@@ -80,7 +92,7 @@ def test_a_conversation_that_waited_while_others_filled_the_cache_is_found_besid
 def test_what_was_forecast_too_low_before_leaves_less_room_for_them(file: Path) -> None:
     roomy = plan(file, with_free(8 * GiB), loader="llamacpp").budgets["cpu"]
     raised = int((roomy.total - roomy.idle_cache) * 1.2)
-    exactly = with_free(raised + margin(raised) + MiB // 2)
+    exactly = with_free(raised + LITTLE + MiB // 2)
     assert plan(file, exactly, loader="llamacpp").budgets["cpu"].idle_cache == roomy.idle_cache
     options = LoadOptions.model_validate({"model": file.name, "ctx_size": CONTEXT, "loader": "llamacpp"})
     wary = make_plan(Question(inspect(file), options, exactly, file.parent, observed=lambda *_: 1.2))

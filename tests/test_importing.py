@@ -50,6 +50,13 @@ def why(text: str) -> str:
     return f"{skipped.where}: {skipped.why}"
 
 
+def test_what_the_page_would_not_take_does_not_come_by_file() -> None:
+    message = {"role": "user", "content": "Hello"}
+    tree = only({"snug": 1, "conversations": [{"title": "T" * 5000, "folder": "f " * 500, "mode": "notebook",
+                                               "messages": [message], "head": 0}]})  # fmt: skip
+    assert (len(tree.title), len(tree.folder), tree.mode) == (200, 80, "chat")
+
+
 def test_our_own_json_keeps_versions_statistics_prompt_times_folder_and_what_is_on_show(store: Store) -> None:
     chat = store.create("", title="Ünder \ud83d the sea", system_prompt="Be \x00 kind.")
     question = store.append("", chat.id, None, "user", "Why? \udc00", op_id="1")

@@ -168,4 +168,4 @@ def test_the_scan_sees_what_it_should() -> None:
     assert "modules.engine.base" in {item.name for item in found}
     assert any(item.lazy for item in imports_of("server.py"))
     assert row_of("modules/errors.py") == 0
-    assert row_of("modules/api/app.py") == rows().index("modules/api/")
+    assert row_of("modules/api/sse.py") == rows().index("modules/api/")

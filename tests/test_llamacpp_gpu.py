@@ -9,18 +9,20 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.engine.llamacpp.gpus import check_gpus, check_room, taken_bytes
+from modules.engine.base import OnProgress
+from modules.engine.llamacpp.gpus import check_gpus, find_full, most_taken, taken_bytes
 from modules.errors import BadFlag, NotAvailableHere, OutOfMemory
 from modules.hardware import Inventory
 from modules.memory import llamacpp_build
+from modules.memory.dryruns.llamacpp_fit import Buffers
 from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.figures import Held, beside_gpus_budget
 from modules.memory.forecasting.forecast import RunSpec
@@ -32,14 +34,17 @@ from modules.memory.planning.gguf_layers import fill_from_the_end, lay_out, part
 from modules.memory.planning.placement import Room
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context, make_plan
 from modules.memory.planning.problem import margin
-from modules.memory.planning.smaller import Failure, smaller_plans
+from modules.memory.planning.smaller import Failure, difference, rungs, smaller_plans
 from modules.memory.planning.speed import middle
-from modules.settings import LoadOptions, check_machine, check_together
+from modules.models import planning as models_planning
+from modules.models.manager import ModelManager
+from modules.settings import LoadOptions, Settings, check_machine, check_together
 from modules.settings_reading import read_settings
 from modules.ui.ways import options_of
 from modules.units import GiB, MiB
 from tests.big_gguf import Size, big_gguf
 from tests.fake_gpu import ADD, ROOT, dry_buffers, dry_log, library, loaded
+from tests.fakes import Script, ScriptedEngine, ScriptedLoad
 from tests.llamacpp_rig import ignore, plan_of
 from tests.shapes import NO_FLAGS, llama, machine
 from tests.tiny_models import tiny_gguf
@@ -340,7 +345,63 @@ def test_where_memory_ran_out_fewer_layers_are_tried(folder: Path) -> None:
     assert found.chosen is not None and found.chosen.gpu_layers == (41,)
     failure = Failure(found.chosen, found.options, least_tokens=8000)
     smaller = smaller_plans(failure, found, lambda options: make_plan(found.question.asking(options)))
-    assert (30,) in [plan.gpu_layers for plan in smaller if plan.run.context_tokens >= 8000]
+    held = [plan.gpu_layers for plan in smaller if plan.run.context_tokens == found.chosen.run.context_tokens]
+    assert held[:4] == [(30,), (20,), (10,), ()]
+    told = [difference(found.chosen, plan) for plan in smaller if plan.gpu_layers in ((30,), ())]
+    assert "30 of its 40 layers on a GPU instead of 40" in told[0]
+    assert "all of its 40 layers in CPU memory instead of 40 on a GPU" in told[-1]
+
+
+def test_the_last_rung_of_a_load_that_a_card_had_no_room_for_is_the_cpu(folder: Path) -> None:
+    spec, there = spec_of(folder, "13B"), machine(1, 24, ram_gib=32)
+    for flags, tried in (({}, 3), ({"ctx_size": 4096}, 3), ({"gpu_layers": 41}, 1)):
+        found = table(spec, there, loader="llamacpp", **flags)
+        assert found.chosen is not None and found.chosen.gpu_layers
+        failure = Failure(found.chosen, found.options, flags_bind=True)
+        steps = rungs(smaller_plans(failure, found, partial(replan, found.question)), 2)
+        assert len(steps) >= tried
+        if "gpu_layers" in flags:  # what the user set stays
+            assert {plan.gpu_layers for plan in steps} == {(41,)}
+            continue
+        assert [bool(plan.gpu_layers) for plan in steps] == [True, True, False]
+        assert steps[-1].run.context_tokens == found.chosen.run.context_tokens
+        assert difference(found.chosen, steps[-1]).startswith("all of its 40 layers in CPU memory")
+        check_limits(steps[-1], there)
+
+
+def replan(question: Question, options: LoadOptions) -> Plan:
+    """The plan for the same of other options."""
+    return make_plan(question.asking(options))
+
+
+class Full:
+    """A LoadEngine for GGUF files whose card is full, whatever it says. Loads get copies; `tried` is by all of them."""
+
+    tried: ClassVar[list[tuple[int, ...]]] = []
+
+    def __call__(self, plan: Plan, on_progress: OnProgress) -> ScriptedEngine:
+        """Play a script where no layer is on a GPU."""
+        self.tried.append(plan.gpu_layers)
+        if plan.gpu_layers:
+            raise OutOfMemory("GPU 0 has no room for 1 GiB more.")
+        return ScriptedLoad(Script())(plan, on_progress)
+
+
+def test_a_load_that_no_card_has_room_for_ends_on_the_cpu_and_says_so(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_planning, "can_use_gpus", lambda: True)
+    path, full = big_gguf(settings.model_dir, "1B"), Full()
+    full.tried.clear()
+    there = machine(1, 24, ram_gib=32)
+    manager = ModelManager(settings, loaders={"llamacpp": full}, read_inventory=lambda _: there, in_process=True)
+    try:
+        info = manager.load(options_with(model=path.name, loader="llamacpp"))
+        error = manager.state.error
+    finally:
+        manager.close()
+    assert info.loop and len(full.tried) == 4 and full.tried[-1] == () and all(full.tried[:-1])
+    assert isinstance(error, OutOfMemory) and "layers in CPU memory" in error.message
 
 
 def test_where_nothing_fits_no_change_is_named_that_llama_cpp_cannot_make(folder: Path) -> None:
@@ -441,7 +502,17 @@ options = LoadOptions(loader="llamacpp", ctx_size=1024, gpu_layers=int(sys.argv[
 plan = make_plan(Question(inspect(Path(sys.argv[3])), options, machine(1, 8), Path("cache"), llamacpp_gpu=True))
 engine = load(plan, ignore)
 placed = {device: size for device, size in engine.info.placement.items() if size}
-assert placed == {device: budget.weights for device, budget in plan.budgets.items() if budget.weights}, placed
+planned = {device: budget.weights for device, budget in plan.budgets.items() if budget.weights}
+assert placed != planned, "to the byte it would be the plan again: the log rounds"
+assert {device: round(size / 2**20, 1) for device, size in placed.items()} == {
+    device: round(size / 2**20, 1) for device, size in planned.items()}, (placed, planned)
+peak = engine.stats().peak_bytes
+assert set(peak) == {"cpu", *(name for name in plan.budgets if name != "cpu")}
+for name, budget in plan.budgets.items():
+    if name != "cpu":
+        told = budget.weights + budget.kv_cache
+        assert told <= peak[name] + 2**15 and peak[name] < told + 2**26, (name, peak, budget)
+        assert engine.stats().gpu_bytes[name] == peak[name]
 print(plan.gpu_layers, Ask("one", engine.encode([TextPiece(TEXT)]), long(30)).run(engine).tokens)
 engine.close()
 """
@@ -468,6 +539,9 @@ from modules.settings import LoadOptions
 from tests.llamacpp_rig import ignore
 from tests.shapes import machine
 options = LoadOptions(loader="llamacpp", ctx_size=1024, gpu_layers=7)
+if sys.argv[8]:
+    cards.refuse_above.argtypes = [ctypes.c_size_t]
+    cards.refuse_above(int(sys.argv[8]))
 plan = make_plan(Question(inspect(Path(sys.argv[3])), options, machine(1, 8), Path("cache"), llamacpp_gpu=True))
 try:
     load(plan, ignore)
@@ -477,10 +551,24 @@ except OutOfMemory as error:
 
 
 def test_a_card_that_others_have_filled_since_is_told_as_out_of_memory(tiny: Path) -> None:
-    command = [sys.executable, "-c", ADD + _TOO_SMALL, str(library()), "0.01", str(tiny), "1024", "512", "plain", ""]
+    told = out_of_memory(tiny, "0.01")
+    assert "GPU 0 has no room for 16.1 MiB more" in told and "fewer --gpu-layers" in told
+
+
+@pytest.mark.parametrize("mib", [1, 14])
+def test_a_card_that_refuses_although_it_says_that_it_is_free_is_told_as_out_of_memory(tiny: Path, mib: int) -> None:
+    assert "GPU 0 has no room for 16.1 MiB more" in out_of_memory(tiny, "8", str(mib * MiB))
+
+
+def out_of_memory(tiny: Path, gib: str, most_at_once: str = "") -> str:
+    """What a load of all layers onto a card of `gib` that is too full is told."""
+    command = [
+        sys.executable, "-c", ADD + _TOO_SMALL, str(library()), gib, str(tiny), "1024", "512", "plain", "",
+        most_at_once,
+    ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "GPU 0 has 10.2 MiB free, where llama.cpp needs" in done.stdout and "fewer --gpu-layers" in done.stdout
+    return done.stdout
 
 
 def test_what_a_load_takes_of_each_card_is_told() -> None:
@@ -492,6 +580,8 @@ def test_what_a_load_takes_of_each_card_is_told() -> None:
     after = [cpu, cards[0], cards[1] | {"memory_free": 500}]
     assert taken_bytes([cpu, *cards], after) == {"cuda:1": 300}
     check_gpus(after, (0, 3))
-    with pytest.raises(OutOfMemory, match="GPU 1 has 500 B free"):
-        check_room(after, (0, 501))
-    check_room(after, (700, 500))
+    assert find_full(after, (0, 501)).startswith("GPU 1 has 500 B free")
+    assert not find_full(after, (700, 500))
+    said = {"cpu": Buffers(7), "cuda:0": Buffers(1, 2, 3), "cuda:1": Buffers(200)}
+    assert most_taken({"cuda:1": 300}, said) == {"cuda:0": 6, "cuda:1": 300}
+    assert most_taken({}, {}) == {}

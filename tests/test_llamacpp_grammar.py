@@ -14,9 +14,12 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from modules.chat.call_formats import GENERIC
+from modules.chat.reply_reading import ReplyReader, put_together
 from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, TextPiece
-from modules.errors import BadValue
+from modules.errors import BadValue, GenerationFailed
 from modules.sampling import GenerationParams
+from modules.tools import Offer, Tool
 from tests.llamacpp_rig import TEXT, engine_of, ignore, plan_of
 from tests.loop_rig import TIMEOUT_S, Ask
 from tests.tiny_models import tiny_gguf
@@ -128,6 +131,27 @@ def test_one_row_follows_its_grammar_while_others_are_free(engine: Engine, promp
     assert {ask.wait().end.usage.completion_tokens for ask in asks} == {alone.end.usage.completion_tokens} == {60}
 
 
+def test_a_reply_that_must_call_is_a_call_of_an_offered_tool(engine: Engine, prompt: list[int]) -> None:
+    tools = (Tool("draw", "", Point.model_json_schema()), Tool("odd", "", {"not": {"type": "string"}}))
+    offer = Offer(tools, choice="required", parallel=False)
+    for seed in range(3):
+        ask = Ask(f"calls {seed}", prompt, drawn(seed), shape=GENERIC.shape(offer)).run(engine)
+        reader = ReplyReader(GENERIC, offer)
+        reply = put_together([*reader.feed(ask.text), *reader.end()])
+        assert ask.end.reason == "stop", ask.text
+        assert (reply.answer, len(reply.calls)) == ("", 1), ask.text
+        arguments = reply.calls[0].arguments
+        if reply.calls[0].name == "draw":
+            Point.model_validate_json(arguments)
+        else:
+            assert isinstance(json.loads(arguments), dict), "what cannot be held is any object"
+
+
+def test_a_bias_decides_which_token_comes(engine: Engine, prompt: list[int]) -> None:
+    forced = Ask("bias", prompt, drawn(1, max_new_tokens=3, logit_bias=((70, 100.0),))).run(engine)
+    assert forced.tokens == [70, 70, 70]
+
+
 def test_a_held_reply_can_be_cancelled(engine: Engine, prompt: list[int]) -> None:
     events: list[Event] = []
     started, ended = threading.Event(), threading.Event()
@@ -160,3 +184,21 @@ def test_what_cannot_be_held_is_refused_before_it_begins(
     with pytest.raises(BadValue) as caught:
         engine.submit(GenerationRequest("no", "u", tuple(prompt), GenerationParams(**params)), ignore)
     assert caught.value.param == name
+
+
+def test_calls_that_could_not_end_are_refused_before_they_begin(engine: Engine, prompt: list[int]) -> None:
+    shape = GENERIC.shape(Offer((Tool("now"),), choice="required"))
+    endless = GenerationRequest("no", "u", tuple(prompt), GenerationParams(ban_eos_token=True), shape=shape)
+    with pytest.raises(BadValue, match="ban_eos_token") as caught:
+        engine.submit(endless, ignore)
+    assert caught.value.param == "ban_eos_token"
+
+
+def test_a_form_that_was_followed_in_part_in_an_engine_before_is_not_begun_again(
+    engine: Engine, prompt: list[int]
+) -> None:
+    form = GenerationParams(grammar='root ::= "abc"', max_new_tokens=8)
+    begun = GenerationRequest("half", "u", tuple(prompt), form, reply_ids=(prompt[-1],), held_ids=1)
+    with pytest.raises(GenerationFailed, match="in the middle"):
+        engine.submit(begun, ignore)
+    assert Ask("whole", prompt, form).run(engine).text == "abc"

@@ -8,7 +8,7 @@ import pytest
 
 from modules.engine.base import EngineStats, ModelInfo
 from modules.measuring import entries_after_load, entries_after_use
-from modules.memory.forecasting.budget import Budget, Figure, Purpose
+from modules.memory.forecasting.budget import Budget, Figure, Method, Purpose
 from modules.memory.planning.planner import Plan
 from modules.units import MiB
 from tests.fakes import fake_inventory, fake_plan
@@ -81,6 +81,25 @@ def test_a_cache_that_is_taken_whole_counts_whole(loop: str, device: str, foreca
 def test_whatever_idle_conversations_took_of_their_room_is_as_forecast(measured: int, forecast: int) -> None:
     plan = planned(cpu=budget(weights=100, idle_cache=50))
     stats = EngineStats(longest_tokens=250, peak_bytes={"cpu": measured})
+    (entry,) = entries_after_use(plan, replace(info(), loop="llamacpp"), stats, MACHINE)
+    assert entry.forecast_bytes == forecast
+
+
+@pytest.mark.parametrize(("measured", "forecast"), [(90, 100), (120, 120), (150, 150), (170, 150)])
+def test_room_for_embeddings_that_nobody_asked_for_is_no_forecast_that_was_too_high(
+    measured: int, forecast: int
+) -> None:
+    plan = planned(cpu=budget(weights=100, embeddings=50))
+    stats = EngineStats(longest_tokens=250, peak_bytes={"cpu": measured})
+    (entry,) = entries_after_use(plan, replace(info(), loop="llamacpp"), stats, MACHINE)
+    assert entry.forecast_bytes == forecast
+
+
+@pytest.mark.parametrize(("method", "forecast"), [("exact", 150), ("formula", 110)])
+def test_adapters_that_lie_in_part_on_each_device_are_forecast_at_most(method: Method, forecast: int) -> None:
+    figures: dict[Purpose, Figure] = {"weights": Figure(100, "exact"), "adapters": Figure(50, method)}
+    plan = planned(gpu=Budget.of(figures))
+    stats = EngineStats(longest_tokens=250, peak_bytes={"cuda:0": 110})
     (entry,) = entries_after_use(plan, replace(info(), loop="llamacpp"), stats, MACHINE)
     assert entry.forecast_bytes == forecast
 

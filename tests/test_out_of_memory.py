@@ -393,6 +393,17 @@ def test_a_shorter_context_comes_first_and_only_down_to_what_has_to_fit() -> Non
     assert all(plan.run.quantization != "none" for plan in smaller_plans(bound, table(), replan))
 
 
+def test_what_embeds_texts_as_long_as_before_is_tried_first_and_the_rest_says_what_it_does() -> None:
+    def embeds(total: int, chunk: int) -> Plan:
+        plan = plan_of(total, embeds=True)
+        return replace(plan, run=replace(plan.run, prefill_chunk=chunk))
+
+    failed, short, longer = embeds(1000, 512), embeds(500, 128), embeds(600, 512)
+    assert smaller_plans(Failure(failed, NO_FLAGS), table(short, longer), refuse) == [longer, short]
+    assert "texts of up to 128 tokens to embed instead of 512" in difference(failed, short)
+    assert "to embed" not in difference(failed, longer)
+
+
 def test_the_difference_is_said_in_words() -> None:
     before = plan_of(1000)
     after = replace(plan_of(500, context=1024), run=replace(before.run, context_tokens=1024, quantization="int8"))

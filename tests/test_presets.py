@@ -63,6 +63,8 @@ def test_a_saved_preset_comes_back_as_it_was(presets: Presets) -> None:
         presets.get("Für mich")
     with pytest.raises(NotFound):
         presets.delete("Für mich")
+    presets.restore("Für mich")
+    assert presets.get("Für mich") == GenerationParams()
 
 
 @pytest.mark.parametrize("name", ["Balanced", "balanced", "PRECISE"])
@@ -73,6 +75,63 @@ def test_shipped_presets_cannot_be_changed_or_deleted(presets: Presets, name: st
     with pytest.raises(BadPreset, match="comes with Snug"):
         presets.delete(name)
     assert {path: path.read_bytes() for path in SHIPPED.iterdir()} == before
+
+
+def test_a_preset_is_renamed_and_never_over_another(presets: Presets) -> None:
+    presets.save("one", GenerationParams(top_k=1))
+    presets.save("two", GenerationParams(top_k=2))
+    presets.rename("one", "One")
+    assert presets.get("One").top_k == 1
+    for taken in ("two", "TWO", "Balanced", "balanced"):
+        with pytest.raises(BadPreset):
+            presets.rename("One", taken)
+    with pytest.raises(BadPreset, match="comes with Snug"):
+        presets.rename("Balanced", "mine")
+    with pytest.raises(NotFound):
+        presets.rename("none", "other")
+    assert {name: presets.get(name).top_k for name in ("One", "two")} == {"One": 1, "two": 2}
+
+
+def test_a_deleted_preset_does_not_come_back_over_a_new_one_of_its_name(presets: Presets) -> None:
+    presets.save("mine", GenerationParams(top_k=1))
+    presets.delete("mine")
+    presets.save("Mine", GenerationParams(top_k=2))
+    with pytest.raises(BadPreset, match="only in case"):
+        presets.restore("mine")
+    presets.rename("Mine", "mine")
+    with pytest.raises(BadPreset, match="exists already"):
+        presets.restore("mine")
+    assert presets.get("mine").top_k == 2
+    presets.rename("mine", "other")
+    presets.restore("mine")
+    assert (presets.get("mine").top_k, presets.get("other").top_k) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "name"),
+    [
+        ("Big O.yaml", "Big O"), ("../../etc/passwd", "etc passwd"), ("x.yaml.txt", "x"), ("..", "Imported preset"),
+        ("CON.yaml", "CON preset"), ("", "Imported preset"), ("Balanced.yaml", "Balanced 2"),
+        ("a" * 900 + ".json", "a" * 60),
+        ("\u202egnp.yaml", "gnp"), ("-rf.yml", "rf"), ("Für mich.yaml", "Für mich"),
+    ],
+)  # fmt: skip
+def test_a_file_from_elsewhere_is_kept_as_it_is_under_a_name_that_is_free(
+    presets: Presets, tmp_path: Path, file_name: str, name: str
+) -> None:
+    text = "# From elsewhere.\ntemperature: 1.5\npenalty_alpha: 0.6\n"
+    assert presets.take_in(file_name, text) == name
+    assert presets.text(name) == text
+    assert presets.read(name).notes
+    assert presets.take_in(file_name, text) not in ("", name)
+    assert {path.parent.name for path in tmp_path.rglob("*.yaml")} == {"presets"}
+
+
+@pytest.mark.parametrize("text", ["temprature: 1", "[1]", "{", "x" * (MAX_PRESET_BYTES + 1), "a: \ud83d", "top_k: -1"])
+def test_a_file_that_is_no_preset_is_not_kept(presets: Presets, text: str) -> None:
+    with pytest.raises(BadPreset):
+        presets.take_in("mine.yaml", text)
+    assert "mine" not in presets.names()
 
 
 def test_names_that_differ_only_in_case_are_refused(presets: Presets) -> None:
@@ -88,7 +147,7 @@ def test_hostile_names_are_refused_and_touch_nothing(presets: Presets, tmp_path:
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.yaml")}
     verbs: list[Callable[[], object]] = [
         lambda: presets.get(name), lambda: presets.save(name, GenerationParams()), lambda: presets.delete(name),
-        lambda: presets.built_in(name),
+        lambda: presets.built_in(name), lambda: presets.rename("inside", name), lambda: presets.restore(name),
     ]  # fmt: skip
     for verb in verbs:
         with pytest.raises(BadName):
@@ -183,3 +242,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreFailed, match="not saved"):
         Presets(SHIPPED, tmp_path / "file" / "presets").save("mine", GenerationParams())
+
+
+def test_each_owner_has_one_shelf_and_so_one_lock(presets: Presets) -> None:
+    assert presets.whose("ana") is presets.whose("ana") is not presets.whose("ben")
+    assert presets.whose("") is presets

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from modules.chat.prompts import TRANSCRIPT_STOP, Prompts, free_tokens
+from modules.chat.forms import PLAIN
+from modules.chat.prompts import Prompts, free_tokens
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import ModelInfo, TextPiece
 from modules.engine.loading.huggingface import find_border_ids
@@ -263,7 +264,7 @@ def test_a_model_without_template_gets_a_transcript_with_stop_strings(prompts: P
     assert built.prompt_ids[0] == 7
     assert tokens.codec.decode(built.prompt_ids[1:]) == text
     assert tokens.control_count(built.prompt_ids[1:]) == 0
-    assert built.stop == TRANSCRIPT_STOP
+    assert built.stop == PLAIN.stop
 
 
 def test_an_encoder_decoder_gets_the_last_question_alone(prompts: Prompts) -> None:

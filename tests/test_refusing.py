@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from modules.errors import OutOfMemory
 from modules.hardware import Device, Inventory
 from modules.memory.known_gpus import find_gpu, imagine
-from modules.memory.model.spec import ModelSpec
+from modules.memory.model.lora import Lora
+from modules.memory.model.spec import ModelSpec, inspect
 from modules.memory.planning.planner import PlanTable, Question, list_plans
 from modules.settings import LoadOptions
-from modules.units import GiB, format_size, parse_size
+from modules.units import GiB, MiB, format_size, parse_size
+from tests.big_gguf import big_gguf
 from tests.shapes import llama, machine, mixtral, small_llama
 
 MODELS = {"1B": small_llama(), "7B": llama("7B"), "7B, 32k": llama("7B", context=32768)}
@@ -191,3 +193,75 @@ def test_a_model_that_bitsandbytes_does_not_shrink_may_fit_as_a_gguf_file() -> N
     """Experts are fused: 4 bits by flag change nothing, 4 bits in a file do."""
     assert "GGUF file of it in 4 bits (Q4_K_M) would take about 26." in refusal(mixtral(), machine(ram_gib=48)).remedy
     assert "GGUF" not in refusal(mixtral(), machine(ram_gib=24)).remedy
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSpec]:
+    folder = tmp_path_factory.mktemp("models")
+    return {"7B": inspect(big_gguf(folder, "7B")), "1B": inspect(big_gguf(folder, "1B"))}
+
+
+STEP = 10 * MiB
+LORAS = tuple(Lora(name, Path(f"{name}.gguf"), 1.0, size * GiB) for name, size in (("large", 3), ("small", 1)))
+
+
+def native(files: dict[str, ModelSpec], there: Inventory, **flags: object) -> Question:
+    """The 7B file as a GGUF, with what the flags put beside it."""
+    options = LoadOptions.model_validate({"ctx_size": 1024, "kv_cache": "plain", **flags})
+    draft = files["1B"] if options.draft_model else None
+    loras = tuple(lora for lora in LORAS if lora.name in options.lora)
+    return Question(files["7B"], options, there, Path("cache"), draft=draft, loras=loras)
+
+
+def just_enough(files: dict[str, ModelSpec], **flags: object) -> Inventory:
+    """A machine on which that fits, with a few MiB to spare."""
+    low, high, roomy = 0, 64 * GiB, machine(ram_gib=64)
+    while high - low > STEP // 2:
+        middle = (low + high) // 2
+        there = replace(roomy, cpu=replace(roomy.cpu, free_bytes=middle))
+        low, high = (low, middle) if list_plans(native(files, there, **flags)).chosen else (middle, high)
+    return replace(roomy, cpu=replace(roomy.cpu, free_bytes=high))
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept", "told"),
+    [
+        ({"embeddings": True}, {}, "without --embeddings"),
+        ({"draft_model": "1B"}, {}, "without --draft-model 1B"),
+        ({"lora": "small"}, {}, "without --lora small"),
+        ({"lora": "small,large"}, {"lora": "large"}, "without --lora small"),
+        ({"lora": "small,large"}, {"lora": "small"}, "without --lora large"),
+        ({"lora": "small,large"}, {}, "without --lora,"),
+        ({"lora": "small", "embeddings": True}, {"embeddings": True}, "without --lora small"),
+    ],
+)
+def test_what_is_put_beside_a_model_is_named_where_dropping_it_is_enough(
+    files: dict[str, ModelSpec], asked: dict[str, object], kept: dict[str, object], told: str
+) -> None:
+    there = just_enough(files, loader="llamacpp", **kept)
+    error = list_plans(native(files, there, loader="llamacpp", **asked)).refusal
+    assert isinstance(error, OutOfMemory)
+    assert told in error.remedy and "with without" not in error.remedy
+    assert len(re.findall("without --lora", error.remedy)) <= 1
+    assert list_plans(native(files, there, loader="llamacpp", **kept)).chosen is not None
+    poorer = replace(there, cpu=replace(there.cpu, free_bytes=there.cpu.free_bytes - STEP))
+    again = list_plans(native(files, poorer, loader="llamacpp", **asked)).refusal
+    assert again is not None and told not in again.remedy, "it was the smallest of its kind"
+
+
+def test_a_draft_model_for_transformers_is_named_too() -> None:
+    spec, draft = llama("13B"), replace(llama("7B"), name="small")
+    options = LoadOptions.model_validate({"dtype": "bf16", "ctx_size": 2048, "cpu": True, "draft_model": "small"})
+    there = machine(0, ram_gib=36)
+    error = list_plans(Question(spec, options, there, Path("cache"), draft=draft)).refusal
+    assert error is not None and "without --draft-model small" in error.remedy
+    dropped = options.model_copy(update={"draft_model": None})
+    assert list_plans(Question(spec, dropped, there, Path("cache"))).chosen is not None
+
+
+def test_a_change_that_gives_a_flag_up_reads_as_a_sentence(files: dict[str, ModelSpec]) -> None:
+    there = replace(machine(1, 24, ram_gib=64), gpus=machine(1, 2).gpus)
+    question = replace(native(files, there, loader="llamacpp", gpu_layers=33), llamacpp_gpu=True)
+    error = list_plans(question).refusal
+    assert error is not None
+    assert re.match(r"It would fit with --gpu-layers \d+|It would fit without --gpu-layers", error.remedy), error.remedy

@@ -15,7 +15,7 @@ import pytest
 from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, Queued, Words
 from modules.engine.remote.client import PATIENCE, Patience
 from modules.engine.remote.complaints import complaint
-from modules.engine.remote.dialect import Kind, ask_for
+from modules.engine.remote.dialect import TITLES, Kind, ask_for, lacks
 from modules.engine.remote.engine import RemoteEngine, connect
 from modules.errors import (
     BadFlag,
@@ -32,7 +32,7 @@ from modules.errors import (
 from modules.memory.planning.elsewhere import plan_elsewhere
 from modules.messages import ChatMessage
 from modules.remote_server import RemoteServer, check_url
-from modules.sampling import GenerationParams
+from modules.sampling import GenerationParams, controls
 from tests.fake_server import CARD, FakeServer, Json, Line, chat_chunk, fake_server, say
 from tests.server_rig import free_port
 
@@ -553,6 +553,7 @@ def test_log_probabilities_come_in_either_shape() -> None:
             assert reader.end.reason == "stop"
             (entry,) = [one for event in reader.events if isinstance(event, Delta) for one in event.logprobs]
             assert (entry.text, entry.logprob, entry.top) == ("a", -0.1, ((-1, "a", -0.1), (-1, "b", -2.5)))
+            assert entry.adds == "a"
 
 
 def test_ids_are_not_for_a_server_that_takes_words() -> None:
@@ -578,6 +579,16 @@ def test_what_a_server_cannot_do_is_told_by_name() -> None:
     assert ask_for("openai", params.model_copy(update={"temperature": 0.0}), chat=True, context_tokens=0).told == (
         "dry_multiplier was left out: an OpenAI-compatible server has no such setting.",
     )
+
+
+@pytest.mark.parametrize("kind", TITLES)
+def test_what_a_server_is_said_to_lack_is_what_it_leaves_out(kind: Kind) -> None:
+    on = {"top_k": 40, "min_p": 0.1, "tfs": 0.9, "top_n_sigma": 1.0, "dynatemp_range": 0.5, "smoothing_factor": 0.3}
+    told = " ".join(ask_for(kind, GenerationParams.model_validate(on), chat=True, context_tokens=64).told)
+    assert {name for name in on if name in told} == on.keys() & lacks(kind).keys()
+    assert lacks(kind).keys() <= {name for found in controls().values() for name in found}
+    quiet = ask_for(kind, GenerationParams(repetition_penalty_range=64), chat=True, context_tokens=64)
+    assert quiet.told == (), "a range of penalties that are off is nothing"
 
 
 def test_what_was_left_out_is_told_in_the_midst_of_the_reply() -> None:

@@ -22,7 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from modules.engine.loops.processors import Candidates, Dry, TopP
+from modules.engine.loops.processors import Candidates, Dry, TopP, dynamic_temperature
 from modules.engine.loops.sampler import Sampler
 from modules.errors import GenerationFailed
 from modules.sampling import GenerationParams
@@ -119,6 +119,75 @@ def test_xtc_does_not_strike_where_it_would_drop_the_end_or_a_line_end(spared: i
     logits = torch.log(torch.tensor(chances))
     seen = probabilities_seen(sampler(params(xtc_threshold=0.2, xtc_probability=1), vocab=8), logits)
     assert_drawn_from(np.exp(np.log(chances)), seen)
+
+
+def kept(chosen: GenerationParams, logits: torch.Tensor) -> set[int]:
+    """The tokens that `chosen` leaves, each of which is drawn within 4,000 draws of rows like these."""
+    made = sampler(chosen, vocab=len(logits))
+    return {made.next(logits).token_id for _ in range(4000)}
+
+
+SCORES = torch.tensor([2.0, 1.5, 1.0, 0.2, -0.5, -1.0, -3.0, -3.1])
+
+
+def test_top_n_sigma_keeps_what_is_near_the_best_whatever_the_temperature() -> None:
+    expected = set(np.flatnonzero(SCORES.numpy() >= 2.0 - SCORES.numpy().std()).tolist())
+    assert kept(params(top_n_sigma=1.0), SCORES) == expected == {0, 1, 2, 3}
+    assert kept(params(top_n_sigma=1.0, temperature=3.0), SCORES) == expected
+
+
+def test_top_a_cuts_by_the_square_of_the_likeliest_probability() -> None:
+    probabilities = torch.softmax(SCORES, dim=-1).numpy()
+    expected = set(np.flatnonzero(probabilities >= 0.5 * probabilities.max() ** 2).tolist())
+    assert kept(params(top_a=0.5), SCORES) == expected
+    assert 0 < len(expected) < 8
+
+
+def test_tail_free_cuts_where_the_second_differences_have_added_up() -> None:
+    probabilities = np.sort(torch.softmax(SCORES, dim=-1).numpy())[::-1]
+    bends = np.abs(np.diff(np.diff(probabilities)))
+    passed = np.cumsum(bends / bends.sum()) <= 0.9
+    expected = {0, *(index + 1 for index in np.flatnonzero(passed).tolist())}
+    assert kept(params(tfs=0.9), SCORES) == expected
+    assert 1 < len(expected) < 8
+    assert kept(params(tfs=0.5), torch.zeros(8)) == set(range(8)), "where nothing bends nothing is cut"
+
+
+def test_a_dynamic_temperature_is_low_where_the_model_is_sure_and_high_where_it_is_not() -> None:
+    assert dynamic_temperature(torch.zeros(8), 1.0, 0.5, 1.0) == pytest.approx(1.5)
+    assert dynamic_temperature(torch.tensor([50.0] + [0.0] * 7), 1.0, 0.5, 1.0) == pytest.approx(0.5)
+    halves = torch.tensor([0.0, 0.0, -1e30, -1e30])  # the entropy is half of what it could be
+    assert dynamic_temperature(halves, 1.0, 0.5, 1.0) == pytest.approx(1.0)
+    assert dynamic_temperature(halves, 1.0, 0.5, 2.0) == pytest.approx(0.75)
+    assert dynamic_temperature(halves, 0.2, 0.5, 1.0) == pytest.approx(0.35), "never below 0"
+    seen = probabilities_seen(sampler(params(dynatemp_range=0.5), vocab=8), SCORES)
+    hot = dynamic_temperature(SCORES, 1.0, 0.5, 1.0)
+    assert_drawn_from(torch.softmax(SCORES.double() / hot, dim=-1).numpy(), seen)
+
+
+def test_smoothing_draws_from_the_quadratic_distribution() -> None:
+    factor, curve = 0.4, 2.0
+    below = SCORES.double() - SCORES.max()
+    smoothed = -(3 - curve) / 2 * factor * below**2 + (curve - 1) / 2 * factor * below**3
+    seen = probabilities_seen(sampler(params(smoothing_factor=factor, smoothing_curve=curve), vocab=8), SCORES)
+    assert_drawn_from(torch.softmax(smoothed, dim=-1).numpy(), seen)
+
+
+def test_penalties_look_no_further_back_than_their_range() -> None:
+    logits = torch.tensor([0.0, 0.0, 1.0, 0.9, 0.8, 0.7])
+    chosen = params(temperature=0, repetition_penalty=2.0, repetition_penalty_range=2)
+    assert sampler(chosen, prompt=[2, 3, 4], vocab=6).next(logits).token_id == 2
+    assert sampler(chosen, prompt=[3, 2, 3], vocab=6).next(logits).token_id == 4
+    chosen = params(temperature=0, presence_penalty=0.5, frequency_penalty=0.1, repetition_penalty_range=2)
+    made = sampler(chosen, reply=[2, 2, 3, 4], vocab=6)
+    assert [made.next(logits).token_id for _ in range(4)] == [2, 3, 4, 2]
+
+
+def test_staying_with_the_prompt_makes_its_tokens_likelier_and_no_others() -> None:
+    logits = torch.tensor([0.0, 0.0, 1.0, 0.9])
+    chosen = params(temperature=0, encoder_repetition_penalty=1.5)
+    assert sampler(chosen, prompt=[3], vocab=4).next(logits).token_id == 3
+    assert sampler(chosen, prompt=[99], reply=[3], vocab=4).next(logits).token_id == 2
 
 
 @pytest.mark.parametrize("tau", [2.0, 4.0, 6.0])
@@ -267,6 +336,20 @@ def test_a_banned_end_token_never_comes() -> None:
     assert EOS not in {made.next(logits).token_id for _ in range(500)}
 
 
+def test_logprobs_are_those_that_were_drawn_from_where_that_is_asked() -> None:
+    made = sampler(params(temperature=0.5, top_k=2, logprobs=5, sampled_logprobs=True), vocab=8)
+    logits = torch.tensor([0.0, 1, 0, 2, 0, 0, 0, 3])
+    told = made.next(logits).logprob
+    assert told is not None
+    expected = torch.softmax(torch.tensor([3.0, 2]) / 0.5, dim=-1)
+    assert [entry[0] for entry in told.top] == [7, 3], "the two that top-k leaves"
+    assert [math.exp(entry[2]) for entry in told.top] == pytest.approx(expected.tolist())
+    assert math.exp(told.logprob) in [pytest.approx(value) for value in expected.tolist()]
+    best = sampler(params(temperature=0, logprobs=5, sampled_logprobs=True), vocab=8).next(logits).logprob
+    assert best is not None
+    assert [(entry[0], entry[2]) for entry in best.top] == [(7, 0.0)]
+
+
 def test_logprobs_are_those_of_the_model_before_any_parameter() -> None:
     made = sampler(params(temperature=0.3, top_k=2, logprobs=3, repetition_penalty=2.0), prompt=[7])
     expected = torch.log_softmax(LOGITS, dim=-1)
@@ -303,6 +386,15 @@ ANY_PARAMS = st.fixed_dictionaries(
         "typical_p": st.sampled_from([1e-9, 0.5, 0.999999, 1.0]),
         "epsilon_cutoff": st.sampled_from([0.0, 1e-12, 0.5, 0.999]),
         "eta_cutoff": st.sampled_from([0.0, 1e-12, 0.5, 0.999]),
+        "top_n_sigma": st.sampled_from([0.0, 1e-9, 1.0, 100.0]),
+        "tfs": st.sampled_from([1e-9, 0.5, 0.999999, 1.0]),
+        "top_a": st.sampled_from([0.0, 1e-9, 1.0]),
+        "dynatemp_range": st.sampled_from([0.0, 1e-300, 0.7, 100.0]),
+        "dynatemp_exponent": st.sampled_from([1e-300, 1.0, 100.0]),
+        "smoothing_factor": st.sampled_from([0.0, 1e-300, 0.3, 100.0]),
+        "smoothing_curve": st.sampled_from([1.0, 4.0, 100.0]),
+        "repetition_penalty_range": st.sampled_from([0, 1, 3, 10**6]),
+        "encoder_repetition_penalty": st.sampled_from([1e-300, 0.5, 1.0, 10.0]),
         "xtc_threshold": st.sampled_from([0.0, 0.01, 0.5, 1.0]),
         "xtc_probability": st.sampled_from([0.0, 0.5, 1.0]),
         "repetition_penalty": st.sampled_from([1e-300, 0.5, 1.0, 10.0]),

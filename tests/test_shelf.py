@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from modules.chat import incognito
+from modules.chat import incognito, shelf
 from modules.chat.incognito import Databases
 from modules.chat.schema import APPLICATION_ID, MIGRATIONS
 from modules.chat.store import Store
@@ -18,29 +17,11 @@ from modules.chat.trash import KEPT_S
 from modules.chat.trees import Tree, TreeMessage
 from modules.errors import BadValue, NotFound, StaleView
 from modules.messages import ReplyStats
+from tests.store_rig import Clock, clock, store
 
 STATS = ReplyStats(12, 4, 30, 0.1, 0.2, 0.3, 41.5, "stop", "tiny", 2)
 
-
-class Clock:
-    """A time of day that stands until it is moved."""
-
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    opened = Store(tmp_path / "snug.db", now=clock)
-    yield opened
-    opened.close()
+__all__ = ["clock", "store"]
 
 
 def talk(store: Store, *texts: str, title: str = "") -> tuple[str, list[str]]:
@@ -267,6 +248,55 @@ def test_an_incognito_conversation_ends_when_no_page_looks_at_it(store: Store) -
     assert store.get("", seen.id).id == seen.id
 
 
+def test_a_branch_of_an_incognito_conversation_ends_likewise(store: Store) -> None:
+    now = 0.0
+    store._databases._clock = lambda: now
+    chat = store.create("", incognito=True)
+    message = store.append("", chat.id, None, "user", "A secret", op_id="1")
+    branch = store.shelf.branch("", message.id)
+    now = incognito.UNSEEN_S + 1
+    store.shelf.sweep()
+    with pytest.raises(NotFound):
+        store.get("", branch.id)
+
+
+def test_deleted_text_leaves_the_search_index_too(store: Store, clock: Clock) -> None:
+    kept, gone = "ordinary words ", "\u0298\u02a2\u0278\u029e" * 3
+    talk(store, kept * 5)
+    secret, _ = talk(store, gone)
+    for number in range(20):
+        talk(store, kept + str(number))
+
+    def indexed(text: str) -> bool:
+        with store._database.read() as connection:
+            blocks = connection.execute("SELECT block FROM message_texts_data").fetchall()
+        return any(text.encode() in bytes(block) for (block,) in blocks)
+
+    assert indexed(gone[1:3])
+    store.delete("", secret)
+    clock.now += KEPT_S + 1
+    store.shelf.sweep()
+    assert not indexed(gone[1:3])
+    assert len(store.shelf.list("", "ordinary")) == 21
+
+
+def test_a_search_index_that_cannot_be_rewritten_now_stops_neither_start_nor_page(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> bool:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    chat_id, _ = talk(store, "x")
+    store.delete("", chat_id)
+    clock.now += KEPT_S + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(shelf, "forget", full)
+        store.shelf.sweep()
+    stages: list[str] = [store.shelf._forgets]
+    store.shelf.sweep()
+    assert [*stages, store.shelf._forgets] == ["begin", "done"]
+
+
 def test_the_first_version_of_the_file_opens_with_nothing_lost(tmp_path: Path) -> None:
     path = tmp_path / "snug.db"
     with closing(sqlite3.connect(path)) as old:
@@ -290,7 +320,7 @@ def test_the_first_version_of_the_file_opens_with_nothing_lost(tmp_path: Path) -
         assert [m.content for m in store.path("", "c")] == ["Why is it blue?", "half \ud83d \x00 Rayleigh"]
         assert store.get("", "c").system_prompt == "Be kind."
         assert store.message("", "m3").status == "interrupted"
-        assert store.notebook("") == "notes"
+        assert store.notebooks.text("") == "notes"
         for query in ("blue", "rayleigh", "\ud83d \x00", "cut off", "Titl"):
             assert [c.id for c in store.list("", query)] == ["c"], query
         store.delete("", "c")

@@ -251,7 +251,7 @@ def test_latent_and_multi_query_attention_have_small_caches(tmp_path: Path) -> N
         ("llama", "LlamaForSequenceClassification", "cannot generate"),
         ("clip", "CLIPModel", "cannot generate"),
         ("whisper", "WhisperForConditionalGeneration", "sound"),
-        ("llava", "LlavaForConditionalGeneration", "images"),
+        ("paligemma", "PaliGemmaForConditionalGeneration", "sees"),
         ("no_such_type", "NoSuchForCausalLM", "does not know"),
     ],
 )  # fmt: skip

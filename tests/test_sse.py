@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
 import pytest
@@ -43,7 +44,7 @@ class Client:
         return bool(self.messages) and self.messages[-1].get("more_body") is False
 
 
-async def run(produce: Callable[[Write], Awaitable[None]], client: Client, **waits: float) -> None:
+async def run(produce: Callable[[Write], Awaitable[None]], client: Client, **waits: Any) -> None:
     with anyio.fail_after(10):
         await EventStream(produce, **waits)({"type": "http"}, client.receive, client.send)
 

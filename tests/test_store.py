@@ -136,11 +136,11 @@ def test_a_vanished_parent_or_conversation_is_a_stale_view(store: Store) -> None
 def test_owners_see_and_change_only_their_own(store: Store) -> None:
     mine = store.create("ann")
     message = store.append("ann", mine.id, None, "user", "my secret", op_id="1")
-    store.save_notebook("ann", "my notes")
+    store.notebooks.save("ann", "my notes")
 
     assert store.list("bob") == []
     assert store.list("bob", "secret") == []
-    assert store.notebook("bob") == ""
+    assert store.notebooks.text("bob") == ""
     attempts: list[Callable[[], object]] = [
         lambda: store.get("bob", mine.id),
         lambda: store.path("bob", mine.id),
@@ -249,8 +249,8 @@ def test_every_text_comes_back_identical(store: Store, first: str, second: str, 
     assert store.path(first, chat.id)[0].content == third
     assert store.edit(first, message.id, second).content == second
     assert store.rename(first, chat.id, third + "x").title == third + "x"
-    store.save_notebook(first, third)
-    assert store.notebook(first) == third
+    store.notebooks.save(first, third)
+    assert store.notebooks.text(first) == third
     assert any(c.id == chat.id for c in store.list(first, second, limit=10_000))
 
 

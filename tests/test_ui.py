@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modules.accounts.person import THE_ONE
 from modules.chat.running import ReplyView
 from modules.engine.base import ModelInfo, Progress
 from modules.errors import BadValue, NotFound, OutOfMemory
@@ -20,6 +21,7 @@ from modules.models.state import ModelState
 from modules.sampling import GenerationParams, controls
 from modules.settings import LoadOptions
 from modules.ui import theme
+from modules.ui.labels import label_of
 from modules.ui.markdown import StreamingMarkdown, render
 from modules.ui.parameters_tab import read
 from modules.ui.picture import info_html, layer_devices, layers_html
@@ -27,14 +29,14 @@ from modules.ui.views import (
     live_view,
     message_view,
     model_view,
-    notebook_view,
     printable,
     revision,
     stats_line,
     thread_view,
 )
-from modules.ui.widgets import Pick, door, label_of, option_control, parameter_control, read_options
+from modules.ui.widgets import Pick, door, option_control, parameter_control, read_options
 from modules.units import MiB
+from tests.asking import asking
 
 STATS = ReplyStats(
     prompt_tokens=600, cached_tokens=512, completion_tokens=37, queue_s=0.0, prefill_s=0.1, first_token_s=0.12,
@@ -226,8 +228,6 @@ def test_a_finished_reply_carries_its_text_and_its_error() -> None:
 def test_without_streaming_text_is_told_only_at_the_end() -> None:
     view = live_view(reply(), StreamingMarkdown(), show_text=False)
     assert (view["blocks"], view["tail"], view["text"]) == ([], "", "")
-    assert notebook_view("Once ", reply(), show_text=False)["text"] is None
-    assert notebook_view("Once ", reply(status="complete"), show_text=False)["text"] == "Once Hello"
 
 
 def test_the_header_tells_how_far_a_load_is() -> None:
@@ -305,7 +305,7 @@ def test_a_door_answers_problems_instead_of_raising(caplog: pytest.LogCaptureFix
             raise RuntimeError("secret detail")
         raise NotFound("It is gone.", remedy="Reload.")
 
-    request: Any = None
+    request = asking(THE_ONE)
     answer = door(Pick, "open", refuse)
     assert answer.__name__ == "open"
     assert answer({"id": "x"}, request)["problem"] == {
@@ -361,6 +361,7 @@ TEXT_ON = (
     ("code-comment", "code-bg"), ("bad", "paper"), ("bad", "bad-soft"), ("warn", "paper"), ("paper", "bad"),
     ("on-p-weights", "p-weights"), ("on-p-light", "p-kv_cache"), ("on-p-dark", "p-offload_buffer"),
     ("on-p-dark", "p-gradients"), ("on-p-dark", "p-context"),
+    ("ink", "token-1"), ("ink", "token-2"), ("ink", "token-3"), ("ink", "token-4"),
 )  # fmt: skip
 
 
@@ -368,7 +369,7 @@ TEXT_ON = (
 @pytest.mark.parametrize(("text", "ground"), TEXT_ON)
 def test_text_stands_out_from_what_it_lies_on_as_wcag_aa_asks(text: str, ground: str, dark: bool) -> None:
     colours: dict[str, str] = {}
-    for name in ("base.css", "plan.css"):
+    for name in ("base.css", "plan.css", "notebook.css"):
         blocks = re.findall(r"^:root(\.dark)? \{(.*?)\}", (theme.STATIC / name).read_text(), re.S | re.M)
         for only_dark, block in blocks:
             if dark or not only_dark:

@@ -182,12 +182,13 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 def tiny_gguf(
     folder: Path, *, width: int = 64, inner: int = 96, layers: int = 2, kind: str = "F16", context: int = 1024,
-    readable: bool = False, pooling: int = 0,
+    readable: bool = False, pooling: int = 0, part_tensors: int = 0,
 ) -> Path:  # fmt: skip
     """A .gguf file of a small Llama with random weights and the byte tokenizer, made at the first call.
 
     `kind` is what ggml calls the format of its matrices: F16, Q8_0, Q4_0. A `readable` one writes ASCII when greedy.
-    `pooling` is llama.cpp's number of how it embeds texts, 0 for a file that says nothing.
+    `pooling` is llama.cpp's number of how it embeds texts, 0 for a file that says nothing. With `part_tensors` it comes
+    in parts of so many tensors, and the path is not that of a file.
     """
     usual = (width, layers, kind) == (64, 2, "F16")
     name = "readable" if readable else "tiny"
@@ -198,7 +199,7 @@ def tiny_gguf(
     heads = 4
     quantization = gguf.GGMLQuantizationType[kind]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     writer.add_context_length(context)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)

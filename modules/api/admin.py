@@ -17,10 +17,14 @@ from fastapi.responses import JSONResponse, Response
 
 from modules.api import sse
 from modules.api.errors import error_object
-from modules.api.schemas import LoadRequest
+from modules.api.schemas import LoadRequest, LorasRequest
 from modules.api.shapes import Json
 from modules.engine.base import ModelInfo, Progress
+from modules.errors import NoModelLoaded
+from modules.files import without_folders
+from modules.memory.model.lora import list_loras
 from modules.models.manager import ModelManager
+from modules.models.state import ModelState
 from modules.services import Services
 from modules.settings import LoadOptions
 
@@ -41,6 +45,19 @@ def admin_routes(services: Services, *, keep_alive_s: float, send_timeout_s: flo
         name = None if state.info is None else state.info.name
         return {"status": "ok", "ready": ready, "model": name, "state": state.status}
 
+    @router.get("/health/live")
+    def alive() -> Json:
+        """Alive: the server answers, whatever the model does."""
+        return {"status": "ok"}
+
+    @router.get("/health/ready")
+    def ready() -> Response:
+        """Ready: a model answers. Else 503 with the reason: none is loaded, one is loading, failed or died."""
+        state = models.state
+        answers = state.info is not None and state.status != "died"
+        reason = None if answers else _unready(state)
+        return JSONResponse({"ready": answers, "state": state.status, "reason": reason}, 200 if answers else 503)
+
     @router.get("/v1/internal/model/list")
     def list_models() -> Json:
         """Every model in the models folder; `problem` says why one cannot be loaded."""
@@ -48,7 +65,7 @@ def admin_routes(services: Services, *, keep_alive_s: float, send_timeout_s: flo
             {"name": entry.name, "kind": entry.kind, "size_bytes": entry.size_bytes, "problem": entry.problem}
             for entry in models.list()
         ]
-        return {"object": "list", "data": entries}
+        return {"object": "list", "data": entries, "model_names": [entry["name"] for entry in entries]}
 
     @router.get("/v1/internal/model/info")
     def model_info() -> Json:
@@ -71,7 +88,32 @@ def admin_routes(services: Services, *, keep_alive_s: float, send_timeout_s: flo
         models.unload()
         return _state_json(models)
 
+    @router.get("/v1/internal/lora/list")
+    def loras() -> Json:
+        """The LoRA adapters in the folder for them."""
+        return {"lora_names": list_loras(services.settings.lora_dir)}
+
+    @router.post("/v1/internal/lora/load")
+    def load_loras(body: LorasRequest) -> Json:
+        """Load the model anew with these adapters."""
+        _with_loras(models, tuple(body.lora_names))
+        return _state_json(models)
+
+    @router.post("/v1/internal/lora/unload")
+    def unload_loras() -> Json:
+        """Load the model anew without any."""
+        _with_loras(models, ())
+        return _state_json(models)
+
     return router
+
+
+def _with_loras(models: ModelManager, names: tuple[str, ...]) -> None:
+    options = models.options
+    if options is None:
+        raise NoModelLoaded("Adapters change a model, and none is loaded.", remedy="Load a model first.")
+    if options.lora != names:
+        models.load(LoadOptions.model_validate(options.model_dump() | {"lora": names}))
 
 
 async def _stream_load(models: ModelManager, options: LoadOptions, write: sse.Write) -> None:
@@ -99,9 +141,29 @@ async def _stream_load(models: ModelManager, options: LoadOptions, write: sse.Wr
         task.cancel()
 
 
+def _unready(state: ModelState) -> str:
+    """Why no model answers, in a sentence."""
+    if state.status == "loading":
+        done = f", {state.progress.fraction:.0%}: {state.progress.stage}" if state.progress else ""
+        return f"{state.name} is loading{done}."
+    if state.error is not None:
+        return without_folders(str(state.error))
+    return "No model is loaded."
+
+
+def _loras_json(models: ModelManager) -> Json:
+    """What text-generation-webui tells of the model that answers."""
+    info = models.state.info
+    return {
+        "model_name": info.name if info else "None",
+        "lora_names": list(info.adapters) if info else [],
+        "loader": info.loop if info else None,
+    }
+
+
 def _state_json(models: ModelManager) -> Json:
     state = models.state
-    return {
+    return _loras_json(models) | {
         "status": state.status,
         "name": state.name,
         "progress": None if state.progress is None else asdict(state.progress),

@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from modules.api import sse
+from modules.api.accounts import account_routes
 from modules.api.admin import admin_routes
+from modules.api.anthropic.routes import anthropic_routes
+from modules.api.attachments import attachment_routes
+from modules.api.conversations import conversation_routes
+from modules.api.downloads import download_routes
 from modules.api.errors import install_error_handlers
+from modules.api.internal import internal_routes
+from modules.api.metrics import metrics_routes
 from modules.api.openai import openai_routes
 from modules.api.pictures import picture_routes
+from modules.api.plans import plan_routes
+from modules.api.responses.routes import responses_routes
 from modules.api.tokens import token_routes
 from modules.services import Services
 
@@ -29,8 +38,17 @@ def build_api(services: Services, *, patience: Patience = Patience()) -> FastAPI
     install_error_handlers(app)
     waits = {"keep_alive_s": patience.keep_alive_s, "send_timeout_s": patience.send_timeout_s}
     # Our own first: openai's catch-all for /v1 comes last, so that the page's own routes never answer for the API.
+    app.include_router(account_routes(services))
     app.include_router(admin_routes(services, **waits))
+    app.include_router(internal_routes(services))
+    app.include_router(plan_routes(services))
+    app.include_router(metrics_routes(services))
+    app.include_router(download_routes(services))
     app.include_router(token_routes(services))
     app.include_router(picture_routes(services))
+    app.include_router(attachment_routes(services))
+    app.include_router(conversation_routes(services))
+    app.include_router(anthropic_routes(services, **waits))
+    app.include_router(responses_routes(services, **waits))
     app.include_router(openai_routes(services, **waits))
     return app

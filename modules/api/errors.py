@@ -1,13 +1,13 @@
-"""Errors as OpenAI's clients expect them: one object, one status, one code of the closed list in modules/errors.py.
+"""Errors as each dialect's clients expect them: one object, one status, one code of the list in modules/errors.py.
 
-Knows nothing of the routes. A bug becomes `internal_error` without a word of what went wrong inside; the log has it.
+Knows nothing of the routes; asking.py says whose dialect a request speaks. A bug becomes `internal_error` without a
+word of what went wrong inside; the log has it.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,10 +15,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
+from modules.api.asking import Dialect, dialect_of, request_id_of
 from modules.errors import BadValue, Busy, EngineDied, MethodNotAllowed, NotFound, QueueFull, SnugError
-
-_ABSOLUTE_PATH = re.compile(r"""(?<![\w:/.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'",;]+[/\\])+([^\s/\\'",;]*)""")
+from modules.files import without_folders
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,16 @@ CLIENT_CLOSED_REQUEST = 499
 """The status of a response that nobody is there to read (nginx's number; no standard has one)."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 504: "timeout_error",
+}  # fmt: skip
 _RETRY_AFTER_S: dict[type[SnugError], int] = {Busy: 5, QueueFull: 2, EngineDied: 5}
+
+
+def problem(error: SnugError, tell: Callable[[str], str]) -> dict[str, Any]:
+    """What went wrong, for the page, in the language that `tell` speaks."""
+    return {"problem": {"code": error.code, "message": tell(error.message), "remedy": tell(error.remedy)}}
 
 
 def error_object(error: SnugError) -> dict[str, dict[str, str | None]]:
@@ -35,16 +45,37 @@ def error_object(error: SnugError) -> dict[str, dict[str, str | None]]:
     return {"error": {"message": without_folders(str(error)), "type": kind, "param": error.param, "code": error.code}}
 
 
-def without_folders(text: str) -> str:
-    """`text` with the folders of absolute paths left out: a client need not know how this machine is laid out."""
-    return _ABSOLUTE_PATH.sub(lambda match: match[0] if match[0].startswith("/v1/") else "…/" + match[1], text)
+def anthropic_error(error: SnugError, request_id: str = "") -> dict[str, Any]:
+    """`{"type": "error", "error": {"type", "message", "param", "code"}, "request_id"}`; param and code are ours."""
+    again = type(error) in _RETRY_AFTER_S
+    kind = "invalid_request_error" if error.http_status < 500 else "overloaded_error" if again else "api_error"
+    told = error_object(error)["error"] | {"type": _ANTHROPIC_TYPES.get(error.http_status, kind)}
+    return {"type": "error", "error": told, "request_id": request_id or None}
 
 
-def error_response(error: SnugError) -> JSONResponse:
+def error_body(error: SnugError, dialect: Dialect, request_id: str = "") -> dict[str, Any]:
+    """The error object in that dialect's shape."""
+    return anthropic_error(error, request_id) if dialect == "anthropic" else error_object(error)
+
+
+class ErrorResponse(Response):
+    """The whole response to a request that `error` ended, in the dialect of whoever it is sent to."""
+
+    def __init__(self, error: SnugError) -> None:
+        wait_s = _RETRY_AFTER_S.get(type(error))
+        self.error = error
+        super().__init__(status_code=error.http_status, headers={} if wait_s is None else {"Retry-After": str(wait_s)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        body = error_body(self.error, dialect_of(scope), request_id_of(scope))
+        extra = {name: value for name, value in self.headers.items() if name != "content-length"}
+        await JSONResponse(body, self.status_code, extra)(scope, receive, send)
+
+
+def error_response(error: SnugError) -> Response:
     """The whole response to a request that `error` ended; `Retry-After` (seconds) where trying again makes sense."""
-    wait_s = _RETRY_AFTER_S.get(type(error))
-    headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
-    return JSONResponse(error_object(error), error.http_status, headers)
+    return ErrorResponse(error)
 
 
 def public(error: Exception) -> SnugError:

@@ -14,44 +14,60 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import iter_route_contexts
 
 from modules.api import sse
+from modules.api.asking import asker, dialect_of
 from modules.api.embeddings import embed
-from modules.api.replies import Job, collect, relay, running, seeded, total_usage
+from modules.api.image_parts import look_at
+from modules.api.model_list import anthropic_model, anthropic_models
+from modules.api.prompting import form_of
+from modules.api.replies import Collected, Job, collect, relay, running, seeded, total_usage
 from modules.api.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt, TextRequest
 from modules.api.shapes import ChatShape, CompletionShape, Envelope, Json, degraded_json
+from modules.api.turns import turns_of
+from modules.chat import thinking
+from modules.chat.filling import Filling
+from modules.chat.offering import Toolbox
 from modules.chat.prompts import BuiltPrompt, free_tokens
 from modules.engine.base import Degraded, Delta, Event, Finished, ModelInfo, Usage
 from modules.engine.host.host import EngineHost
 from modules.errors import BadValue, ContextLengthExceeded, MethodNotAllowed, ModelNotFound, NotFound
-from modules.messages import ChatMessage, Role
 from modules.sampling import GenerationParams
 from modules.services import Services
-
-_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One request, ready to run."""
+    """One request, ready to run. `kept_per_prompt`, where it is not 0: only so many of each prompt's are returned."""
 
     engine: EngineHost
     jobs: Sequence[Job]
     envelope: Envelope
     replies_per_prompt: int
     user: str
+    kept_per_prompt: int = 0
 
     def usage(self, usages: Sequence[Usage]) -> Usage:
         """The token counts of the whole request."""
         return total_usage(usages, replies_per_prompt=self.replies_per_prompt)
 
+    def kept(self, replies: Sequence[Collected]) -> list[Collected]:
+        """The replies to return: all, or each prompt's likeliest."""
+        if not self.kept_per_prompt:
+            return list(replies)
+        each = self.replies_per_prompt
+        groups = [sorted(replies[start : start + each], key=_unlikely) for start in range(0, len(replies), each)]
+        return [reply for group in groups for reply in group[: self.kept_per_prompt]]
+
 
 def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: float) -> APIRouter:
     """The routes that OpenAI's clients call."""
     router = APIRouter(prefix="/v1")
+    toolbox, filling = Toolbox(services.prompts), Filling()
 
     async def answer(request: Request, body: TextRequest, prepare: Callable[[str], Order]) -> Response:
-        user = _user_of(request)
+        user = asker(request)
         if body.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
             produce = partial(_stream, partial(prepare, user), include_usage)
@@ -59,56 +75,56 @@ def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: fl
         return JSONResponse(await sse.unless_disconnected(request, partial(_whole, partial(prepare, user))))
 
     @router.get("/models")
-    def list_models() -> Json:
-        """The model that answers now; an empty list while none is loaded."""
+    def list_models(request: Request) -> Json:
+        """The model that answers now; an empty list while none is loaded. In the dialect of whoever asks."""
         info = services.models.state.info
+        if dialect_of(request.scope) == "anthropic":
+            return anthropic_models(info)
         return {"object": "list", "data": [] if info is None else [_model_json(info)]}
 
     @router.get("/models/{name:path}")
-    def get_model(name: str) -> Json:
+    def get_model(request: Request, name: str) -> Json:
         """One model, if it is the loaded one."""
         info = services.models.state.info
         if info is None or name != info.name:
             raise ModelNotFound(
                 f"{name[:100]!r} is not loaded.", remedy="POST /v1/internal/model/load loads it.", param="model"
             )
-        return _model_json(info)
+        return anthropic_model(info) if dialect_of(request.scope) == "anthropic" else _model_json(info)
 
     @router.post("/chat/completions")
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
-        return await answer(request, body, partial(_with_engine, services, partial(_chat_order, services, body)))
+        return await answer(
+            request, body, partial(_with_engine, services, partial(_chat_order, services, toolbox, body))
+        )
 
     @router.post("/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue a text."""
-        return await answer(request, body, partial(_with_engine, services, partial(_completion_order, services, body)))
+        order = partial(_completion_order, services, filling, body)
+        return await answer(request, body, partial(_with_engine, services, order))
 
     @router.post("/embeddings")
     async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
         """The vector of each text."""
-        return JSONResponse(await sse.unless_disconnected(request, partial(embed, services, body, _user_of(request))))
+        return JSONResponse(await sse.unless_disconnected(request, partial(embed, services, body, asker(request))))
 
     @router.api_route("/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     def unknown(request: Request, rest: str) -> Json:
-        if any(getattr(route, "path", "") == f"/v1/{rest}" for route in router.routes):
+        if any(route.path == f"/v1/{rest}" for route in iter_route_contexts(request.app.routes)):
             raise MethodNotAllowed(f"/v1/{rest} takes no {request.method}.", remedy="docs/api.md lists every route.")
         raise NotFound(f"There is no {request.method} /v1/{rest[:200]}.", remedy="docs/api.md lists every route.")
 
     return router
 
 
-def _user_of(request: Request) -> str:
-    """Whose turn it is: each address has its own."""
-    return f"api {request.client.host}" if request.client else "api"
-
-
 async def _whole(prepare: Callable[[], Order]) -> Json:
     """The answer in one piece."""
     order = await to_thread.run_sync(prepare, abandon_on_cancel=True)
-    async with running(order.engine, order.jobs, order.user) as generations:
-        replies = await collect(generations)
-    return order.envelope.whole(replies, order.usage([reply.end.usage for reply in replies]))
+    async with running(order.engine, order.jobs, order.user, order.envelope.id) as generations:
+        replies = await collect(generations, order.envelope.shape.settled)
+    return order.envelope.whole(order.kept(replies), order.usage([reply.end.usage for reply in replies]))
 
 
 async def _stream(prepare: Callable[[], Order], include_usage: bool, write: sse.Write) -> None:
@@ -126,15 +142,19 @@ async def _stream(prepare: Callable[[], Order], include_usage: bool, write: sse.
             lengths[index] = 0
             await send(shape.opening(index))
         if isinstance(event, Delta):
-            await send(shape.part(index, event, lengths[index]))
+            for choice in shape.parts(index, event, lengths[index]):
+                await send(choice)
             lengths[index] += len(event.text)
+            if shape.settled(index):
+                generations[index].cancel()
         elif isinstance(event, Degraded):
-            await send(shape.part(index, Delta(""), lengths[index]) | degraded_json([event]))
+            await send(shape.notice(index) | degraded_json([event]))
         elif isinstance(event, Finished):
             usages[index] = event.usage
-            await send(shape.closing(index, event))
+            for choice in shape.closing(index, event):
+                await send(choice)
 
-    async with running(order.engine, order.jobs, order.user) as generations:
+    async with running(order.engine, order.jobs, order.user, order.envelope.id) as generations:
         await relay(generations, handle)
     if include_usage:
         await write(sse.event(order.envelope.usage_chunk(order.usage(usages))))
@@ -146,25 +166,81 @@ def _with_engine(services: Services, make: Callable[[str, EngineHost], Order], u
     return services.models.with_engine(partial(make, user))
 
 
-def _chat_order(services: Services, body: ChatRequest, user: str, engine: EngineHost) -> Order:
-    messages = [ChatMessage(_ROLES[message.role], message.content) for message in body.messages]
-    params = body.params()
-    prompt = services.prompts.chat(engine, messages, max_new_tokens=params.max_new_tokens, truncate=False)
-    jobs = _jobs([prompt], body, params)
-    return Order(engine, jobs, Envelope(ChatShape(body.alternatives), engine.info.name), body.choices, user)
+def _unlikely(reply: Collected) -> float:
+    """How unlikely a reply's tokens are, by their mean log-probability."""
+    values = [token.logprob for token in reply.logprobs]
+    return -sum(values) / len(values) if values else 0.0
 
 
-def _completion_order(services: Services, body: CompletionRequest, user: str, engine: EngineHost) -> Order:
+def _chat_order(services: Services, toolbox: Toolbox, body: ChatRequest, user: str, engine: EngineHost) -> Order:
+    params, held = form_of(body.params(), body.offer)
+    check_biases(params, engine.info)
+    pictures = look_at([message.pictures for message in body.messages], services, engine.info)
+    made = toolbox.chat(
+        engine,
+        turns_of(body.messages, pictures),
+        body.offer,
+        max_new_tokens=params.max_new_tokens,
+        thinks=thinking.choice_for(engine.info.chat_template, body.reasoning_effort or ""),
+        held=held,
+    )
+    jobs = [
+        Job(made.built, seeded(params, number), shape=made.shape, shows=made.shows) for number in range(body.choices)
+    ]
+    shape = ChatShape(body.alternatives, [made.reader() for _ in jobs])
+    return Order(engine, jobs, Envelope(shape, engine.info.name), body.choices, user)
+
+
+def _completion_order(
+    services: Services, filling: Filling, body: CompletionRequest, user: str, engine: EngineHost
+) -> Order:
     if body.echo and body.logprobs is not None:
         raise BadValue("echo and logprobs together are not supported.", remedy="Ask for one of them.", param="echo")
     params = body.params()
-    prompts = [_built(services, engine, prompt, params.max_new_tokens) for prompt in body.prompt]
-    jobs = _jobs(prompts, body, params)
+    check_biases(params, engine.info)
+    chooses = body.made > body.choices
+    if chooses and not params.logprobs:
+        params = params.model_copy(update={"logprobs": 1})
+    prompts = [
+        _filled(filling, engine, prompt, body.suffix, params.max_new_tokens)
+        if body.suffix
+        else _built(services, engine, prompt, params.max_new_tokens)
+        for prompt in body.prompt
+    ]
+    jobs = [Job(prompt, seeded(params, number)) for prompt in prompts for number in range(body.made)]
     echoes = tuple(
         _echo(engine, prompt) if body.echo else "" for prompt in body.prompt for _ in range(body.choices)
     )  # fmt: skip
-    shape = CompletionShape(body.alternatives, echoes)
-    return Order(engine, jobs, Envelope(shape, engine.info.name), body.choices, user)
+    envelope = Envelope(CompletionShape(body.alternatives, echoes), engine.info.name)
+    return Order(engine, jobs, envelope, body.made, user, body.choices if chooses else 0)
+
+
+def check_biases(params: GenerationParams, info: ModelInfo) -> None:
+    """Raise BadValue for a bias of a token that the model does not have."""
+    for token, _ in params.logit_bias:
+        if info.takes == "tokens" and token >= info.vocab_size:
+            raise BadValue(f"logit_bias names token {token}; ids go to {info.vocab_size - 1}.", param="logit_bias")
+
+
+def _filled(filling: Filling, engine: EngineHost, prompt: Prompt, suffix: str, max_new_tokens: int) -> BuiltPrompt:
+    """A prompt for what stands between a text and its suffix. Raises BadValue where the model has no way to do that."""
+    gap = filling.tokens_of(engine)
+    if gap is None or not isinstance(prompt, str):
+        raise BadValue(
+            "suffix needs a text as prompt."
+            if gap is not None
+            else f"{engine.info.name} was not made to fill gaps: its tokenizer has no tokens for that.",
+            remedy="Leave suffix out.",
+            param="suffix",
+        )
+    built = filling.prompt(engine, gap, prompt, suffix, max_new_tokens=max_new_tokens)
+    if built.notice:
+        raise ContextLengthExceeded(
+            f"Prompt and suffix do not fit the context of {engine.info.name} ({engine.info.context_tokens:,} tokens).",
+            remedy="Send less.",
+            param="prompt",
+        )
+    return built
 
 
 def _built(services: Services, engine: EngineHost, prompt: Prompt, max_new_tokens: int) -> BuiltPrompt:
@@ -194,11 +270,6 @@ def _echo(engine: EngineHost, prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else engine.decode(prompt)
 
 
-def _jobs(prompts: Sequence[BuiltPrompt], body: TextRequest, params: GenerationParams) -> list[Job]:
-    """Every prompt `n` times."""
-    return [Job(prompt, seeded(params, number)) for prompt in prompts for number in range(body.choices)]
-
-
 def _model_json(info: ModelInfo) -> dict[str, Any]:
     return {
         "id": info.name,
@@ -206,4 +277,5 @@ def _model_json(info: ModelInfo) -> dict[str, Any]:
         "created": 0,
         "owned_by": "snug",
         "context_length": info.context_tokens or None,
+        "sees": info.sees,
     }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from modules.accounts.person import person_in
+from modules.characters.library import People
 from modules.errors import NotFound
 from modules.services import Services
 
@@ -17,6 +19,9 @@ def picture_routes(services: Services) -> APIRouter:
     """GET /pictures/characters/ID and /pictures/personas/ID: WebP."""
     router = APIRouter()
 
+    def theirs(request: Request) -> People:
+        return services.people.whose(person_in(request.scope).owner)
+
     def serve(read: Callable[[str], bytes | None], ident: str) -> Response:
         found = read(ident)
         if found is None:
@@ -24,13 +29,13 @@ def picture_routes(services: Services) -> APIRouter:
         return Response(found, media_type="image/webp", headers=_HEADERS)
 
     @router.get("/pictures/characters/{ident}", include_in_schema=False)
-    def character_picture(ident: str) -> Response:
+    def character_picture(request: Request, ident: str) -> Response:
         """A character's picture."""
-        return serve(services.people.characters.picture, ident)
+        return serve(theirs(request).characters.picture, ident)
 
     @router.get("/pictures/personas/{ident}", include_in_schema=False)
-    def persona_picture(ident: str) -> Response:
+    def persona_picture(request: Request, ident: str) -> Response:
         """A persona's picture."""
-        return serve(services.people.personas.picture, ident)
+        return serve(theirs(request).personas.picture, ident)
 
     return router

@@ -13,32 +13,39 @@ from dataclasses import dataclass
 import anyio
 from anyio import to_thread
 
+from modules.api.asking import CURRENT_REQUEST
 from modules.chat.prompts import BuiltPrompt
 from modules.engine.base import Degraded, Delta, Embedding, Event, Finished, GenerationRequest, TokenLogprob, Usage
 from modules.engine.host.host import EngineHost, Generation
 from modules.errors import EngineDied
 from modules.sampling import GenerationParams
+from modules.tools import CallShape
 
 Handle = Callable[[int, Event], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One reply to make: the prompt, and how; or the prompt to `embed`."""
+    """One reply to make: the prompt, and how; or the prompt to `embed`. `shape` and `shows` are the request's."""
 
     prompt: BuiltPrompt
     params: GenerationParams
     embed: bool = False
+    shape: CallShape | None = None
+    shows: tuple[str, ...] = ()
 
-    def request(self, user: str) -> GenerationRequest:
-        """What the engine gets; the prompt's own stop strings join the client's."""
+    def request(self, user: str, names: str = "") -> GenerationRequest:
+        """What the engine gets; the prompt's own stop strings join the client's. `names` are what it goes by."""
         return GenerationRequest(
-            id=uuid.uuid4().hex,
+            id=f"{uuid.uuid4().hex} {names}".strip(),
             user=user,
             prompt_ids=self.prompt.prompt_ids,
             reply_ids=self.prompt.reply_ids,
             words=self.prompt.words,
             embed=self.embed,
+            pictures=self.prompt.pictures,
+            shape=self.shape,
+            shows=self.shows,
             params=self.params.model_copy(update={"stop": (*self.params.stop, *self.prompt.stop)}),
         )
 
@@ -49,13 +56,17 @@ def seeded(params: GenerationParams, number: int) -> GenerationParams:
 
 
 @asynccontextmanager
-async def running(engine: EngineHost, jobs: Sequence[Job], user: str) -> AsyncIterator[list[Generation]]:
-    """The generations of `jobs`, which end with this context at the latest."""
+async def running(engine: EngineHost, jobs: Sequence[Job], user: str, key: str = "") -> AsyncIterator[list[Generation]]:
+    """The generations of `jobs`, which end with this context at the latest.
+
+    They can be stopped by `key`, the answer's id, and by the number of the request.
+    """
     generations: list[Generation] = []
+    names = f"{key} {CURRENT_REQUEST.get()}".strip()
 
     def submit_all() -> None:
         for job in jobs:
-            generations.append(engine.submit(job.request(user)))
+            generations.append(engine.submit(job.request(user, names)))
 
     try:
         # Not abandoned when cancelled: what was submitted must be known, to be cancelled below.
@@ -129,12 +140,16 @@ class Collected:
         return self.finished
 
 
-async def collect(generations: Sequence[Generation]) -> list[Collected]:
-    """The whole replies."""
+async def collect(
+    generations: Sequence[Generation], settled: Callable[[int, str], bool] | None = None
+) -> list[Collected]:
+    """The whole replies. `settled`, given an index and new text, says whether that reply may be ended."""
     replies = [Collected() for _ in generations]
 
     async def add(index: int, event: Event) -> None:
         replies[index].add(event)
+        if settled is not None and isinstance(event, Delta) and settled(index, event.text):
+            generations[index].cancel()
 
     await relay(generations, add)
     return replies

@@ -6,7 +6,6 @@ Types are strict ("5" and true are no numbers). Fields that nobody declared are 
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -17,36 +16,38 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    ValidationInfo,
     create_model,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
+from modules.api.image_parts import OR_IMAGE, ImagePart, bytes_of, files_of, is_image, pictures_apart
+from modules.api.tool_schemas import MAX_CALLS, MAX_TOOLS, Choice, ToolSpec, WrittenCall, offer_of, schema_text
+from modules.api.whole import whole
 from modules.errors import BadValue
 from modules.sampling import MAX_STOP_STRINGS, GenerationParams, StopString
 from modules.settings import LoadOptions, flag_of
+from modules.tools import Offer
 
 MAX_CHOICES = 8
 MAX_MESSAGES = 2048
 MAX_INPUTS = 2048
 MAX_LOGPROBS = 20
+MAX_BIASES = 1024
 
 Prompt = str | tuple[int, ...]
 
-RESHAPED = frozenset({"stop", "logprobs", "json_schema"})
+RESHAPED = frozenset({"stop", "logprobs", "sampled_logprobs", "json_schema", "logit_bias"})
 """Parameters that OpenAI's bodies hold in another shape than GenerationParams."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "audio": (),
-    "suffix": ("",),
-    "best_of": (1,),
 }
 """Fields of OpenAI's that Snug does not have yet, and the values of each that ask for nothing."""
 
@@ -93,22 +94,33 @@ else:
     )
 
 
-def _whole(text: str) -> str:
-    """`text`, if it is Unicode text. JSON can spell half a character, a lone surrogate, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError("lone_surrogate", "it holds half a character (a lone surrogate)") from error
-    return text
+if TYPE_CHECKING:
+
+    class SamplingFields(BaseModel):
+        """See below."""
+
+        max_new_tokens: int | None
+
+else:
+    SamplingFields = create_model(
+        "SamplingFields",
+        __config__=_STRICT,
+        **{name: _optional(name) for name in GenerationParams.model_fields if name not in RESHAPED},
+    )
+    """Every sampling parameter as a field of a body, for dialects that have few of them or none."""
 
 
-def _strings(stop: object) -> object:
+def sampling(body: SamplingFields, **ours: Any) -> GenerationParams:
+    """The parameters that `body` gives, with `ours` over them and defaults for the rest; None is not given."""
+    given = {name: getattr(body, name) for name in GenerationParams.model_fields if name not in RESHAPED} | ours
+    return GenerationParams(**{name: value for name, value in given.items() if value is not None})
+
+
+def strings(stop: object) -> object:
     """One stop string, a list of them, or null → a tuple."""
     strings = [stop] if isinstance(stop, str) else [] if stop is None else stop
     return (
-        tuple(_whole(item) if isinstance(item, str) else item for item in strings)
-        if isinstance(strings, list)
-        else stop
+        tuple(whole(item) if isinstance(item, str) else item for item in strings) if isinstance(strings, list) else stop
     )
 
 
@@ -122,14 +134,17 @@ class TextPart(BaseModel):
 def _text_of(content: object) -> object:
     """A string as it is; a list of text parts joined."""
     if isinstance(content, str):
-        return _whole(content)
+        return whole(content)
     if not isinstance(content, list):
         return content
     texts = []
     for part in content:
+        if is_image(part):
+            bytes_of(part)
+            continue
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise PydanticCustomError("content_part", 'every part must be {"type": "text", "text": "…"}')
-        texts.append(_whole(part["text"]))
+            raise PydanticCustomError("content_part", 'every part must be {"type": "text", "text": "…"}' + OR_IMAGE)
+        texts.append(whole(part["text"]))
     return "".join(texts)
 
 
@@ -143,14 +158,35 @@ def _prompt(value: object) -> Prompt:
     if isinstance(value, list) and value and all(type(token) is int for token in value):
         return tuple(value)
     if isinstance(value, str) and value:
-        return _whole(value)
+        return whole(value)
     raise PydanticCustomError("prompt", "it must be a text, a list of token ids, or a list of either, and not empty")
 
 
 def _user_last(messages: list[RequestMessage]) -> list[RequestMessage]:
-    if messages[-1].role != "user":
-        raise PydanticCustomError("user_last", "the last message must be the user's")
+    if messages[-1].role not in ("user", "tool"):
+        raise PydanticCustomError("user_last", "the last message must be the user's, or a tool's result")
     return messages
+
+
+def _answered(call_id: str | None, info: ValidationInfo) -> str | None:
+    if info.data.get("role") == "tool" and not call_id:
+        raise PydanticCustomError("call_id", "a tool's result needs the id of the call that it answers")
+    return call_id
+
+
+def _there(content: str | None, info: ValidationInfo) -> str | None:
+    if content is None and not (info.data.get("role") == "assistant" and info.data.get("tool_calls")):
+        raise PydanticCustomError("content", "a message needs content")
+    return content
+
+
+def _biases(value: dict[str, float] | None) -> dict[str, float] | None:
+    for token, bias in (value or {}).items():
+        if not token.isdecimal() or len(token) > 9:
+            raise PydanticCustomError("token_id", 'it maps token ids to numbers, as in {"50256": -100}')
+        if not -100 <= bias <= 100:
+            raise PydanticCustomError("bias", "a bias goes from -100 to 100")
+    return value
 
 
 class RequestMessage(BaseModel):
@@ -158,8 +194,29 @@ class RequestMessage(BaseModel):
 
     model_config = _STRICT
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text_of, json_schema_input_type=str | list[TextPart])]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: Annotated[list[WrittenCall], Field(max_length=MAX_CALLS)] | None = None
+    tool_call_id: Annotated[
+        Annotated[str, Field(max_length=500)] | None, AfterValidator(_answered), Field(validate_default=True)
+    ] = None
+    content: Annotated[
+        str | None,
+        BeforeValidator(_text_of, json_schema_input_type=str | list[TextPart | ImagePart] | None),
+        AfterValidator(_there),
+        Field(validate_default=True),
+    ] = None
+    pictures: SkipJsonSchema[Annotated[tuple[bytes, ...], BeforeValidator(files_of)]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pictures_apart(cls, values: object) -> object:
+        return pictures_apart(values)
+
+    @model_validator(mode="after")
+    def _pictures_from_users(self) -> Self:
+        if self.pictures and self.role != "user":
+            raise PydanticCustomError("image_role", "only the user's messages may hold pictures")
+        return self
 
 
 class StreamOptions(BaseModel):
@@ -202,10 +259,7 @@ class ResponseFormat(BaseModel):
                 remedy='Send {"type": "json_schema", "json_schema": {"name": "…", "schema": {…}}}.',
                 param="response_format",
             )
-        try:
-            return json.dumps(self.json_schema.schema_, ensure_ascii=False)
-        except RecursionError as error:
-            raise BadValue("The schema nests too deeply.", remedy="Use $defs.", param="response_format") from error
+        return schema_text(self.json_schema.schema_, "response_format")
 
 
 class TextRequest(DerivedFields):
@@ -222,11 +276,14 @@ class TextRequest(DerivedFields):
     stop: Annotated[
         tuple[StopString, ...],
         Field(max_length=MAX_STOP_STRINGS),
-        BeforeValidator(_strings, json_schema_input_type=str | list[str] | None),
+        BeforeValidator(strings, json_schema_input_type=str | list[str] | None),
     ] = Field((), description="The reply ends before any of these strings.")
 
     response_format: ResponseFormat | None = Field(
-        None, description="JSON of a schema, or any JSON object, in place of free text. GGUF files only."
+        None, description="JSON of a schema, or any JSON object, in place of free text."
+    )
+    logit_bias: Annotated[dict[str, float] | None, Field(max_length=MAX_BIASES), AfterValidator(_biases)] = Field(
+        None, description="Token ids, and what is added to the score of each: -100 forbids it, 100 all but forces it."
     )
 
     @property
@@ -246,6 +303,7 @@ class TextRequest(DerivedFields):
         # The engine reports nothing at 0 alternatives; what OpenAI calls 0 is cut down to it in the answer.
         given["logprobs"] = None if self.alternatives is None else max(1, self.alternatives)
         given["json_schema"] = self.response_format.text if self.response_format else None
+        given["logit_bias"] = tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items())
         return GenerationParams(stop=self.stop, **{name: value for name, value in given.items() if value is not None})
 
     def _length(self) -> int | None:
@@ -263,6 +321,22 @@ class ChatRequest(TextRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="With logprobs: report this many alternatives to each token."
     )
+
+    tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS)] | None = Field(
+        None, description="Functions that the model may ask the client to call."
+    )
+    tool_choice: Choice | None = Field(
+        None, description="Whether it calls any (auto, the default), none, must call some, or one by its name."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="False: at most one call a reply.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="How much a thinking model thinks first, where its chat template offers a choice."
+    )
+
+    @property
+    def offer(self) -> Offer | None:
+        """The tools that are offered. Raises BadValue."""
+        return offer_of(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
 
     @property
     def alternatives(self) -> int | None:
@@ -283,9 +357,21 @@ class CompletionRequest(TextRequest):
         PlainValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
     ] = Field(description="The text to continue, or its token ids; several of either for several replies.")
     echo: bool | None = Field(None, description="Begin the reply with the prompt.")
+    suffix: Annotated[str, Field(max_length=1_000_000)] | None = Field(
+        None, description="What follows the gap to be filled, for models with tokens for that."
+    )
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+        None,
+        description="Make so many replies and return the n likeliest, by the mean of their tokens.",
+    )
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="Report the log-probability of each token and of this many alternatives."
     )
+
+    @property
+    def made(self) -> int:
+        """How many replies to make of each prompt."""
+        return self.choices if self.best_of is None else self.best_of
 
     @property
     def alternatives(self) -> int | None:
@@ -293,10 +379,14 @@ class CompletionRequest(TextRequest):
 
     @model_validator(mode="after")
     def _few_enough(self) -> Self:
-        if len(self.prompt) * self.choices > MAX_CHOICES:
-            raise BadValue(
-                f"{len(self.prompt)} prompts × n = {self.choices} are more than {MAX_CHOICES} replies.", param="n"
-            )
+        for name, count in (("n", self.choices), ("best_of", self.made)):
+            if len(self.prompt) * count > MAX_CHOICES:
+                problem = f"{len(self.prompt)} prompts × {name} = {count} are more than {MAX_CHOICES} replies."
+                raise BadValue(problem, remedy="Ask for fewer.", param=name)
+        if self.made < self.choices:
+            raise BadValue(f"best_of ({self.made}) is less than n ({self.choices}).", param="best_of")
+        if self.stream and self.made > self.choices:
+            raise BadValue("best_of cannot be streamed.", remedy="Leave out one of them.", param="best_of")
         return self
 
 
@@ -332,7 +422,7 @@ class EmbeddingRequest(BaseModel):
         return self
 
 
-def _loadable() -> dict[str, tuple[Any, FieldInfo]]:
+def loadable() -> dict[str, tuple[Any, FieldInfo]]:
     """The load options that a request may set: all but folders, which are fixed at start-up, and a required model."""
     fields = {
         name: (_annotated(field), Field(field.default, description=field.description))
@@ -345,7 +435,7 @@ def _loadable() -> dict[str, tuple[Any, FieldInfo]]:
 if TYPE_CHECKING:
     LoadableFields = BaseModel
 else:
-    LoadableFields = create_model("LoadableFields", **_loadable())
+    LoadableFields = create_model("LoadableFields", **loadable())
 
 
 class LoadRequest(LoadableFields):
@@ -355,7 +445,34 @@ class LoadRequest(LoadableFields):
 
     stream: bool | None = Field(None, description="Send the progress as server-sent events.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_webuis_names(cls, body: object) -> object:
+        """text-generation-webui's `model_name` and `args`; its `settings` are the page's there, and change nothing."""
+        if not isinstance(body, dict) or "model_name" not in body:
+            return body
+        given = {name: value for name, value in body.items() if name not in ("model_name", "args", "settings")}
+        args = body.get("args") or {}
+        return {"model": body["model_name"], **(args if isinstance(args, dict) else {"args": args}), **given}
+
     def options(self, defaults: LoadOptions) -> LoadOptions:
         """The start-up flags, with what this request says in their place."""
         given = {name: getattr(self, name) for name in self.model_fields_set if name in LoadOptions.model_fields}
         return defaults.model_copy(update=given)
+
+
+class LorasRequest(BaseModel):
+    """The body of POST /v1/internal/lora/load: adapters as --lora names them."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    lora_names: Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=16)]
+
+
+class DownloadRequest(BaseModel):
+    """The body of POST /v1/internal/downloads: a model as --download names it, and which of its files."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str = Field(max_length=500, description="organisation/model, organisation/model@branch, or its address.")
+    file: str = Field("", max_length=500, description="A quantization, a file's name or a pattern.")

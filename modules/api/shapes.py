@@ -1,18 +1,22 @@
-"""From replies to OpenAI's JSON: whole answers and the chunks of a stream. Pure.
+"""From replies to OpenAI's JSON: whole answers and the chunks of a stream.
 
-Two shapes share one face: ChatShape for /v1/chat/completions, CompletionShape for /v1/completions.
+Two shapes share one face: ChatShape for /v1/chat/completions, CompletionShape for /v1/completions. A shape serves one
+request, and its replies are told to it in order.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from modules.api.replies import Collected
+from modules.chat.reply_reading import CallArguments, CallBegun, Part, ReplyReader, Said, Thought, put_together
 from modules.engine.base import Degraded, Delta, Finished, FinishReason, Timings, TokenLogprob, Usage
+from modules.messages import ToolCall
 
 Json = dict[str, Any]
 
@@ -37,11 +41,17 @@ class Shape(Protocol):
     def opening(self, index: int) -> Json:
         """The first chunk's choice."""
 
-    def part(self, index: int, delta: Delta, start: int) -> Json:
-        """The choice of a chunk with new text."""
+    def parts(self, index: int, delta: Delta, start: int) -> list[Json]:
+        """The choices of chunks with new text."""
 
-    def closing(self, index: int, finished: Finished) -> Json:
-        """The last chunk's choice: the only one with a finish reason."""
+    def closing(self, index: int, finished: Finished) -> list[Json]:
+        """The last chunks' choices: the very last is the only one with a finish reason."""
+
+    def settled(self, index: int, text: str = "") -> bool:
+        """Whether nothing more of a reply counts; `text` is new of one that is not streamed."""
+
+    def notice(self, index: int) -> Json:
+        """The choice of a chunk that says nothing itself."""
 
     def whole(self, index: int, reply: Collected) -> Json:
         """The choice of an answer in one piece."""
@@ -55,6 +65,11 @@ class Envelope:
     model: str
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def id(self) -> str:
+        """What the answer goes by."""
+        return f"{self.shape.id_prefix}-{self.key}"
 
     def whole(self, replies: Sequence[Collected], usage: Usage) -> Json:
         """An answer in one piece."""
@@ -73,7 +88,7 @@ class Envelope:
 
     def _around(self, kind: str, choices: list[Json]) -> Json:
         return {
-            "id": f"{self.shape.id_prefix}-{self.key}",
+            "id": self.id,
             "object": kind,
             "created": self.created,
             "model": self.model,
@@ -83,9 +98,14 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class ChatShape:
-    """Choices of /v1/chat/completions; `alternatives` beside each token, None for no log-probabilities."""
+    """Choices of /v1/chat/completions; `alternatives` beside each token, None for no log-probabilities.
+
+    `readers` part each reply into thought, answer and calls.
+    """
 
     alternatives: int | None
+    readers: Sequence[ReplyReader]
+    heard: defaultdict[int, list[Part]] = field(default_factory=lambda: defaultdict(list))
     object: str = "chat.completion"
     chunk_object: str = "chat.completion.chunk"
     id_prefix: str = "chatcmpl"
@@ -93,15 +113,42 @@ class ChatShape:
     def opening(self, index: int) -> Json:
         return _choice(index, delta={"role": "assistant", "content": ""})
 
-    def part(self, index: int, delta: Delta, start: int) -> Json:  # noqa: ARG002 - only completions count characters
-        return _choice(index, delta={"content": delta.text}, logprobs=self._logprobs(delta.logprobs))
+    def parts(self, index: int, delta: Delta, start: int) -> list[Json]:  # noqa: ARG002 - only completions count characters
+        told = [_delta(part) for part in self.readers[index].feed(delta.text)]
+        logprobs = self._logprobs(delta.logprobs) if delta.logprobs or told else None
+        if not told and logprobs:
+            told = [{"content": ""}]
+        return [
+            _choice(index, delta=one, logprobs=logprobs if number == 0 else None) for number, one in enumerate(told)
+        ]
 
-    def closing(self, index: int, finished: Finished) -> Json:
-        return _choice(index, finished, delta={})
+    def closing(self, index: int, finished: Finished) -> list[Json]:
+        rest = [_choice(index, delta=_delta(part)) for part in self.readers[index].end()]
+        return [*rest, self._ended(index, _choice(index, finished, delta={}))]
+
+    def settled(self, index: int, text: str = "") -> bool:
+        reader = self.readers[index]
+        if text:
+            self.heard[index] += reader.feed(text)
+        return reader.done
+
+    def notice(self, index: int) -> Json:
+        return _choice(index, delta={"content": ""})
 
     def whole(self, index: int, reply: Collected) -> Json:
-        message = {"role": "assistant", "content": reply.text, "refusal": None}
-        return _choice(index, reply.end, message=message, logprobs=self._logprobs(reply.logprobs))
+        read = put_together([*self.heard[index], *self.readers[index].end()])
+        message: Json = {"role": "assistant", "content": read.answer, "refusal": None}
+        if read.thought:
+            message["reasoning_content"] = read.thought
+        if read.calls:
+            message |= {"content": read.answer or None, "tool_calls": [_call(call) for call in read.calls]}
+        choice = _choice(index, reply.end, message=message, logprobs=self._logprobs(reply.logprobs))
+        return self._ended(index, choice)
+
+    def _ended(self, index: int, choice: Json) -> Json:
+        """`choice`, whose reply ended with calls if it made any and was not cut."""
+        called = self.readers[index].calls and choice["finish_reason"] == "stop"
+        return choice | ({"finish_reason": "tool_calls"} if called else {})
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> Json | None:
         if self.alternatives is None:
@@ -129,12 +176,18 @@ class CompletionShape:
     def opening(self, index: int) -> Json:
         return _choice(index, text=self.echoes[index])
 
-    def part(self, index: int, delta: Delta, start: int) -> Json:
+    def parts(self, index: int, delta: Delta, start: int) -> list[Json]:
         offset = len(self.echoes[index]) + start
-        return _choice(index, text=delta.text, logprobs=self._logprobs(delta.logprobs, offset))
+        return [_choice(index, text=delta.text, logprobs=self._logprobs(delta.logprobs, offset))]
 
-    def closing(self, index: int, finished: Finished) -> Json:
-        return _choice(index, finished, text="")
+    def closing(self, index: int, finished: Finished) -> list[Json]:
+        return [_choice(index, finished, text="")]
+
+    def settled(self, index: int, text: str = "") -> bool:  # noqa: ARG002 - all of it counts
+        return False
+
+    def notice(self, index: int) -> Json:
+        return _choice(index, text="")
 
     def whole(self, index: int, reply: Collected) -> Json:
         echo = self.echoes[index]
@@ -159,6 +212,24 @@ class CompletionShape:
             else None,
             "text_offset": offsets,
         }  # fmt: skip
+
+
+def _delta(part: Part) -> Json:
+    """What is new, as a stream tells it."""
+    match part:
+        case Thought(text):
+            return {"reasoning_content": text}
+        case Said(text):
+            return {"content": text}
+        case CallBegun(index, call_id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+
+def _call(call: ToolCall) -> Json:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def usage_json(usage: Usage) -> Json:

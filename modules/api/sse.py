@@ -1,7 +1,7 @@
 """Server-sent events out, and an eye on the client: who leaves, or stops reading, ends the work done for them.
 
-Knows nothing of what the events say. Nothing here drives an engine: a producer hears of a departure as a
-cancellation, at its next await, and cleans up in its own `finally`.
+Knows nothing of what the events say, but how each dialect frames them. Nothing here drives an engine: a producer hears
+of a departure as a cancellation, at its next await, and cleans up in its own `finally`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -16,7 +17,9 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from modules.api.errors import error_object, public
+from modules.api.asking import request_id_of
+from modules.api.errors import anthropic_error, error_object, public
+from modules.errors import SnugError
 
 T = TypeVar("T")
 Write = Callable[[bytes], Awaitable[None]]
@@ -34,9 +37,26 @@ _HEADERS = [
 ]
 
 
-def event(data: Mapping[str, Any]) -> bytes:
-    """One event: `data: {…}` in UTF-8 on one line, and the empty line that ends it."""
-    return b"data: " + _encode(data).encode() + b"\n\n"
+def event(data: Mapping[str, Any], name: str = "") -> bytes:
+    """One event, with its `name` if it has one: `data: {…}` in UTF-8 on one line, and the empty line that ends it."""
+    named = f"event: {name}\n".encode() if name else b""
+    return named + b"data: " + _encode(data).encode() + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """What a dialect sends to keep a stream awake, and as its last event where an error ends it (with the number of
+    the request).
+    """
+
+    keep_alive: bytes
+    failure: Callable[[SnugError, str], bytes]
+
+
+OPENAI = Framing(KEEP_ALIVE, lambda error, _: event(error_object(error)))
+ANTHROPIC = Framing(
+    event({"type": "ping"}, "ping"), lambda error, request_id: event(anthropic_error(error, request_id), "error")
+)
 
 
 async def unless_disconnected(request: Request, work: Callable[[], Awaitable[T]]) -> T:
@@ -63,33 +83,40 @@ async def unless_disconnected(request: Request, work: Callable[[], Awaitable[T]]
 class EventStream(Response):
     """A stream of events that `produce` writes. The status 200 goes out with the first byte, not before.
 
-    An error before that is raised, and becomes an ordinary error response; after it, the stream ends with an event
-    `{"error": …}`. A comment every `keep_alive_s` of silence keeps proxies awake. A client that takes longer than
-    `send_timeout_s` to accept one event, or leaves, gets nothing more, and `produce` is cancelled.
+    An error before that is raised, and becomes an ordinary error response; after it, the stream ends with the error
+    event of its `framing`. A sign of life every `keep_alive_s` of silence keeps proxies awake. A client that takes
+    longer than `send_timeout_s` to accept one event, or leaves, gets nothing more, and `produce` is cancelled.
     """
 
     def __init__(
-        self, produce: Produce, *, keep_alive_s: float = KEEP_ALIVE_S, send_timeout_s: float = SEND_TIMEOUT_S
+        self,
+        produce: Produce,
+        *,
+        framing: Framing = OPENAI,
+        keep_alive_s: float = KEEP_ALIVE_S,
+        send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> None:
         self.status_code = 200
         self.background = None
         self.raw_headers = list(_HEADERS)
         self._produce = produce
+        self._framing = framing
         self._keep_alive_s = keep_alive_s
         self._send_timeout_s = send_timeout_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         early: list[Exception] = []
         async with anyio.create_task_group() as group:
             wire = _Wire(send, self.raw_headers)
             group.start_soon(_cancel_when_gone, receive, group.cancel_scope)
-            group.start_soon(_watch, wire, self._keep_alive_s, self._send_timeout_s, group.cancel_scope)
+            alive = self._framing.keep_alive
+            group.start_soon(_watch, wire, alive, self._keep_alive_s, self._send_timeout_s, group.cancel_scope)
             try:
                 await self._produce(wire.write)
                 await wire.end()
             except Exception as error:  # the edge of one request: whatever it is, this stream ends with it
                 if wire.started:
-                    await wire.write(event(error_object(public(error))))
+                    await wire.write(self._framing.failure(public(error), request_id_of(scope)))
                     await wire.end()
                 else:
                     early.append(error)
@@ -136,8 +163,10 @@ async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _watch(wire: _Wire, keep_alive_s: float, send_timeout_s: float, scope: anyio.CancelScope) -> None:
-    """Break a long silence with a comment, and cancel `scope` where the client accepts nothing any more."""
+async def _watch(
+    wire: _Wire, keep_alive: bytes, keep_alive_s: float, send_timeout_s: float, scope: anyio.CancelScope
+) -> None:
+    """Break a long silence with a sign of life, and cancel `scope` where the client accepts nothing any more."""
     while True:
         now = anyio.current_time()
         if wire.sending_since is not None:
@@ -149,7 +178,7 @@ async def _watch(wire: _Wire, keep_alive_s: float, send_timeout_s: float, scope:
             left_s = wire.wrote_at + keep_alive_s - now
             if left_s <= 0:
                 with anyio.move_on_after(send_timeout_s) as deadline:
-                    await wire.write(KEEP_ALIVE)
+                    await wire.write(keep_alive)
                 if deadline.cancelled_caught:
                     scope.cancel()
                 continue

@@ -81,6 +81,12 @@ def token_routes(services: Services) -> APIRouter:
         tokens: list[int] = models.with_engine(lambda engine: engine.encode(body.asked))
         return {"tokens": tokens, "length": len(tokens)}
 
+    @router.post("/count")
+    def count(body: EncodeRequest) -> Json:
+        """How many tokens a text or pieces have."""
+        tokens: list[int] = models.with_engine(lambda engine: engine.encode(body.asked))
+        return {"length": len(tokens)}
+
     @router.post("/decode")
     def decode(body: DecodeRequest) -> Json:
         """The text of token ids, control tokens included."""

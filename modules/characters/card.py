@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from math import isfinite
 from typing import Any, NoReturn
 
 from PIL.PngImagePlugin import PngInfo
@@ -31,7 +32,7 @@ def from_json(data: bytes, where: str) -> Character:
 
     Raises BadCharacter.
     """
-    values = _parse(data, where)
+    values = parse_json(data, where)
     if not isinstance(values, dict):
         raise BadCharacter(f"{where} is not a character card.", remedy="A card is a JSON object with a name.")
     spec = values.get("spec")
@@ -91,13 +92,14 @@ def is_png(data: bytes) -> bool:
     return data.startswith(PNG_SIGNATURE)
 
 
-def _parse(data: bytes, where: str) -> Any:
+def parse_json(data: bytes, where: str) -> Any:
+    """JSON from a stranger, within limits. Raises BadCharacter."""
     if len(data) > MAX_JSON_BYTES:
         _too_large(where)
     try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=_no_number)
+        return json.loads(data.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
     except RecursionError as error:
-        raise BadCharacter(f"{where} is nested too deeply.", remedy="Is this a character card?") from error
+        raise BadCharacter(f"{where} is nested too deeply.", remedy="Is this the right file?") from error
     except ValueError as error:
         raise BadCharacter(f"{where} is not valid JSON: {error}.", remedy="Get it again.") from error
 
@@ -106,10 +108,15 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
+def _finite(text: str) -> float:
+    """A number that can be written again: 1e999 is read as infinite, for which JSON has no word."""
+    return float(text) if isfinite(float(text)) else _no_number(text)
+
+
 def _too_large(where: str) -> NoReturn:
     raise BadCharacter(
         f"{where} holds more than {format_size(MAX_JSON_BYTES)} of text.", remedy="Take out a part of its lorebook."
     )
 
 
-__all__ = ["MAX_JSON_BYTES", "MAX_PICTURE_BYTES", "from_json", "from_png", "is_png", "to_json", "to_png"]
+__all__ = ["MAX_JSON_BYTES", "MAX_PICTURE_BYTES", "from_json", "from_png", "is_png", "parse_json", "to_json", "to_png"]

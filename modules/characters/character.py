@@ -6,6 +6,8 @@ Character are the same thing. Reading files is in card.py and yaml_form.py.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -15,6 +17,8 @@ from modules.errors import BadCharacter
 MAX_ENTRIES = 10_000
 MAX_GREETINGS = 100
 ValueKind = TypeVar("ValueKind", bound=BaseModel)
+_EXPRESSION = re.compile(r"/.+/[a-z]*")
+_SIGNS = re.compile(r"[\\^$.|?*+()\[\]{}]")  # a text without them means itself as a regular expression, too
 
 
 def _or(default: Any) -> BeforeValidator:
@@ -37,7 +41,7 @@ class LoreEntry(_Card):
     """One fact of a lorebook: put into the prompt where one of `keys` is spoken of, or always if `constant`.
 
     With `selective` one of `secondary_keys` must be there too. Entries stand in the order of `insertion_order`; where
-    the token budget ends, those of low `priority` are left out first.
+    the token budget ends, those of low `priority` are left out first. `comment` is its name for people.
     """
 
     keys: Texts = ()
@@ -48,9 +52,22 @@ class LoreEntry(_Card):
     selective: Switch = False
     case_sensitive: Switch = False
     use_regex: Switch = False
-    insertion_order: Annotated[float, _or(100)] = 100
-    priority: Annotated[float, _or(0)] = 0
+    insertion_order: Annotated[float, _or(100)] = Field(default=100.0, allow_inf_nan=False)
+    priority: Annotated[float, _or(0)] = Field(default=0.0, allow_inf_nan=False)
     position: Text = ""
+    comment: Text = ""
+
+    def is_expression(self, key: str) -> bool:
+        """Whether a key is a regular expression that means something else than its own text.
+
+        SillyTavern marks every entry as `use_regex`, whatever its keys are.
+        """
+        return bool(_EXPRESSION.fullmatch(key.strip())) or (self.use_regex and bool(_SIGNS.search(key)))
+
+    @property
+    def plain_keys(self) -> list[str]:
+        """The keys that are looked for."""
+        return [key.strip() for key in self.keys if key.strip() and not self.is_expression(key)]
 
 
 class Lorebook(_Card):
@@ -87,11 +104,18 @@ class Character(_Card):
         """The first message and its alternatives, without empty ones."""
         return tuple(text for text in (self.first_mes, *self.alternate_greetings) if text.strip())
 
+    def holds(self, words: Sequence[str]) -> bool:
+        """Whether name, tags and texts hold all of these words, which are in lower case."""
+        texts = (self.name, *self.tags, self.description, self.personality, self.scenario, *self.greetings,
+                 self.mes_example, self.creator_notes, self.creator, self.system_prompt)  # fmt: skip
+        whole = "\n".join(texts).casefold()
+        return all(word in whole for word in words)
+
     @property
     def unused(self) -> tuple[str, ...]:
         """Sentences about what of this character Snug keeps but does not use."""
         entries = self.character_book.entries if self.character_book else ()
-        regexes = sum(entry.use_regex for entry in entries)
+        regexes = sum(not entry.plain_keys and any(map(entry.is_expression, entry.keys)) for entry in entries)
         if not regexes:
             return ()
         return (f"{regexes} of {len(entries)} lorebook entries match by regular expressions, which Snug does not run.",)

@@ -161,14 +161,19 @@ class Folder(Generic[Value]):
         return known[1]
 
     def _index(self) -> Index:
-        """The files by name and ending."""
+        """The files by name and ending. Raises StoreFailed where a folder that is there cannot be read just now."""
         index: Index = {}
         try:
             for path in sorted(self.path.iterdir()):
                 if not path.name.startswith(".") and path.suffix.lower() in (*TEXTS, *PICTURES) and path.is_file():
                     index.setdefault(path.stem, {})[path.suffix.lower()] = path
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             return {}
+        except OSError as error:  # no descriptor is left, or the disk fails: nobody's name is free for that
+            raise StoreFailed(
+                f"The folder {self.path.name}/ cannot be read: {error.strerror or type(error).__name__}.",
+                remedy="Try again in a moment.",
+            ) from error
         return index
 
     def _of(self, name: str) -> dict[str, Path]:

@@ -5,7 +5,9 @@ A user's character of the same name stands before a shipped one; deleting it bri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +16,8 @@ from modules.characters.character import Character, Persona
 from modules.characters.folder import Folder, Found
 from modules.characters.pictures import kept_picture
 from modules.errors import BadCharacter, NotFound, SnugError
-from modules.files import check_name
+from modules.files import check_name, home_of
+from modules.units import format_size
 
 ExportKind = Literal["png", "json", "yaml"]
 _KEPT_ASCII = " -_.'()&,!"
@@ -43,6 +46,7 @@ class Characters:
     def __init__(self, shipped: Path, own: Path) -> None:
         self._shipped = Folder(shipped, read_character, cards=True)
         self._own = Folder(own, read_character, cards=True)
+        self._lock = threading.RLock()  # between looking for a free name and taking it
 
     def list(self) -> list[Listed]:
         """The user's own, then the shipped ones that none of those stands before."""
@@ -79,9 +83,10 @@ class Characters:
 
     def add(self, character: Character, picture: bytes | None) -> str:
         """Keep a new character; its id, made of its name."""
-        ident = free_id(character.name, [listed.found.id for listed in self.list()])
-        self.save(ident, character, picture)
-        return ident
+        with self._lock:
+            ident = free_id(character.name, [listed.found.id for listed in self.list()])
+            self.save(ident, character, picture)
+            return ident
 
     def import_file(self, data: bytes, file_name: str) -> str:
         """Keep the character of a card or a YAML file; its id. Raises BadCharacter, StoreFailed."""
@@ -96,7 +101,13 @@ class Characters:
             return Export(f"{ident}.yaml", yaml_form.character_yaml(character).encode("utf-8", "replace"))
         if kind == "json":
             return Export(f"{ident}.json", card.to_json(character).encode("utf-8", "replace"))
-        return Export(f"{ident}.png", card.to_png(character, self._home(ident).whole_picture(ident)))
+        made = card.to_png(character, self._home(ident).whole_picture(ident))
+        if len(made) > card.MAX_PICTURE_BYTES:
+            raise BadCharacter(
+                f"{character.name} has too much text: the card is too large for a picture ({format_size(len(made))}).",
+                remedy="Save it as JSON.",
+            )
+        return Export(f"{ident}.png", made)
 
     def delete(self, ident: str) -> None:
         """Delete a character of the user's own. Raises BadName, NotFound, BadCharacter for a shipped one."""
@@ -160,11 +171,23 @@ class People:
 
     characters: Characters
     personas: Personas
+    others: dict[str, People] = field(default_factory=dict)
+    made: Callable[[str], People] | None = None
 
     @classmethod
     def of(cls, shipped: Path, user_data: Path) -> People:
         """Those in `shipped` and in the user data folder."""
-        return cls(Characters(shipped, user_data / "characters"), Personas(user_data / "personas"))
+
+        def made(owner: str) -> People:
+            return cls.of(shipped, home_of(user_data, owner))
+
+        return cls(Characters(shipped, user_data / "characters"), Personas(user_data / "personas"), made=made)
+
+    def whose(self, owner: str) -> People:
+        """Those of one owner; "" is who has what lies in the user data folder itself."""
+        if not owner or self.made is None:
+            return self
+        return self.others.get(owner) or self.others.setdefault(owner, self.made(owner))
 
 
 def read_character(data: bytes, suffix: str, where: str) -> Character:

@@ -14,7 +14,7 @@ from modules.characters.lorebook import Lore, matching
 from modules.characters.placeholders import fill
 from modules.chat.forms import ASSISTANT, USER, Form
 from modules.chat.thinking import answer_of, variables
-from modules.messages import ChatMessage, Conversation, Message, Setup
+from modules.messages import ChatMessage, Conversation, Message, Picture, Setup
 
 # text-generation-webui's
 COMMAND = 'Continue the chat dialogue below. Write a single reply for the character "<|character|>".\n\n<|prompt|>'
@@ -135,7 +135,17 @@ def cast_of(conversation: Conversation, people: People) -> Cast:
     return Cast(setup, conversation.system_prompt, character, persona)
 
 
-def history_of(messages: Sequence[Message], read: Callable[[Message], str]) -> list[tuple[str, ChatMessage]]:
-    """What was said, each with its message's id: without thoughts, and without replies that failed before a word."""
-    said = [(m.id, ChatMessage(m.role, answer_of(m.content) if m.role == "assistant" else read(m))) for m in messages]
-    return [(ident, turn) for ident, turn in said if turn.content.strip()]
+def history_of(
+    messages: Sequence[Message],
+    read: Callable[[Message], str],
+    look: Callable[[Message], tuple[Picture, ...]] = lambda _: (),
+) -> list[tuple[str, ChatMessage]]:
+    """What was said and shown, each with its message's id: without thoughts, and without replies that failed before a
+    word."""
+    said = [
+        (m.id, ChatMessage(m.role, answer_of(m.content)))
+        if m.role == "assistant"
+        else (m.id, ChatMessage(m.role, read(m), look(m)))
+        for m in messages
+    ]
+    return [(ident, turn) for ident, turn in said if turn.content.strip() or turn.pictures]

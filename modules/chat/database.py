@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -24,12 +25,26 @@ BACKUPS_KEPT = 7
 _MAX_CHECKED_BYTES = 512 * 1024**2  # beyond it a full check at start takes longer than people wait
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a file holds: its mark, its tables as steps from version to version, and how it is spoken of."""
+
+    application_id: int
+    migrations: tuple[str, ...]
+    label: str
+    noun: str
+
+
+CONVERSATIONS = Layout(APPLICATION_ID, MIGRATIONS, "snug", "conversations")
+
+
 class Database:
     """One writer, several readers. Every method may be called from any thread; faults come as StoreFailed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, layout: Layout = CONVERSATIONS) -> None:
         """Open `path`, making or migrating it. Raises StoreFailed, the file untouched, if it is not sound."""
         self.path = path
+        self.layout = layout
         self.backup_folder = path.parent / "backups"
         self._write_lock = threading.Lock()
         self._idle_readers: list[sqlite3.Connection] = []
@@ -40,7 +55,7 @@ class Database:
             version = self._check()
             self._writer = _connect(path, synchronous="FULL")
             try:
-                if 0 < version < len(MIGRATIONS):
+                if 0 < version < len(self.layout.migrations):
                     self._back_up(f"version-{version}")
                 self._migrate(version)
                 self.backup_if_due()
@@ -98,7 +113,7 @@ class Database:
             for old in self._backups()[:-BACKUPS_KEPT]:
                 old.unlink(missing_ok=True)
         except (StoreFailed, sqlite3.Error, OSError) as error:
-            log.warning("No backup of the conversations was made: %s", error)
+            log.warning("No backup of the %s was made: %s", self.layout.noun, error)
 
     def close(self) -> None:
         """Close every connection; later calls raise StoreFailed. Closing twice is fine."""
@@ -112,7 +127,7 @@ class Database:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise StoreFailed("The conversations are closed: Snug is shutting down.", remedy="Start it again.")
+            raise StoreFailed(f"The {self.layout.noun} are closed: Snug is shutting down.", remedy="Start it again.")
 
     def _check(self) -> int:
         """The file's version; 0 where there is none yet. Reads only, so that a damaged file stays as it is."""
@@ -137,12 +152,12 @@ class Database:
             raise self._damaged(f"is damaged ({error})") from error
         if not sound:
             raise self._damaged("is damaged")
-        if version and owner != APPLICATION_ID:
+        if version and owner != self.layout.application_id:
             raise self._damaged("is a database of another program")
-        if version > len(MIGRATIONS):
+        if version > len(self.layout.migrations):
             raise StoreFailed(
                 f"{self.path.name} was written by a newer Snug (version {version} of the file, "
-                f"this Snug knows {len(MIGRATIONS)}).",
+                f"this Snug knows {len(self.layout.migrations)}).",
                 remedy="Update Snug, or start it with another --user-data-dir.",
             )
         return version
@@ -155,19 +170,20 @@ class Database:
             else "There is no backup: start with another --user-data-dir"
         )
         return StoreFailed(
-            f"The file of conversations, {self.path}, {what}. Snug left it as it is.",
+            f"The file of {self.layout.noun}, {self.path}, {what}. Snug left it as it is.",
             remedy=f"Move it away. {offer}.",
         )
 
     def _migrate(self, version: int) -> None:
-        if 0 < version < len(MIGRATIONS):
-            log.info("The file of conversations is of version %d: bringing it to %d", version, len(MIGRATIONS))
-        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        if 0 < version < len(self.layout.migrations):
+            latest = len(self.layout.migrations)
+            log.info("The file of %s is of version %d: bringing it to %d", self.layout.noun, version, latest)
+        for number, script in enumerate(self.layout.migrations[version:], start=version + 1):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 for statement in _statements(script):
                     self._writer.execute(statement)
-                self._writer.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                self._writer.execute(f"PRAGMA application_id = {self.layout.application_id}")
                 self._writer.execute(f"PRAGMA user_version = {number}")
                 self._writer.execute("COMMIT")
             except BaseException:
@@ -176,7 +192,7 @@ class Database:
                 raise
 
     def _back_up(self, label: str) -> None:
-        target = self.backup_folder / f"snug-{label}.db"
+        target = self.backup_folder / f"{self.layout.label}-{label}.db"
         if target.exists():
             return
         self.backup_folder.mkdir(exist_ok=True)
@@ -188,7 +204,7 @@ class Database:
 
     def _backups(self) -> list[Path]:
         """Daily backups, oldest first."""
-        return sorted(self.backup_folder.glob("snug-[0-9]*.db"))
+        return sorted(self.backup_folder.glob(f"{self.layout.label}-[0-9]*.db"))
 
     @contextmanager
     def _named_faults(self, what: str) -> Iterator[None]:
@@ -204,6 +220,7 @@ class MemoryDatabase(Database):
     def __init__(self) -> None:
         """An empty one."""
         self.path = Path("incognito conversations")
+        self.layout = CONVERSATIONS
         self._write_lock = threading.Lock()
         self._readers_lock = threading.Lock()
         self._idle_readers = []

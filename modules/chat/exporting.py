@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import Any
 from modules.chat.trees import Tree
 
 FORMAT = 1  # of the JSON, under the key "snug"
+_ALWAYS = ("parent", "content")
 SPEAKERS = {"user": "You", "assistant": "Reply", "system": "System"}
 
 
@@ -46,6 +48,10 @@ def to_markdown(tree: Tree) -> str:
         parts.append("\n".join(f"> {line}".rstrip() for line in tree.system_prompt.strip().splitlines()))
     for message in tree.path():
         parts.append(f"## {SPEAKERS[message.role]}")
+        if message.attachments:
+            parts.append(
+                "\n".join(f"*Attached: {_one_line(file.name)} ({file.about})*" for file in message.attachments)
+            )
         if message.content.strip():
             parts.append(message.content.strip())
         if message.error:
@@ -56,7 +62,16 @@ def to_markdown(tree: Tree) -> str:
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     """Without what says nothing."""
-    return {name: value for name, value in message.items() if value not in (None, "") or name in ("parent", "content")}
+    found = {name: value for name, value in message.items() if value not in (None, "", ()) or name in _ALWAYS}
+    if "attachments" in found:
+        found["attachments"] = [_file(file) for file in found["attachments"]]
+    return found
+
+
+def _file(file: dict[str, Any]) -> dict[str, Any]:
+    """Without what says nothing; a picture in base64."""
+    said = {name: value for name, value in file.items() if value}
+    return said | ({"picture": base64.b64encode(said["picture"]).decode()} if "picture" in said else {})
 
 
 def _one_line(text: str) -> str:

@@ -6,12 +6,12 @@ Values and pure functions; prompts.py builds by them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from modules.engine.base import TextPiece
 from modules.errors import BadChatTemplate
-from modules.messages import ChatMessage
+from modules.messages import ChatMessage, Picture
 
 USER, ASSISTANT = "User", "Assistant"
 Speaker = Literal["assistant", "user"]
@@ -22,9 +22,10 @@ _CONTROL_SIGNS = set("<[|｜{▁")
 class Form:
     """The way of one prompt.
 
-    `template` stands in place of the model's own, with `variables` of its own. `command`, if there is one, holds the
-    whole chat where it says `<|prompt|>` (text-generation-webui's chat-instruct), `context` before it. `closing` is
-    told after the last message. `speaker` is whose turn the model is to write.
+    `template` stands in place of the model's own, with `variables` of its own; `arguments_as_text` is ChatTemplate's.
+    `command`, if there is one, holds the whole chat where it says `<|prompt|>` (text-generation-webui's
+    chat-instruct), `context` before it. `closing` is told after the last message. `speaker` is whose turn the model
+    is to write.
     """
 
     template: str = ""
@@ -36,6 +37,7 @@ class Form:
     closing: str = ""
     speaker: Speaker = "assistant"
     stop_at_names: bool = False
+    arguments_as_text: bool = False
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -61,14 +63,18 @@ class Form:
         chat = "\n".join([self.context.strip() + "\n", *lines] if self.context.strip() else lines)
         before, placed, after = self.command.replace("<|character|>", self.prefix[:-1]).partition("<|prompt|>")
         told = f"{before}{chat}{after}" if placed else f"{before}\n\n{chat}"
-        return [*system, ChatMessage("user", f"{told}\n\n{self.closing}" if self.closing else told)]
+        pictures = tuple(picture for turn in turns for picture in turn.pictures)
+        return [*system, ChatMessage("user", f"{told}\n\n{self.closing}" if self.closing else told, pictures)]
 
     def name_of(self, turn: ChatMessage) -> str:
         """Who says it."""
         return self.user if turn.role == "user" else self.char
 
-    def transcript(self, messages: Sequence[ChatMessage]) -> tuple[TextPiece, ...]:
-        """A conversation for a model that knows no chat format, up to where the reply begins."""
+    def transcript(self, messages: Sequence[ChatMessage], image_token: str = "") -> tuple[TextPiece, ...]:
+        """A conversation for a model that knows no chat format, up to where the reply begins.
+
+        `image_token` is how it writes the place of a picture, if it sees.
+        """
         pieces: list[TextPiece] = []
         for message in messages:
             if message.role == "system":
@@ -76,6 +82,7 @@ class Form:
             else:
                 pieces += (
                     _name(f"{self.name_of(message)}: "),
+                    *places(message.pictures, image_token),
                     TextPiece(message.content.strip()),
                     TextPiece("\n", template=True),
                 )
@@ -83,6 +90,12 @@ class Form:
 
 
 PLAIN = Form()
+
+
+def places(pictures: Sequence[Picture], image_token: str) -> list[TextPiece]:
+    """The places of `pictures` in a row, where the model sees."""
+    wanted = pictures if image_token else ()
+    return [TextPiece(image_token, template=True, picture=(one.width, one.height)) for one in wanted]
 
 
 def _name(text: str) -> TextPiece:
@@ -94,7 +107,7 @@ def _closed(turns: Sequence[ChatMessage], closing: str) -> list[ChatMessage]:
     arranged = list(turns)
     last = next((n for n in reversed(range(len(arranged))) if arranged[n].role == "user"), None)
     if closing and last is not None:
-        arranged[last] = ChatMessage("user", f"{arranged[last].content}\n\n{closing}")
+        arranged[last] = replace(arranged[last], content=f"{arranged[last].content}\n\n{closing}")
     return arranged
 
 

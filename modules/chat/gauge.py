@@ -18,6 +18,7 @@ from modules.messages import ChatMessage
 
 _USUAL_OVERHEAD = 5
 _SAMPLE = "Hello."
+COUNTED_CONTEXTS = 2  # of the newest messages; the rest is estimated
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +57,38 @@ class Gauges:
         if info.takes == "words" or not info.context_tokens or info.is_encoder_decoder:
             return Gauge()
         overheads = self._overheads(engine, form)
-        costs = [self._cost(engine, turn, form, overheads) for turn in turns]
+        costs = self._costs(engine, turns, form, overheads)
         total = overheads.once + sum(costs)
         if form.command:
             total += overheads.message + sum(self._prompts.count(engine, text) for text in _around(form))
         free = free_tokens(info, max_new_tokens)
         return Gauge(total, info.context_tokens, free, _dropped(turns, costs, total - (info.context_tokens - free)))
 
+    def _costs(
+        self, engine: PromptEngine, turns: Sequence[ChatMessage], form: Form, overheads: _Overheads
+    ) -> list[int]:
+        """Tokens of each turn; those that are far beyond the context are estimated by how long they are.
+
+        What is left out is the same: it depends on the turns that fit.
+        """
+        costs, counted, characters = [0] * len(turns), 0, 1
+        for number in reversed(range(len(turns))):
+            turn = turns[number]
+            if turn.role == "system" or counted <= COUNTED_CONTEXTS * engine.info.context_tokens:
+                costs[number] = self._cost(engine, turn, form, overheads)
+                counted += costs[number]
+                characters += len(turn.content)
+            else:
+                costs[number] = 1 + len(turn.content) * counted // characters
+        return costs
+
     def _cost(self, engine: PromptEngine, turn: ChatMessage, form: Form, overheads: _Overheads) -> int:
         if turn.role == "system":
             return self._prompts.count(engine, turn.content) + overheads.system
+        shown = sum(self._prompts.picture_tokens(engine, picture) for picture in turn.pictures)
         if form.command:
-            return self._prompts.count(engine, f"{form.name_of(turn)}: {turn.content}\n")
-        return self._prompts.count(engine, turn.content) + overheads.message
+            return shown + self._prompts.count(engine, f"{form.name_of(turn)}: {turn.content}\n")
+        return shown + self._prompts.count(engine, turn.content) + overheads.message
 
     def _overheads(self, engine: PromptEngine, form: Form) -> _Overheads:
         key = json.dumps([form.template, dict(form.variables), form.user, form.char], sort_keys=True)

@@ -7,26 +7,39 @@ here.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from modules.attachments.extracted import (
+    MAX_ABOUT_CHARACTERS,
+    MAX_CHARACTERS,
+    MAX_FILES,
+    clean_name,
+    clean_text,
+)
+from modules.attachments.extracting import Read as ReadAttachment
+from modules.attachments.picture import MAX_KEPT_BYTES
 from modules.chat import foreign
 from modules.chat.exporting import FORMAT
 from modules.chat.foreign import Unreadable
 from modules.chat.rows import to_stats
 from modules.chat.setup_fields import SetupFields
-from modules.chat.trees import Tree, TreeMessage
-from modules.messages import MessageStatus, Mode, ReplyStats, Role
+from modules.chat.trees import Tree, TreeFile, TreeMessage
+from modules.errors import BadAttachment
+from modules.messages import FileKind, MessageStatus, ReplyStats, Role
 
 _MOST = 1e15  # of any figure about a reply; nothing that is no number is less
 LINES_TRIED = 5  # before a file counts as one JSON object a line
 FORMATS = (
     "Snug's own JSON, text-generation-webui, SillyTavern, ShareGPT, OpenAI messages, and ChatGPT's conversations.json"
 )
+_MOST_BASE64 = MAX_KEPT_BYTES * 4 // 3 + 4
+MAX_TITLE, MAX_FOLDER = 200, 80  # characters, as the page takes them
 # Seconds that a calendar can show.
 Moment = Annotated[float | None, Field(ge=-6e10, le=1e11, allow_inf_nan=False)]
 
@@ -48,6 +61,17 @@ class Read:
     notes: tuple[str, ...] = ()
 
 
+class _File(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    name: str = Field(max_length=1000)
+    kind: FileKind
+    size_bytes: int = Field(default=0, ge=0, le=10**15)
+    about: str = Field(default="", max_length=MAX_ABOUT_CHARACTERS)
+    cut: str = Field(default="", max_length=MAX_ABOUT_CHARACTERS)
+    text: str = Field(default="", max_length=MAX_CHARACTERS)
+    picture: str = Field(default="", max_length=_MOST_BASE64)
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
     parent: int | None = None
@@ -57,19 +81,20 @@ class _Message(BaseModel):
     status: MessageStatus = "complete"
     stats: dict[str, Any] | None = None
     error: str = ""
+    attachments: list[_File] = Field(default=[], max_length=MAX_FILES)
+    modified: str | None = None
 
 
 class _Setup(SetupFields):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class _Conversation(BaseModel):
+class _Conversation(BaseModel):  # its mode is not taken: a file of conversations holds chats
     model_config = ConfigDict(extra="ignore", strict=True)
     title: str = ""
     messages: list[_Message]
     head: int | None = None
     renamed: bool = False
-    mode: Mode = "chat"
     system_prompt: str = ""
     created_at: Moment = None
     updated_at: Moment = None
@@ -202,7 +227,9 @@ def _own(value: Any) -> foreign.Draft:
     messages = tuple(_own_message(message, place) for place, message in enumerate(found.messages))
     if bool(messages) != (found.head is not None) or not (found.head is None or 0 <= found.head < len(messages)):
         raise Unreadable("head: there is no such message.")
-    values = found.model_dump(exclude={"messages", "setup"})
+    values = found.model_dump(exclude={"messages", "setup"}) | {
+        "title": found.title[:MAX_TITLE], "folder": found.folder[:MAX_FOLDER],
+    }  # fmt: skip
     return foreign.Draft(Tree(messages=messages, setup=found.setup.setup(), **values))
 
 
@@ -211,7 +238,51 @@ def _own_message(message: _Message, place: int) -> TreeMessage:
         raise Unreadable(f"messages.{place}.parent: a message answers one that comes before it.")
     return TreeMessage(
         message.parent, message.role, message.content, message.created_at, message.status,
-        _stats(message.stats, place), message.error,
+        _stats(message.stats, place), message.error, tuple(_own_file(file) for file in message.attachments),
+        message.modified,
+    )  # fmt: skip
+
+
+def _own_file(file: _File) -> TreeFile:
+    """A file as Snug would have taken it: its name, text and picture are as hostile as any."""
+    about, cut = clean_text(file.about), clean_text(file.cut)
+    if file.kind == "picture":
+        return _own_picture(file, cut)
+    return TreeFile(clean_name(file.name), file.kind, file.size_bytes, about, clean_text(file.text), cut)
+
+
+def _own_picture(file: _File, cut: str) -> TreeFile:
+    """A picture as it stands there: `drawn` makes it one of Snug's."""
+    try:
+        data = base64.b64decode(file.picture, validate=True)
+    except ValueError:
+        data = b""
+    return TreeFile(clean_name(file.name), "picture", file.size_bytes, "picture", cut=cut, picture=data)
+
+
+def drawn(tree: Tree, draw: ReadAttachment) -> Tree:
+    """`tree` with its pictures drawn anew; of one that is none the name stays, and all else of its message."""
+    return replace(
+        tree,
+        messages=tuple(
+            replace(message, attachments=tuple(_drawn(file, draw) for file in message.attachments))
+            for message in tree.messages
+        ),
+    )
+
+
+def _drawn(file: TreeFile, draw: ReadAttachment) -> TreeFile:
+    if file.kind != "picture":
+        return file
+    try:
+        taken = draw(file.name, file.picture) if file.picture else None
+    except BadAttachment:
+        taken = None
+    if taken is None or taken.kind != "picture":
+        return replace(file, picture=b"", cut="The picture itself was not in the file.")
+    return replace(
+        file, about=taken.about, width=taken.width, height=taken.height, media_type=taken.media_type,
+        picture=taken.picture,
     )  # fmt: skip
 
 

@@ -39,6 +39,11 @@ class Databases:
                 self._memory = MemoryDatabase()
             return self._memory
 
+    def open(self) -> tuple[Database, ...]:
+        """The file, and the memory if anything was ever put there."""
+        with self._lock:
+            return (self.disk, self._memory) if self._memory else (self.disk,)
+
     def see(self, conversation_id: str) -> None:
         """A page looks at this conversation: it stays."""
         if is_incognito(conversation_id):

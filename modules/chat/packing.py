@@ -21,6 +21,11 @@ def unpack(value: object) -> str:
     return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else str(value)
 
 
+def printable(text: str) -> str:
+    """`text` as UTF-8 can carry it: halves of characters become the replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def fold(text: str) -> str:
     """`text` in the form in which texts are compared: any case and alphabet, always UTF-8.
 

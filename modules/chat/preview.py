@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from modules.chat.attaching import ToldFile
 from modules.chat.forms import Form
 from modules.chat.gauge import Gauge, Gauges
 from modules.chat.prompts import BuiltPrompt, Prompts
@@ -13,7 +15,7 @@ from modules.chat.store import Store
 from modules.chat.thinking import choices
 from modules.engine.host.host import EngineHost
 from modules.errors import BadChatTemplate, BadValue, NoModelLoaded
-from modules.messages import ChatMessage, Conversation
+from modules.messages import Attachment, ChatMessage, Conversation, Picture
 from modules.models.manager import ModelManager
 from modules.sampling import GenerationParams
 
@@ -31,10 +33,11 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A gauge, and the ids of the messages that would be left out."""
+    """A gauge, the ids of the messages that would be left out, and the draft's files as they would be told."""
 
     gauge: Gauge
     left_out: tuple[str, ...]
+    files: tuple[ToldFile, ...] = ()
 
 
 class Previews:
@@ -44,24 +47,48 @@ class Previews:
         self._models, self._store, self._prompts, self._chat = models, store, prompts, chat
         self._gauges = Gauges(prompts)
 
-    def gauge(self, conversation: Conversation, draft: str, params: GenerationParams) -> Measured:
-        """How full the context will be with `draft` as the next message. Raises NoModelLoaded, NotFound."""
+    def gauge(
+        self,
+        conversation: Conversation,
+        draft: str,
+        params: GenerationParams,
+        attachments: Sequence[Attachment] = (),
+    ) -> Measured:
+        """How full the context will be with `draft` and files as the next message. Raises NoModelLoaded, NotFound."""
         engine = self._engine()
-        turns, form, ids = self._chat.turns(conversation, conversation.head_id, engine, draft=draft)
+        turns, form, ids = self._chat.turns(
+            conversation, conversation.head_id, engine, draft=draft, attachments=attachments
+        )
         gauge = self._gauges.measure(engine, turns, form, max_new_tokens=params.max_new_tokens)
-        return Measured(gauge, tuple(ids[: gauge.dropped]))
+        files = self._chat.files(conversation.owner, attachments, engine)
+        return Measured(gauge, tuple(ids[: gauge.dropped]), (*files, *self._shown(engine, attachments)))
 
-    def exact(self, conversation: Conversation, draft: str, params: GenerationParams) -> Preview:
-        """The prompt for `draft` as the next message; without one, that of the last reply.
+    def _shown(self, engine: EngineHost, attachments: Sequence[Attachment]) -> tuple[ToldFile, ...]:
+        """The pictures among the draft's files: what they cost, or that this model cannot see them."""
+        blind = "" if engine.info.sees else f"{engine.info.name} cannot see pictures; it is told that there is one."
+        return tuple(
+            ToldFile(item, "", self._prompts.picture_tokens(engine, Picture(item.width, item.height)), blind)
+            for item in attachments
+            if item.kind == "picture"
+        )
+
+    def exact(
+        self,
+        conversation: Conversation,
+        draft: str,
+        params: GenerationParams,
+        attachments: Sequence[Attachment] = (),
+    ) -> Preview:
+        """The prompt for `draft` and files as the next message; without either, that of the last reply.
 
         Raises NoModelLoaded, NotFound, BadChatTemplate for the conversation's own template, BadValue if there is no
         message yet.
         """
         engine, last = self._engine(), conversation.head_id
-        if not draft.strip() and last is not None:
+        if not draft.strip() and not attachments and last is not None:
             message = self._store.message(conversation.owner, last)
             last = message.parent_id if message.role == "assistant" and message.parent_id else last
-        turns, form, _ = self._chat.turns(conversation, last, engine, draft=draft)
+        turns, form, _ = self._chat.turns(conversation, last, engine, draft=draft, attachments=attachments)
         if not any(turn.role == "user" for turn in turns):
             raise BadValue("There is no message yet.", remedy="Write one to see the prompt that it makes.")
         if form.template:
@@ -75,7 +102,7 @@ class Previews:
 
     def check_template(self, template: str) -> None:
         """Try a template on two messages. Raises BadChatTemplate; without a model nothing is tried."""
-        if not template or self._models.state.info is None:
+        if not template or self._models.state.info is None or self._models.state.lent:
             return
         sample = Conversation("", "", "", "chat", "", None, 0, 0)
         turns, form, _ = self._chat.turns(sample, None, self._engine(), draft="Hello.")
@@ -98,13 +125,22 @@ class Previews:
     def _engine(self) -> EngineHost:
         if self._models.state.info is None or self._models.state.status == "died":
             raise NoModelLoaded("No model is loaded.", remedy="Load one in the Model tab.")
+        if self._models.state.lent:
+            raise NoModelLoaded("A comparison has the memory.", remedy="The model is back when it is complete.")
         return self._models.engine()
 
 
 def _shown(built: BuiltPrompt, engine: EngineHost) -> str:
     if built.words is None:
-        return engine.decode([*built.prompt_ids, *built.reply_ids])
+        text = engine.decode([*built.prompt_ids, *built.reply_ids])
+        token = engine.info.image_token
+        return re.sub(f"(?:{re.escape(token)}){{2,}}", lambda run: _run(run[0], token), text) if token else text
     return "\n\n".join(_line(message) for message in built.words.messages)
+
+
+def _run(text: str, token: str) -> str:
+    """A run of a picture's tokens, which say nothing to people, in short."""
+    return f"{token}×{len(text) // len(token)}"
 
 
 def _line(message: ChatMessage) -> str:

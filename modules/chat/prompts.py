@@ -8,8 +8,11 @@ Rendering is in rendering.py, tokenizing in the engine.
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -21,13 +24,18 @@ from modules.chat.templates import TemplateWorker
 from modules.chat.thinking import opened_by
 from modules.engine.base import ModelInfo, TextPiece, Words
 from modules.errors import BadChatTemplate, BadValue, ContextLengthExceeded
-from modules.messages import ChatMessage
+from modules.messages import ChatMessage, Picture
 
 LEAST_FREE_SHARE = 4  # at least a quarter of the context stays free for the reply, less if it may not be that long
-TRANSCRIPT_STOP = PLAIN.stop
 LONGEST_TOKEN_CHARACTERS = 256  # no tokenizer packs more of a real text into one token
 _COUNTS_KEPT = 20_000
+_CUT = "The beginning of the text lies outside the model's context."
 _BREAK = "\u200b"  # a space without width
+_BREAKS: tuple[Callable[[str], str], ...] = (
+    lambda text: "".join(c + _BREAK if c in "<[|｜{▁" else c for c in text),
+    _BREAK.join,
+)
+_MOST_ASKED = 64  # groups of texts in which control tokens are looked for
 
 Ids = tuple[int, ...]
 
@@ -49,7 +57,8 @@ class BuiltPrompt:
 
     `reply_ids` are what the reply already holds, `stop` strings to add to the request's own, `dropped` the number of
     messages that did not fit, `notice` "" or what else had to be changed, for people. `opens` is "" or the mark of a
-    thought that the prompt has begun already. An engine that takes words gets `words` and no ids.
+    thought that the prompt has begun already. An engine that takes words gets `words` and no ids. `told` are sentences
+    that are kept with the reply. `pictures` are those whose places are in the prompt, in order.
     """
 
     prompt_ids: Ids
@@ -59,6 +68,8 @@ class BuiltPrompt:
     notice: str = ""
     words: Words | None = None
     opens: str = ""
+    told: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
 
 class Prompts:
@@ -82,15 +93,21 @@ class Prompts:
         reply_start: str | None = None,
         truncate: bool,
         form: Form = PLAIN,
+        lead: str = "",
+        begun: str = "",
     ) -> BuiltPrompt:
         """The prompt for a reply to `messages`, which goes on from `reply_start` if that is given.
 
+        `lead` is how the reply begins for the model, not for the reader; an engine that takes words is not told of it.
+        So is `begun`, in which control tokens are ones.
         Where a template of `form` fails, the model's own is taken, and the notice says so.
 
         Raises ContextLengthExceeded if the messages do not fit, or with `truncate` if even the system prompt and the
         last user message do not; BadValue without messages; BadChatTemplate.
         """
-        turns = [ChatMessage(m.role, whole_characters(m.content)) for m in messages]
+        turns = [replace(m, content=whole_characters(m.content)) for m in messages]
+        if not engine.info.sees:
+            turns = [blind(turn) for turn in turns]
         start = whole_characters(reply_start or "")
         if not any(m.role != "system" for m in turns):
             raise BadValue("There is no message to answer.", remedy="Send at least one user message.", param="messages")
@@ -101,7 +118,9 @@ class Prompts:
         if engine.info.is_encoder_decoder:
             return self._last_message_alone(engine, turns, start)
         free = free_tokens(engine.info, max_new_tokens)
-        fit = _Fit(self, engine, turns, start, form, limit=engine.info.context_tokens - free, free=free)
+        lead = whole_characters(lead)
+        limit = engine.info.context_tokens - free
+        fit = _Fit(self, engine, turns, start, form, lead=lead, begun=begun, limit=limit, free=free)
         try:
             return fit.build(truncate=truncate)
         except BadChatTemplate as error:
@@ -112,23 +131,26 @@ class Prompts:
             return replace(built, notice=" ".join(part for part in (because, built.notice) if part))
 
     def completion(
-        self, engine: PromptEngine, text: str, *, max_new_tokens: int, truncate: bool = False
+        self, engine: PromptEngine, text: str, *, max_new_tokens: int, truncate: bool = False, behind: Ids = ()
     ) -> BuiltPrompt:
         """The prompt for a raw text, in which control tokens may be written by hand. BOS is put before it once.
 
-        Raises ContextLengthExceeded if it does not fit; with `truncate` its beginning is left out instead.
+        `behind` are tokens that follow the text, as the model once wrote them. Raises ContextLengthExceeded if it does
+        not fit; with `truncate` its beginning is left out instead.
         """
         info = engine.info
         if info.takes == "words":
             return BuiltPrompt((), words=Words(text=whole_characters(text)))
         free = 0 if info.is_encoder_decoder else free_tokens(info, max_new_tokens)
+        if behind:
+            return _followed(self, engine, text, behind, info.context_tokens - free)
         limit = info.context_tokens - free
         characters = limit * LONGEST_TOKEN_CHARACTERS
         cut = len(text) > characters
         if cut and not truncate:
             raise _too_long(f"The text has {len(text):,} characters", info, free)
         ids = engine.encode([TextPiece(whole_characters(text[-characters:]), template=True)])
-        ids = ids or self._beginning(engine)
+        ids = ids or self.beginning(engine)
         whole = _wrapped(ids, info)
         if len(whole) <= limit and not cut:
             return BuiltPrompt(whole)
@@ -136,15 +158,56 @@ class Prompts:
             raise _too_long(f"The text has {len(whole):,} tokens", info, free)
         spare = len(whole) - len(ids)
         kept = _wrapped(ids[max(0, len(ids) - (limit - spare)) :], info)
-        return BuiltPrompt(kept, notice="The beginning of the text lies outside the model's context.")
+        return BuiltPrompt(kept, notice=_CUT)
+
+    def unbounded(
+        self,
+        engine: PromptEngine,
+        messages: Sequence[ChatMessage],
+        *,
+        reply_start: str | None = None,
+        form: Form = PLAIN,
+    ) -> BuiltPrompt:
+        """The prompt that `chat` makes where everything fits, for who wants to see or count it.
+
+        Raises BadValue without messages, BadChatTemplate, and ContextLengthExceeded for what no model could read.
+        """
+        if engine.info.takes == "words" or engine.info.is_encoder_decoder:
+            return self.chat(engine, messages, max_new_tokens=1, reply_start=reply_start, truncate=False, form=form)
+        turns = [replace(m, content=whole_characters(m.content)) for m in messages]
+        if not engine.info.sees:
+            turns = [blind(turn) for turn in turns]
+        if not any(m.role != "system" for m in turns):
+            raise BadValue("There is no message to answer.", remedy="Send at least one user message.", param="messages")
+        refuse_giant(turns, engine.info, 0)
+        start = whole_characters(reply_start or "")
+        return _Fit(self, engine, turns, start, form, limit=sys.maxsize, free=0).attempt(turns)
 
     def render(self, engine: PromptEngine, messages: Sequence[ChatMessage], form: Form = PLAIN) -> Rendered:
         """The messages as pieces of text, through the model's chat template (or that of `form`) or as a transcript."""
-        text = form.template or engine.info.chat_template
-        if not text:
-            return Rendered(form.transcript(messages))
-        template = ChatTemplate(text, engine.info.special_tokens, self._worker, form.variables)
-        return render_pieces(template, messages, lambda content: neutralised(engine, content))
+        info = engine.info
+        image_token = info.image_token if info.sees else ""
+        if not (form.template or info.chat_template):
+            return Rendered(form.transcript(messages, image_token))
+        rendered = render_pieces(self.template(engine, form), messages, lambda content: neutralised(engine, content))
+        if sum(1 for piece in rendered.pieces if piece.picture) != sum(len(m.pictures) for m in messages):
+            raise BadChatTemplate(
+                "The chat template leaves out a picture, or has no place for it.",
+                remedy="Use the model's own template, or write something beside the picture.",
+            )
+        return rendered
+
+    def template(self, engine: PromptEngine, form: Form = PLAIN) -> ChatTemplate:
+        """The model's chat template, or that of `form`, ready to render."""
+        info = engine.info
+        return ChatTemplate(
+            form.template or info.chat_template,
+            info.special_tokens,
+            self._worker,
+            form.variables,
+            arguments_as_text=form.arguments_as_text,
+            image_token=info.image_token if info.sees else "",
+        )
 
     def count(self, engine: PromptEngine, content: str) -> int:
         """Tokens of one message's content, remembered."""
@@ -160,19 +223,35 @@ class Prompts:
             counts[key] = counted
         return counted
 
+    def picture_tokens(self, engine: PromptEngine, picture: Picture) -> int:
+        """Tokens of one picture for an engine that sees, remembered; 0 where nothing says."""
+        info = engine.info
+        if not info.sees or not info.image_token:
+            return 0
+        place = TextPiece(info.image_token, template=True, picture=(picture.width, picture.height))
+        key = f"picture {picture.width} {picture.height}".encode()
+        with self._counts_lock:
+            counts = self._counts.setdefault(engine, {})
+            if key in counts:
+                return counts[key]
+        counted = len(engine.encode([place]))
+        with self._counts_lock:
+            counts[key] = counted
+        return counted
+
     def length(self, engine: PromptEngine, text: str) -> int:
         """Tokens of a text, remembered; a guess for an engine that tells no tokens."""
         return len(text) // 4 + 1 if engine.info.takes == "words" else self.count(engine, text)
 
     def _last_message_alone(self, engine: PromptEngine, turns: Sequence[ChatMessage], start: str) -> BuiltPrompt:
         text = next((m.content for m in reversed(turns) if m.role == "user"), turns[-1].content)
-        _refuse_giant([ChatMessage("user", text)], engine.info, 0)
+        refuse_giant([ChatMessage("user", text)], engine.info, 0)
         ids = _wrapped(engine.encode([TextPiece(text)]), engine.info)
         if len(ids) > engine.info.context_tokens:
             raise _too_long(f"The last message has {len(ids):,} tokens", engine.info, 0)
         return BuiltPrompt(ids, tuple(engine.encode([TextPiece(start)])) if start else ())
 
-    def _beginning(self, engine: PromptEngine) -> list[int]:
+    def beginning(self, engine: PromptEngine) -> list[int]:
         """A token to begin an empty text with."""
         special = engine.info.special_tokens
         token = special.get("bos_token") or special.get("eos_token") or ""
@@ -193,19 +272,22 @@ class _Fit:
     form: Form
     limit: int
     free: int
+    lead: str = ""
+    begun: str = ""
 
     def build(self, *, truncate: bool) -> BuiltPrompt:
         """Render from the oldest turn that may fit; drop as many as were too much; again until it fits."""
         starts = self._starts()
         first = self._first_worth_trying(starts) if truncate else 0
         if not truncate or first == len(starts) - 1:
-            _refuse_giant(self._kept(starts[first]), self.engine.info, self.free)
+            refuse_giant(self._kept(starts[first]), self.engine.info, self.free)
         while True:
             kept = self._kept(starts[first])
-            built = self._attempt(kept)
+            built = self.attempt(kept)
             excess = len(built.prompt_ids) + len(built.reply_ids) - self.limit
             if excess <= 0:
-                return replace(built, dropped=len(self.turns) - len(kept))
+                pictures = tuple(picture for turn in kept for picture in turn.pictures)
+                return replace(built, dropped=len(self.turns) - len(kept), pictures=pictures)
             if not truncate or first + 1 == len(starts):
                 raise self._refusal(built, truncated=truncate)
             overhead = max(0, len(built.prompt_ids) - self._tokens(kept)) // len(kept)
@@ -223,7 +305,7 @@ class _Fit:
 
     def _first_worth_trying(self, starts: list[int]) -> int:
         """Index of the earliest start whose contents alone do not already exceed the limit."""
-        if sum(len(turn.content) for turn in self.turns) <= 2 * self.limit:
+        if sum(len(turn.content) for turn in self.turns) <= 2 * self.limit and not any(t.pictures for t in self.turns):
             return 0
         first = len(starts) - 1
         left = self.limit - self._tokens(self._kept(starts[first]))
@@ -249,11 +331,15 @@ class _Fit:
             self.prompts.count(self.engine, turn.content) if len(turn.content) <= giant else self.limit + 1
             for turn in turns
         )
-        return sum(counts)
+        pictures = (picture for turn in turns for picture in turn.pictures)
+        return sum(counts) + sum(self.prompts.picture_tokens(self.engine, picture) for picture in pictures)
 
-    def _attempt(self, kept: Sequence[ChatMessage]) -> BuiltPrompt:
+    def attempt(self, kept: Sequence[ChatMessage]) -> BuiltPrompt:
+        """The prompt with these turns, whatever its length."""
         info, form = self.engine.info, self.form
         pieces, notice, stop = self._pieces(kept)
+        pieces = (*pieces, TextPiece(self.lead)) if self.lead else pieces
+        pieces = (*pieces, TextPiece(self.begun, template=True)) if self.begun else pieces
         opens = opened_by("".join(piece.text for piece in pieces))
         prompt = self.engine.encode(pieces)
         start = self.reply_start.removeprefix(opens)
@@ -288,6 +374,30 @@ class _Fit:
         return _too_long(f"{what} {len(built.prompt_ids) + len(built.reply_ids):,} tokens", self.engine.info, self.free)
 
 
+def _followed(prompts: Prompts, engine: PromptEngine, text: str, behind: Ids, limit: int) -> BuiltPrompt:
+    """The prompt for a text with tokens behind it, cut at its beginning to `limit` tokens."""
+    room = limit - len(behind)
+    most = max(0, room) * LONGEST_TOKEN_CHARACTERS
+    ids = engine.encode([TextPiece(whole_characters(text[len(text) - min(len(text), most) :]), template=True)])
+    ids = ids or ([] if text else prompts.beginning(engine))
+    whole = _wrapped(ids, engine.info)
+    if len(whole) <= room and len(text) <= most:
+        return BuiltPrompt((*whole, *behind))
+    border = len(whole) - len(ids)
+    kept = [*ids, *behind][len(ids) + len(behind) - max(1, limit - border) :]
+    return BuiltPrompt(_wrapped(kept, engine.info), notice=_CUT)
+
+
+def blind(turn: ChatMessage) -> ChatMessage:
+    """`turn` for a model that cannot see: it is told that there was a picture, and no more."""
+    if not turn.pictures:
+        return turn
+    count = len(turn.pictures)
+    what = "a picture" if count == 1 else f"{count} pictures"
+    told = f"[The user attached {what}, which you cannot see.]"
+    return replace(turn, content=f"{told}\n\n{turn.content}".strip(), pictures=())
+
+
 def free_tokens(info: ModelInfo, max_new_tokens: int) -> int:
     """How much of the context a prompt must leave free: the longest reply, but no more than a quarter of it."""
     return min(max_new_tokens, info.context_tokens // LEAST_FREE_SHARE)
@@ -302,16 +412,35 @@ def whole_characters(text: str) -> str:
 
 def neutralised(engine: PromptEngine, content: str) -> str:
     """`content` such that it holds no control token even when it is encoded as template text."""
-    forms: tuple[Callable[[str], str], ...] = (
-        lambda text: text,
-        lambda text: "".join(c + _BREAK if c in "<[|｜{▁" else c for c in text),
-        lambda text: _BREAK.join(text),
-    )
-    for form in forms[:-1]:
-        harmless = form(content)
-        if engine.encode([TextPiece(harmless, template=True)]) == engine.encode([TextPiece(harmless)]):
-            return harmless
-    return forms[-1](content)
+    if stays_text(engine, content):
+        return content
+    harmless = _BREAKS[0](content)
+    return harmless if stays_text(engine, harmless) else _BREAKS[1](content)
+
+
+def all_neutralised(engine: PromptEngine, texts: Sequence[str]) -> dict[str, str]:
+    """Those of `texts` that hold a control token, each with what it becomes: asked of the engine for many at once, so
+    that where too many hold one, others are broken up too.
+    """
+    groups, found, asked = deque([list(dict.fromkeys(texts))]), list[str](), 0
+    while groups:
+        group = groups.popleft()
+        asked += 1
+        if asked <= _MOST_ASKED and stays_text(engine, json.dumps(group, ensure_ascii=False)):
+            continue
+        if asked > _MOST_ASKED or len(group) == 1:
+            found += group
+        else:
+            groups += [group[: len(group) // 2], group[len(group) // 2 :]]
+    harmless = [_BREAKS[0](text) for text in found]
+    if not stays_text(engine, json.dumps(harmless, ensure_ascii=False)):
+        harmless = [_BREAKS[1](text) for text in found]
+    return dict(zip(found, harmless, strict=True))
+
+
+def stays_text(engine: PromptEngine, text: str) -> bool:
+    """Whether `text` holds no control token when it is encoded as template text."""
+    return engine.encode([TextPiece(text, template=True)]) == engine.encode([TextPiece(text)])
 
 
 def _wrapped(ids: Sequence[int], info: ModelInfo) -> Ids:
@@ -322,7 +451,7 @@ def _wrapped(ids: Sequence[int], info: ModelInfo) -> Ids:
     return (*(() if has_prefix else prefix), *ids, *(() if has_suffix else suffix))
 
 
-def _refuse_giant(messages: Sequence[ChatMessage], info: ModelInfo, free: int) -> None:
+def refuse_giant(messages: Sequence[ChatMessage], info: ModelInfo, free: int) -> None:
     """Refuse at once what would only keep the tokenizer busy for minutes."""
     characters = sum(len(message.content) for message in messages)
     if characters > info.context_tokens * LONGEST_TOKEN_CHARACTERS:

@@ -2,25 +2,31 @@
 
 The template is rendered twice: with the messages, and with an unguessable mark in place of each content. Where both
 agree, the marks tell the places of the contents, and content stays text whatever it looks like. No tokens here.
+
+A model that sees gets contents as lists of parts, as its template wants them; where the template writes the model's
+image token, a picture stands, and as many of them as there are pictures.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
+from modules.chat.forms import places
 from modules.chat.templates import TemplateRefused, TemplateWorker
 from modules.engine.base import TextPiece
-from modules.messages import ChatMessage
+from modules.messages import ChatMessage, Picture, Role
 
 Neutralise = Callable[[str], str]
 NEUTRALISED = (
     "This model's chat template rewrites messages, so control words in them were broken up with invisible spaces."
 )
+BEFORE_TEXT = "This chat template has no place for pictures, so they stand right before the message."
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +40,116 @@ class Rendered:
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
     """A model's template with what it may read beside the messages: `special_tokens` by name ("bos_token"), `variables`
-    such as `enable_thinking`."""
+    such as `enable_thinking`. `arguments_as_text`: it wants a tool call's arguments as JSON text, not as values.
+    `image_token` is how a model that sees writes the place of a picture; `parts` says that contents are given as lists
+    of parts.
+    """
 
     text: str
     special_tokens: dict[str, str]
     worker: TemplateWorker
     variables: Mapping[str, Any] = field(default_factory=dict)
+    arguments_as_text: bool = False
+    image_token: str = ""
+    parts: bool = False
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The text up to where the reply begins. Raises BadChatTemplate."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+    def render(self, messages: Sequence[ChatMessage], *, reply_next: bool = True) -> str:
+        """The text up to where the reply begins, or where the last message ends. Raises BadChatTemplate."""
+        turns = [turn_of(message, arguments_as_text=self.arguments_as_text, parts=self.parts) for message in messages]
         variables = {
-            **self.special_tokens, **self.variables, "messages": turns, "tools": None, "documents": None,
-            "add_generation_prompt": True,
+            "tools": None, **self.special_tokens, **self.variables, "messages": turns, "documents": None,
+            "add_generation_prompt": reply_next,
         }  # fmt: skip
         return self.worker.render(self.text, variables)
 
 
+def turn_of(message: ChatMessage, *, arguments_as_text: bool = False, parts: bool = False) -> dict[str, Any]:
+    """A message as templates expect it; with `parts`, its content as a list of them."""
+    turn: dict[str, Any] = {"role": message.role, "content": _parts(message) if parts else message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {
+                    "name": call.name,
+                    "arguments": call.arguments if arguments_as_text else json_value(call.arguments),
+                },
+            }
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        turn |= {"tool_call_id": message.call_id, "name": message.tool}
+    return turn
+
+
+def json_value(text: str) -> Any:
+    """What `text` spells in JSON; `text` itself where it spells nothing."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        return text
+    return value
+
+
 def render_pieces(template: ChatTemplate, messages: Sequence[ChatMessage], neutralise: Neutralise) -> Rendered:
+    """The messages as the template writes them, with the places of their pictures where the model sees.
+
+    Raises BadChatTemplate with the template's first objection.
+    """
+    in_parts = replace(template, parts=True)
+    if template.image_token:
+        seen = _with_pictures(in_parts, messages, neutralise)
+        if seen is not None:
+            return seen
+        return _as_texts(template, messages, neutralise)
+    rendered = _as_texts(template, messages, neutralise)
+    # Some templates of models that see write nothing of a content that is no list.
+    lost = not _shows_users(rendered, messages)
+    return (_with_pictures(in_parts, messages, neutralise) if lost else None) or rendered
+
+
+def _shows_users(rendered: Rendered, messages: Sequence[ChatMessage]) -> bool:
+    """Whether all that users wrote is in what was rendered."""
+    text = "".join(piece.text for piece in rendered.pieces)
+    return all(message.content.strip() in text for message in messages if message.role == "user")
+
+
+def _with_pictures(template: ChatTemplate, messages: Sequence[ChatMessage], neutralise: Neutralise) -> Rendered | None:
+    """The messages as lists of parts; None where the template does not know those, or writes no places for pictures."""
+    try:
+        rendered = _as_texts(template, messages, neutralise)
+    except TemplateRefused:
+        return None
+    listed = any(piece.template and "'type'" in piece.text.lower() for piece in rendered.pieces)
+    if listed or not _shows_users(rendered, messages):
+        return None
+    if not template.image_token:
+        return rendered
+    pictures = [picture for message in messages for picture in message.pictures]
+    pieces = tuple(_placed(rendered.pieces, template.image_token, pictures))
+    return replace(rendered, pieces=pieces) if sum(1 for piece in pieces if piece.picture) == len(pictures) else None
+
+
+def _placed(pieces: Sequence[TextPiece], image_token: str, pictures: Sequence[Picture]) -> Iterator[TextPiece]:
+    """`pieces` with the next picture wherever the template writes `image_token`."""
+    left = iter(pictures)
+    for piece in pieces:
+        if not piece.template:
+            yield piece
+            continue
+        before, *rest = piece.text.split(image_token)
+        if before:
+            yield TextPiece(before, template=True)
+        for literal in rest:
+            picture = next(left, None)
+            if picture is not None:
+                yield from places([picture], image_token)
+            yield from [TextPiece(literal, template=True)] if literal else []
+
+
+def _as_texts(template: ChatTemplate, messages: Sequence[ChatMessage], neutralise: Neutralise) -> Rendered:
     """The messages as the template writes them.
 
     Where it refuses a system message or drops it, that goes before the first user message; where it wants users and
@@ -78,7 +176,7 @@ def _render_variant(template: ChatTemplate, messages: Sequence[ChatMessage], neu
     marks = {f"m{secrets.token_hex(16)}": message for message in messages if message.content.strip()}
     by_message = {id(message): mark for mark, message in marks.items()}
     try:
-        marked = template.render([ChatMessage(m.role, by_message.get(id(m), m.content)) for m in messages])
+        marked = template.render([replace(m, content=by_message.get(id(m), m.content)) for m in messages])
     except TemplateRefused:
         marked = ""
     parts = re.split("(" + "|".join(marks) + ")", marked) if marks else [marked]
@@ -87,13 +185,15 @@ def _render_variant(template: ChatTemplate, messages: Sequence[ChatMessage], neu
     if shown is None and set(parts[1::2]) == marks.keys():
         shown = contents  # the template looks into the contents; taken as plain text they are safe
     if shown is None:
-        harmless = [ChatMessage(m.role, neutralise(m.content)) for m in messages]
+        harmless = [replace(m, content=neutralise(m.content)) for m in messages]
         changed = NEUTRALISED if harmless != list(messages) else ""
         return Rendered((TextPiece(template.render(harmless), template=True),), changed)
     pieces = [TextPiece(parts[0], template=True)]
-    for content, literal in zip(shown, parts[2::2], strict=True):
-        pieces += TextPiece(content), TextPiece(literal, template=True)
-    return Rendered(tuple(piece for piece in pieces if piece.text))
+    before = "" if template.parts else template.image_token
+    for mark, content, literal in zip(parts[1::2], shown, parts[2::2], strict=True):
+        pieces += [*places(marks[mark].pictures, before), TextPiece(content), TextPiece(literal, template=True)]
+    placed = any(piece.picture for piece in pieces)
+    return Rendered(tuple(piece for piece in pieces if piece.text), BEFORE_TEXT if placed else "")
 
 
 def _align(text: str, literals: Sequence[str], contents: Sequence[str]) -> list[str] | None:
@@ -117,7 +217,8 @@ def _align(text: str, literals: Sequence[str], contents: Sequence[str]) -> list[
 
 def _shown_part(text: str, position: int, content: str, literal: str, *, last: bool) -> str | None:
     """The part of `content` that stands at `position`, before `literal`: all of it, stripped, or a stretch of it."""
-    for candidate in (content, content.rstrip(), content.lstrip(), content.strip()):
+    written = json.dumps(content, ensure_ascii=False)[1:-1]  # a tool's result as `tojson` writes it
+    for candidate in (content, content.rstrip(), content.lstrip(), content.strip(), written):
         end = position + len(candidate)
         if text.startswith(candidate + literal, position) and (not last or end + len(literal) == len(text)):
             return candidate
@@ -152,7 +253,7 @@ def _system_into_user(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     rest = [m for m in messages if m.role != "system"]
     for number, message in enumerate(rest):
         if message.role == "user" and system.strip():
-            rest[number] = ChatMessage("user", f"{system}\n\n{message.content}")
+            rest[number] = replace(message, content=f"{system}\n\n{message.content}")
             break
     return rest
 
@@ -167,6 +268,21 @@ def _user_first(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
 
 
 def _joined(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Messages of one role in a row made one."""
-    runs = groupby(messages, key=lambda message: message.role)
-    return [ChatMessage(role, "\n\n".join(m.content for m in run)) for role, run in runs]
+    """Messages of one role in a row made one; those about tools stay as they are."""
+    joined: list[ChatMessage] = []
+    runs = groupby(messages, key=lambda m: (m.role, bool(m.tool_calls or m.role == "tool")))
+    for (role, about_tools), run in runs:
+        turns = list(run)
+        joined += turns if about_tools else [_as_one(role, turns)]
+    return joined
+
+
+def _as_one(role: Role | Literal["tool"], turns: Sequence[ChatMessage]) -> ChatMessage:
+    pictures = tuple(picture for turn in turns for picture in turn.pictures)
+    return ChatMessage(role, "\n\n".join(turn.content for turn in turns), pictures)
+
+
+def _parts(message: ChatMessage) -> list[dict[str, str]]:
+    """A message as templates of models that see want it: its pictures, then its text."""
+    text = [{"type": "text", "text": message.content}] if message.content or not message.pictures else []
+    return [*({"type": "image"} for _ in message.pictures), *text]

@@ -22,7 +22,7 @@ Row = dict[str, Any]  # column → value
 
 CHANGED = "Reload the conversation: it was changed elsewhere."
 CONVERSATION = "id, owner, title, mode, system_prompt, head_id, created_at, updated_at, setup, pinned, folder_id"
-MESSAGE = "id, conversation_id, parent_id, sequence, role, content, created_at, status, stats, error"
+MESSAGE = "id, conversation_id, parent_id, sequence, role, content, created_at, status, stats, error, modified"
 SUBTREE = """  -- a message and all that follows it: (message id, owner)
     WITH RECURSIVE below (id) AS (
         SELECT id FROM messages WHERE id = ? AND owner = ?
@@ -99,6 +99,30 @@ def path_to(connection: sqlite3.Connection, owner: str, message_id: str) -> list
     return [to_message(row) for row in rows]
 
 
+def ids_to(connection: sqlite3.Connection, owner: str, message_id: str) -> list[str]:
+    """The ids of `path_to`, without its texts."""
+    rows = connection.execute(
+        """
+        WITH RECURSIVE above (id, parent_id, sequence) AS (
+            SELECT id, parent_id, sequence FROM messages WHERE id = ? AND owner = ?
+            UNION ALL SELECT m.id, m.parent_id, m.sequence FROM messages AS m JOIN above ON m.id = above.parent_id
+        )
+        SELECT id FROM above ORDER BY sequence
+        """,
+        (message_id, pack(owner)),
+    )
+    return [str(row[0]) for row in rows]
+
+
+def messages_of(connection: sqlite3.Connection, ids: Sequence[str]) -> list[Message]:
+    """The messages with these ids, oldest first."""
+    rows = connection.execute(
+        f"SELECT {MESSAGE} FROM messages WHERE id IN (SELECT value FROM json_each(?)) ORDER BY sequence",
+        (json.dumps(ids),),
+    )
+    return [to_message(row) for row in rows]
+
+
 def with_siblings(connection: sqlite3.Connection, messages: list[Message]) -> list[Message]:
     """The same messages of one conversation, each with the ids of all versions at its place."""
     versions: defaultdict[str | None, list[str]] = defaultdict(list)
@@ -127,11 +151,12 @@ def pack_setup(setup: Setup) -> str:
 
 def to_message(row: tuple[Any, ...]) -> Message:
     """From a row of the columns MESSAGE."""
-    ident, conversation_id, parent_id, sequence, role, content, created_at, status, packed_stats, error = row
+    ident, conversation_id, parent_id, sequence, role, content, created_at, status, packed_stats, error, modified = row
     stats = to_stats(json.loads(packed_stats)) if packed_stats else None
     return Message(
-        ident, conversation_id, parent_id, sequence, role, unpack(content), created_at, status, stats, unpack(error)
-    )
+        ident, conversation_id, parent_id, sequence, role, unpack(content), created_at, status, stats, unpack(error),
+        modified=None if modified is None else unpack(modified),
+    )  # fmt: skip
 
 
 def to_stats(values: dict[str, Any]) -> ReplyStats:

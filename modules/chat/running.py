@@ -23,7 +23,8 @@ class ReplyView:
     `text` is the whole message (of a notebook completion: what was added). `position` in the queue and `prefill`
     (tokens read, of how many) are None when they do not apply; `notice` is "" or a sentence for people. `told` are
     sentences about what the engine had to give up in the midst of it. `conversation` is how the end of the reply left
-    it: None before, and where none keeps it.
+    it: None before, and where none keeps it. `modified` is what the page shows of a finished one in place of its
+    answer, None for the answer itself. To `reread` is to look at the conversation anew: other messages changed as well.
     """
 
     message_id: str
@@ -36,6 +37,8 @@ class ReplyView:
     told: tuple[str, ...] = ()
     error: SnugError | None = None
     conversation: Conversation | None = None
+    modified: str | None = None
+    reread: bool = False
     version: int = 0
 
     @property
@@ -60,7 +63,7 @@ class RunningReply:
         reply = cls(message.id, message.content)
         status: MessageStatus = "interrupted" if message.status == "streaming" else message.status
         told = message.stats.told if message.stats else ()
-        reply.change(status=status, stats=message.stats, notice=message.error, told=told)
+        reply.change(status=status, stats=message.stats, notice=message.error, told=told, modified=message.modified)
         return reply
 
     @property

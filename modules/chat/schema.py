@@ -48,7 +48,8 @@ MIGRATIONS: tuple[str, ...] = (
     """,
     "ALTER TABLE conversations ADD COLUMN setup TEXT NOT NULL DEFAULT '{}'",
     # Folders, pins, the search index, what was deleted of late, and a number that grows with every change of the lists.
-    # An index row holds its message's text as searching.fold gives it: messages that are being written have none yet.
+    # An index row holds its message's text as searching.fold gives it: messages that are being written have none yet,
+    # nor have those that were there before the index, until indexing.py has come to them.
     """
     CREATE TABLE folders (
         id TEXT PRIMARY KEY,
@@ -65,7 +66,6 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX conversations_by_touch ON conversations (touched);
 
     CREATE VIRTUAL TABLE message_texts USING fts5 (text, tokenize = 'trigram case_sensitive 1', detail = none);
-    INSERT INTO message_texts (rowid, text) SELECT sequence, fold(content) FROM messages WHERE status <> 'streaming';
     CREATE TRIGGER messages_said AFTER INSERT ON messages WHEN new.status <> 'streaming' BEGIN
         INSERT INTO message_texts (rowid, text) VALUES (new.sequence, fold(new.content));
     END;
@@ -113,5 +113,78 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TRIGGER folders_gone AFTER DELETE ON folders BEGIN
         INSERT INTO revisions VALUES (old.owner, 1) ON CONFLICT (owner) DO UPDATE SET number = number + 1;
     END;
+    """,
+    # The texts of files that came with messages. Those without a message wait for theirs to be sent.
+    """
+    CREATE TABLE attachments (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        owner TEXT NOT NULL,
+        message_id TEXT REFERENCES messages (id) ON DELETE CASCADE,
+        place INTEGER NOT NULL DEFAULT 0,
+        name TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        characters INTEGER NOT NULL,
+        about TEXT NOT NULL,
+        cut TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        text TEXT NOT NULL
+    );
+    CREATE INDEX attachments_by_message ON attachments (message_id, place);
+    CREATE INDEX attachments_waiting ON attachments (created_at) WHERE message_id IS NULL;
+    CREATE VIRTUAL TABLE attachment_texts USING fts5 (text, tokenize = 'trigram case_sensitive 1', detail = none);
+    CREATE TRIGGER attachments_made AFTER INSERT ON attachments BEGIN
+        INSERT INTO attachment_texts (rowid, text) VALUES (new.number, fold(new.name || char(10) || new.text));
+    END;
+    CREATE TRIGGER attachments_gone AFTER DELETE ON attachments BEGIN
+        DELETE FROM attachment_texts WHERE rowid = old.number;
+    END;
+    """,
+    # The notebook's history: a tree of changes, of which `content` shows the head. A step of kind "open" is a
+    # completion that is being written: `content` lacks what it `added`. Runs are what the model wrote, by token.
+    """
+    ALTER TABLE notebooks ADD COLUMN head_id INTEGER;
+    ALTER TABLE notebooks ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE notebook_steps (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        owner TEXT NOT NULL,
+        parent_id INTEGER REFERENCES notebook_steps (id) ON DELETE CASCADE,
+        next_id INTEGER,
+        kind TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        removed TEXT NOT NULL,
+        added TEXT NOT NULL,
+        spans TEXT NOT NULL,
+        run_id INTEGER
+    );
+    CREATE INDEX notebook_steps_by_parent ON notebook_steps (parent_id);
+    CREATE INDEX notebook_steps_by_owner ON notebook_steps (owner);
+    CREATE TABLE notebook_runs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        owner TEXT NOT NULL,
+        tokens BLOB NOT NULL,
+        facts TEXT NOT NULL
+    );
+    CREATE INDEX notebook_runs_by_owner ON notebook_runs (owner);
+    """,
+    # What extensions made of a message: of a question what the model reads, of a reply what is shown.
+    "ALTER TABLE messages ADD COLUMN modified TEXT",
+    # A picture is kept as Snug drew it anew; it has no text.
+    """
+    ALTER TABLE attachments ADD COLUMN width INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE attachments ADD COLUMN height INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE attachments ADD COLUMN media_type TEXT NOT NULL DEFAULT '';
+    ALTER TABLE attachments ADD COLUMN picture BLOB;
+    """,
+    # Messages older than the search index, up to the one `remaining`; without a row every message is in the index.
+    """
+    CREATE TABLE index_debts (
+        whole INTEGER NOT NULL,
+        remaining INTEGER NOT NULL
+    );
+    INSERT INTO index_debts SELECT newest, newest
+        FROM (SELECT max(sequence) AS newest, sum(status <> 'streaming') AS amount FROM messages)
+        WHERE amount > (SELECT count(*) FROM message_texts);
     """,
 )

@@ -1,16 +1,19 @@
-"""Conversations by what is said in them: every word of a query, as a part of any word, in any case and alphabet.
+"""Conversations by what is said in them, or stands in a file that came with a message.
+
+Every word of a query must be there, as a part of any word, in any case and alphabet.
 
 An index of trigrams names the messages that may hold the words; their folded text, kept beside it, decides. Words of
 one or two characters have no trigram, so these texts are read through. Functions take a connection inside a
 transaction.
 """
 
-# ruff: noqa: S608 - only column lists are put into SQL text, never a value
+# ruff: noqa: S608 - only column lists and names of tables are put into SQL text, never a value
 
 from __future__ import annotations
 
 import re
 import sqlite3
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,6 +23,7 @@ from modules.messages import Conversation
 
 GRAM = 3
 GRAMS_ASKED = 24  # of a word; the text decides anyway
+PAGES_REWRITTEN = 64  # of the index in one step, each of some 4 KB
 BEFORE, AFTER = 24, 90  # characters of a snippet around its hit
 
 
@@ -41,6 +45,20 @@ class Found:
     snippet: Snippet | None = None
 
 
+def forget(connection: sqlite3.Connection, *, begin: bool) -> bool:
+    """Rewrite a piece of the index, so that the trigrams of deleted text leave the file. Whether more is to be done.
+
+    `begin` takes on the whole index; later calls go on. FTS5's own "secure-delete" needs SQLite 3.42 to read the file.
+    """
+    more = False
+    for index in ("message_texts", "attachment_texts"):
+        before = connection.total_changes
+        pages = -PAGES_REWRITTEN if begin else PAGES_REWRITTEN
+        connection.execute(f"INSERT INTO {index} ({index}, rank) VALUES ('merge', ?)", (pages,))
+        more = more or connection.total_changes - before >= 2  # as FTS5 documents it
+    return more
+
+
 def words_of(query: str) -> list[str]:
     """The words of a query, folded; what stands between quotation marks is one word."""
     return [fold(quoted or word) for quoted, word in re.findall(r'"([^"]+)"|(\S+)', query)]
@@ -51,7 +69,10 @@ def find(
 ) -> list[Found]:
     """The owner's conversations that hold all words of `query` in one message or in the title, last used first."""
     words = words_of(query)
-    hits = _in_messages(connection, owner, words, limit, folder_id)
+    hits = {
+        **_in_texts(connection, owner, words, limit, folder_id, _FILES),
+        **_in_texts(connection, owner, words, limit, folder_id, _MESSAGES),
+    }
     titled = _in_titles(connection, owner, words, limit, folder_id)
     marks = ", ".join("?" * (len(hits) + len(titled)))
     rows = connection.execute(
@@ -66,15 +87,36 @@ def find(
     return found
 
 
-def _in_messages(
-    connection: sqlite3.Connection, owner: str, words: list[str], limit: int, folder_id: str | None
+_MESSAGES = (
+    "message_texts",
+    "conversation_id, messages.id, content",
+    "messages ON messages.sequence = message_texts.rowid",
+)
+_FILES = (
+    "attachment_texts",
+    "conversation_id, messages.id, attachments.name || char(10) || attachments.text",
+    "attachments ON attachments.number = attachment_texts.rowid JOIN messages ON messages.id = attachments.message_id",
+)
+
+
+def _in_texts(
+    connection: sqlite3.Connection,
+    owner: str,
+    words: list[str],
+    limit: int,
+    folder_id: str | None,
+    place: tuple[str, str, str],
 ) -> dict[str, tuple[str, str]]:
-    """Up to `limit` conversations → their newest message that holds all words, and its text."""
+    """Up to `limit` conversations → their newest message that holds all words, itself or in one file, and that text.
+
+    `place` is the index, what is told of a hit, and what is joined to find it.
+    """
+    index, told, joined = place
     grams = [gram for word in words for gram in _grams(word)]
-    conditions = ["instr(message_texts.text, ?)" for _ in words]
+    conditions = [f"instr({index}.text, ?)" for _ in words]
     values: list[object] = [*words]
     if grams:
-        conditions.insert(0, "message_texts MATCH ?")
+        conditions.insert(0, f"{index} MATCH ?")
         values.insert(0, " AND ".join(f'"{gram.replace(chr(34), chr(34) * 2)}"' for gram in grams))
     if folder_id:
         conditions.append("conversation_id IN (SELECT id FROM conversations WHERE folder_id = ?)")
@@ -82,10 +124,9 @@ def _in_messages(
     hits: dict[str, tuple[str, str]] = {}
     for conversation_id, message_id, content in connection.execute(
         f"""
-        SELECT conversation_id, id, content
-        FROM message_texts CROSS JOIN messages ON messages.sequence = message_texts.rowid
-        WHERE {" AND ".join(conditions)} AND owner = ?
-        ORDER BY message_texts.rowid DESC
+        SELECT {told} FROM {index} CROSS JOIN {joined}
+        WHERE {" AND ".join(conditions)} AND messages.owner = ?
+        ORDER BY {index}.rowid DESC
         """,
         [*values, pack(owner)],
     ):
@@ -134,15 +175,12 @@ def _place(text: str, word: str) -> tuple[int, int]:
         return 0, 0
     if len(folded) == len(text):
         return at, at + len(word)
-    start = end = folded_to = 0
-    for index, character in enumerate(text):
-        if folded_to <= at:
-            start = index
-        folded_to += len(fold(character))
-        end = index + 1
-        if folded_to >= at + len(word):
-            break
-    return start, end
+    lengths = range(len(text) + 1)
+
+    def folded_to(length: int) -> int:
+        return len(fold(text[:length]))
+
+    return bisect_right(lengths, at, key=folded_to) - 1, bisect_left(lengths, at + len(word), key=folded_to)
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What people do in a conversation: ask, regenerate, continue, stop, edit, delete; and complete a notebook's text.
+"""What people do in a conversation: ask, regenerate, continue, stop, edit, delete. The notebook's is notebook.py's.
 
 A question is stored before anything else happens. Its reply is then written in the background, whether a tab looks on
 or not, and found again by `running`. While a conversation has a running reply, nothing else in it can change.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,16 +16,20 @@ from pathlib import Path
 from uuid import uuid4
 
 from modules.characters.library import People
+from modules.chat.attached import pictures_of
+from modules.chat.attaching import ToldFile, tell, with_files
 from modules.chat.casting import cast_of, history_of
 from modules.chat.forms import Form, Speaker
+from modules.chat.modifying import Part
+from modules.chat.modifying_elsewhere import AsidePart, TextPart
 from modules.chat.prompts import BuiltPrompt, Prompts
 from modules.chat.running import ReplyView, RunningReply
 from modules.chat.store import Store
 from modules.chat.writing import Outcome, Task, Writer
 from modules.engine.host.host import EngineHost
-from modules.errors import BadCharacter, BadName, BadValue, Busy, NotFound, StaleView
-from modules.extensions import Extensions
-from modules.messages import ChatMessage, Conversation, Message, Setup
+from modules.errors import BadCharacter, BadName, BadValue, Busy, ContextLengthExceeded, NotFound, StaleView
+from modules.extensions.manager import Extensions
+from modules.messages import Attachment, ChatMessage, Conversation, Message, Setup
 from modules.models.manager import ModelManager
 from modules.sampling import GenerationParams
 
@@ -35,6 +39,7 @@ NOTEBOOK = "notebook"  # where `running` finds an owner's notebook completion; n
 SHUTDOWN_S = 5.0
 LORE_SHARE = 4  # of the context, at most, goes to a lorebook that names no budget
 LORE_TOKENS = 1024  # where nobody knows the context
+CHARACTERS_A_TOKEN = 128  # no vocabulary has many tokens that stand for more; text has 3 to 5
 
 
 class ChatService:
@@ -51,7 +56,7 @@ class ChatService:
         self._models = models
         self._store = store
         self._prompts = prompts
-        self._extensions = extensions or Extensions(Path("extensions"))
+        self._extensions = extensions or Extensions(Path("extensions"))  # which are none
         self._people = people or People.of(Path("characters"), Path("user_data"))
         self._lock = threading.RLock()  # held while a reply starts or a conversation changes, never while one runs
         self._writers: dict[tuple[str, str], Writer] = {}
@@ -66,19 +71,25 @@ class ChatService:
         params: GenerationParams,
         *,
         op_id: str,
+        attachments: Sequence[str] = (),
     ) -> RunningReply:
         """Store a question below `parent_id` (None: as a first one) and start its reply.
 
-        The same `op_id` again starts nothing and returns the same reply. Raises BadValue for an empty text, Busy,
-        StaleView if what it answers is gone, StoreFailed. Whatever the model does wrong is told by the reply.
+        `attachments` are files that wait (Store.attached). The same `op_id` again starts nothing and returns the same
+        reply. Raises BadValue for an empty text without a file, Busy, StaleView if what it answers is gone, NotFound
+        if a file is, ContextLengthExceeded for a text that no reading could make short enough, StoreFailed. Whatever
+        the model does wrong is told by the reply.
         """
-        if not text.strip():
+        if not text.strip() and not attachments:
             raise BadValue("The message is empty.", remedy="Write something.", param="text")
+        self._check_can_fit(text)
         with self._lock:
             if earlier := self._replayed(owner, conversation_id, op_id):
                 return earlier
             with self._changing(owner, conversation_id):
-                question = self._store.append(owner, conversation_id, parent_id, "user", text, op_id=op_id)
+                question = self._store.append(
+                    owner, conversation_id, parent_id, "user", text, op_id=op_id, attachments=attachments
+                )
                 return self._answer(owner, conversation_id, question.id, params, op_id=_reply_op(op_id))
 
     def regenerate(self, owner: str, conversation_id: str, message_id: str, params: GenerationParams) -> RunningReply:
@@ -109,15 +120,9 @@ class ChatService:
             if self._store.get(owner, conversation_id).head_id != message.id:
                 raise StaleView("Other messages follow this one now.", remedy="Reload the conversation.")
             self._store.reopen(owner, message.id)
-            build = partial(self._continued, owner, message, params)
-            task = Task(
-                owner,
-                params,
-                build,
-                _InStore(self._store, message.id),
-                not message.content,
-                self._extensions.modify_output,
-            )
+            part = self._part(owner, params)
+            build = partial(self._continued, owner, message, params, part=part)
+            task = Task(owner, params, build, _InStore(self._store, message.id), not message.content, part)
             return self._start((owner, conversation_id), task, message.id, message.content)
 
     def begin(self, owner: str, setup: Setup) -> Conversation:
@@ -127,7 +132,7 @@ class ChatService:
 
     def greetings(self, conversation: Conversation) -> tuple[str, ...]:
         """With what a conversation's character begins. Raises NotFound, BadCharacter."""
-        return cast_of(conversation, self._people).greetings
+        return cast_of(conversation, self._people.whose(conversation.owner)).greetings
 
     def set_setup(self, owner: str, conversation_id: str, setup: Setup) -> Conversation:
         """Change how the model is asked, from the next reply on. Raises NotFound, BadCharacter, Busy, StoreFailed."""
@@ -140,7 +145,8 @@ class ChatService:
                     character="" if setup.character == before.character else setup.character,
                     persona="" if setup.persona == before.persona else setup.persona,
                 )
-                cast_of(replace(conversation, setup=named), self._people)  # what it had may be gone, and stays told so
+                # what it had may be gone, and stays told so
+                cast_of(replace(conversation, setup=named), self._people.whose(owner))
             return self._store.set_setup(owner, conversation_id, setup)
 
     def impersonate(
@@ -154,25 +160,28 @@ class ChatService:
         with self._changing(*key):
             self._store.get(owner, conversation_id)
 
-            def build(engine: EngineHost) -> BuiltPrompt:
-                return self._build(owner, conversation_id, parent_id, params, engine, text or None, speaker="user")
+            part = AsidePart(self._extensions, params, lambda *_: None) if self._extensions.take_part else None
 
-            task = Task(owner, params, build, _Nowhere(), trim_start=not text)
+            def build(engine: EngineHost) -> BuiltPrompt:
+                return self._build(
+                    owner, conversation_id, parent_id, params, engine, text or None, speaker="user", part=part
+                )
+
+            task = Task(owner, params, build, _Nowhere(), not text, part)
             return self._start(key, task, f"{key[1]}-{uuid4().hex}", text)
 
-    def complete(self, owner: str, text: str, params: GenerationParams) -> RunningReply:
-        """Keep a notebook's text and start its continuation; the reply's text is what is added.
+    @contextmanager
+    def changing(self, owner: str, place: str) -> Iterator[None]:
+        """The right to change what stands at a place that is no conversation (NOTEBOOK), and to `start` there.
 
-        Raises Busy while the owner's last one runs, StoreFailed.
+        Raises Busy while something is being written there, or Snug shuts down.
         """
-        with self._changing(owner, NOTEBOOK):
-            self._store.save_notebook(owner, text)
+        with self._changing(owner, place):
+            yield
 
-            def build(engine: EngineHost) -> BuiltPrompt:
-                return self._prompts.completion(engine, text, max_new_tokens=params.max_new_tokens, truncate=True)
-
-            task = Task(owner, params, build, _InNotebook(self._store, owner, text), trim_start=False)
-            return self._start((owner, NOTEBOOK), task, f"{NOTEBOOK}-{uuid4().hex}", "")
+    def start(self, owner: str, place: str, task: Task, text: str) -> RunningReply:
+        """Start what a `task` writes behind `text`, at a place that is no conversation; call it within `changing`."""
+        return self._start((owner, place), task, f"{place}-{uuid4().hex}", text)
 
     def running(self, owner: str, conversation_id: str) -> RunningReply | None:
         """The reply that is being written in a conversation (or NOTEBOOK), None if there is none."""
@@ -200,6 +209,7 @@ class ChatService:
     def delete_last(self, owner: str, conversation_id: str) -> Message | None:
         """Delete the last question on show with its replies; returns it, so that its text can be written anew.
 
+        The files of what is returned are copies that wait for another message.
         Without a question the last message goes; None if there is none. Raises NotFound, Busy, StoreFailed.
         """
         with self._changing(owner, conversation_id):
@@ -207,8 +217,9 @@ class ChatService:
             if not path:
                 return None
             last = path[-2] if len(path) > 1 and path[-1].role == "assistant" and path[-2].role == "user" else path[-1]
+            copies = self._store.attached.again(owner, last) if last.attachments else ()
             self._store.delete_message(owner, last.id)
-            return last
+            return replace(last, attachments=copies)
 
     def restore_message(self, owner: str, conversation_id: str, message_id: str) -> Conversation:
         """Bring a deleted message back with all that followed it.
@@ -250,6 +261,15 @@ class ChatService:
                 raise Busy("A reply is being written here.", remedy="Wait until it is complete, or stop it.")
             yield
 
+    def _check_can_fit(self, text: str) -> None:
+        """Keep texts out of the store that would only make the page slow."""
+        info = self._models.state.info
+        if info is not None and 0 < info.context_tokens * CHARACTERS_A_TOKEN < len(text):
+            raise ContextLengthExceeded(
+                f"The message has {len(text):,} characters; {info.name} reads {info.context_tokens:,} tokens at once.",
+                remedy="Send a part of it, or load the model with a larger --ctx-size.",
+            )
+
     def _replayed(self, owner: str, conversation_id: str, op_id: str) -> RunningReply | None:
         """The reply that this operation started before."""
         earlier = self._store.find_op(owner, conversation_id, _reply_op(op_id))
@@ -266,15 +286,16 @@ class ChatService:
         message = self._store.append(
             owner, conversation_id, question_id, "assistant", start, op_id=op_id, status="streaming"
         )
-        build = partial(self._build, owner, conversation_id, question_id, params, reply_start=start or None)
+        part = self._part(owner, params)
+        build = partial(self._build, owner, conversation_id, question_id, params, reply_start=start or None, part=part)
         keeper = _InStore(self._store, message.id)
-        task = Task(owner, params, build, keeper, not start, self._extensions.modify_output)
+        task = Task(owner, params, build, keeper, not start, part)
         return self._start((owner, conversation_id), task, message.id, start)
 
     def reply_start(self, conversation: Conversation) -> str:
         """What a conversation's replies begin with; a character that is gone is told by the reply instead."""
         try:
-            return cast_of(conversation, self._people).reply_start
+            return cast_of(conversation, self._people.whose(conversation.owner)).reply_start
         except (NotFound, BadCharacter, BadName):
             return ""
 
@@ -305,43 +326,108 @@ class ChatService:
         reply_start: str | None = None,
         *,
         speaker: Speaker = "assistant",
+        part: Part | None = None,
+        continues: bool = False,
     ) -> BuiltPrompt:
-        """The prompt for a reply to the messages down to `last_id`.
+        """The prompt for a reply to the messages down to `last_id`, in which extensions take `part`.
 
         Raises what `cast_of` and Prompts.chat raise.
         """
-        turns, form, _ = self.turns(self._store.get(owner, conversation_id), last_id, engine)
-        return self._prompts.chat(
+        conversation, lead = self._store.get(owner, conversation_id), ""
+        turns, form, _ = self.turns(conversation, last_id, engine)
+        if part is not None:
+            path = self._store.path_to(owner, last_id) if last_id else []
+            told = part.before(conversation, turns, form, path, engine=engine.info, continues=continues)
+            turns, form, lead, params = list(told.turns), told.form, told.lead, part.params
+        built = self._prompts.chat(
             engine,
             turns,
+            lead=lead,
             max_new_tokens=params.max_new_tokens,
             reply_start=reply_start,
             truncate=True,
             form=replace(form, speaker=speaker, closing="" if speaker == "user" else form.closing),
         )
+        files = self.files(owner, self._store.message(owner, last_id).attachments, engine) if last_id else ()
+        said = [f"{file.attachment.name}: {file.cut}" for file in files if file.cut]
+        if last_id and not engine.info.sees:
+            shown = [one.name for one in self._store.message(owner, last_id).attachments if one.kind == "picture"]
+            said += [f"{name}: {engine.info.name} cannot see pictures, and was told so." for name in shown]
+        return self._with_pictures(owner, replace(built, told=tuple(said)))
+
+    def _with_pictures(self, owner: str, built: BuiltPrompt) -> BuiltPrompt:
+        """A prompt with the bytes of those pictures that have a place in it. Raises NotFound if one is gone."""
+        filled = partial(self._store.attached.filled, owner)
+        words = built.words
+        if words is not None and any(turn.pictures for turn in words.messages):
+            turns = tuple(replace(turn, pictures=filled(turn.pictures)) for turn in words.messages)
+            words = replace(words, messages=turns)
+        return replace(built, pictures=filled(built.pictures), words=words)
+
+    def files(self, owner: str, attachments: Sequence[Attachment], engine: EngineHost) -> tuple[ToldFile, ...]:
+        """The files of one message as this model is told of them."""
+        attachments = [item for item in attachments if item.kind != "picture"]
+        if not attachments:
+            return ()
+        texts = self._store.attached.texts(owner, attachments)
+        return tell(attachments, texts, partial(self._prompts.length, engine), engine.info.context_tokens)
 
     def turns(
-        self, conversation: Conversation, last_id: str | None, engine: EngineHost, *, draft: str = ""
+        self,
+        conversation: Conversation,
+        last_id: str | None,
+        engine: EngineHost,
+        *,
+        draft: str = "",
+        attachments: Sequence[Attachment] = (),
     ) -> tuple[list[ChatMessage], Form, list[str]]:
         """What is told to the model, the form of it, and the ids of the messages in it; a `draft` comes after them.
 
-        The conversation need not be stored. Raises what `cast_of` raises.
+        The conversation need not be stored. Pictures have no bytes yet. Raises what `cast_of` raises.
         """
-        cast = cast_of(conversation, self._people)
-        said = history_of(self._store.path_to(conversation.owner, last_id) if last_id else [], self._read)
+        owner = conversation.owner
+        cast = cast_of(conversation, self._people.whose(owner))
+        said = history_of(
+            self._store.path_to(owner, last_id) if last_id else [],
+            partial(self._read, owner, engine),
+            lambda message: pictures_of(message.attachments),
+        )
         history = [turn for _, turn in said]
-        if draft.strip():
-            history.append(ChatMessage("user", self._extensions.modify_input(draft)))
+        if draft.strip() or attachments:
+            told = self.files(owner, attachments, engine)
+            history.append(ChatMessage("user", with_files(told, draft), pictures_of(attachments)))
         count, budget = partial(self._prompts.length, engine), engine.info.context_tokens // LORE_SHARE or LORE_TOKENS
         form = cast.form(cast.setup.template or engine.info.chat_template, history, count, budget)
         return cast.turns(history, count, budget), form, [ident for ident, _ in said]
 
-    def _read(self, message: Message) -> str:
-        """What the model is to read of a message."""
-        return self._extensions.modify_input(message.content) if message.role == "user" else message.content
+    def _read(self, owner: str, engine: EngineHost, message: Message) -> str:
+        """What the model is to read of a message: its files, and its text as extensions left it."""
+        text = message.content if message.modified is None else message.modified
+        return with_files(self.files(owner, message.attachments, engine), text) if message.role == "user" else text
 
-    def _continued(self, owner: str, message: Message, params: GenerationParams, engine: EngineHost) -> BuiltPrompt:
-        return self._build(owner, message.conversation_id, message.parent_id, params, engine, message.content)
+    def _continued(
+        self, owner: str, message: Message, params: GenerationParams, engine: EngineHost, *, part: Part | None
+    ) -> BuiltPrompt:
+        return self._build(
+            owner,
+            message.conversation_id,
+            message.parent_id,
+            params,
+            engine,
+            message.content,
+            part=part,
+            continues=True,
+        )
+
+    def text_part(self, params: GenerationParams) -> TextPart | None:
+        """What extensions are to do to a completion of the notebook; None where none run."""
+        return TextPart(self._extensions, params) if self._extensions.take_part else None
+
+    def _part(self, owner: str, params: GenerationParams) -> Part | None:
+        """What extensions are to do to a new reply."""
+        if not self._extensions.take_part:
+            return None
+        return Part(self._extensions, params, partial(self._store.set_modified, owner))
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,24 +444,7 @@ class _InStore:
     def finish(self, text: str, outcome: Outcome) -> Conversation:
         """As Keeper."""
         error = str(outcome.error) if outcome.error else ""
-        return self.store.finish(self.message_id, text, outcome.status, outcome.stats, error)
-
-
-@dataclass(frozen=True, slots=True)
-class _InNotebook:
-    """Keeps a completion behind the text that it completes."""
-
-    store: Store
-    owner: str
-    before: str
-
-    def journal(self, text: str) -> None:
-        """As Keeper."""
-        self.store.save_notebook(self.owner, self.before + text, durable=False)
-
-    def finish(self, text: str, _: Outcome) -> None:
-        """As Keeper; a notebook remembers its text alone."""
-        self.store.save_notebook(self.owner, self.before + text)
+        return self.store.finish(self.message_id, text, outcome.status, outcome.stats, error, outcome.modified)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 from uuid import uuid4
 
 from modules.chat import trash
+from modules.chat.attached import Attached
 from modules.chat.incognito import Databases, is_incognito
 from modules.chat.packing import pack, unpack
 from modules.chat.rows import CONVERSATION, find_conversation, find_message, to_conversation
-from modules.chat.searching import Found, find, words_of
+from modules.chat.searching import Found, find, forget, words_of
 from modules.chat.trees import Tree, copy_path, read_tree, write_tree
-from modules.errors import BadValue, NotFound
+from modules.errors import BadValue, NotFound, StoreFailed
 from modules.messages import Conversation
 
+Outline = tuple[int, str, str]
+ByOutline = dict[Outline, list[str]]
 MAX_FOLDERS = 500
 SWEEP_EVERY_S = 300.0
+OUTLINE_CHARACTERS = 200
+FORGET_S = 0.1  # of each sweep, for deleted text in the search index
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +44,12 @@ class Folder:
 class Shelf:
     """The lists of all owners. Safe to use from any thread; Store makes it."""
 
-    def __init__(self, databases: Databases, *, now: Callable[[], float]) -> None:
+    def __init__(self, databases: Databases, attached: Attached, *, now: Callable[[], float]) -> None:
         self._databases = databases
+        self._attached = attached
         self._now = now
         self._swept_at = 0.0
+        self._forgets: Literal["begin", "on", "done"] = "on"  # what the last start left undone
 
     def list(self, owner: str, query: str = "", limit: int = 200, folder_id: str | None = None) -> list[Found]:
         """Pinned conversations, then the others, last used first; with a query what holds all its words."""
@@ -55,6 +64,16 @@ class Shelf:
             ).fetchall()
         return [Found(to_conversation(row)) for row in rows]
 
+    def last_used(self, owner: str) -> dict[str, float]:
+        """Characters by when somebody last wrote in a conversation with them, in seconds since 1970."""
+        with self._databases.disk.read() as connection:
+            rows = connection.execute(
+                "SELECT json_extract(setup, '$.character'), max(updated_at) FROM conversations"
+                " WHERE owner = ? AND setup LIKE '%\"character\"%' GROUP BY 1",
+                (pack(owner),),
+            ).fetchall()
+        return {unpack(ident): used_at for ident, used_at in rows if ident}
+
     def revision(self, owner: str) -> int:
         """Another number after every change of the owner's lists."""
         if time.monotonic() - self._swept_at > SWEEP_EVERY_S:
@@ -64,15 +83,28 @@ class Shelf:
         return int(row[0]) if row else 0
 
     def sweep(self) -> None:
-        """Make old deletions final, and end incognito conversations that nobody looks at."""
+        """Make old deletions final, also in the search index; end what is incognito and unseen; forget unsent files."""
         self._swept_at = time.monotonic()
         self._databases.forget_unseen()
+        unsent = self._attached.forget_waiting()
         before = self._now() - trash.KEPT_S
         with self._databases.disk.read() as connection:
             due = connection.execute("SELECT 1 FROM deletions WHERE deleted_at < ? LIMIT 1", (before,)).fetchone()
         if due:
             with self._databases.disk.write() as connection:
                 trash.purge(connection, before)
+        if due or unsent:
+            self._forgets = "begin"
+        with suppress(StoreFailed):  # a full disk, say: nothing that people wait for, and the next sweep goes on
+            self._forget_texts()
+
+    def _forget_texts(self) -> None:
+        """Take what was deleted out of the search index, for FORGET_S at most."""
+        ends_at = time.monotonic() + FORGET_S
+        while self._forgets != "done" and time.monotonic() < ends_at:
+            with self._databases.disk.write(durable=False) as connection:
+                more = forget(connection, begin=self._forgets == "begin")
+            self._forgets = "on" if more else "done"
 
     def see(self, conversation_id: str) -> None:
         """A page looks at a conversation: an incognito one lives on."""
@@ -164,6 +196,7 @@ class Shelf:
         """Make the deletion of a conversation final. Raises NotFound."""
         with self._databases.disk.write() as connection:
             trash.erase(connection, owner, conversation_id)
+        self._forgets = "begin"
 
     # Whole conversations
 
@@ -179,6 +212,26 @@ class Shelf:
                 "SELECT id FROM conversations WHERE owner = ? ORDER BY touched DESC, updated_at DESC", (pack(owner),)
             )
             return tuple(row[0] for row in rows)
+
+    def alike(self, owner: str) -> ByOutline:
+        """The ids of all conversations by their `outline`."""
+        with self._databases.disk.read() as connection:
+            rows = connection.execute(
+                "SELECT ends.conversation_id, ends.amount, first.content, last.content FROM (SELECT conversation_id,"
+                " count(*) AS amount, min(sequence) AS head, max(sequence) AS tail FROM messages GROUP BY"
+                " conversation_id) AS ends JOIN messages AS first ON first.sequence = ends.head"
+                " JOIN messages AS last ON last.sequence = ends.tail WHERE first.owner = ?",
+                (pack(owner),),
+            )
+            found: ByOutline = {}
+            for ident, amount, first, last in rows:
+                found.setdefault(self.outline(amount, unpack(first), unpack(last)), []).append(ident)
+        return found
+
+    @staticmethod
+    def outline(amount: int, first: str, last: str) -> Outline:
+        """What is quickly known of a conversation: how many messages, how the first and the last one begin."""
+        return amount, first[:OUTLINE_CHARACTERS], last[:OUTLINE_CHARACTERS]
 
     def add(self, owner: str, trees: Iterable[Tree]) -> tuple[Conversation, ...]:
         """Keep conversations that come from files, all or none; folders are found by name, or made."""
@@ -197,7 +250,9 @@ class Shelf:
     def branch(self, owner: str, message_id: str) -> Conversation:
         """A new conversation that begins with copies of the messages down to this one. Raises NotFound."""
         with self._databases.of(message_id).write() as connection:
-            return copy_path(connection, owner, find_message(connection, owner, message_id), self._now())
+            copy = copy_path(connection, owner, find_message(connection, owner, message_id), self._now())
+        self.see(copy.id)
+        return copy
 
 
 def _require(found: object) -> None:

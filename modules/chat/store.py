@@ -18,8 +18,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from modules.chat import trash
+from modules.chat.attached import Attached, give, of_message, with_attachments
 from modules.chat.database import Database
 from modules.chat.incognito import INCOGNITO, Databases, is_incognito
+from modules.chat.indexing import Indexing
+from modules.chat.notebooks import Notebooks
 from modules.chat.packing import pack, unpack
 from modules.chat.rows import (
     CHANGED,
@@ -27,6 +30,8 @@ from modules.chat.rows import (
     find_conversation,
     find_message,
     find_op,
+    ids_to,
+    messages_of,
     newest_leaf,
     pack_setup,
     path_to,
@@ -55,13 +60,19 @@ class Store:
         self._now = now
         self._database = Database(path)
         self._databases = Databases(self._database)
-        self.shelf = Shelf(self._databases, now=now)
+        self.attached = Attached(self._databases, now=now)
+        self.shelf = Shelf(self._databases, self.attached, now=now)
+        self.notebooks = Notebooks(self._database)
         with self._database.write() as connection:
             connection.execute("UPDATE messages SET status = 'interrupted' WHERE status = 'streaming'")
         self.shelf.sweep()
+        self.indexing = Indexing(self._database)
+        self.indexing.start()
 
     def close(self) -> None:
         """Close the file; later calls raise StoreFailed. Incognito conversations are gone."""
+        self.indexing.close()
+        self.attached.close()
         self._databases.close()
 
     def backup_if_due(self) -> None:
@@ -182,11 +193,12 @@ class Store:
         *,
         op_id: str,
         status: MessageStatus = "complete",
+        attachments: Sequence[str] = (),
     ) -> Message:
-        """Add a message below `parent_id` (None: at the root) and show it.
+        """Add a message below `parent_id` (None: at the root) and show it. `attachments` are ids of files that wait.
 
         The same `op_id` again returns the same message and changes nothing. Raises StaleView if the conversation or
-        the parent is gone.
+        the parent is gone, NotFound if a file is.
         """
         with self._databases.of(conversation_id).write() as connection:
             if earlier := find_op(connection, owner, conversation_id, op_id):
@@ -199,14 +211,17 @@ class Store:
                 (message_id, conversation_id, pack(owner), parent_id, role, pack(content), self._now(), status,
                  pack(op_id)),
             )  # fmt: skip
+            give(connection, owner, message_id, attachments)
             show(connection, conversation_id, message_id)
             self._touch(connection, conversation_id)
+            message = of_message(connection, owner, message_id)
             if role == "user":
+                title = title_of(content) or next((title_of(item.name) for item in message.attachments), "")
                 connection.execute(
                     "UPDATE conversations SET title = ? WHERE id = ? AND title = '' AND NOT renamed",
-                    (pack(title_of(content)), conversation_id),
+                    (pack(title), conversation_id),
                 )
-            return find_message(connection, owner, message_id)
+            return message
 
     def find_op(self, owner: str, conversation_id: str, op_id: str) -> Message | None:
         """The message that an operation made, None if it has not run yet."""
@@ -216,8 +231,7 @@ class Store:
     def message(self, owner: str, message_id: str) -> Message:
         """One message with its siblings. Raises NotFound."""
         with self._databases.of(message_id).read() as connection:
-            message = find_message(connection, owner, message_id)
-            return with_siblings(connection, [message])[0]
+            return with_siblings(connection, [of_message(connection, owner, message_id)])[0]
 
     def journal(self, message_id: str, content: str) -> None:
         """Keep what a streaming reply holds so far, its whole text; it outlives a crash of Snug, not a power cut.
@@ -232,7 +246,13 @@ class Store:
                 raise StaleView("The reply was deleted while it was being written.", remedy=CHANGED)
 
     def finish(
-        self, message_id: str, content: str, status: MessageStatus, stats: ReplyStats | None, error: str = ""
+        self,
+        message_id: str,
+        content: str,
+        status: MessageStatus,
+        stats: ReplyStats | None,
+        error: str = "",
+        modified: str | None = None,
     ) -> Conversation:
         """End a streaming reply with its whole text. The conversation as that leaves it.
 
@@ -241,9 +261,9 @@ class Store:
         packed_stats = json.dumps(dataclasses.asdict(stats)) if stats else None
         with self._databases.of(message_id).write() as connection:
             row = connection.execute(
-                "UPDATE messages SET content = ?, status = ?, stats = ?, error = ? WHERE id = ?"
+                "UPDATE messages SET content = ?, status = ?, stats = ?, error = ?, modified = ? WHERE id = ?"
                 " RETURNING conversation_id",
-                (pack(content), status, packed_stats, pack(error), message_id),
+                (pack(content), status, packed_stats, pack(error), _packed(modified), message_id),
             ).fetchone()
             if row is None:
                 raise StaleView("The reply was deleted while it was being written.", remedy=CHANGED)
@@ -253,16 +273,29 @@ class Store:
         """Make a finished message "streaming" again, so that it can be continued. Raises NotFound."""
         with self._databases.of(message_id).write() as connection:
             message = find_message(connection, owner, message_id)
-            connection.execute("UPDATE messages SET status = 'streaming', error = '' WHERE id = ?", (message_id,))
-            return dataclasses.replace(message, status="streaming", error="")
+            connection.execute(
+                "UPDATE messages SET status = 'streaming', error = '', modified = NULL WHERE id = ?", (message_id,)
+            )
+            return dataclasses.replace(message, status="streaming", error="", modified=None)
 
     def edit(self, owner: str, message_id: str, content: str) -> Message:
         """Replace a message's text; it then counts as complete. Raises NotFound."""
         with self._databases.of(message_id).write() as connection:
             message = find_message(connection, owner, message_id)
             connection.execute(
-                "UPDATE messages SET content = ?, status = 'complete', error = '' WHERE id = ?",
+                "UPDATE messages SET content = ?, status = 'complete', error = '', modified = NULL WHERE id = ?",
                 (pack(content), message_id),
+            )
+            self._touch(connection, message.conversation_id)
+            return find_message(connection, owner, message_id)
+
+    def set_modified(self, owner: str, message_id: str, content: str, modified: str) -> Message:
+        """What a message reads on the page, and what the model reads of it. Raises NotFound."""
+        with self._databases.of(message_id).write() as connection:
+            message = find_message(connection, owner, message_id)
+            connection.execute(
+                "UPDATE messages SET content = ?, modified = ? WHERE id = ?",
+                (pack(content), pack(modified), message_id),
             )
             self._touch(connection, message.conversation_id)
             return find_message(connection, owner, message_id)
@@ -291,29 +324,31 @@ class Store:
         """The messages on show, from the root to the head. Raises NotFound."""
         with self._databases.of(conversation_id).read() as connection:
             head_id = find_conversation(connection, owner, conversation_id).head_id
-            return with_siblings(connection, path_to(connection, owner, head_id)) if head_id else []
+            path = with_attachments(connection, path_to(connection, owner, head_id)) if head_id else []
+            return with_siblings(connection, path) if path else []
+
+    def tail(
+        self, owner: str, conversation_id: str, *, least: int, top: str | None = None, more: int = 0
+    ) -> tuple[int, Messages]:
+        """The end of what is on show: how many messages stand above it, and its messages as `path` gives them.
+
+        It has `least` messages, and reaches up to message `top`, if that is on show, and `more` beyond it. What stands
+        above is not read. Raises NotFound.
+        """
+        with self._databases.of(conversation_id).read() as connection:
+            head_id = find_conversation(connection, owner, conversation_id).head_id
+            ids = ids_to(connection, owner, head_id) if head_id else []
+            start = max(0, len(ids) - least)
+            if top in ids:
+                start = max(0, min(start, ids.index(top) - more))
+            end = with_attachments(connection, messages_of(connection, ids[start:]))
+            return start, with_siblings(connection, end) if end else []
 
     def path_to(self, owner: str, message_id: str) -> Messages:
         """The messages from the root to this one, without siblings. Raises NotFound."""
         with self._databases.of(message_id).read() as connection:
             find_message(connection, owner, message_id)
-            return path_to(connection, owner, message_id)
-
-    # The notebook
-
-    def notebook(self, owner: str) -> str:
-        """The owner's notebook text, "" at first."""
-        with self._database.read() as connection:
-            row = connection.execute("SELECT content FROM notebooks WHERE owner = ?", (pack(owner),)).fetchone()
-            return unpack(row[0]) if row else ""
-
-    def save_notebook(self, owner: str, text: str, *, durable: bool = True) -> None:
-        """Keep the notebook's text."""
-        with self._database.write(durable=durable) as connection:
-            connection.execute(
-                "INSERT INTO notebooks (owner, content) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET content = ?2",
-                (pack(owner), pack(text)),
-            )
+            return with_attachments(connection, path_to(connection, owner, message_id))
 
     def _touch(self, connection: sqlite3.Connection, conversation_id: str) -> Conversation:
         row = connection.execute(
@@ -329,3 +364,7 @@ def title_of(text: str) -> str:
     lines = text.strip().splitlines()
     line = " ".join(lines[0].split()) if lines else ""
     return line if len(line) <= TITLE_CHARACTERS else line[: TITLE_CHARACTERS - 1].rstrip() + "…"
+
+
+def _packed(text: str | None) -> str | bytes | None:
+    return None if text is None else pack(text)

@@ -17,7 +17,7 @@ from modules.errors import BadChatTemplate
 from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
 from modules.units import MiB, format_size
 
-RENDER_S = 2.0
+RENDER_S = 1.8  # of the 2 that a refusal may take
 RENDER_BYTES = 64 * MiB
 MAX_TEMPLATE_CHARACTERS = 1_000_000
 _START_S = 30.0

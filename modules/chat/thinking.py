@@ -92,9 +92,19 @@ def opened_by(prompt: str) -> str:
 
 def choices(template: str) -> tuple[str, ...]:
     """What one may choose of thinking with this template, nothing mostly."""
-    if _reads(template, "reasoning_effort"):
+    if reads(template, "reasoning_effort"):
         return EFFORTS
-    return ("off", "on") if any(_reads(template, name) for name in _SWITCHES) else ()
+    return ("off", "on") if any(reads(template, name) for name in _SWITCHES) else ()
+
+
+def choice_for(template: str, effort: str) -> str:
+    """The choice that comes next to OpenAI's `reasoning_effort`; "" for "" and where the template offers none."""
+    offered = choices(template)
+    if not effort or not offered:
+        return ""
+    if offered != EFFORTS:
+        return "off" if effort in ("none", "minimal") else "on"
+    return effort if effort in EFFORTS else "low" if effort in ("none", "minimal") else "high"
 
 
 def variables(template: str, choice: str) -> dict[str, Any]:
@@ -103,10 +113,10 @@ def variables(template: str, choice: str) -> dict[str, Any]:
         return {}
     if choice in EFFORTS:
         return {"reasoning_effort": choice}
-    return {name: choice == "on" for name in _SWITCHES if _reads(template, name)}
+    return {name: choice == "on" for name in _SWITCHES if reads(template, name)}
 
 
-def _reads(template: str, name: str) -> bool:
+def reads(template: str, name: str) -> bool:
     """Whether one of the template's statements reads a variable of that name."""
     word = re.compile(rf"(?<![\w.]){name}(?![\w(])")
     return any(word.search(_LITERAL.sub("", statement)) for statement in _STATEMENT.findall(template))

@@ -19,6 +19,7 @@ from modules.chat.rows import CHANGED, SUBTREE, Row, add_row, find_conversation,
 from modules.errors import NotFound, StaleView
 from modules.messages import Conversation, Message
 
+_OF_THESE = "message_id IN (SELECT id FROM messages WHERE"
 KEPT_S = 24 * 3600.0  # then a deletion is final
 
 
@@ -36,6 +37,7 @@ def put_conversation(connection: sqlite3.Connection, conversation: Conversation,
     _begin(connection, conversation.id, conversation, now)
     _keep(connection, conversation.id, "conversations", "id = ?", [conversation.id])
     _keep(connection, conversation.id, "messages", "conversation_id = ? ORDER BY sequence", [conversation.id])
+    _keep(connection, conversation.id, "attachments", f"{_OF_THESE} conversation_id = ?)", [conversation.id])
     connection.execute("DELETE FROM messages WHERE conversation_id = ?", (conversation.id,))
     connection.execute("DELETE FROM conversations WHERE id = ?", (conversation.id,))
 
@@ -46,6 +48,7 @@ def put_messages(connection: sqlite3.Connection, conversation: Conversation, mes
     below = {row[0] for row in connection.execute(f"{SUBTREE} SELECT id FROM below", asked)}
     _begin(connection, message.id, conversation, now)
     _keep(connection, message.id, "messages", f"id IN ({SUBTREE} SELECT id FROM below) ORDER BY sequence", asked)
+    _keep(connection, message.id, "attachments", f"message_id IN ({SUBTREE} SELECT id FROM below)", asked)
     connection.execute(f"DELETE FROM messages WHERE id IN ({SUBTREE} SELECT id FROM below)", asked)
     return below
 
@@ -71,7 +74,7 @@ def bring_back(connection: sqlite3.Connection, owner: str, deletion_id: str) -> 
         row = json.loads(packed, object_hook=_thaw)
         if place == "messages":
             _require_place(connection, row)
-        else:
+        elif place == "conversations":
             _fit(connection, row)
         add_row(connection, place, row)
     if connection.execute("SELECT 1 FROM messages WHERE id = ?", (head_id,)).fetchone():

@@ -10,13 +10,44 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 from uuid import uuid4
 
+from modules.chat.attached import copy_attachments, row_of
 from modules.chat.incognito import INCOGNITO, is_incognito
 from modules.chat.packing import pack, unpack
 from modules.chat.rows import MESSAGE, add_row, find_conversation, pack_setup, path_to, to_message, whole_rows
-from modules.messages import USUAL, Conversation, Message, MessageStatus, Mode, ReplyStats, Role, Setup
+from modules.messages import (
+    USUAL,
+    Attachment,
+    Conversation,
+    FileKind,
+    Message,
+    MessageStatus,
+    Mode,
+    PictureType,
+    ReplyStats,
+    Role,
+    Setup,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TreeFile:
+    """A file that came with a message."""
+
+    name: str
+    kind: FileKind
+    size_bytes: int
+    about: str
+    text: str = ""
+    cut: str = ""
+    width: int = 0
+    height: int = 0
+    media_type: PictureType | Literal[""] = ""
+    picture: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +64,8 @@ class TreeMessage:
     status: MessageStatus = "complete"
     stats: ReplyStats | None = None
     error: str = ""
+    attachments: tuple[TreeFile, ...] = ()
+    modified: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +102,11 @@ def read_tree(connection: sqlite3.Connection, owner: str, conversation_id: str) 
         f"SELECT {MESSAGE} FROM messages WHERE conversation_id = ? ORDER BY sequence", (conversation_id,)
     )
     messages = [to_message(found) for found in rows]
+    files = _files(connection, conversation_id)
     places = {message.id: place for place, message in enumerate(messages)}
     return Tree(
         title=conversation.title,
-        messages=tuple(_leaf(message, places) for message in messages),
+        messages=tuple(_leaf(message, places, files.get(message.id, ())) for message in messages),
         head=places[conversation.head_id] if conversation.head_id else None,
         renamed=bool(row["renamed"]),
         mode=conversation.mode,
@@ -85,7 +119,22 @@ def read_tree(connection: sqlite3.Connection, owner: str, conversation_id: str) 
     )
 
 
-def _leaf(message: Message, places: dict[str, int]) -> TreeMessage:
+def _files(connection: sqlite3.Connection, conversation_id: str) -> dict[str, list[TreeFile]]:
+    """The files of a conversation by message."""
+    found: dict[str, list[TreeFile]] = {}
+    for message_id, name, kind, size_bytes, about, cut, text, width, height, media_type, picture in connection.execute(
+        "SELECT message_id, name, kind, size_bytes, about, cut, text, width, height, media_type, picture"
+        " FROM attachments WHERE message_id IN"
+        " (SELECT id FROM messages WHERE conversation_id = ?) ORDER BY place, number",
+        (conversation_id,),
+    ):
+        found.setdefault(message_id, []).append(
+            TreeFile(name, kind, size_bytes, about, unpack(text), cut, width, height, media_type, picture or b"")
+        )
+    return found
+
+
+def _leaf(message: Message, places: dict[str, int], files: Sequence[TreeFile]) -> TreeMessage:
     return TreeMessage(
         parent=places[message.parent_id] if message.parent_id else None,
         role=message.role,
@@ -94,6 +143,8 @@ def _leaf(message: Message, places: dict[str, int]) -> TreeMessage:
         status=message.status,
         stats=message.stats,
         error=message.error,
+        attachments=tuple(files),
+        modified=message.modified,
     )
 
 
@@ -125,7 +176,16 @@ def write_tree(
             "status": "interrupted" if message.status == "streaming" else message.status,
             "stats": json.dumps(dataclasses.asdict(message.stats)) if message.stats else None,
             "error": pack(message.error),
+            "modified": None if message.modified is None else pack(message.modified),
         })  # fmt: skip
+        for place, file in enumerate(message.attachments):
+            kept = Attachment(
+                uuid4().hex, file.name, file.kind, file.size_bytes, len(file.text), file.about, file.cut,
+                file.width, file.height,
+            )  # fmt: skip
+            row = row_of(kept, owner, file.text, now)
+            row |= {"picture": file.picture, "media_type": file.media_type} if file.picture else {}
+            add_row(connection, "attachments", row | {"message_id": ident, "place": place})
     return find_conversation(connection, owner, conversation_id)
 
 
@@ -149,4 +209,5 @@ def copy_path(connection: sqlite3.Connection, owner: str, message: Message, now:
             "id": copies[old.id], "conversation_id": conversation_id, "op_id": None,
             "parent_id": copies[old.parent_id] if old.parent_id else None,
         })  # fmt: skip
+        copy_attachments(connection, old.id, copies[old.id], now)
     return find_conversation(connection, owner, conversation_id)

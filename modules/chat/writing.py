@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import uuid4
 
+from modules.chat.modifying import Part
 from modules.chat.prompts import BuiltPrompt
 from modules.chat.running import RunningReply
 from modules.chat.thinking import Stopwatch
-from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, Prefill, Queued
+from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, Prefill, Queued, TokenLogprob
 from modules.engine.host.host import EngineHost, Generation
 from modules.errors import EngineDied, GenerationFailed, SnugError, StaleView, StoreFailed
 from modules.messages import Conversation, MessageStatus, ReplyStats
@@ -33,11 +35,12 @@ SAVE_AGAIN_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a reply ended."""
+    """How a reply ended. `modified` is what the page shows in place of its answer, None for the answer itself."""
 
     status: MessageStatus
     stats: ReplyStats | None = None
     error: SnugError | None = None
+    modified: str | None = None
 
 
 class Keeper(Protocol):
@@ -53,11 +56,15 @@ class Keeper(Protocol):
         """
 
 
+def ignore(_: Delta) -> None:
+    """Watches nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """What a reply is made of. `build` makes its prompt for the engine that will run it; it may take its time.
 
-    `polish` makes of a complete reply's text what is to be kept.
+    `part` is what extensions do to it, None where none take part; `watch` sees every Delta before its text is shown.
     """
 
     owner: str
@@ -65,7 +72,8 @@ class Task:
     build: Callable[[EngineHost], BuiltPrompt]
     keeper: Keeper
     trim_start: bool
-    polish: Callable[[str], str] = str
+    part: Part | None = None
+    watch: Callable[[Delta], None] = ignore
 
 
 class Writer:
@@ -80,6 +88,8 @@ class Writer:
         self._task = task
         self._text = text
         self._on_end = on_end
+        if task.part is not None:
+            task.part.on_slow = lambda what: self.reply.change(notice=what)
         self._lock = threading.Lock()
         self._generation: Generation | None = None
         self._cut_short: MessageStatus | None = None
@@ -91,6 +101,7 @@ class Writer:
         self._dropped = 0
         self._thought = Stopwatch(text)
         self._told: tuple[str, ...] = ()
+        self._tokens: list[TokenLogprob] = []
         self._thread = threading.Thread(target=self._run, name=f"reply {message_id}", daemon=True)
 
     def start(self) -> None:
@@ -143,23 +154,67 @@ class Writer:
 
     def _submit(self) -> Generation | None:
         """Find the engine, build the prompt, submit it; None if the reply was cut short meanwhile."""
-        if self._models.state.status in ("loading", "died"):
+        state = self._models.state
+        if state.lent:
+            self.reply.change(notice="A comparison has the memory; the reply follows when the model is back.")
+        elif state.status in ("loading", "died"):
             self.reply.change(notice="The model is being loaded; the reply follows.")
-        engine, built = self._models.with_engine(lambda engine: (engine, self._task.build(engine)))
+        return self._models.with_engine(self._submit_to)
+
+    def _submit_to(self, engine: EngineHost) -> Generation | None:
+        built = self._task.build(engine)
         self._model, self._dropped = engine.info.name, built.dropped
+        self._told = built.told
         if built.opens and not self._text:
             self._add(built.opens.lstrip())  # the template began the thought; the text says so from its first mark on
-        self.reply.change(notice=_notice(built, engine.info.context_tokens))
-        stop = tuple(dict.fromkeys((*self._task.params.stop, *built.stop)))[:MAX_STOP_STRINGS]
-        params = self._task.params.model_copy(update={"stop": stop})
+        self.reply.change(notice=_notice(built, engine.info.context_tokens), told=self._told)
+        part = self._task.part
+        params = part.params if part else self._task.params
+        stop = tuple(dict.fromkeys((*params.stop, *built.stop)))[:MAX_STOP_STRINGS]
+        if part is not None:
+            self._tell(part.told)
+            if part.replies() and self._takes_over(part, engine, built, stop):
+                return None
+        params = params.model_copy(update={"stop": stop})
         request = GenerationRequest(
-            uuid4().hex, self._task.owner, built.prompt_ids, params, built.reply_ids, built.words
-        )
+            uuid4().hex, self._task.owner, built.prompt_ids, params, built.reply_ids, built.words,
+            scripts=part.scripts if part else (), pictures=built.pictures,
+        )  # fmt: skip
         with self._lock:
             if self._cut_short is not None:
                 return None
             self._generation = engine.submit(request)
             return self._generation
+
+    def _takes_over(self, part: Part, engine: EngineHost, built: BuiltPrompt, stop: tuple[str, ...]) -> bool:
+        """Let an extension write the reply; False where it does not, and the model has to."""
+        prompt = built.words.text if built.words else engine.decode(built.prompt_ids)
+        before, wrote = self._text, False
+        for text in part.reply(prompt, stop):
+            if self._cut_short is not None:
+                return True
+            wrote = True
+            new = (before + text).lstrip() if self._trim else before + text
+            if new.startswith(self._text):
+                self._task.watch(Delta(new[len(self._text) :]))
+                self._add(new[len(self._text) :])
+            else:
+                self._text = new
+                self.reply.replace(new)
+        if wrote:
+            self._end("complete", None, self._unmeasured(part))
+        return wrote
+
+    def _unmeasured(self, part: Part) -> ReplyStats:
+        """Of a reply that no model has written."""
+        self._tell(part.told)
+        return ReplyStats(0, 0, 0, 0, 0, 0, 0, "stop", "", told=self._told)
+
+    def _tell(self, sentences: Iterable[str]) -> None:
+        new = tuple(sentence for sentence in sentences if sentence not in self._told)
+        if new:
+            self._told += new
+            self.reply.change(told=self._told)
 
     def _take(self, event: Event) -> None:
         match event:
@@ -168,10 +223,13 @@ class Writer:
             case Prefill(done, total):
                 self.reply.change(position=None, prefill=(done, total))
             case Delta():
+                self._task.watch(event)
+                self._tokens += event.logprobs
                 self._add(event.text)
-            case Degraded(what, why):
-                self._told += (f"{why} {what}",)
-                self.reply.change(told=self._told)
+            case Degraded(what, why, extension):
+                if extension and self._task.part:
+                    self._task.part.blame(extension, why)
+                self._tell([f"{why} {what}"])
             case Finished():
                 self._finish(event)
 
@@ -224,18 +282,34 @@ class Writer:
                 return
             self._ending = True
             self._cut_short = self._cut_short or status
-        if status == "complete":
-            self._text = self._task.polish(self._text)
-            self.reply.replace(self._text)
-        conversation = None
+        modified, conversation = None, None
         try:
-            conversation = self._save(Outcome(status, stats, error))
+            modified, stats = self._polished(status, stats)
+            conversation = self._save(Outcome(status, stats, error, modified))
         except SnugError as fault:
             error = error or fault
-        self._on_end(self)
-        self.reply.change(
-            status=status, error=error, stats=stats, position=None, prefill=None, conversation=conversation
-        )
+        except Exception:  # whatever it is, the conversation must not stay busy
+            log.exception("The end of a reply was not kept, by a fault of Snug's")
+            error = error or GenerationFailed("The reply was not kept, by a fault of Snug's.", remedy="See the log.")
+        finally:
+            self._on_end(self)
+            self.reply.change(
+                status=status, error=error, stats=stats, position=None, prefill=None, conversation=conversation,
+                modified=modified, reread=bool(self._task.part and self._task.part.changed_question),
+            )  # fmt: skip
+
+    def _polished(self, status: MessageStatus, stats: ReplyStats | None) -> tuple[str | None, ReplyStats | None]:
+        """What extensions make of a complete reply, and the figures with what is to be told of that."""
+        part = self._task.part
+        if part is None or status != "complete" or self._hurry.is_set():
+            return None, stats
+        with suppress(StoreFailed):
+            self._task.keeper.journal(self._text)  # hooks may take their time
+        notice = self.reply.view().notice
+        modified = part.after(self._text, self._tokens)
+        self.reply.change(notice=notice)  # without whom people had to wait for
+        self._tell(part.told)
+        return modified, replace(stats, told=self._told) if stats else None
 
     def _save(self, outcome: Outcome) -> Conversation | None:
         """Keep the end of the reply, again and again for a while if the store cannot take it."""

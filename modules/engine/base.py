@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from modules.errors import SnugError
+from modules.extensions.script import EngineScript
 from modules.memory.planning.planner import Plan
-from modules.messages import ChatMessage
+from modules.messages import ChatMessage, Picture
 from modules.sampling import GenerationParams
+from modules.tools import CallShape
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EXIT_GPU_LOST = 76
@@ -43,6 +45,11 @@ class GenerationRequest:
     `reply_ids` are tokens that the reply already holds ("continue"): they follow the prompt (in the decoder of an
     encoder-decoder model), count as reply for penalties, and are not emitted again. An engine that takes words
     (ModelInfo.takes) gets `words` and no ids. To `embed` is to make one Embedding of the prompt and no token.
+    `shape` are tool calls that the whole reply must consist of, where the engine can hold it to that, or may, beside a
+    form that `params` name; `shows` are control tokens whose text belongs to the reply's.
+    The last `held_ids` of `reply_ids` belong to the form that the reply is held to; what is before them does not.
+    `scripts` are extensions whose logits processors take part; engines that have no logits ignore them. `pictures`
+    are those of the prompt in order, whose tokens stand in `prompt_ids` (ModelInfo.image_token, as often as encoded).
     """
 
     id: str
@@ -52,19 +59,31 @@ class GenerationRequest:
     reply_ids: tuple[int, ...] = ()
     words: Words | None = None
     embed: bool = False
+    scripts: tuple[EngineScript, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    shape: CallShape | None = None
+    shows: tuple[str, ...] = ()
+    held_ids: int = 0
+
+    @property
+    def has_form(self) -> bool:
+        """Whether the reply is held to a form."""
+        return bool(self.shape or self.params.json_schema or self.params.grammar)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """One token's natural-log probability under the raw model distribution, with its likeliest alternatives.
 
-    An id of -1: the server that made it tells texts only.
+    `text` is the token by itself, `adds` what it added to the reply's text where it stands: "" while a character is
+    incomplete, and for special tokens. An id of -1: the server that made it tells texts only.
     """
 
     token_id: int
     text: str
     logprob: float
     top: tuple[tuple[int, str, float], ...] = ()
+    adds: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,20 +149,25 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """The engine had to do `what` because of `why`; the reply goes on."""
+    """The engine had to do `what` because of `why`; the reply goes on. `extension` is whose fault it is, "" mostly."""
 
     what: str
     why: str
+    extension: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of every generation. `error` is set if and only if `reason` is "error"."""
+    """The last event of every generation. `error` is set if and only if `reason` is "error".
+
+    `stopped_by` is the stop string that ended the reply, "" where none did.
+    """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
     error: SnugError | None = None
+    stopped_by: str = ""
 
 
 Event = Queued | Prefill | Delta | Embedding | Degraded | Finished
@@ -152,10 +176,14 @@ Emit = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """A stretch of a prompt. Only a `template` piece may become control tokens; content never does."""
+    """A stretch of a prompt. Only a `template` piece may become control tokens; content never does.
+
+    With a `picture`, the width and height of one, the piece is a picture's place: encoded as many tokens as that takes.
+    """
 
     text: str
     template: bool = False
+    picture: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +203,10 @@ class ModelInfo:
     to its text. `text_prefix_ids` and `text_suffix_ids` are what the tokenizer itself puts around a plain text
     (`add_special_tokens=True`): Llama's BOS, T5's end token. An engine that `takes` "words" encodes nothing and may
     not know its `context_tokens`, which are 0 then. `adapters` are the LoRA adapters that change the model.
+    `lacks` names the sampling parameters that it cannot do, each with what becomes of it, in words.
     `embeds` says what makes one vector of a text's tokens, "" where the engine does not, `embed_tokens` how many a text
-    may have, 0 where nothing says.
+    may have, 0 where nothing says. `tells_logprobs` is False where it is known to refuse them. `sees` says that it
+    takes pictures, `image_token` how its template writes the place of one, "" where it takes words.
     """
 
     name: str
@@ -203,6 +233,10 @@ class ModelInfo:
     adapters: tuple[str, ...] = ()
     embeds: Literal["", "mean", "cls", "last", "server"] = ""
     embed_tokens: int = 0
+    lacks: dict[str, str] = field(default_factory=dict)
+    tells_logprobs: bool = True
+    sees: bool = False
+    image_token: str = ""
 
     @property
     def can_grow(self) -> bool:

@@ -15,7 +15,6 @@ from modules.engine.admission import FairQueue
 from modules.engine.base import GenerationRequest, ModelInfo
 from modules.engine.telling import Telling
 from modules.errors import BadValue, ContextLengthExceeded, NoModelLoaded, NotAvailableHere
-from modules.sampling import GenerationParams
 
 log = logging.getLogger(__name__)
 
@@ -183,11 +182,11 @@ def check_embeds(info: ModelInfo, tokens: int, *, param: str = "input") -> None:
         )
 
 
-def check_free(params: GenerationParams) -> None:
-    """Raise NotAvailableHere for a reply that is to follow a grammar: without one it would take any form."""
-    if params.grammar or params.json_schema:
+def check_sees(info: ModelInfo, pictures: int) -> None:
+    """Raise NotAvailableHere for pictures to a model that cannot see."""
+    if pictures and not info.sees:
         raise NotAvailableHere(
-            "This engine cannot hold a reply to a grammar or a JSON schema.",
-            remedy="Load a GGUF file with --loader llamacpp, or leave the field out.",
-            param="grammar" if params.grammar else "response_format",
+            f"{info.name} reads text and cannot see pictures.",
+            remedy="Load a model that sees (SmolVLM, LLaVA, Qwen2.5-VL), or remove the picture.",
+            param="messages",
         )

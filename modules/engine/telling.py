@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from modules.engine.base import (
@@ -36,8 +38,19 @@ class ShownText(Protocol):
     def finished(self) -> bool:
         """True once a stop string was found."""
 
+    @property
+    def stopped_by(self) -> str:
+        """That stop string, "" before that."""
+
     def flush(self) -> str:
         """What is left at the end of the reply; may turn `finished` True."""
+
+
+def with_text(told: Sequence[TokenLogprob], text: str) -> list[TokenLogprob]:
+    """Tokens that came together with the `text` that they added: each with its own, or all of it with the last."""
+    if "".join(one.text for one in told) == text:
+        return [replace(one, adds=one.text) for one in told]
+    return [replace(one, adds=text if one is told[-1] else "") for one in told]
 
 
 class Telling:
@@ -100,9 +113,9 @@ class Telling:
         """`done` of `total` prompt tokens are read."""
         self._send(Prefill(done, total))
 
-    def degraded(self, what: str, why: str) -> None:
+    def degraded(self, what: str, why: str, extension: str = "") -> None:
         """Tell the user that the engine had to give something up."""
-        self._send(Degraded(what, why))
+        self._send(Degraded(what, why, extension))
 
     def finish(self, reason: FinishReason, error: SnugError | None = None) -> None:
         """Send what is left and the one Finished. A second call does nothing."""
@@ -113,7 +126,8 @@ class Telling:
         self._show(self._ending.flush(), at_end=True)
         if reason == "length" and self._ending.finished:
             reason = "stop"
-        self._send(Finished(reason, self._usage(), self._timings(now), error))
+        stopped_by = self._ending.stopped_by if reason == "stop" else ""
+        self._send(Finished(reason, self._usage(), self._timings(now), error, stopped_by))
 
     def _count(self, made: int) -> None:
         """`made` tokens are there now, the end token included."""
@@ -139,7 +153,7 @@ class Telling:
             if now - self._shown_at < self._gather_s:
                 return
             self._shown_at = now
-        if self._held_text or (at_end and self._pending_ids):
+        if self._held_text or (at_end and (self._pending_ids or self._pending_logprobs)):
             self._send(Delta(self._held_text, tuple(self._pending_ids), tuple(self._pending_logprobs)))
             self._held_text = ""
             self._pending_ids.clear()

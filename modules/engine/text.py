@@ -91,7 +91,12 @@ class StopMatcher:
         self._link()
         self._state = 0
         self._held = ""
-        self.found = False
+        self.match = ""
+
+    @property
+    def found(self) -> bool:
+        """Whether `match` is one of the strings: the first that was met."""
+        return bool(self.match)
 
     def push(self, text: str) -> str:
         """As much of all text so far, not yet returned, as cannot belong to a stop string."""
@@ -101,7 +106,7 @@ class StopMatcher:
         for position in range(len(self._held), len(buffer)):
             self._state = self._step(self._state, buffer[position])
             if length := self._match_length[self._state]:
-                self.found, self._held = True, ""
+                self.match, self._held = buffer[position + 1 - length : position + 1], ""
                 return buffer[: position + 1 - length]
         shown = len(buffer) - self._depth[self._state]
         self._held = buffer[shown:]
@@ -144,21 +149,29 @@ class TextStream:
     """The text of one reply as it may be shown, token by token.
 
     `finished` turns True when a stop string is complete: everything before it has then been returned by `push`.
+    `added` is what the last token added, whether it may be shown yet or not.
     """
 
     def __init__(self, decode: Decode, stop: Sequence[str] = (), *, context_ids: Sequence[int] = ()) -> None:
         """`context_ids`: the prompt, and the reply so far when it goes on; they decide about the first space."""
         self._detokenizer = Detokenizer(decode, context_ids)
         self._matcher = StopMatcher(stop)
+        self.added = ""
 
     @property
     def finished(self) -> bool:
         """True once a stop string was found; later tokens give no text."""
         return self._matcher.found
 
+    @property
+    def stopped_by(self) -> str:
+        """The stop string that was found, "" before that."""
+        return self._matcher.match
+
     def push(self, token_id: int) -> str:
         """New text to show after `token_id`, often "" while a character or a stop string may still be completed."""
-        return self._matcher.push(self._detokenizer.push(token_id))
+        self.added = self._detokenizer.push(token_id)
+        return self._matcher.push(self.added)
 
     def flush(self) -> str:
         """What is left at the end of the reply. May turn `finished` True; an incomplete character is dropped."""
@@ -175,6 +188,11 @@ class ReadyText:
     def finished(self) -> bool:
         """True once a stop string was found."""
         return self._matcher.found
+
+    @property
+    def stopped_by(self) -> str:
+        """The stop string that was found, "" before that."""
+        return self._matcher.match
 
     def push(self, text: str) -> str:
         """As much as may be shown."""

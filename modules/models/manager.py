@@ -2,14 +2,16 @@
 
 One model answers at a time. The next one is loaded beside it where memory allows that without changing the plan;
 else the old one goes first and comes back if the new one fails. Replies that run at the moment of a change get
-DRAIN_S seconds to end, then they end with an error that says so. Where memory runs out, rescue.py takes over.
+DRAIN_S seconds to end, then they end with an error that says so. Where memory runs out, rescue.py takes over; who wants
+engines beside the one that answers gets a loan (loan.py).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -18,16 +20,21 @@ from modules.engine.base import EngineStats, LoadEngine, ModelInfo, OnProgress, 
 from modules.engine.host.host import PATIENCE, EngineHost, Generation, Patience, ignore
 from modules.errors import EngineDied, GenerationFailed, OutOfMemory, SnugError
 from modules.hardware import Inventory, read_inventory
+from modules.memory.known_gpus import Gpu
 from modules.memory.model.listing import ModelEntry, check_loadable, list_models
+from modules.memory.model.model_spec import ModelSpec
 from modules.memory.planning.planner import Plan, PlanTable
 from modules.memory.planning.smaller import Failure
 from modules.memory.planning.speed import Speeds, defaults
+from modules.meter import Meter
+from modules.models.loan import Loan
 from modules.models.planning import DryRunner, DryRunProgress, Planning
 from modules.models.records import Records
+from modules.models.remembered import ModelMemory
 from modules.models.rescue import Rescue, told
 from modules.models.slot import Slot
 from modules.models.starting import LOADERS, EngineStarter
-from modules.models.state import Current, ModelState, as_snug, held_by
+from modules.models.state import Current, ModelState, as_snug, held_by, still_to_take
 from modules.settings import LoadOptions, Settings
 
 log = logging.getLogger(__name__)
@@ -57,6 +64,8 @@ class ModelManager:
         self._settings = settings
         self._read_inventory = read_inventory
         self._drain_s = drain_s
+        self.memory = ModelMemory(settings)
+        self.meter = Meter()
         self._slot = Slot()
         self._records = Records(settings.user_data_dir, self.machine)
         self._planning = Planning(
@@ -64,7 +73,7 @@ class ModelManager:
         )
         self._starter = EngineStarter(
             self._slot, self._records, loaders=loaders, patience=patience, in_process=in_process,
-            on_starved=self._save_replies,
+            on_starved=self._save_replies, meter=self.meter,
         )  # fmt: skip
         self._rescue = Rescue(self._slot, self._starter, self._planning)
 
@@ -106,6 +115,46 @@ class ModelManager:
         """
         return self._planning.table(options, self.stats(), sharpen=not self._slot.busy)
 
+    def plans_on(self, options: LoadOptions, gpus: Sequence[Gpu], ram_bytes: int | None) -> PlanTable:
+        """Every way to load under `options` on a machine with these cards and this much RAM, by formulas."""
+        return self._planning.table_on(options, gpus, ram_bytes)
+
+    def plans_of(self, spec: ModelSpec) -> PlanTable:
+        """Every way to load a model that is not here, as the server was started. SnugError for impossible flags."""
+        options = self.defaults.model_copy(update={"model": spec.name})
+        return self._planning.table_of(spec, options, self.stats())
+
+    def guest_plans(
+        self, options: LoadOptions, *, tokens: int, instead: bool = False, taken: Mapping[str, int] | None = None
+    ) -> PlanTable:
+        """Every way to run a model with `tokens` of context beside the loaded one, or `instead` of it. No dry run.
+
+        What the loaded one will still take when its context fills counts as taken, and so do the bytes of `taken`.
+        Raises SnugError for impossible flags.
+        """
+        freed, spoken_for = self._room(instead, taken or {})
+        return self._planning.guest(options, freed, tokens=tokens, taken=spoken_for)
+
+    def guest_room(self, *, instead: bool = False) -> dict[str, int]:
+        """Bytes by device for such models."""
+        freed, spoken_for = self._room(instead, {})
+        return self._planning.free_bytes(freed, spoken_for)
+
+    def _room(self, instead: bool, taken: Mapping[str, int]) -> tuple[EngineStats, dict[str, int]]:
+        if instead:
+            return self.stats(), dict(taken)
+        rest = still_to_take(self._slot.current)
+        return EngineStats(), {key: taken.get(key, 0) + rest.get(key, 0) for key in {*taken, *rest}}
+
+    def lend(self, why: str) -> Loan:
+        """The machine for engines beside the one that answers, until `give_back`. `why` is what others are told.
+
+        Raises Busy while a model loads, or another loan runs.
+        """
+        self._slot.take_turn("a model", why=why)
+        self._planning.end_dry_runs()
+        return Loan(self._slot, self._starter, self._rescue, self._records)
+
     @property
     def dry_run_progress(self) -> DryRunProgress:
         """How far the dry runs behind `plans` are."""
@@ -140,10 +189,15 @@ class ModelManager:
         self._slot.take_turn(options.model or "a model")
         return self._load(options, on_progress or ignore).info
 
-    def start_load(self, options: LoadOptions) -> None:
-        """`load` in a thread: watch `state`. Raises Busy at once."""
+    def start_load(self, options: LoadOptions, *, remember: bool = False) -> None:
+        """`load` in a thread: watch `state`. Raises Busy at once. `remember`: as the way to load that model again."""
         self._slot.take_turn(options.model or "a model")
-        threading.Thread(target=self._load_quietly, args=(options,), name="load", daemon=True).start()
+        threading.Thread(target=self._load_quietly, args=(options, remember), name="load", daemon=True).start()
+
+    def stop(self, user: str, name: str = "") -> int:
+        """Cancel what this user has open in the engine that answers, or what of it goes by `name`; how many."""
+        current = self._slot.current
+        return current.host.stop(user, name) if current is not None else 0
 
     def unload(self) -> None:
         """Stop a load that runs, end the engine and give back its memory. Open replies end with an error."""
@@ -164,18 +218,33 @@ class ModelManager:
         return self._load_anew(current) if our_turn else current.host
 
     def with_engine(self, use: Callable[[EngineHost], Result]) -> Result:
-        """`use` of the engine that answers; done once more, with the engine loaded anew, if it dies meanwhile."""
-        engine = self.engine()
-        try:
-            return use(engine)
-        except EngineDied:
-            if engine.alive:
-                raise
-            return use(self.engine())
+        """`use` of the engine that answers; done once more, with the engine loaded anew, if it dies meanwhile.
 
-    def _load_quietly(self, options: LoadOptions) -> None:
+        What `use` submits is complete before a loan takes the engine away.
+        """
+        with self._held_engine() as engine:
+            try:
+                return use(engine)
+            except EngineDied:
+                if engine.alive:
+                    raise
+        with self._held_engine() as engine:
+            return use(engine)
+
+    @contextmanager
+    def _held_engine(self) -> Iterator[EngineHost]:
+        """The engine that answers; no loan takes it before this ends."""
+        current, our_turn = self._slot.answering(hold=True)
+        try:
+            yield self._load_anew(current) if our_turn else current.host
+        finally:
+            self._slot.release()
+
+    def _load_quietly(self, options: LoadOptions, remember: bool) -> None:
         try:
             self._load(options, ignore)
+            if remember and self._planning.elsewhere(options) is None:
+                self.memory.keep(options)
         except SnugError as error:
             log.warning("%s", error)
 

@@ -7,7 +7,7 @@ loaded uses the answers that are there and waits for none.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +18,12 @@ from modules.files import safe_path
 from modules.hardware import Device, Inventory
 from modules.memory.dryruns.asking import Kind
 from modules.memory.forecasting.forecast import RunSpec
+from modules.memory.known_gpus import Gpu, imagine
 from modules.memory.llamacpp_build import can_use_gpus
 from modules.memory.model.describing import describer_for
 from modules.memory.model.listing import check_loadable
 from modules.memory.model.lora import Lora, find_loras
+from modules.memory.model.peft_lora import find_peft_loras
 from modules.memory.model.spec import ModelSpec, inspect
 from modules.memory.planning.elsewhere import plan_elsewhere
 from modules.memory.planning.native import check_native
@@ -106,6 +108,31 @@ class Planning:
             )
         return list_plans(self.question(options, freed, sharpen=sharpen))
 
+    def table_of(self, spec: ModelSpec, options: LoadOptions, freed: EngineStats) -> PlanTable:
+        """Every way to load a model that is not here, by formulas. Raises SnugError for impossible flags."""
+        return list_plans(self.question(options, freed, spec=spec))
+
+    def table_on(self, options: LoadOptions, gpus: Sequence[Gpu], ram_bytes: int | None) -> PlanTable:
+        """Every way to load on a machine with these cards and this much RAM, else as this one. Raises as `table`."""
+        machine = imagine(self._read_inventory(self._cache), gpus, ram_bytes)
+        return list_plans(self.question(options, EngineStats(), imagined=machine))
+
+    def guest(self, options: LoadOptions, freed: EngineStats, *, tokens: int, taken: Mapping[str, int]) -> PlanTable:
+        """Every way to load a model for a few questions, with `tokens` of context or what it was made for.
+
+        `taken` are bytes by device that are free still but spoken for. No dry run is set off. Raises as `table`.
+        """
+        if self.elsewhere(options) is not None:
+            return self.table(options, freed)
+        question = self.question(options.model_copy(update={"ctx_size": None}), freed)
+        asked = options.model_copy(update={"ctx_size": min(tokens, question.spec.max_context)})
+        return list_plans(replace(question.asking(asked), inventory=_without(question.inventory, taken)))
+
+    def free_bytes(self, freed: EngineStats, taken: Mapping[str, int]) -> dict[str, int]:
+        """What is free on each device for more engines."""
+        inventory = _without(self._with_freed(self._read_inventory(self._cache), freed), taken)
+        return {device.id: device.free_bytes for device in (*inventory.gpus, inventory.cpu)}
+
     def elsewhere(self, options: LoadOptions) -> RemoteServer | None:
         """The server whose model `options` name; None for a model of this machine."""
         server = self._settings.remote_server
@@ -131,18 +158,26 @@ class Planning:
         if self._dry_runs is not None:
             (self._dry_runs.close if for_good else self._dry_runs.let_go)()
 
-    def question(self, options: LoadOptions, freed: EngineStats, *, sharpen: bool = False) -> Question:
-        """What to ask the planner, the model and the machine as they are now. Raises SnugError."""
+    def question(
+        self,
+        options: LoadOptions,
+        freed: EngineStats,
+        *,
+        sharpen: bool = False,
+        spec: ModelSpec | None = None,
+        imagined: Inventory | None = None,
+    ) -> Question:
+        """What to ask the planner, the machine as it is now or as it is `imagined`, and the model too unless it is
+        given. Raises SnugError."""
         check_together(options)
-        inventory = self._read_inventory(options.disk_cache_dir or options.nvme_offload_dir or self._cache)
+        inventory = imagined or self._read_inventory(options.disk_cache_dir or options.nvme_offload_dir or self._cache)
         check_machine(options, inventory)
-        path = find_model(self._settings.model_dir, options.model)
         trusted = self._settings.trust_remote_code
-        spec = inspect(path, trust_remote_code=trusted, describe=describer_for(path, self._cache / "described"))
+        spec = spec or self._inspected(options)
         return Question(
             spec,
             options,
-            self._with_freed(inventory, freed),
+            imagined or self._with_freed(inventory, freed),
             self._cache,
             trust_remote_code=trusted,
             draft=find_draft(self._settings, options),
@@ -151,7 +186,16 @@ class Planning:
             peaks=self._peaks(sharpen=sharpen),
             observed=self._records.errors_of(spec.model_type),
             vllm_python=self._settings.vllm_python,
-            llamacpp_gpu=can_use_gpus(),
+            imagined=imagined is not None,
+            llamacpp_gpu=imagined is not None or can_use_gpus(),
+        )
+
+    def _inspected(self, options: LoadOptions) -> ModelSpec:
+        path = find_model(self._settings.model_dir, options.model)
+        return inspect(
+            path,
+            trust_remote_code=self._settings.trust_remote_code,
+            describe=describer_for(path, self._cache / "described"),
         )
 
     def _peaks(self, *, sharpen: bool) -> PeaksOf | None:
@@ -174,6 +218,15 @@ class Planning:
         )
 
 
+def _without(inventory: Inventory, taken: Mapping[str, int]) -> Inventory:
+    """A machine of which `taken` bytes, by device, are not free any more."""
+
+    def smaller(device: Device) -> Device:
+        return replace(device, free_bytes=max(0, device.free_bytes - taken.get(device.id, 0)))
+
+    return replace(inventory, cpu=smaller(inventory.cpu), gpus=tuple(map(smaller, inventory.gpus)))
+
+
 def find_draft(settings: Settings, options: LoadOptions) -> ModelSpec | None:
     """The model that --draft-model names; None where it names none. Raises SnugError."""
     if not options.draft_model:
@@ -189,8 +242,10 @@ def find_draft(settings: Settings, options: LoadOptions) -> ModelSpec | None:
 
 
 def adapters_for(settings: Settings, options: LoadOptions, spec: ModelSpec) -> tuple[Lora, ...]:
-    """The adapters that --lora names, checked against the file of `spec`. Raises SnugError."""
+    """The adapters that --lora names, checked against the file or folder of `spec`. Raises SnugError."""
     check_native(spec, options)
+    if spec.source == "safetensors":
+        return find_peft_loras(settings.lora_dir, options.lora, spec)
     return find_loras(settings.lora_dir, options.lora, spec.path)
 
 

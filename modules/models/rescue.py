@@ -13,7 +13,7 @@ from modules.engine.base import Degraded, OnProgress, Progress
 from modules.engine.host.host import EngineHost, Generation, ignore
 from modules.errors import EngineDied, OutOfMemory, SnugError
 from modules.memory.planning.planner import Plan
-from modules.memory.planning.smaller import Failure, difference
+from modules.memory.planning.smaller import Failure, difference, rungs
 from modules.models.planning import Planning
 from modules.models.slot import Slot
 from modules.models.starting import EngineStarter
@@ -58,7 +58,7 @@ class Rescue:
         self, failure: Failure, error: OutOfMemory, on_progress: OnProgress, *, again: Sequence[Plan] = ()
     ) -> Current:
         """A load that memory ran out for, in ways that need less; plans `again` first. Raises OutOfMemory."""
-        plans = [*again, *self._planning.smaller(failure, held_by(None))[:MOST_RELOADS]]
+        plans = [*again, *rungs(self._planning.smaller(failure, held_by(None)), MOST_RELOADS)]
         return self._start_first(failure, plans, error, on_progress)
 
     def shrink(self, old: Current, error: SnugError, replies: list[Generation]) -> EngineHost:
@@ -71,7 +71,7 @@ class Rescue:
         try:
             least = max((reply.tokens + ROOM_TOKENS for reply in replies), default=0)
             failure = Failure(plan, old.options, least)
-            plans = self._planning.smaller(failure, held_by(old))[:MOST_RELOADS]
+            plans = rungs(self._planning.smaller(failure, held_by(old)), MOST_RELOADS)
             if not plans and replies:
                 raise _end_of_ladder(plan.spec.name, error)
             progress = Progress("Planning", 0.0)
@@ -115,6 +115,7 @@ class Rescue:
             _tell(replies, failure.plan, plan, error)
             try:
                 host = self._starter.start(plan, on_progress)
+                self._starter.meter.rescued()
                 return Current(host, failure.options, reduced=plan is not failure.plan)
             except OutOfMemory as again:
                 error = again

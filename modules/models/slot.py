@@ -1,6 +1,6 @@
 """The one place for an engine: which one answers, whose turn it is to change that, and what people see of it.
 
-Decides nothing: the manager and the rescue do, each in its turn.
+Decides nothing: the manager, the rescue and whoever holds a loan do, each in its turn.
 """
 
 from __future__ import annotations
@@ -10,12 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Protocol
 
 from modules.engine.host.host import EngineHost
 from modules.errors import Busy, NoModelLoaded, SnugError
 from modules.models.state import Current, ModelState, Status
 
 WAIT_FOR_LOAD_S = 600.0
+
+
+class Closable(Protocol):
+    """What an emptying of the slot ends: a load, or a loan."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 class Slot:
@@ -25,8 +33,11 @@ class Slot:
         self._changed = threading.Condition()
         self._state = ModelState()
         self._current: Current | None = None
-        self._starting: EngineHost | None = None
+        self._starting: Closable | None = None
         self._busy_with = ""
+        self._busy_why = ""
+        self._holders = 0
+        self._withheld = False
         self._emptying = 0
         self._closed = False
 
@@ -62,46 +73,78 @@ class Slot:
             self._state = replace(self._state, version=self._state.version + 1, **changes)  # type: ignore[arg-type]
             self._changed.notify_all()
 
-    def take_turn(self, name: str) -> None:
-        """Begin a load of `name`. Raises Busy while somebody else has the turn."""
+    def take_turn(self, name: str, *, why: str = "") -> None:
+        """Begin a load of `name`. Raises Busy while somebody else has the turn; `why` is what others are told then."""
         with self._changed:
             if self._busy_with:
-                raise Busy(f"{self._busy_with} is being loaded.", remedy="Wait until it is ready, or unload it.")
+                why_not = self._busy_why or f"{self._busy_with} is being loaded."
+                remedy = (
+                    "Wait until it is complete, or stop it."
+                    if self._busy_why
+                    else "Wait until it is ready, or unload it."
+                )
+                raise Busy(why_not, remedy=remedy)
             if self._closed or self._emptying:
                 raise Busy("The model is being unloaded.", remedy="Try again in a moment.")
-            self._busy_with = name
+            self._busy_with, self._busy_why = name, why
 
     def end_turn(self) -> None:
         """Let the next one have it."""
         with self._changed:
-            self._busy_with = ""
+            self._busy_with = self._busy_why = ""
+            self._withheld = False
             self._changed.notify_all()
 
-    def answering(self) -> tuple[Current, bool]:
+    def answering(self, *, hold: bool = False) -> tuple[Current, bool]:
         """The engine that answers, waiting for a load that runs; with True a dead one, and the turn is the caller's.
 
-        Raises NoModelLoaded, or Busy if a load takes longer than WAIT_FOR_LOAD_S.
+        With `hold` it is not withheld before `release`. Raises NoModelLoaded, or Busy if a load takes longer than
+        WAIT_FOR_LOAD_S; while an engine is withheld nobody is sent away.
         """
         deadline = time.monotonic() + WAIT_FOR_LOAD_S
         with self._changed:
             while True:
                 current = self._current
-                if current is not None and current.host.alive:
+                if current is not None and current.host.alive and not self._withheld:
+                    self._holders += hold
                     return current, False
                 if not self._busy_with and not self._emptying:
                     break
-                if not self._changed.wait(deadline - time.monotonic()):
+                if self._withheld:
+                    deadline = time.monotonic() + WAIT_FOR_LOAD_S
+                if not self._changed.wait(deadline - time.monotonic()) and not self._withheld:
                     raise Busy(f"{self._busy_with} is still being loaded.", remedy="Try again when it is ready.")
             if current is None or self._closed:
                 raise NoModelLoaded("No model is loaded.", remedy="Load one on the Model tab.")
             self._busy_with = current.host.plan.spec.name
+            self._holders += hold
             return current, True
+
+    def release(self) -> None:
+        """Whoever held the engine that answers has sent it what there was to send."""
+        with self._changed:
+            self._holders -= 1
+            self._changed.notify_all()
+
+    def withhold(self) -> None:
+        """Let whoever wants the engine that answers wait until the turn ends; the caller has the turn."""
+        with self._changed:
+            self._withheld = True
+
+    def wait_released(self, timeout_s: float) -> bool:
+        """Whether nobody holds the engine that answers, waiting for that at most `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._holders, timeout_s)
 
     def instead_of(self, host: EngineHost) -> tuple[Current, bool] | None:
         """Another engine of the same model that answers now; with True `host`, or a dead one, and the turn is the
-        caller's. None where the model is gone or a load takes too long.
+        caller's. None where the model is gone or a load takes too long. A loan ends for it.
         """
         deadline = time.monotonic() + WAIT_FOR_LOAD_S
+        with self._changed:
+            loan = self._starting if self._busy_why else None
+        if loan is not None:
+            loan.close()
         with self._changed:
             while self._busy_with or self._emptying:
                 if not self._changed.wait(deadline - time.monotonic()):
@@ -115,14 +158,14 @@ class Slot:
             return current, True
 
     @contextmanager
-    def starting(self, host: EngineHost) -> Iterator[None]:
-        """`host` loads; emptying the slot meanwhile ends it."""
+    def starting(self, what: Closable) -> Iterator[None]:
+        """`what` loads, or is a loan; emptying the slot meanwhile ends it."""
         with self._changed:
-            self._starting = host
+            self._starting = what
             unwanted = self.emptying
         try:
             if unwanted:
-                host.close()
+                what.close()
             yield
         finally:
             with self._changed:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
-from modules.engine.base import LoadEngine, OnProgress, Progress
+from modules.engine.base import LoadEngine, ModelInfo, OnProgress, Progress
 from modules.engine.host.host import EngineHost, OnStarved, Patience
 from modules.engine.host.worker import LoadByName
+from modules.errors import SnugError
 from modules.memory.planning.planner import Plan
+from modules.meter import Meter
 from modules.models.records import Records
 from modules.models.slot import Slot
 
@@ -35,8 +38,10 @@ class EngineStarter:
         patience: Patience,
         in_process: bool,
         on_starved: OnStarved,
+        meter: Meter,
     ) -> None:
-        """`on_starved` is every engine's; see EngineHost."""
+        """`on_starved` is every engine's; see EngineHost. `meter` counts loads and what the engines do."""
+        self.meter = meter
         self._slot = slot
         self._records = records
         self._loaders = loaders
@@ -61,11 +66,41 @@ class EngineStarter:
             patience=self._patience,
             on_death=self._slot.note_death,
             on_starved=self._on_starved,
+            follow=self.meter.follow,
         )
         with self._slot.starting(host):
-            info = host.wait_loaded()
+            info = self._wait_loaded(host)
         self._records.loaded(plan, info)
         return host
+
+    def start_guest(self, plan: Plan, on_progress: OnProgress, keep: Callable[[EngineHost], None]) -> EngineHost:
+        """A loaded engine that is nobody's but the caller's: `keep` gets it as its load begins, to end it.
+
+        Raises the load's SnugError.
+        """
+        host = EngineHost(
+            plan,
+            load_engine_for(plan, self._loaders),
+            on_progress,
+            in_process=self._in_process,
+            patience=self._patience,
+            follow=self.meter.follow,
+        )
+        keep(host)
+        self._records.loaded(plan, self._wait_loaded(host))
+        return host
+
+    def _wait_loaded(self, host: EngineHost) -> ModelInfo:
+        """What was loaded, counted; raises the load's SnugError, counted too."""
+        began = time.monotonic()
+        result = "ok"
+        try:
+            return host.wait_loaded()
+        except SnugError as error:
+            result = error.code
+            raise
+        finally:
+            self.meter.load_ends(result, time.monotonic() - began)
 
 
 def load_engine_for(plan: Plan, loaders: Mapping[str, LoadEngine] = LOADERS) -> LoadEngine:

@@ -26,6 +26,7 @@ class ModelState:
     `name` is the model that `status` speaks of; `info` and `plan` belong to the model that answers now (while another
     one loads beside it too) or, after "died", will answer again. `error` is what went wrong last, also while "ready":
     then another model failed to load and this one answers on, or memory ran out and it is loaded in another way.
+    `lent`: it is "loading" since something else has its memory for a while.
     """
 
     status: Status = "empty"
@@ -35,6 +36,7 @@ class ModelState:
     info: ModelInfo | None = None
     plan: Plan | None = None
     version: int = 0
+    lent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,18 @@ class Current:
     host: EngineHost
     options: LoadOptions
     reduced: bool = False
+
+
+def still_to_take(current: Current | None) -> dict[str, int]:
+    """Bytes by device that an engine holds not yet, but will as its plan says when its context fills."""
+    if current is None or not current.host.alive:
+        return {}
+    held = held_by(current)
+    now = {"cpu": held.rss_bytes, **held.gpu_bytes}
+    return {
+        device: max(0, budget.total - (budget.context if device != "cpu" else 0) - now.get(device, 0))
+        for device, budget in current.host.plan.budgets.items()
+    }
 
 
 def held_by(current: Current | None) -> EngineStats:

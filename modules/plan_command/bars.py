@@ -21,7 +21,7 @@ _SIGNS = {
     "adapters": ("▟", "r", "magenta"), "embeddings": ("▥", "e", "yellow"),
     "gradients": ("▚", "g", "magenta"), "optimizer": ("▞", "o", "bright_magenta"),
     "offload_buffer": ("▦", "b", "bright_cyan"), "prefill_peak": ("▒", "p", "yellow"),
-    "decode_peak": ("▒", "p", "yellow"), "activations": ("▒", "p", "yellow"),
+    "decode_peak": ("▒", "p", "yellow"), "picture_peak": ("▒", "p", "yellow"), "activations": ("▒", "p", "yellow"),
     "dequant_buffer": ("▤", "d", "bright_yellow"), "allocator": ("░", "a", "green"),
     "context": ("▄", "c", "bright_black"), "loading": ("▁", "l", "white"),
 }  # fmt: skip

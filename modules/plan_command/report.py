@@ -187,7 +187,7 @@ def _named(name: str, settings: Settings, dry_runs: DryRuns, *, check: bool = Tr
         return local(STARTER_CONFIG, "The first start fetches it (94 MiB).")
     if is_hub_name(name):
         there = partial(inspect_hub, name, cache_folder=settings.user_data_dir / "cache" / "hub", describe=describe)
-        return Source(name, there, f"First fetch the model into {settings.model_dir}/.", is_new=True)
+        return Source(name, there, f"First fetch it: python server.py --download {name}", is_new=True)
     raise ModelNotFound(
         f"There is no model {name!r} in {settings.model_dir}, and no such file.",
         remedy="Name one that is there, a folder, a config.json, a .gguf file, or organisation/model on the hub.",

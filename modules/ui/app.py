@@ -5,6 +5,7 @@ A new tab is one file and one entry in TABS.
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +14,35 @@ from typing import TypeVar
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio when it is imported
 
 import gradio as gr
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
 
 from modules.services import Services
-from modules.ui import characters_tab, chat_tab, model_tab, notebook_tab, parameters_tab, theme
+from modules.texts.spoken import CATALOGUE
+from modules.ui import (
+    characters_tab,
+    chat_tab,
+    compare_tab,
+    extensions_tab,
+    model_tab,
+    notebook_tab,
+    parameters_tab,
+    people_panel,
+    theme,
+)
+from modules.ui.page_texts import PageTexts
+from modules.ui.sessions import OwnSessions
+from modules.ui.widgets import is_for_admins
 
-App = TypeVar("App")
+App = TypeVar("App", bound=Starlette)
 MAX_UPLOAD = "1mb"
 # Gradio's queue looks for work a thousand times a second, and for news of progress bars, which this page has none of:
 # 3 % of a core taken from the model, day and night.
 QUEUE_LOOKS_EVERY_S = 0.05
 QUEUE_REPORTS_EVERY_S = 1.0
+# Gradio keeps a copy of the page's configuration for every page that was ever opened, 10,000 of them unless told
+# otherwise. Nothing of Snug's is lost with one: a page that is older begins a new session with its next request.
+SESSIONS_KEPT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +58,54 @@ TABS = (
     Tab("chat", "Chat", chat_tab.build),
     Tab("characters", "Characters", characters_tab.build),
     Tab("notebook", "Notebook", notebook_tab.build),
+    Tab("compare", "Compare", compare_tab.build),
     Tab("model", "Model", model_tab.build),
     Tab("parameters", "Parameters", parameters_tab.build),
+    Tab("extensions", "Extensions", extensions_tab.build),
 )
 
 
 def build_ui(services: Services) -> gr.Blocks:
     """The page with all its tabs; nothing of a user's is kept in it."""
+    parts = extensions_tab.build_parts(services.extensions)
     with gr.Blocks(title="Snug", analytics_enabled=False, fill_width=True) as page:
         chat_tab.build_shell(services)
+        people_panel.build(services)
+        extensions_tab.build_assets(services)
         first = "notebook" if services.settings.notebook else "chat"
         with gr.Tabs(selected=first, elem_id="snug-tabs"):
             for tab in TABS:
                 with gr.Tab(tab.title, id=tab.id, elem_id=f"snug-tab-{tab.id}"):
                     tab.build(services)
+                    if tab.id == "extensions":
+                        _place([part for part in parts if not part.own_tab])
+            for part in parts:
+                if part.own_tab:
+                    with gr.Tab(part.title, elem_id=f"snug-tab-extension-{part.name}"):
+                        _place([part])
     page.queue(api_open=False, default_concurrency_limit=None)
+    page.state_session_capacity = SESSIONS_KEPT
     page._queue.sleep_when_free = QUEUE_LOOKS_EVERY_S
     page._queue.progress_update_sleep_when_free = QUEUE_REPORTS_EVERY_S
     return page
 
 
+def _place(parts: list[extensions_tab.Part]) -> None:
+    """Put the controls of extensions here, each under its name."""
+    for part in parts:
+        with gr.Column(elem_id=f"snug-extension-{part.name}", elem_classes=["sheet", "extension-part"]):
+            gr.HTML(f"<h2>{html.escape(part.title)}</h2>", apply_default_css=False)
+            part.blocks.render()
+
+
 def mount_ui(app: App, services: Services) -> App:
     """Serve the page at "/" of `app`: own theme and scripts, nothing from elsewhere, no upload beyond a megabyte."""
+    page = build_ui(services)
     gr.mount_gradio_app(
         app,
-        build_ui(services),
+        page,
         path="/",
+        app_kwargs={"middleware": [Middleware(OwnSessions, session_of=_session_of(page), admin_events=_admins(page))]},
         theme=theme.theme(),
         head=theme.head(),
         favicon_path=str(theme.FAVICON),
@@ -77,4 +119,20 @@ def mount_ui(app: App, services: Services) -> App:
         mcp_server=False,
         pwa=False,
     )
+    app.add_middleware(PageTexts, catalogue=CATALOGUE)
     return app
+
+
+def _session_of(page: gr.Blocks) -> Callable[[str], str | None]:
+    """Whose an event is that is under way."""
+
+    def session_of(event_id: str) -> str | None:
+        event = page._queue.event_ids_to_events.get(event_id)
+        return None if event is None else event.session_hash
+
+    return session_of
+
+
+def _admins(page: gr.Blocks) -> frozenset[int]:
+    """The events that only administrators may start."""
+    return frozenset(number for number, event in page.fns.items() if is_for_admins(event.fn))

@@ -16,18 +16,22 @@ import gradio as gr
 from anyio import to_thread
 from pydantic import Field
 
+from modules.attachments.extracted import MAX_FILES
 from modules.chat.incognito import is_incognito
 from modules.chat.service import RunningReply
 from modules.errors import BadValue, NotFound, SnugError
 from modules.sampling import GenerationParams
 from modules.services import Services
 from modules.ui import setup_panel, side
+from modules.ui.download_panel import downloads_view
+from modules.ui.file_doors import FileDoors, Files
 from modules.ui.markdown import StreamingMarkdown
 from modules.ui.setup_panel import SetupBody
 from modules.ui.strip import Strip
 from modules.ui.views import (
     MAX_HZ,
     Json,
+    file_view,
     live_view,
     model_view,
     printable,
@@ -37,14 +41,23 @@ from modules.ui.views import (
 )
 from modules.ui.widgets import Body, Pick, door, owner_of, read_body, scripted
 
+SHOWN = 200  # messages of a conversation that a page gets, unless it asks for more
+ABOVE_FOUND = 20  # messages above one that a search found
 RENDER_SHARE = 0.1  # of the time, at most, goes into rendering one reply
 LONG_RENDER_S = 0.02
 
 
-class Open(Pick):
-    """A conversation; with a message, the branch that holds it."""
+class Seen(Pick):
+    """A request about a conversation. `top` is the first of its messages that the page shows, None for the last few."""
+
+    top: str | None = Field(default=None, max_length=64)
+
+
+class Open(Seen):
+    """A conversation; with a message, the branch that holds it. `more` is how many to show above the first."""
 
     message: str | None = Field(default=None, max_length=64)
+    more: int = Field(default=0, ge=0, le=1000)
 
 
 class Pulse(Body):
@@ -56,7 +69,9 @@ class Send(Body):
 
     id: str | None = Field(default=None, max_length=64)
     parent: str | None = Field(default=None, max_length=64)
-    text: str = Field(min_length=1)
+    top: str | None = Field(default=None, max_length=64)
+    text: str
+    attachments: list[str] = Field(default=[], max_length=MAX_FILES)
     op_id: str = Field(min_length=8, max_length=64)
     system_prompt: str = ""
     setup: SetupBody = SetupBody()
@@ -65,14 +80,14 @@ class Send(Body):
     params: GenerationParams = GenerationParams()
 
 
-class Touch(Pick):
+class Touch(Seen):
     """A request about one message of a conversation."""
 
     message: str = Field(max_length=64)
     params: GenerationParams = GenerationParams()
 
 
-class Edit(Pick):
+class Edit(Seen):
     message: str = Field(max_length=64)
     text: str
 
@@ -86,16 +101,16 @@ class ChatDoors:
 
     def __init__(self, services: Services) -> None:
         self.store, self.chat, self.models = services.store, services.chat, services.models
+        self.downloads = services.downloads
         self.strip = Strip(services.models.machine)
         self.streams = not services.settings.no_stream
 
-    def thread(self, owner: str, conversation_id: str) -> Json:
-        """The conversation as it stands."""
+    def thread(self, owner: str, conversation_id: str, top: str | None = None, more: int = 0) -> Json:
+        """The conversation as it stands, from `more` messages above `top` to its end; at least its last SHOWN."""
         running = self.chat.running(owner, conversation_id)
+        earlier, messages = self.store.tail(owner, conversation_id, least=SHOWN, top=top, more=more)
         return thread_view(
-            self.store.get(owner, conversation_id),
-            self.store.path(owner, conversation_id),
-            running.message_id if running else None,
+            self.store.get(owner, conversation_id), messages, running.message_id if running else None, earlier=earlier
         )
 
     def open(self, owner: str, body: Open) -> Json:
@@ -104,16 +119,21 @@ class ChatDoors:
             shown = {message.id for message in self.store.path(owner, body.id)}
             if body.message not in shown:
                 self.store.set_head(owner, body.id, body.message)
-        return self.thread(owner, body.id)
+        if body.message:
+            return self.thread(owner, body.id, body.message, ABOVE_FOUND)
+        return self.thread(owner, body.id, body.top, body.more)
 
     def send(self, owner: str, body: Send) -> Json:
         """Store a message and start the reply. On failure the answer tells whether the message was stored."""
         conversation_id = body.id or self._begin(owner, body)
         try:
-            self.chat.reply(owner, conversation_id, body.parent, body.text, body.params, op_id=body.op_id)
+            self.chat.reply(
+                owner, conversation_id, body.parent, body.text, body.params, op_id=body.op_id,
+                attachments=body.attachments,
+            )  # fmt: skip
         except SnugError as error:
             return self._refused(owner, conversation_id, body, error)
-        return self.thread(owner, conversation_id) | {"accepted": True}
+        return self.thread(owner, conversation_id, body.top) | {"accepted": True}
 
     def _begin(self, owner: str, body: Send) -> str:
         """A new conversation, in the folder that is on show if it is still there."""
@@ -137,41 +157,43 @@ class ChatDoors:
             if not is_incognito(conversation_id):
                 self.store.shelf.erase(owner, conversation_id)
             return problem
-        return self.thread(owner, conversation_id) | problem
+        return self.thread(owner, conversation_id, body.top) | problem
 
     def regenerate(self, owner: str, body: Touch) -> Json:
         """Another version of a reply; the old one stays in the tree."""
         self.chat.regenerate(owner, body.id, body.message, body.params)
-        return self.thread(owner, body.id)
+        return self.thread(owner, body.id, body.top)
 
     def go_on(self, owner: str, body: Touch) -> Json:
         """Continue a reply where it ended."""
         self.chat.continue_reply(owner, body.id, body.message, body.params)
-        return self.thread(owner, body.id)
+        return self.thread(owner, body.id, body.top)
 
     def edit(self, owner: str, body: Edit) -> Json:
-        """Change a message's text; a question keeps some, as the composer asks for."""
-        if not body.text.strip() and self.store.message(owner, body.message).role == "user":
+        """Change a message's text; a question without files keeps some, as the composer asks for."""
+        message = self.store.message(owner, body.message)
+        if not body.text.strip() and message.role == "user" and not message.attachments:
             raise BadValue("A message needs some text.", remedy="Write something, or cancel the edit.", param="text")
         self.chat.edit(owner, body.id, body.message, body.text)
-        return self.thread(owner, body.id)
+        return self.thread(owner, body.id, body.top)
 
-    def delete_last(self, owner: str, body: Pick) -> Json:
-        """Take the last exchange away; its question goes back into the composer."""
+    def delete_last(self, owner: str, body: Seen) -> Json:
+        """Take the last exchange away; its question goes back into the composer, with copies of its files."""
         deleted = self.chat.delete_last(owner, body.id)
         question = deleted.content if deleted and deleted.role == "user" else ""
-        undo = {"deleted": deleted.id if deleted else None, "question": printable(question)}
-        return self.thread(owner, body.id) | undo
+        files = [file_view(file) for file in deleted.attachments] if deleted else []
+        undo = {"deleted": deleted.id if deleted else None, "question": printable(question), "files": files}
+        return self.thread(owner, body.id, body.top) | undo
 
     def delete(self, owner: str, body: Touch) -> Json:
         """Take a message away with all that follows it."""
         self.chat.delete_message(owner, body.id, body.message)
-        return self.thread(owner, body.id) | {"deleted": body.message}
+        return self.thread(owner, body.id, body.top) | {"deleted": body.message}
 
     def undelete(self, owner: str, body: Touch) -> Json:
         """Bring deleted messages back."""
         self.chat.restore_message(owner, body.id, body.message)
-        return self.thread(owner, body.id)
+        return self.thread(owner, body.id, body.top)
 
     def branch(self, owner: str, body: Touch) -> Json:
         """A new conversation that begins as this one does, down to a message."""
@@ -193,6 +215,7 @@ class ChatDoors:
             "model": model_view(self.models.state),
             "machine": self.strip.view(),
             "dry_runs": asdict(self.models.dry_run_progress),
+            "downloads": downloads_view(self.downloads),
             "conversations": str(self.store.shelf.revision(owner)),
         }
         if body.id:
@@ -205,7 +228,7 @@ class ChatDoors:
     def show_version(self, owner: str, body: Touch) -> Json:
         """Show the branch of another version of a message."""
         self.store.set_head(owner, body.id, body.message)
-        return self.thread(owner, body.id)
+        return self.thread(owner, body.id, body.top)
 
     async def follow(self, event: gr.EventData, request: gr.Request) -> AsyncIterator[Json]:
         """The running reply of a conversation, from now to its end."""
@@ -229,7 +252,8 @@ async def follow_reply(reply: RunningReply, *, stream: bool) -> AsyncIterator[Js
         beat += 1
         render = partial(live_view, view, markdown, show_text=stream)
         # In a thread where the last one took long: hostile text costs seconds, and other streams go on meanwhile.
-        rendered = await to_thread.run_sync(render) if cost_s > LONG_RENDER_S else render()
+        long = cost_s > LONG_RENDER_S or view.modified is not None
+        rendered = await to_thread.run_sync(render) if long else render()
         yield rendered | {"beat": beat}
         cost_s = time.monotonic() - started
         ready_at = time.monotonic() + cost_s / RENDER_SHARE
@@ -261,7 +285,7 @@ def build_shell(services: Services) -> None:
 
 def build(services: Services) -> None:
     """Put the tab's content here."""
-    doors = ChatDoors(services)
+    doors, files = ChatDoors(services), FileDoors(services)
     scripted(
         "snug.mountChat",
         door(Open, "open", doors.open),
@@ -270,12 +294,15 @@ def build(services: Services) -> None:
         door(Touch, "go_on", doors.go_on),
         door(Touch, "show_version", doors.show_version),
         door(Edit, "edit", doors.edit),
-        door(Pick, "delete_last", doors.delete_last),
+        door(Seen, "delete_last", doors.delete_last),
         door(Touch, "delete", doors.delete),
         door(Touch, "undelete", doors.undelete),
         door(Touch, "branch", doors.branch),
         door(Pick, "stop", doors.stop),
         door(SystemPrompt, "set_system_prompt", doors.set_system_prompt),
+        door(Files, "files_waiting", files.waiting),
+        door(Pick, "file_text", files.text),
+        door(Pick, "discard_file", files.discard),
         follow=doors.follow,
         show="snug.onLive",
     )

@@ -1,7 +1,7 @@
 """Markdown written by a model or a user → HTML that is safe to show, and cheap to show again at every token.
 
 Raw HTML is text, images are links (nothing loads from elsewhere), code is highlighted, maths becomes MathML, and nh3
-has the last word. Not for text of our own.
+has the last word. What an extension has made of a text may carry a few tags of its own. Not for text of our own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import nh3
 from latex2mathml.converter import convert
@@ -27,7 +28,10 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
+from modules.ui.words import t
+
 MAX_MARKDOWN_CHARS = 100_000
+MAX_OWN_CHARS = 400_000  # with the tags
 MAX_CODE_CHARS = 50_000
 MAX_MATH_CHARS = 5_000
 
@@ -44,6 +48,7 @@ _ATTRIBUTES: dict[str, set[str]] = {
     "span": {"class"},
     "div": {"class"},
     "code": {"class"},
+    "pre": {"tabindex"},  # so that what is wider than the page scrolls by keys too
     "ol": {"start"},
     "th": {"class"},
     "td": {"class"},
@@ -132,9 +137,74 @@ def _clean(markup: str) -> str:
     )
 
 
+# What extensions may put into a text beside Markdown: signs of style and what the text itself carries. No class and no
+# data-… attribute, by which the page knows its own buttons.
+_OWN_NAMES = "span b i u em strong small mark sub sup br hr p div details summary img audio"
+_OWN_TAGS = set(_OWN_NAMES.split())
+_OWN_ATTRIBUTES = {
+    "span": {"style", "title"},
+    "div": {"style"},
+    "img": {"src", "alt", "title", "width", "height"},
+    "audio": {"src", "controls"},
+}
+_OWN_STYLES = {"color", "background-color", "font-weight", "font-style", "text-decoration", "text-align"}
+_OWN_SOURCES = {
+    "img": re.compile(r"data:image/(png|jpeg|gif|webp);base64,"),
+    "audio": re.compile(r"data:audio/[\w.+-]+[;,]"),
+}
+_TAG = re.compile(r"<!--.*?-->|</?([a-zA-Z][\w-]*)[^<>]*>", re.DOTALL)
+
+
+def render_modified(text: str) -> str:
+    """A text from an extension as HTML: Markdown as in `render`, and tags of a few harmless kinds."""
+    if len(text) > MAX_OWN_CHARS:
+        return _plain(text)
+    return nh3.clean(
+        _parser(own_tags=True).render(_normalise(text)),
+        tags=_TAGS | _OWN_TAGS,
+        attributes={
+            **_ATTRIBUTES,
+            **{tag: _ATTRIBUTES.get(tag, set()) | more for tag, more in _OWN_ATTRIBUTES.items()},
+        },
+        url_schemes={"http", "https", "mailto", "data"},
+        link_rel="noopener noreferrer nofollow",
+        attribute_filter=_own_source,
+        filter_style_properties=_OWN_STYLES,
+    )
+
+
+def _own_source(tag: str, name: str, value: str) -> str | None:
+    """Pictures and sounds come with the text, never from elsewhere; links lead to pages."""
+    if name == "src":
+        return value if tag in _OWN_SOURCES and _OWN_SOURCES[tag].match(value) else None
+    return None if name == "href" and value.strip().lower().startswith("data:") else value
+
+
+def _own_tags(_: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType) -> str:
+    """Raw HTML with the tags that are allowed; the others as text."""
+    return _TAG.sub(_own_tag, tokens[index].content)
+
+
+def _own_tag(found: re.Match[str]) -> str:
+    tag, name = found.group(), (found.group(1) or "").lower()
+    if name not in _OWN_TAGS:
+        return html.escape(tag)
+    if tag.startswith("</"):
+        return f"</{name}>"
+    safe = nh3.clean(
+        tag, tags=_OWN_TAGS, attributes=_OWN_ATTRIBUTES, url_schemes={"data"}, attribute_filter=_own_source,
+        filter_style_properties=_OWN_STYLES, link_rel=None,
+    )  # fmt: skip
+    if name in _OWN_SOURCES and "src=" not in safe:
+        return html.escape(tag)
+    return safe.removesuffix(f"</{name}>")
+
+
 @cache
-def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "breaks": True})
+def _parser(*, own_tags: bool = False) -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"html": own_tags, "linkify": False, "breaks": True})
+    parser.add_render_rule("html_inline", _own_tags)
+    parser.add_render_rule("html_block", _own_tags)
     parser.enable(["table", "strikethrough"])
     parser.use(dollarmath_plugin, double_inline=True, allow_space=False, allow_digits=False, renderer=_math)
     parser.use(amsmath_plugin, renderer=lambda content: _math(content, {"display_mode": True}))
@@ -197,9 +267,19 @@ def _images_to_links(state: StateCore) -> None:
                 children.append(child)
                 continue
             source = str(child.attrs.get("src", ""))
-            label = Token("text", "", 0, content=child.content or source)
+            host = _host(source)
+            name = child.content or source
+            label = Token("text", "", 0, content=f"{name} ({host})" if host and host not in name else name)
             children += [Token("link_open", "a", 1, attrs={"href": source}), label, Token("link_close", "a", -1)]
         token.children = children if token.children is not None else None
+
+
+def _host(address: str) -> str:
+    """Where an address leads, in words; "" for one without a host."""
+    try:
+        return urlsplit(address).netloc[:100]
+    except ValueError:
+        return ""
 
 
 def _link(_: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType) -> str:
@@ -218,8 +298,8 @@ def _fence(_: RendererHTML, tokens: Sequence[Token], index: int, _options: Optio
     language = (token.info or "").strip().split(" ")[0][:30]
     return (
         f'<div class="code"><div class="code-head"><span>{html.escape(language or "text")}</span>'
-        f'<button type="button" class="copy-code" data-act="copy-code">Copy</button></div>'
-        f"<pre><code>{_highlight(token.content, language)}</code></pre></div>"
+        f'<button type="button" class="copy-code" data-act="copy-code">{t("Copy")}</button></div>'
+        f'<pre tabindex="0"><code>{_highlight(token.content, language)}</code></pre></div>'
     )
 
 

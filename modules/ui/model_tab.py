@@ -14,18 +14,20 @@ from modules.memory.model.lora import list_loras
 from modules.memory.planning.planner import Plan, longest_context
 from modules.services import Services
 from modules.settings import GROUP_TITLES, LoadOptions, flag_of
+from modules.ui import download_panel
+from modules.ui.model_memory import memory_html
 from modules.ui.picture import info_html
 from modules.ui.plan_picture import plan_html
 from modules.ui.plan_values import Measured, measured_by_device
 from modules.ui.ways import options_of, reasons_html, same_load, ways_html
-from modules.ui.widgets import DIRECT, note, notes, option_control, read_options, shown_option
-from modules.units import format_size
+from modules.ui.widgets import DIRECT, for_admins, note, notes, option_control, person_of, read_options, shown_option
+from modules.ui.words import format_size, t, tn, told
 
 Controls = dict[str, gr.components.Component]
 Data = dict[gr.components.Component, Any]
 ALIASES = ("bf16",)  # options that another control says: --bf16 is --dtype bf16
 # Shown while a dry run is under way; the number tells the page whether its picture knows of the last answer.
-COUNTING = '<p class="plan-counting" data-answered="{}">Counting what this way really allocates…</p>'
+COUNTING = '<p class="plan-counting" data-answered="{}">{}</p>'
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class ModelTab:
         self.models = services.models
         self.folder = f"{services.settings.model_dir.name}/"
         self.lora_dir = services.settings.lora_dir
+        self.presets = services.presets
         self.controls: Controls = {}
 
     def options(self, data: Data) -> LoadOptions:
@@ -60,7 +63,10 @@ class ModelTab:
         if self.models.options:
             return self.showing(self.models.options)
         usable = [entry.name for entry in self.models.list() if not entry.problem]
-        return {self.controls["model"]: usable[0]} if not name and len(usable) == 1 else {}
+        if name or len(usable) != 1:
+            return {}
+        known = self.models.memory.of(usable[0]).options
+        return self.showing(known) if known else {self.controls["model"]: usable[0]}
 
     def showing(self, options: LoadOptions) -> dict[gr.components.Component, Any]:
         """Updates that make the controls show `options`."""
@@ -72,29 +78,38 @@ class ModelTab:
         options = self.options(data)
         if options.model is None:
             raise BadValue("No model is chosen.", remedy="Choose one in the list.", param="model")
-        self.models.start_load(options)
+        self.models.start_load(options, remember=True)
+
+    def picked(self, name: str, offered: str) -> dict[gr.components.Component, Any]:
+        """Updates that make the controls show a model as it was loaded last.
+
+        For one that never was they stay as they are, unless they show how another one, `offered`, was loaded.
+        """
+        known = self.models.memory.of(name).options
+        usual = self.models.defaults.model_copy(update={"model": name})
+        return self.showing(known or usual) if known or offered else {self.controls["model"]: name}
 
     def list_html(self, chosen: str | None) -> str:
         """One card a model, the chosen one marked; what cannot be loaded says why, folded away below."""
         entries = self.models.list()
         if not entries:
             return (
-                f'<p class="nothing">Nothing is in {html.escape(self.folder)} yet. '
-                "Put a model folder there, then press Refresh.</p>"
+                f'<p class="nothing">{html.escape(t("Nothing is in {folder} yet.", folder=self.folder))} '
+                f"{t('Get a model below, or put its folder there and press Refresh.')}</p>"
             )
         sound = [self._entry_html(entry, chosen) for entry in entries if not entry.problem]
         broken = [self._entry_html(entry, chosen) for entry in entries if entry.problem]
         cards = f'<div class="model-list">{"".join(sound)}</div>' if sound else ""
         if broken:
-            count = "1 model" if len(broken) == 1 else f"{len(broken)} models"
+            count = tn("{count} model cannot be loaded", "{count} models cannot be loaded", len(broken))
             cards += (
-                f'<details class="broken-models"{"" if sound else " open"}><summary>{count} cannot be loaded</summary>'
+                f'<details class="broken-models"{"" if sound else " open"}><summary>{count}</summary>'
                 f'<div class="model-list">{"".join(broken)}</div></details>'
             )
         return cards
 
     def _entry_html(self, entry: ModelEntry, chosen: str | None) -> str:
-        problem = f'<span class="entry-problem">{html.escape(str(entry.problem))}</span>' if entry.problem else ""
+        problem = f'<span class="entry-problem">{html.escape(told(str(entry.problem)))}</span>' if entry.problem else ""
         return (
             f'<button type="button" class="entry" data-model="{html.escape(entry.name)}" '
             f'aria-pressed="{str(entry.name == chosen).lower()}"{" disabled" if entry.problem else ""}>'
@@ -107,7 +122,7 @@ class ModelTab:
         """What loading would do with the options on show and the ways to run, or why it cannot be."""
         try:
             options = self.options(data)
-            return self._pictured(options) if options.model else Seen('<p class="nothing">Choose a model.</p>')
+            return self._pictured(options) if options.model else Seen(f'<p class="nothing">{t("Choose a model.")}</p>')
         except SnugError as error:
             control = self.controls.get(error.param or "")
             if control is None or error.param in (None, "model") or data[control] in ("", None, False):
@@ -118,16 +133,16 @@ class ModelTab:
     def _wrong(self, data: Data, error: SnugError) -> dict[str, str]:
         """What is wrong with an option, in the page's words, and a value that would do."""
         if error.param != "ctx_size":
-            told = error.message.partition(": ")[2] or error.message
-            return {"told": f"{told[:1].upper()}{told[1:]} {error.remedy}".strip(), "use": ""}
+            why = error.message.partition(": ")[2] or error.message
+            return {"told": f"{told(why[:1].upper() + why[1:])} {told(error.remedy)}".strip(), "use": ""}
         given = str(data[self.controls["ctx_size"]]).strip()
         if not given.isdecimal():
-            return {"told": f"“{given[:20]}” is not a number of tokens: write digits alone.", "use": ""}
+            return {"told": t("“{text}” is not a number of tokens: write digits alone.", text=given[:20]), "use": ""}
         name = data[self.controls["model"]]
         if not name or not int(given):
-            return {"told": "A context has at least one token.", "use": ""}
+            return {"told": t("A context has at least one token."), "use": ""}
         most = self.models.plans(LoadOptions.model_validate({"model": name})).spec.max_context
-        return {"told": f"{name} was made for at most {most:,} tokens.", "use": str(most)}
+        return {"told": t("{name} was made for at most {count} tokens.", name=name, count=most), "use": str(most)}
 
     def _pictured(self, options: LoadOptions) -> Seen:
         answered = self.models.dry_run_progress.answered
@@ -152,7 +167,11 @@ class ModelTab:
             instead=next((other for other in others.plans if other.fits), None) if table.refusal else None,
         )
         ways = ways_html(others, plan, narrowed=options != free) + reasons_html(plan)
-        return Seen(picture + COUNTING.format(answered), ways, loaded=bool(measured))
+        return Seen(
+            picture + COUNTING.format(answered, t("Counting what this way really allocates…")),
+            ways,
+            loaded=bool(measured),
+        )
 
     def _measured(self, plan: Plan) -> dict[str, Measured]:
         """What the loaded model takes, if it was loaded as `plan` says."""
@@ -177,9 +196,9 @@ class ModelTab:
         state = self.models.state
         loading = state.status == "loading"
         return (
-            gr.update(value="Load again" if seen.loaded and not loading else "Load", interactive=not seen.wrong),
+            gr.update(value=t("Load again") if seen.loaded and not loading else t("Load"), interactive=not seen.wrong),
             gr.update(
-                value="Stop loading" if loading and state.info is None else "Unload",
+                value=t("Stop loading") if loading and state.info is None else t("Unload"),
                 interactive=loading or state.info is not None,
             ),
         )
@@ -189,34 +208,39 @@ class ModelTab:
         state = self.models.state
         name = html.escape(state.name or "")
         if state.status == "loading":
-            stage, share = (state.progress.stage, state.progress.fraction) if state.progress else ("Starting", 0.0)
+            stage, share = (state.progress.stage, state.progress.fraction) if state.progress else (t("Starting"), 0.0)
             return (
-                f'<div class="state"><h2>Loading {name}</h2>'
+                f'<div class="state"><h2>{t("Loading {name}", name=name)}</h2>'
                 f'<div class="bar"><span data-load-bar style="width:{share:.0%}"></span></div>'
-                f"<p data-load-stage>{html.escape(stage)}</p></div>"
+                f"<p data-load-stage>{html.escape(told(stage))}</p></div>"
             )
         problem = problem_html(state.error) if state.error else ""
         if state.info is None:
-            title = f"{name} could not be loaded" if state.error else "No model is loaded"
-            text = problem or "<p>Choose one, then press Load.</p>"
+            title = t("{name} could not be loaded", name=name) if state.error else t("No model is loaded")
+            text = problem or f"<p>{t('Choose one, then press Load.')}</p>"
             return f'<div class="state"><h2>{title}</h2>{text}</div>'
-        title = html.escape(state.info.name) + (" stopped" if state.status == "died" else " is loaded")
+        name = html.escape(state.info.name)
+        title = t("{name} stopped", name=name) if state.status == "died" else t("{name} is loaded", name=name)
         return (
             f'<div class="state {state.status}"><h2><span class="dot"></span>{title}</h2>{problem}'
-            f'<details class="how"><summary>How it runs</summary>{info_html(state.info)}</details></div>'
+            f'<details class="how"><summary>{t("How it runs")}</summary>{info_html(state.info)}</details></div>'
         )
 
 
 def _facts(entry: ModelEntry) -> str:
-    return "on another server" if entry.kind == "remote" else f"{entry.kind} · {format_size(entry.size_bytes)}"
+    return (
+        t("on another server")
+        if entry.kind == "remote"
+        else f"{t('folder') if entry.kind == 'folder' else entry.kind} · {format_size(entry.size_bytes)}"
+    )
 
 
 def elsewhere_html(plan: Plan) -> str:
     """What is to be said of a model that runs on another server, before anybody has asked that."""
-    reasons = "".join(f"<p>{html.escape(reason)}</p>" for reason in plan.reasons)
+    reasons = "".join(f"<p>{html.escape(told(reason))}</p>" for reason in plan.reasons)
     return (
         '<div class="plan"><div class="plan-head"><div class="verdict ok"><span class="dot"></span>'
-        f"<strong>{html.escape(plan.title)}</strong></div>{reasons}</div></div>"
+        f"<strong>{html.escape(told(plan.title))}</strong></div>{reasons}</div></div>"
     )
 
 
@@ -228,8 +252,8 @@ def without_aliases(options: LoadOptions) -> LoadOptions:
 def problem_html(error: SnugError) -> str:
     """An error card with the remedy."""
     return (
-        f'<div class="problem stacked" role="alert"><p><strong>{html.escape(error.message)}</strong></p>'
-        f"<p>{html.escape(error.remedy)}</p></div>"
+        f'<div class="problem stacked" role="alert"><p><strong>{html.escape(told(error.message))}</strong></p>'
+        f"<p>{html.escape(told(error.remedy))}</p></div>"
     )
 
 
@@ -237,7 +261,7 @@ def build(services: Services) -> None:
     """Put the tab's content here."""
     tab = ModelTab(services)
     defaults = without_aliases(services.models.defaults)
-    told = notes()
+    notices = notes()
     with gr.Column(elem_classes=["sheet"]):
         gr.HTML("<h1>Model</h1><p>What it needs, where it goes and how fast it will be, before anything is loaded.</p>")
         with gr.Row(elem_classes=["split"]):
@@ -250,6 +274,7 @@ def build(services: Services) -> None:
                     js_on_load="snug.mountModelList(element, trigger, watch); // 'pick'",
                     elem_id="snug-models",
                 )
+                download_panel.build(services)
             with gr.Column(elem_classes=["aside"]):
                 card = gr.HTML(
                     js_on_load="snug.mountModelCard(element, trigger, watch); // 'refresh'",
@@ -266,6 +291,11 @@ def build(services: Services) -> None:
                     apply_default_css=False,
                     elem_id="snug-context",
                 )
+                gr.HTML(
+                    '<p class="only-admins">Loading and unloading is for administrators.</p>',
+                    apply_default_css=False,
+                    elem_classes=["for-guests"],
+                )
                 with gr.Row(elem_classes=["load-buttons"]):
                     load = gr.Button("Load", variant="primary", elem_id="snug-load")
                     unload = gr.Button("Unload", elem_id="snug-unload", interactive=False)
@@ -275,8 +305,14 @@ def build(services: Services) -> None:
                     elem_id="snug-ways",
                 )
             with gr.Column(elem_classes=["options"]):
+                memory = gr.HTML(
+                    js_on_load="snug.mountMemory(element, trigger); // 'forget'",
+                    apply_default_css=False,
+                    elem_id="snug-memory",
+                )
                 _option_groups(tab, defaults)
     shown = gr.State("")  # the model of the picture
+    offered = gr.State("")  # the model whose last load the controls show
     wrong = gr.HTML(
         js_on_load="watch('value', () => snug.markOptions(props.value || {}))",
         visible="hidden",
@@ -285,22 +321,37 @@ def build(services: Services) -> None:
     name, lora = tab.controls["model"], tab.controls["lora"]
     everything, drawn = {*tab.controls.values(), shown}, {plan, ways, load, unload, wrong, shown, lora}
 
-    def pick(event: gr.EventData) -> Any:
+    def pick(before: str, event: gr.EventData) -> Any:
         chosen = str(event._data["name"])
-        return {name: chosen, models: tab.list_html(chosen)}
+        noted = tab.models.memory.of(chosen)
+        seen = {models: tab.list_html(chosen), memory: memory_html(noted, tab.presets)}
+        return tab.picked(chosen, before) | seen | {offered: chosen if noted.options else ""}
 
-    def draw(data: Data) -> Any:
+    @for_admins
+    def forget(chosen: str | None) -> Any:
+        usual = tab.models.defaults.model_copy(update={"model": chosen})
+        try:
+            tab.models.memory.forget(chosen or "")
+        except SnugError as error:
+            return {notices: note(error)}
+        return tab.showing(usual) | {memory: "", offered: ""}
+
+    def draw(data: Data, request: gr.Request) -> Any:
         seen = tab.seen(data)
         load_button, unload_button = tab.buttons(seen)
+        if not person_of(request).admin:
+            load_button, unload_button = gr.update(interactive=False), gr.update(interactive=False)
         buttons = {load: load_button, unload: unload_button, wrong: seen.wrong, lora: tab.adapters(data)}
         if seen.wrong and data[shown] == data[name]:
             return buttons  # the last picture stays until the option is right again
         return {**buttons, plan: seen.plan, ways: seen.ways, shown: data[name]}
 
-    def look(data: Data, event: gr.EventData) -> Any:
+    def look(data: Data, event: gr.EventData, request: gr.Request) -> Any:
         updates = tab.mirrored(data[name]) if event._data.get("mirror") else {}
-        seen = {**updates, card: tab.state_html(), models: tab.list_html(updates.get(name, data[name]))}
-        drawing = draw(data | updates)
+        chosen = updates.get(name, data[name])
+        kept = memory_html(tab.models.memory.of(chosen), tab.presets)
+        seen = {**updates, card: tab.state_html(), models: tab.list_html(chosen), memory: kept}
+        drawing = draw(data | updates, request)
         if lora in updates:
             drawing[lora] |= {"value": updates[lora]}
         return seen | drawing
@@ -309,28 +360,31 @@ def build(services: Services) -> None:
         try:
             return tab.take(data, [str(flag) for flag in event._data["flags"]])
         except SnugError as error:
-            return {told: note(error)}
+            return {notices: note(error)}
 
     def set_context(event: gr.EventData) -> str:
         tokens = event._data.get("tokens")
         return "" if tokens is None else str(int(tokens))
 
+    @for_admins
     def start(data: Data) -> Any:
         try:
             # Who is faster than the first look at the folder means the model that it would have chosen.
             tab.load(data if data[name] else data | tab.mirrored(None))
         except SnugError as error:
-            return {told: note(error)}
+            return {notices: note(error)}
         return {card: tab.state_html()}
 
+    @for_admins
     def stop() -> Any:
         try:
             tab.models.unload()
         except SnugError as error:
-            return {told: note(error)}
+            return {notices: note(error)}
         return {card: tab.state_html()}
 
-    models.pick(pick, outputs={name, models}, **DIRECT)
+    models.pick(pick, inputs=offered, outputs={*tab.controls.values(), models, memory, offered}, **DIRECT)
+    memory.forget(forget, inputs=name, outputs={*tab.controls.values(), memory, offered, notices}, **DIRECT)
     refresh.click(tab.list_html, inputs=name, outputs=models, **DIRECT)
     gr.on(
         [control.change for control in tab.controls.values()],
@@ -340,12 +394,12 @@ def build(services: Services) -> None:
         trigger_mode="always_last",
         **DIRECT,
     )
-    card.refresh(look, inputs=everything, outputs={*everything, card, models, *drawn}, **DIRECT)
-    ways.take(take, inputs=everything, outputs={*everything, told}, **DIRECT)
+    card.refresh(look, inputs=everything, outputs={*everything, card, models, memory, *drawn}, **DIRECT)
+    ways.take(take, inputs=everything, outputs={*everything, notices}, **DIRECT)
     context.set(set_context, outputs=tab.controls["ctx_size"], trigger_mode="always_last", **DIRECT)
     pulse = "() => snug.pulse()"
-    load.click(start, inputs=everything, outputs={card, told}, **DIRECT).then(fn=None, js=pulse)
-    unload.click(stop, outputs={card, told}, **DIRECT).then(fn=None, js=pulse)
+    load.click(start, inputs=everything, outputs={card, notices}, **DIRECT).then(fn=None, js=pulse)
+    unload.click(stop, outputs={card, notices}, **DIRECT).then(fn=None, js=pulse)
 
 
 def _option_groups(tab: ModelTab, defaults: LoadOptions) -> None:

@@ -1,22 +1,25 @@
-"""The Parameters tab: every sampling parameter with its help, and presets of them.
+"""The Parameters tab: every sampling parameter with its help; the usual ones in sight, the rest in folds.
 
-The values in force are those that differ from the defaults; the page's script sends them with each message.
+The values in force are those that differ from the defaults; the page's script keeps them and sends them with each
+message. Presets are presets_bar.py's.
 """
 
 from __future__ import annotations
 
-import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 from pydantic import ValidationError
 
-from modules.errors import BadValue, SnugError
 from modules.sampling import GROUP_TITLES, GenerationParams, controls
 from modules.services import Services
+from modules.ui import presets_bar
+from modules.ui.labels import STOP_INFO
 from modules.ui.views import Json
-from modules.ui.widgets import DIRECT, note, notes, parameter_control
+from modules.ui.widgets import DIRECT, parameter_control
+from modules.ui.words import t, told
 
 Controls = dict[str, gr.components.Component]
 
@@ -29,22 +32,23 @@ class Reading:
     invalid: dict[str, str] = field(default_factory=dict)
 
     def view(self) -> Json:
-        """As static/forms.js takes it: what differs from the defaults, and a sentence about each invalid value."""
+        """As static/params.js takes it: what differs from the defaults, and a sentence about each invalid value."""
         defaults = GenerationParams()
         return {
             "params": changed(self.params),
-            "invalid": {
-                name: f"{why}. Until it is corrected the default counts: {getattr(defaults, name, '')}."
-                for name, why in self.invalid.items()
-            },
+            "invalid": {name: _until(why, getattr(defaults, name, "")) for name, why in self.invalid.items()},
         }
 
 
-class ParametersTab:
-    """The controls by parameter name, and what happens when they change."""
+def _until(why: str, default: object) -> str:
+    counts = t("Until it is corrected the default counts: {default}.", default=str(default))
+    return f"{told(f'{why}.')} {counts}"
 
-    def __init__(self, services: Services) -> None:
-        self.presets = services.presets
+
+class ParametersTab:
+    """The controls by parameter name, and what they show."""
+
+    def __init__(self) -> None:
         self.controls: Controls = {}
 
     def read(self, data: dict[gr.components.Component, Any]) -> Reading:
@@ -52,15 +56,6 @@ class ParametersTab:
         values = {name: data[control] for name, control in self.controls.items() if data[control] is not None}
         values["stop"] = tuple(line for line in str(values.get("stop", "")).split("\n") if line)
         return read(values)
-
-    def matching(self, params: GenerationParams, *, shown: str | None) -> str | None:
-        """The preset that equals `params`, rather the one `shown`; None if none does."""
-        names = self.presets.names()
-        for name in [shown, *names] if shown in names else names:
-            with contextlib.suppress(SnugError):
-                if self.presets.get(name or "") == params:
-                    return name
-        return None
 
     def show(self, params: GenerationParams) -> dict[gr.components.Component, Any]:
         """Updates that make the controls show `params`; a slider grows where a value lies beyond it."""
@@ -94,93 +89,60 @@ def changed(params: GenerationParams) -> Json:
 
 def build(services: Services) -> None:
     """Put the tab's content here."""
-    tab = ParametersTab(services)
+    tab = ParametersTab()
     channel = gr.HTML(
         {"params": {}, "invalid": {}},
         js_on_load="snug.mountParams(element, props, trigger, watch); // 'restore'",
         visible="hidden",
         elem_classes=["channel"],
     )
-    told = notes()
     with gr.Column(elem_classes=["sheet"]):
         gr.HTML("<h1>Parameters</h1><p>How the next token is chosen, from your next message on.</p>")
-        with gr.Row(elem_classes=["toolbar"], equal_height=True):
-            preset = gr.Dropdown(tab.presets.names(), value=None, label="Preset", elem_id="snug-preset", scale=3)
-            delete = gr.Button("Delete", elem_id="snug-preset-delete", elem_classes=["quiet"], scale=0)
-            title = gr.Textbox(label="Save as", placeholder="A name", max_lines=1, elem_id="snug-preset-name", scale=3)
-            save = gr.Button("Save", elem_id="snug-preset-save", scale=0)
-            reset = gr.Button("Reset all", elem_id="snug-reset", elem_classes=["quiet"], scale=0)
-        with gr.Row(elem_classes=["groups"]):
-            for group, found in controls().items():
-                with gr.Column(elem_classes=["group"], min_width=320):
-                    gr.HTML(f"<h2>{GROUP_TITLES[group]}</h2>")
-                    for name, control in found.items():
-                        tab.controls[name] = parameter_control(name, control)
-                    if group == "other":
-                        tab.controls["stop"] = _stop_strings()
+        presets_bar.build(services)
+        for group, found in controls().items():
+            with gr.Column(elem_id=f"params-{group}", elem_classes=["param-group"]):
+                gr.HTML(_heading(group, GROUP_TITLES[group]))
+                for name, control in found.items():
+                    tab.controls[name] = parameter_control(name, control)
+                if group == "other":
+                    tab.controls["stop"] = _stop_strings()
     everything = set(tab.controls.values())
 
-    def listed(reading: Reading, shown: str | None) -> Any:
-        name = None if reading.invalid else tab.matching(reading.params, shown=shown)
-        return gr.update(choices=tab.presets.names(), value=name)
-
-    def take(data: dict[gr.components.Component, Any]) -> Any:
-        reading = tab.read(data)
-        return {channel: reading.view(), preset: listed(reading, data[preset])}
+    def take(data: dict[gr.components.Component, Any]) -> Json:
+        return tab.read(data).view()
 
     def restore(event: gr.EventData) -> Any:
-        reading = Reading(read(dict(event._data)).params)
-        found = {preset: listed(reading, None)}
-        if not event._data:  # as they are: what is typed meanwhile stays
-            return found
-        return found | tab.show(reading.params) | {channel: reading.view()}
-
-    def load(name: str | None) -> Any:
-        try:
-            return tab.show(tab.presets.get(name)) if name else {}
-        except SnugError as error:
-            return {told: note(error)}
-
-    def save_as(data: dict[gr.components.Component, Any]) -> Any:
-        reading, name = tab.read(data), str(data[title]).strip()
-        try:
-            if reading.invalid:
-                raise BadValue("One of the values cannot be used.", remedy="Correct what is marked, then save.")
-            tab.presets.save(name, reading.params)
-        except SnugError as error:
-            return {told: note(error)}
-        return {preset: listed(reading, name), title: "", told: note(f"Saved as {name}.")}
-
-    def remove(data: dict[gr.components.Component, Any]) -> Any:
-        name = data[preset] or ""
-        try:
-            tab.presets.delete(name)
-        except SnugError as error:
-            return {told: note(error)}
-        return {preset: listed(tab.read(data), None), told: note(f"{name} is deleted.")}
+        reading = Reading(read(dict(event._data)["params"]).params)
+        return tab.show(reading.params) | {channel: reading.view() | {"shown": time.monotonic_ns()}}
 
     # The controls' values come as they are: a slider would refuse what lies beyond it, though the box beside it may
-    # go there, and a list what another page saved. GenerationParams and Presets check them.
-    raw: dict[str, Any] = {"preprocess": False, **DIRECT}
+    # go there. GenerationParams checks them.
     gr.on(
         [control.change for control in everything],
         take,
-        inputs={*everything, preset},
-        outputs={channel, preset},
+        inputs=everything,
+        outputs=channel,
         trigger_mode="always_last",
-        **raw,
+        preprocess=False,
+        **DIRECT,
     )
-    channel.restore(restore, outputs={*everything, channel, preset}, **DIRECT)
-    preset.input(load, inputs=preset, outputs={*everything, told}, **raw)
-    save.click(save_as, inputs={*everything, preset, title}, outputs={preset, title, told}, **raw)
-    delete.click(remove, inputs={*everything, preset}, outputs={preset, told}, **raw)
-    reset.click(lambda: tab.show(GenerationParams()), outputs=everything, **DIRECT)
+    channel.restore(restore, outputs={*everything, channel}, **DIRECT)
+
+
+def _heading(group: str, title: str) -> str:
+    """The title of a group: of all but the usual ones, a button that folds it."""
+    if group == "common":
+        return f"<h2>{title}</h2>"
+    return (
+        f'<h2><button type="button" class="fold-button" aria-expanded="false" data-fold="{group}">'
+        f'{title}<span class="fold-count"></span></button></h2>'
+    )
 
 
 def _stop_strings() -> gr.components.Component:
     return gr.Textbox(
         label="Stop strings",
-        info=f"{GenerationParams.model_fields['stop'].description} One a line.",
+        info=STOP_INFO,
         lines=2,
         max_lines=6,
         elem_id="param-stop",

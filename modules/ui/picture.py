@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from modules.engine.base import ModelInfo
-from modules.units import format_duration, format_size
+from modules.ui.words import format_duration, format_size, t, tn, told
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)$")
 
@@ -15,12 +15,12 @@ _LAYER = re.compile(r"(?:^|\.)(\d+)$")
 def device_title(device: str) -> str:
     """`cuda:0` → `GPU 0`."""
     kind, _, number = device.partition(":")
-    return {"cuda": f"GPU {number or 0}", "cpu": "CPU memory", "disk": "Disk"}.get(kind, device)
+    return {"cuda": f"GPU {number or 0}", "cpu": t("CPU memory"), "disk": t("Disk")}.get(kind, device)
 
 
 def device_place(device: str) -> str:
     """`cuda:0` → `on GPU 0`."""
-    return {"cpu": "in CPU memory", "disk": "on disk"}.get(device, f"on {device_title(device)}")
+    return {"cpu": t("in CPU memory"), "disk": t("on disk")}.get(device, t("on {device}", device=device_title(device)))
 
 
 def _device_class(device: str) -> str:
@@ -34,20 +34,24 @@ def layers_html(placement: Mapping[str, str], layers: int) -> str:
     if not cells:
         return ""
     strip = "".join(
-        f'<i class="cell {_device_class(device)}" title="Layer {number}: {html.escape(device_title(device))}"></i>'
+        f'<i class="cell {_device_class(device)}" title="{html.escape(_layer_title(number, device))}"></i>'
         for number, device in enumerate(cells)
     )
     counts = {device: cells.count(device) for device in dict.fromkeys(cells)}
     legend = "".join(
-        f'<span><i class="seg {_device_class(device)}"></i>{html.escape(device_title(device))}: {count} '
-        f"layer{'s' if count > 1 else ''}</span>"
+        f'<span><i class="seg {_device_class(device)}"></i>{html.escape(device_title(device))}: '
+        f"{tn('{count} layer', '{count} layers', count)}</span>"
         for device, count in counts.items()
     )
     return (
-        '<div class="where"><h3>Layers</h3>'
-        f'<div class="layers" role="img" aria-label="Where each layer is">{strip}</div>'
+        f'<div class="where"><h3>{t("Layers")}</h3>'
+        f'<div class="layers" role="img" aria-label="{t("Where each layer is")}">{strip}</div>'
         f'<div class="legend">{legend}</div></div>'
     )
+
+
+def _layer_title(number: int, device: str) -> str:
+    return t("Layer {number}: {device}", number=number, device=device_title(device))
 
 
 def layer_devices(placement: Mapping[str, str], layers: int) -> list[str]:
@@ -71,15 +75,18 @@ def info_html(info: ModelInfo) -> str:
         f"{format_size(size)} {device_place(device)}" for device, size in info.placement.items() if size
     )
     facts: Sequence[tuple[str, str]] = (
-        ("Weights", weights),
-        ("Precision", info.quantization if info.quantization not in ("", "none") else info.dtype),
-        ("LoRA adapters", ", ".join(info.adapters)),
-        ("Context", f"{info.context_tokens:,} tokens" if info.context_tokens else "not told"),
-        ("Peak memory", f"{format_size(info.peak_bytes)} while loading" if info.peak_bytes else ""),
-        ("Loaded in", format_duration(info.load_s)),
-        ("Architecture", info.architecture),
-        ("Generation", f"{info.loop}: {info.loop_reason}" if info.loop_reason else info.loop),
+        (t("Weights"), weights),
+        (t("Precision"), info.quantization if info.quantization not in ("", "none") else info.dtype),
+        (t("LoRA adapters"), ", ".join(info.adapters)),
+        (
+            t("Context"),
+            tn("{count} token", "{count} tokens", info.context_tokens) if info.context_tokens else t("not told"),
+        ),
+        (t("Peak memory"), t("{size} while loading", size=format_size(info.peak_bytes)) if info.peak_bytes else ""),
+        (t("Loaded in"), format_duration(info.load_s)),
+        (t("Architecture"), info.architecture),
+        (t("Generation"), f"{told(info.loop)}: {told(info.loop_reason)}" if info.loop_reason else told(info.loop)),
     )
     rows = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts if value)
-    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in info.warnings)
+    warnings = "".join(f"<li>{html.escape(told(text))}</li>" for text in info.warnings)
     return f'<dl class="facts">{rows}</dl>' + (f'<ul class="reasons">{warnings}</ul>' if warnings else "")

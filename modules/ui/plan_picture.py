@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping
 from modules.errors import SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.planning.planner import Plan
+from modules.ui.labels import METHODS
 from modules.ui.picture import device_title, layers_html
 from modules.ui.plan_legend import legend_html, numbers_html, others_title, tip
-from modules.ui.plan_values import KINDS, METHODS, Bar, Measured, Part, bars_of
-from modules.units import format_rate, format_size
+from modules.ui.plan_values import KINDS, Bar, Measured, Part, bars_of
+from modules.ui.words import format_rate, format_size, number, t, tn, told
 
 
 def plan_html(
@@ -53,33 +54,41 @@ def plan_html(
 def _head_html(plan: Plan, *, loaded: bool, refusal: SnugError | None, instead: Plan | None) -> str:
     """Does it fit, how much, how fast; where it does not, what would, and a button that takes it."""
     total = sum(budget.total for budget in plan.budgets.values())
-    facts = [f"{format_size(total)} in all", f"{plan.run.context_tokens:,} tokens of context"]
+    facts = [
+        t("{size} in all", size=format_size(total)),
+        tn("{count} token of context", "{count} tokens of context", plan.run.context_tokens),
+    ]
     if plan.tokens_per_s[1]:
-        facts.append(f"about {speed_text(plan.tokens_per_s)}")
-    told = " · ".join(f'<span class="fact">{html.escape(fact)}</span>' for fact in facts)
-    suffix = " as it is loaded now" if loaded else ""
-    kind, verdict = ("ok", f"It fits{suffix}") if plan.fits else ("bad", "It does not fit")
-    remedy = f"<p>{html.escape(refusal.remedy)}</p>" if refusal else ""
+        facts.append(t("about {speed}", speed=speed_text(plan.tokens_per_s)))
+    facts_html = " · ".join(f'<span class="fact">{html.escape(fact)}</span>' for fact in facts)
+    fits = t("It fits as it is loaded now") if loaded else t("It fits")
+    kind, verdict = ("ok", fits) if plan.fits else ("bad", t("It does not fit"))
+    remedy = f"<p>{html.escape(told(refusal.remedy))}</p>" if refusal else ""
     if instead is not None:
         flags = html.escape(json.dumps(list(instead.flags)))
         remedy += (
             f'<p><button type="button" class="plain-button" data-take="{flags}">'
-            f"Show {html.escape(instead.title)}</button></p>"
+            f"{html.escape(t('Show {way}', way=told(instead.title)))}</button></p>"
         )
     return (
         f'<div class="plan-head"><div class="verdict {kind}"><span class="dot"></span><strong>{verdict}</strong>'
-        f"<span>{html.escape(plan.title)}</span></div><p>{told}</p>{remedy}</div>"
+        f"<span>{html.escape(told(plan.title))}</span></div><p>{facts_html}</p>{remedy}</div>"
     )
 
 
-def speed_text(tokens_per_s: tuple[float, float]) -> str:
-    """`12–18 tokens/s`; below a token in ten seconds `50–83 s a token`; a dash where nothing is known."""
+def speed_text(tokens_per_s: tuple[float, float], *, short: bool = False) -> str:
+    """`12–18 tokens/s`; below a token in ten seconds `50–83 s a token`; a dash where nothing is known.
+
+    `short`: under the heading "Tokens/s".
+    """
     low, high = tokens_per_s
     if high <= 0:
         return "–"
     if low > 0 and high < 0.1:
-        return f"{_range(1 / high, 1 / low)} s a token"
-    return f"{_range(low, high)} tokens/s"
+        seconds = _range(1 / high, 1 / low)
+        return t("{seconds} s each", seconds=seconds) if short else t("{seconds} s a token", seconds=seconds)
+    rate = _range(low, high)
+    return rate if short else t("{rate} tokens/s", rate=rate)
 
 
 def _range(low: float, high: float) -> str:
@@ -116,11 +125,12 @@ def _sum_html(bar: Bar) -> str:
     """`7.9 GiB of 8.7 GiB free`, with what lacks; a disk is read from, not filled."""
     size, free = format_size(bar.budget.total), format_size(bar.device.free_bytes)
     if bar.idle:
-        return f'<span class="plan-sum">not used, {free} free</span>'
+        return f'<span class="plan-sum">{t("not used, {free} free", free=free)}</span>'
     if bar.device.kind == "disk":
-        return f'<span class="plan-sum"><strong>{size}</strong> there, {free} free</span>'
-    lacks = f' <em class="plan-lacks">lacks {format_size(bar.lacks, up=True)}</em>' if bar.lacks else ""
-    return f'<span class="plan-sum"><strong>{size}</strong> of {free} free{lacks}</span>'
+        return f'<span class="plan-sum">{t("<strong>{size}</strong> there, {free} free", size=size, free=free)}</span>'
+    short = t("lacks {size}", size=format_size(bar.lacks, up=True))
+    lacks = f' <em class="plan-lacks">{short}</em>' if bar.lacks else ""
+    return f'<span class="plan-sum">{t("<strong>{size}</strong> of {free} free", size=size, free=free)}{lacks}</span>'
 
 
 def _scaled_html(bar: Bar, span: int, *, places: bool, small: bool) -> str:
@@ -175,8 +185,9 @@ def _part_html(part: Part, span: int, *, tells: bool, clear: int) -> str:
         f'<span class="plan-label" style="right:{_share(covered, part.bytes)}">'
         f"<span><b>{html.escape(part.title)}</b> {format_size(part.bytes)}</span></span>"
     )
-    told = tip(part.kind, part.title, part.bytes, METHODS[part.figure.method], part.figure.formula, focus=True)
-    return f'<div class="{kind}" {style}{told}>{label}</div>'
+    about = (t(METHODS[part.figure.method]), told(part.figure.formula))
+    note = tip(part.kind, part.title, part.bytes, *about, focus=True)
+    return f'<div class="{kind}" {style}{note}>{label}</div>'
 
 
 def _measured_html(bar: Bar, span: int) -> str:
@@ -184,23 +195,24 @@ def _measured_html(bar: Bar, span: int) -> str:
     found, budget = bar.measured, bar.budget
     if found is None:
         return ""
-    share = f", {ratio(found.now, budget.total)} of the forecast for a full context" if budget.total else ""
-    told = [f'<span class="fact"><strong>{format_size(found.now)}</strong> measured now{share}</span>']
+    now = t("<strong>{size}</strong> measured now", size=format_size(found.now))
+    share = t("{ratio} of the forecast for a full context", ratio=ratio(found.now, budget.total))
+    facts = [f'<span class="fact">{now}{f", {share}" if budget.total else ""}</span>']
     forecast = budget.weights + budget.quant_meta
     if found.weights and forecast:
-        weighed = f"weights {format_size(found.weights)}, {ratio(found.weights, forecast)}"
-        told.append(f'<span class="fact">{weighed}</span>')
+        weighed = t("weights {size}", size=format_size(found.weights)) + f", {ratio(found.weights, forecast)}"
+        facts.append(f'<span class="fact">{weighed}</span>')
     return (
         f'<div class="plan-measured"><div class="plan-now" style="width:{_share(min(found.now, span), span)}"></div>'
         f'<div class="plan-weighed" style="width:{_share(min(found.weights, span), span)}"></div></div>'
-        f'<p class="plan-truth">{" · ".join(told)}</p>'
+        f'<p class="plan-truth">{" · ".join(facts)}</p>'
     )
 
 
 def ratio(measured: int, forecast: int) -> str:
     """`× 1.002`, to the digits that matter."""
     value = measured / max(1, forecast)
-    return f"× {value:.3f}" if 0.9 < value < 1.1 else f"× {value:.2f}"
+    return f"× {number(value, 3 if 0.9 < value < 1.1 else 2)}"
 
 
 def _share(part: int, whole: int) -> str:

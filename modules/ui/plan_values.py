@@ -7,20 +7,15 @@ from dataclasses import dataclass
 
 from modules.engine.base import EngineStats, ModelInfo
 from modules.hardware import Device, Inventory
-from modules.memory.forecasting.budget import PURPOSE_TITLES, Budget, Figure, Method
+from modules.memory.forecasting.budget import PURPOSE_TITLES, Budget, Figure
 from modules.memory.forecasting.formulas import explained
 from modules.memory.planning.planner import Plan
 from modules.memory.planning.problem import lacks_bytes
-from modules.units import format_size
+from modules.ui.words import format_size, t, told
 
 LENS_BELOW = 0.25  # of the bar: models smaller than that are shown larger below it
 LENS_ROOM = 1.04  # what the lens shows, over the largest forecast
 KINDS = (*PURPOSE_TITLES, "loading")
-METHODS: dict[Method, str] = {
-    "exact": "exact: counted byte by byte",
-    "dry-run": "dry run: the model's own steps, played without weights",
-    "formula": "formula: an estimate",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +76,16 @@ class Bar:
         """The stretches from left to right; they sum to the forecast's total."""
         parts, start = [], 0
         for purpose, size in self.budget.parts():
-            parts.append(Part(purpose, capital(PURPOSE_TITLES[purpose]), start, size, self.budget.figures[purpose]))
+            parts.append(
+                Part(purpose, capital(told(PURPOSE_TITLES[purpose])), start, size, self.budget.figures[purpose])
+            )
             start += size
         if rest := self.budget.loading:
-            formula = f"{format_size(self.budget.load_peak)} while loading, {format_size(start)} of them counted here"
-            parts.append(Part("loading", "More while loading", start, rest, Figure(rest, "formula", formula)))
+            formula = t(
+                "{peak} while loading, {counted} of them counted here",
+                peak=format_size(self.budget.load_peak), counted=format_size(start),
+            )  # fmt: skip
+            parts.append(Part("loading", t("More while loading"), start, rest, Figure(rest, "formula", formula)))
         return parts
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 import gradio as gr
 from pydantic import Field
 
+from modules.attachments.extracted import MAX_FILES
 from modules.chat.preview import Previews
 from modules.chat.service import RunningReply, impersonation
 from modules.chat.setup_fields import SetupFields
@@ -19,9 +20,10 @@ from modules.errors import BadChatTemplate, SnugError
 from modules.messages import Conversation
 from modules.sampling import GenerationParams
 from modules.services import Services
-from modules.ui.characters_tab import CharacterDoors
+from modules.ui.characters_tab import CharacterDoors, Talk
 from modules.ui.views import MAX_HZ, Json, printable, problem_view, revision
 from modules.ui.widgets import Body, Nothing, Pick, door, owner_of, read_body, scripted
+from modules.ui.words import told
 
 _WRITTEN_KEPT = 20
 _GONE = {"no_model_loaded", "not_found", "bad_character", "bad_name"}
@@ -42,6 +44,7 @@ class Look(Body):
     setup: SetupBody = SetupBody()
     system_prompt: str = ""
     draft: str = ""
+    attachments: list[str] = Field(default=[], max_length=MAX_FILES)
     params: GenerationParams = GenerationParams()
 
 
@@ -74,20 +77,26 @@ class SetupDoors:
     def gauge(self, owner: str, body: Look) -> Json:
         """How full the context will be; nothing where that cannot be said."""
         try:
-            seen = self.previews.gauge(self._conversation(owner, body), body.draft, body.params)
+            files = self.store.attached.waiting(owner, body.attachments)
+            seen = self.previews.gauge(self._conversation(owner, body), body.draft, body.params, files)
         except SnugError as error:
             if error.code in _GONE or isinstance(error, BadChatTemplate):
                 return {"gauge": None}
             raise
-        return {"gauge": asdict(seen.gauge) if seen.gauge.context else None, "left_out": list(seen.left_out)}
+        return {
+            "gauge": asdict(seen.gauge) if seen.gauge.context else None,
+            "left_out": list(seen.left_out),
+            "files": [{"id": file.attachment.id, "tokens": file.tokens, "cut": told(file.cut)} for file in seen.files],
+        }
 
     def preview(self, owner: str, body: Look) -> Json:
         """The exact prompt. What is wrong with it is told in the panel, not as a toast."""
         try:
-            seen = self.previews.exact(self._conversation(owner, body), body.draft, body.params)
+            files = self.store.attached.waiting(owner, body.attachments)
+            seen = self.previews.exact(self._conversation(owner, body), body.draft, body.params, files)
         except SnugError as error:
             return {"refused": problem_view(error)}
-        return asdict(seen) | {"text": printable(seen.text)}
+        return asdict(seen) | {"text": printable(seen.text), "notice": told(seen.notice)}
 
     def impersonate(self, owner: str, body: Impersonate) -> Json:
         """Let the model write the user's next message."""
@@ -132,6 +141,7 @@ def build(services: Services) -> None:
     scripted(
         "snug.mountSetup",
         door(Nothing, "people", CharacterDoors(services).people),
+        door(Talk, "talk", CharacterDoors(services).talk),
         door(Change, "set_setup", doors.set_setup),
         door(Look, "template", doors.template),
         door(Look, "gauge", doors.gauge),

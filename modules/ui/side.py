@@ -10,17 +10,19 @@ from typing import Literal
 from pydantic import Field
 
 from modules.chat.exporting import json_piece, to_markdown
-from modules.chat.importing import read_file
 from modules.chat.incognito import is_incognito
 from modules.chat.searching import Found
+from modules.chat.taking_in import take_in
 from modules.chat.trash import Deletion
 from modules.errors import NotFound
 from modules.messages import Conversation
 from modules.services import Services
 from modules.ui.views import Json, printable
 from modules.ui.widgets import Body, Pick
+from modules.ui.words import t, told
 
 EXPORTED_AT_ONCE = 200
+MOST_EXPORTED = 16_000_000  # characters in one answer; a conversation alone may have more
 
 
 class Look(Body):
@@ -60,9 +62,10 @@ class Export(Body):
 
 
 class Import(Body):
-    """A file's text, or a piece of it that is a file by itself."""
+    """A file's text, or a piece of it that is a file by itself; `only`: digests of what is taken though it is known."""
 
     text: str
+    only: list[str] | None = Field(default=None, max_length=100_000)
 
 
 class SideDoors:
@@ -70,11 +73,15 @@ class SideDoors:
 
     def __init__(self, services: Services) -> None:
         self.store, self.chat = services.store, services.chat
-        self.shelf = services.store.shelf
+        self.shelf, self.extractor = services.store.shelf, services.extractor
 
     def conversations(self, owner: str, body: Look) -> Json:
         """What the list shows: deleted conversations, what holds a query, or all, of a folder or of all."""
-        answer: Json = {"revision": str(self.shelf.revision(owner)), "folders": self._folders(owner)}
+        answer: Json = {
+            "revision": str(self.shelf.revision(owner)),
+            "folders": self._folders(owner),
+            "indexing": self._indexing(),
+        }
         if body.deleted:
             items = [_deleted(item) for item in self.shelf.deleted(owner)]
             return answer | {"items": items[: body.limit], "more": len(items) > body.limit}
@@ -83,6 +90,11 @@ class SideDoors:
         secret = [] if body.query.strip() else [_item(Found(item)) for item in self._incognito(owner, body.incognito)]
         items = [_item(item) for item in found[: body.limit]]
         return answer | {"items": secret + items, "more": len(found) > body.limit, "folder": folder}
+
+    def _indexing(self) -> Json | None:
+        """How far the search index is, while it is being built."""
+        progress = self.store.indexing.progress()
+        return {"share": progress.share, "before": progress.before} if progress else None
 
     def _incognito(self, owner: str, ids: list[str]) -> list[Conversation]:
         found = []
@@ -142,28 +154,28 @@ class SideDoors:
         return {"done": True}
 
     def export(self, owner: str, body: Export) -> Json:
-        """Pieces of a file, one a conversation; those deleted meanwhile are left out. Without ids, all ids."""
+        """Pieces of a file, one a conversation; those deleted meanwhile are left out. Without ids, all ids.
+
+        After MOST_EXPORTED characters, pictures among them, the rest has to be asked for: `done` says how many came.
+        """
         if body.ids is None:
             return {"ids": list(self.shelf.ids(owner))}
-        pieces = []
+        pieces: list[str] = []
+        done = 0
         for ident in body.ids:
+            done += 1
             try:
                 tree = self.shelf.tree(owner, ident)
             except NotFound:
                 continue
             pieces.append(json_piece(tree) if body.format == "json" else to_markdown(tree))
-        return {"pieces": pieces}
+            if sum(map(len, pieces)) > MOST_EXPORTED:
+                break
+        return {"pieces": pieces, "done": done}
 
     def take_in(self, owner: str, body: Import) -> Json:
-        """Keep the conversations of a file; the answer tells what was taken, what was not, and why."""
-        read = read_file(body.text)
-        added = self.shelf.add(owner, read.trees)
-        return {
-            "imported": [{"id": item.id, "title": printable(item.title) or "New chat"} for item in added],
-            "messages": sum(len(tree.messages) for tree in read.trees),
-            "skipped": [{"where": printable(item.where), "why": printable(item.why)} for item in read.skipped],
-            "notes": [printable(note) for note in read.notes],
-        }
+        """Keep the conversations of a file; the answer tells what was taken, what was there already, what failed."""
+        return take_in(self.shelf, owner, body.text, self.extractor, only=body.only).as_json(told)
 
 
 def _item(found: Found) -> Json:
@@ -171,7 +183,7 @@ def _item(found: Found) -> Json:
     conversation, snippet = found.conversation, found.snippet
     return {
         "id": conversation.id,
-        "title": printable(conversation.title) or "New chat",
+        "title": printable(conversation.title) or t("New chat"),
         "updated_at": conversation.updated_at,
         "pinned": conversation.pinned,
         "folder": conversation.folder_id,
@@ -183,4 +195,4 @@ def _item(found: Found) -> Json:
 
 def _deleted(item: Deletion) -> Json:
     """A line of the list of what was deleted."""
-    return {"id": item.conversation_id, "title": printable(item.title) or "New chat", "updated_at": item.deleted_at}
+    return {"id": item.conversation_id, "title": printable(item.title) or t("New chat"), "updated_at": item.deleted_at}

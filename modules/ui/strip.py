@@ -16,7 +16,7 @@ import psutil
 
 from modules.hardware import Device, Inventory
 from modules.ui.views import Json
-from modules.units import format_size
+from modules.ui.words import format_size
 
 FRESH_S = 2.5
 
@@ -105,13 +105,13 @@ class Strip:
         self._read_processes = read_processes
         self._clock = clock
         self._lock = threading.Lock()
-        self._seen: list[Json] = []
+        self._seen: list[Memory] = []
         self._stale_at = float("-inf")
 
     def view(self) -> list[Json]:
         """One entry a device, RAM first."""
         with self._lock:
             if self._clock() >= self._stale_at:
-                self._seen = [memory.view() for memory in split_memory(self._read_machine(), self._read_processes())]
+                self._seen = split_memory(self._read_machine(), self._read_processes())
                 self._stale_at = self._clock() + FRESH_S
-            return self._seen
+            return [memory.view() for memory in self._seen]

@@ -11,19 +11,48 @@ import gradio as gr
 from gradio.themes.utils.fonts import LocalFont
 
 STATIC = Path(__file__).parent / "static"
-STYLES = ("base.css", "shell.css", "side.css", "chat.css", "forms.css", "plan.css", "strip.css", "characters.css")
+STYLES = (
+    "base.css",
+    "shell.css",
+    "side.css",
+    "chat.css",
+    "forms.css",
+    "params.css",
+    "keys.css",
+    "plan.css",
+    "strip.css",
+    "characters.css",
+    "lorebook.css",
+    "download.css",
+    "compare.css",
+    "attachments.css",
+    "notebook.css",
+    "extensions.css",
+    "people.css",
+)
 SCRIPTS = (
+    "texts.js",
     "core.js",
     "strip.js",
     "files.js",
     "side.js",
+    "people.js",
     "shell.js",
+    "attachments.js",
     "chat.js",
     "forms.js",
+    "params.js",
+    "presets.js",
+    "keys.js",
     "plan.js",
+    "tokens.js",
     "notebook.js",
     "setup.js",
     "characters.js",
+    "lorebook.js",
+    "download.js",
+    "compare.js",
+    "extensions.js",
 )
 FAVICON = STATIC / "favicon.png"
 

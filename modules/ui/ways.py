@@ -13,7 +13,7 @@ from modules.memory.planning.planner import Plan, PlanTable
 from modules.memory.planning.quality import loss_text
 from modules.settings import LoadOptions, build_parser
 from modules.ui.plan_picture import speed_text
-from modules.units import format_size
+from modules.ui.words import format_size, t, told
 
 SHOWN = 8  # rows before the rest is folded away
 
@@ -27,46 +27,52 @@ def ways_html(table: PlanTable, shown: Plan | None, *, narrowed: bool) -> str:
     if shown is not None and not any(same_load(plan, shown) for plan in plans):
         plans.insert(0, shown)
     rows = [_row_html(plan, table, taken=shown is not None and same_load(plan, shown)) for plan in plans]
+    more = t("{count} more", count=len(rows) - SHOWN)
     rest = (
-        f'<details class="ways-more"><summary>{len(rows) - SHOWN} more</summary>{"".join(rows[SHOWN:])}</details>'
+        f'<details class="ways-more"><summary>{more}</summary>{"".join(rows[SHOWN:])}</details>'
         if len(rows) > SHOWN
         else ""
     )
-    dropped = "".join(f"<li><b>{html.escape(way)}</b> {html.escape(why)}</li>" for way, why in table.dropped)
-    left_out = f'<ul class="ways-dropped" aria-label="Left out">{dropped}</ul>' if dropped else ""
-    head = (
-        '<div class="way way-head" role="row"><span role="columnheader">Way to run it</span>'
-        '<span role="columnheader">Fits by</span><span role="columnheader">Tokens/s</span>'
-        '<span role="columnheader">What it costs</span>'
-        '<span role="columnheader"><span class="visually-hidden">Take it</span></span></div>'
+    dropped = "".join(
+        f"<li><b>{html.escape(told(way))}</b> {html.escape(told(why))}</li>" for way, why in table.dropped
     )
-    back = '<button type="button" class="text-button" data-take="[]">Let Snug choose</button>' if narrowed else ""
+    left_out = f'<ul class="ways-dropped" aria-label="{t("Left out")}">{dropped}</ul>' if dropped else ""
+    head = (
+        f'<div class="way way-head" role="row"><span role="columnheader">{t("Way to run it")}</span>'
+        f'<span role="columnheader">{t("Fits by")}</span><span role="columnheader">{t("Tokens/s")}</span>'
+        f'<span role="columnheader">{t("What it costs")}</span>'
+        f'<span role="columnheader"><span class="visually-hidden">{t("Take it")}</span></span></div>'
+    )
+    free = f'<button type="button" class="text-button" data-take="[]">{t("Let Snug choose")}</button>'
+    back = free if narrowed else ""
     body = f"{head}{''.join(rows[:SHOWN])}{rest}" if rows else ""
     return (
-        f'<div class="ways-box"><div class="ways-head"><h2>Ways to run it</h2>{back}</div>'
-        f'<div class="ways" role="table" aria-label="Ways to run it">{body}</div>{left_out}</div>'
+        f'<div class="ways-box"><div class="ways-head"><h2>{t("Ways to run it")}</h2>{back}</div>'
+        f'<div class="ways" role="table" aria-label="{t("Ways to run it")}">{body}</div>{left_out}</div>'
     )
 
 
 def _row_html(plan: Plan, table: PlanTable, *, taken: bool) -> str:
     flags = html.escape(json.dumps(list(plan.flags)))
+    title, lacks = told(plan.title), t("lacks {size}", size=format_size(plan.short_bytes, up=True))
     room = (
         f'<span class="way-room" role="cell">{format_size(spare_bytes(plan, table.inventory))}</span>'
         if plan.fits
-        else f'<span class="way-room lacks" role="cell">lacks {format_size(plan.short_bytes, up=True)}</span>'
+        else f'<span class="way-room lacks" role="cell">{lacks}</span>'
     )
-    speed = speed_text(plan.tokens_per_s).replace(" tokens/s", "").replace(" a token", " each")
+    speed = speed_text(plan.tokens_per_s, short=True)
     unit = "" if speed[-1:].isdigit() else " worded"
-    verb = "Take" if plan.fits else "Show"
+    verb = t("Take") if plan.fits else t("Show")
+    does = t("Take: {way}", way=title) if plan.fits else t("Show: {way}", way=title)
     take = (
-        '<span class="way-taken">shown</span>'
+        f'<span class="way-taken">{t("shown")}</span>'
         if taken
         else f'<button type="button" class="way-take" data-take="{flags}" '
-        f'aria-label="{verb}: {html.escape(plan.title)}">{verb}</button>'
+        f'aria-label="{html.escape(does)}">{verb}</button>'
     )
     kind = "way taken" if taken else "way" if plan.fits else "way unfit"
     return (
-        f'<div class="{kind}" role="row"><span class="way-title" role="cell">{html.escape(plan.title)}</span>{room}'
+        f'<div class="{kind}" role="row"><span class="way-title" role="cell">{html.escape(title)}</span>{room}'
         f'<span class="way-speed{unit}" role="cell">{speed}</span>'
         f'<span class="way-cost" role="cell">{html.escape(cost_text(plan, table))}</span>'
         f'<span class="way-act" role="cell">{take}</span></div>'
@@ -75,8 +81,8 @@ def _row_html(plan: Plan, table: PlanTable, *, taken: bool) -> str:
 
 def reasons_html(plan: Plan) -> str:
     """Why the plan is as it is, one sentence a decision."""
-    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in plan.reasons)
-    return f'<div class="why"><h2>Why</h2><ul class="reasons">{reasons}</ul></div>' if reasons else ""
+    reasons = "".join(f"<li>{html.escape(told(reason))}</li>" for reason in plan.reasons)
+    return f'<div class="why"><h2>{t("Why")}</h2><ul class="reasons">{reasons}</ul></div>' if reasons else ""
 
 
 def same_load(one: Plan, other: Plan) -> bool:
@@ -101,17 +107,17 @@ def cost_text(plan: Plan, table: PlanTable) -> str:
     """What is given up against weights as stored, all of them in fast memory, with the longest context."""
     if not plan.fits:
         short = plan.run.context_tokens < wished_context(plan.spec, table.options)
-        return f"even with {plan.run.context_tokens:,} tokens" if short else ""
+        return t("even with {count} tokens", count=plan.run.context_tokens) if short else ""
     costs = []
     if lost := loss_text(plan.quality):
-        costs.append(lost)
+        costs.append(told(lost))
     longest = max((other.run.context_tokens for other in table.plans), default=0)
     if plan.run.context_tokens < longest:
-        costs.append(f"only {plan.run.context_tokens:,} tokens")
+        costs.append(t("only {count} tokens", count=plan.run.context_tokens))
     disk = plan.budgets.get("disk")
     if disk is not None and disk.weights:
-        costs.append(f"reads {format_size(disk.weights)} from disk for each token")
-    return ", ".join(costs) or "nothing"
+        costs.append(t("reads {size} from disk for each token", size=format_size(disk.weights)))
+    return ", ".join(costs) or t("nothing")
 
 
 def options_of(flags: Sequence[str], base: LoadOptions) -> LoadOptions:
@@ -129,7 +135,7 @@ def options_of(flags: Sequence[str], base: LoadOptions) -> LoadOptions:
     }
     kept = {
         name: getattr(base, name)
-        for name in ("ctx_size", "disk_cache_dir", "attn_implementation", "lora", "embeddings")
+        for name in ("ctx_size", "disk_cache_dir", "attn_implementation", "lora", "embeddings", "picture_side")
     }
     try:
         return LoadOptions.model_validate(kept | given | {"model": base.model})

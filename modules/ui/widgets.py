@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, get_args
 
 import gradio as gr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from modules.accounts.person import Person, person_in
 from modules.errors import BadValue, SnugError
+from modules.models.remembered import as_flag
 from modules.sampling import Control, GenerationParams
-from modules.settings import LoadOptions, choices_of, flag_name, flag_of
+from modules.settings import LoadOptions, choices_of, flag_name
+from modules.ui.labels import label_of
 from modules.ui.views import Json, problem_view
-from modules.units import GiB, KiB, MiB
+from modules.ui.words import told
 
 log = logging.getLogger(__name__)
-
-_WORDS = {
-    "cpu": "CPU", "gpu": "GPU", "nvme": "NVMe", "deepspeed": "DeepSpeed", "bf16": "bf16", "8bit": "8-bit",
-    "4bit": "4-bit", "ctx": "context", "dir": "folder", "dtype": "precision", "attn": "attention",
-    "quant": "quantization", "kv": "KV", "lora": "LoRA",
-}  # fmt: skip
 
 
 class Body(BaseModel):
@@ -42,22 +42,42 @@ class Pick(Body):
 
 
 BodyKind = TypeVar("BodyKind", bound=Body)
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
-def owner_of(request: gr.Request | None) -> str:  # noqa: ARG001
-    """Whose conversations a request may see: on a machine for one, everybody is the same owner."""
-    return ""
+def person_of(request: Any) -> Person:
+    """Who sent a request of the page: what the doors in front found out. Raises Unauthorized for nobody."""
+    inner = request.request if isinstance(request, gr.Request) else request
+    return person_in(inner.scope if inner is not None else {})
 
 
-def door(kind: type[BodyKind], name: str, handler: Callable[[str, BodyKind], Json]) -> Callable[..., Json]:
+def owner_of(request: Any) -> str:
+    """Whose conversations a request may see."""
+    return person_of(request).owner
+
+
+def door(
+    kind: type[BodyKind], name: str, handler: Callable[[str, BodyKind], Json], *, admin: str = ""
+) -> Callable[..., Json]:
     """A server function `name` for the page's script: checks the body, calls `handler(owner, body)`.
 
-    Every failure comes back as {"problem": {code, message, remedy}}; what is not a SnugError is logged.
+    Every failure comes back as {"problem": {code, message, remedy}}; what is not a SnugError is logged. `admin` names
+    the deed, if only administrators may do it.
     """
+    return personal_door(kind, name, lambda person, body: handler(person.owner, body), admin=admin)
+
+
+def personal_door(
+    kind: type[BodyKind], name: str, handler: Callable[[Person, BodyKind], Json], *, admin: str = ""
+) -> Callable[..., Json]:
+    """Likewise, for a handler that needs to know more of who asks."""
 
     def answer(payload: Any, request: gr.Request) -> Json:
         try:
-            return handler(owner_of(request), read_body(kind, payload))
+            person = person_of(request)
+            if admin:
+                person.require_admin(admin)
+            return handler(person, read_body(kind, payload))
         except SnugError as error:
             return {"problem": problem_view(error)}
         except Exception:
@@ -68,6 +88,21 @@ def door(kind: type[BodyKind], name: str, handler: Callable[[str, BodyKind], Jso
     return answer
 
 
+def for_admins(handler: Handler) -> Handler:
+    """`handler` of an event of Gradio's, marked as the administrators' (sessions.py refuses the others)."""
+    try:
+        handler.only_admins = True  # type: ignore[attr-defined]
+    except AttributeError:  # a method
+        handler = partial(handler)  # type: ignore[assignment]
+        handler.only_admins = True  # type: ignore[attr-defined]
+    return handler
+
+
+def is_for_admins(handler: object) -> bool:
+    """Whether a handler is marked so."""
+    return bool(getattr(handler, "only_admins", False))
+
+
 def read_body(kind: type[BodyKind], payload: Any) -> BodyKind:
     """The checked body of a request. Raises BadValue naming the field."""
     try:
@@ -76,6 +111,14 @@ def read_body(kind: type[BodyKind], payload: Any) -> BodyKind:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BadValue(f"{where}: {first['msg']}.", param=where) from error
+
+
+def decoded(data: str) -> bytes:
+    """A file that the page sent as base64. Raises BadValue."""
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadValue("The file did not arrive whole.", remedy="Try again.", param="data") from error
 
 
 def scripted(mount: str, *doors: Callable[..., Json], follow: Callable[..., Any], show: str) -> None:
@@ -108,16 +151,8 @@ def notes() -> gr.HTML:
 
 def note(about: SnugError | str) -> Json:
     """A toast: an error's cause and remedy, or a sentence of good news. `id` tells equal ones apart."""
-    told = problem_view(about) if isinstance(about, SnugError) else {"code": "", "message": about, "remedy": ""}
-    return told | {"id": time.monotonic_ns()}
-
-
-def label_of(name: str) -> str:
-    """`gpu_memory` → `GPU memory`."""
-    words = [_WORDS.get(word, word) for word in name.split("_")]
-    if words[0].isalpha() and words[0].islower():
-        words[0] = words[0].capitalize()
-    return " ".join(words)
+    plain = problem_view(about) if isinstance(about, SnugError) else {"code": "", "message": told(about), "remedy": ""}
+    return plain | {"id": time.monotonic_ns()}
 
 
 def option_control(name: str, value: Any) -> gr.components.Component:
@@ -165,19 +200,8 @@ def shown_option(name: str, value: Any) -> Any:
         return value or field.default or ""
     if value is None:
         return ""
-    if flag_of(name).metavar == "SIZE":
-        return " ".join(_exact_size(size) for size in (value if isinstance(value, tuple) else (value,)))
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value)
-
-
-def _exact_size(size_bytes: int) -> str:
-    """`10GiB`, `8722MiB`, `1000B`: no byte is lost, unlike in units.format_size."""
-    for unit, name in ((GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB")):
-        if size_bytes % unit == 0:
-            return f"{size_bytes // unit}{name}"
-    return f"{size_bytes}B"
+    shown = as_flag(name, value)
+    return shown if isinstance(shown, list) else str(shown)
 
 
 def _placeholder(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import FilePayload, Page, expect
+from playwright.sync_api import FilePayload, Page, Route, expect
 
 from modules.sampling import GenerationParams
 from tests.browser.conftest import OpenPage
@@ -180,7 +180,7 @@ def test_the_exact_prompt_and_a_template_of_ones_own(start: Start, visit: OpenPa
     page.locator("#snug-setup").click()
     page.locator("#snug-exact summary").click()
     expect(page.locator(".exact-text")).to_contain_text("<|im_start|>user\nHello there<|im_end|>")
-    expect(page.locator(".exact .panel-help")).to_contain_text("tokens of")
+    expect(page.locator(".exact .panel-help")).to_contain_text("of 4,096 tokens")
     page.locator("summary", has_text="Chat template").click()
     expect(page.locator("#setup-template")).to_have_value(CHAT_TEMPLATE)
     page.fill("#setup-template", "{% for x in %}")
@@ -296,10 +296,38 @@ def test_the_gauge_tells_what_will_be_left_out_before_it_is_sent(start: Start, v
 
 def test_the_gallery_and_the_panel_fit_a_phone(start: Start, visit: OpenPage) -> None:
     page = visit(start(), viewport={"width": 390, "height": 844}, has_touch=True)
-    for title in ("Chat", "Characters", "Notebook", "Model", "Parameters"):
+    for title in ("Chat", "Characters", "Notebook", "Compare", "Model", "Parameters"):
         expect(page.get_by_role("tab", name=title)).to_be_visible()
     talk_to(page, "Otto")
     page.locator("#snug-setup").click()
     box = page.locator(".setup-panel").bounding_box()
     assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_two_choices_at_once_on_a_slow_link_are_both_kept(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    page = visit(snug)
+    send(page, "Hello")
+    expect(replies(page)).to_have_count(1)
+    chat = page.url.split("c=")[1]
+    page.locator("#snug-setup").click()
+    expect(page.locator(".modes")).to_be_visible()
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if not held and "set_setup" in (route.request.post_data or ""):
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/component_server/", hold)
+    with page.expect_request(lambda request: "set_setup" in (request.post_data or "")):
+        page.locator('[data-manner="chat"]').click()
+    page.fill("#setup-start", "Certainly")
+    page.locator("#setup-start").blur()
+    with page.expect_response(lambda response: "Certainly" in (response.request.post_data or "")):
+        held[0].continue_()
+    expect(page.locator('[data-manner="chat"]')).to_have_attribute("aria-checked", "true")
+    setup = snug.services.store.get("", chat).setup
+    assert (setup.manner, setup.reply_start) == ("chat", "Certainly")

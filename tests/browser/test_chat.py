@@ -342,34 +342,6 @@ def test_parameters_reach_the_engine(start: Start, visit: OpenPage) -> None:
     expect(page.locator(".message.assistant .stats")).to_contain_text("length limit")
 
 
-def test_the_reply_in_the_notebook_goes_on_after_a_reload(start: Start, visit: OpenPage) -> None:
-    snug = start(ENDLESS)
-    page = visit(snug)
-    page.get_by_role("tab", name="Notebook").click()
-    page.fill("#snug-notebook", "Once upon a time ")
-    page.click("#snug-generate")
-    expect(page.locator("#snug-notebook")).to_have_value(re.compile("Once upon a time and so on and so on"))
-    page.reload()
-    page.get_by_role("tab", name="Notebook").click()
-    expect(page.locator("#snug-notebook-stop")).to_be_visible()
-    page.keyboard.press("Escape")
-    expect(page.locator("#snug-generate")).to_be_visible()
-    text = page.locator("#snug-notebook").input_value()
-    until(lambda: snug.services.store.notebook("") == text)
-
-
-def test_the_notebook_takes_a_completion_back(start: Start, visit: OpenPage) -> None:
-    snug = start(Script(reply="there was a fox."))
-    page = visit(snug)
-    page.get_by_role("tab", name="Notebook").click()
-    page.fill("#snug-notebook", "Once ")
-    page.click("#snug-generate")
-    expect(page.locator("#snug-notebook")).to_have_value("Once there was a fox.")
-    page.click("#snug-undo")
-    expect(page.locator("#snug-notebook")).to_have_value("Once ")
-    until(lambda: snug.services.store.notebook("") == "Once ")
-
-
 def hold(page: Page, door: str) -> Callable[[], None]:
     """Let the page's next request to `door` wait until the function returned is called."""
     held: list[Route] = []
@@ -539,72 +511,6 @@ def test_an_error_card_offers_the_model_tab_as_long_as_no_model_answers(start: S
     snug.services.models.load(LoadOptions.model_validate({"model": "tiny"}))
     expect(button).to_have_count(0)
     expect(page.locator(".problem")).to_be_visible()
-
-
-def open_notebook(page: Page) -> Locator:
-    """Go to the notebook; returns its text area once the text has arrived."""
-    page.get_by_role("tab", name="Notebook").click()
-    area = page.locator("#snug-notebook")
-    expect(area).to_be_editable()
-    return area
-
-
-def test_notebook_text_that_was_just_written_outlives_a_reload(start: Start, visit: OpenPage) -> None:
-    snug = start()
-    page = visit(snug)
-    open_notebook(page).fill("Old")
-    until(lambda: snug.services.store.notebook("") == "Old")
-    page.route("**/component_server/", lambda route: route.abort())
-    page.locator("#snug-notebook").fill("New")
-    page.unroute("**/component_server/")
-    page.reload()
-    expect(open_notebook(page)).to_have_value("New")
-    until(lambda: snug.services.store.notebook("") == "New")
-
-
-@pytest.mark.parametrize("choice", ["theirs", "mine"])
-def test_a_notebook_changed_in_two_tabs_asks_which_text_counts(start: Start, visit: OpenPage, choice: str) -> None:
-    snug = start()
-    page = visit(snug)
-    area = open_notebook(page)
-    snug.services.store.save_notebook("", "Theirs")
-    area.fill("Mine")
-    expect(page.locator(".notebook-choice")).to_contain_text("changed in another tab")
-    assert snug.services.store.notebook("") == "Theirs"
-    page.locator("#snug-use-theirs" if choice == "theirs" else "#snug-keep-mine").click()
-    expect(page.locator(".notebook-choice")).to_be_hidden()
-    expect(area).to_have_value("Theirs" if choice == "theirs" else "Mine")
-    if choice == "theirs":
-        page.click("#snug-undo")
-    expect(area).to_have_value("Mine")
-    until(lambda: snug.services.store.notebook("") == "Mine")
-
-
-def test_a_completion_does_not_start_below_a_text_that_another_tab_changed(start: Start, visit: OpenPage) -> None:
-    snug = start(Script(reply="a fox."))
-    page = visit(snug)
-    area = open_notebook(page)
-    area.fill("Mine ")
-    until(lambda: snug.services.store.notebook("") == "Mine ")
-    snug.services.store.save_notebook("", "Theirs ")
-    page.click("#snug-generate")
-    page.click("#snug-use-theirs")
-    page.click("#snug-generate")
-    expect(area).to_have_value("Theirs a fox.")
-
-
-def test_an_engine_that_dies_below_the_notebook_is_told_once(start: Start, visit: OpenPage) -> None:
-    snug = start(ENDLESS)
-    page = visit(snug)
-    open_notebook(page).fill("Once ")
-    page.click("#snug-generate")
-    expect(page.locator("#snug-notebook")).to_have_value(re.compile("and so on"))
-    pid = snug.services.models.engine().pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    expect(page.locator("#snug-generate")).to_be_visible()
-    expect(page.locator("#snug-model")).to_have_class(re.compile("died"))
-    assert page.locator(".toast.bad").count() == 1
 
 
 def test_a_conversations_menu_goes_by_keys_and_gives_the_focus_back(start: Start, visit: OpenPage) -> None:

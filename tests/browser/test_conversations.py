@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from modules.chat.indexing import IndexProgress
 from modules.chat.trees import Tree, TreeMessage
 from tests.browser.conftest import OpenPage
 from tests.browser.test_chat import ENDLESS, act, last_reply, replies, send
@@ -268,12 +269,18 @@ def test_a_large_file_is_taken_in_portions_and_what_is_broken_is_named(
         view(page, "Import")
     chooser.value.set_files([large, broken])
     dialog = page.locator("dialog")
-    expect(dialog).to_contain_text("498 conversations imported, with 996 messages")
+    expect(dialog).to_contain_text("499 conversations imported, with 997 messages")
     expect(dialog).to_contain_text("large.json, conversation 401 (“Odd one”): Message 1 does not say who speaks.")
-    expect(dialog).to_contain_text("large.json, conversation 451: It is larger than 10 MB")
     expect(dialog).to_contain_text("broken.json, the file: It is not JSON")
     page.get_by_role("button", name="Done").click()
-    assert len(snug.services.store.shelf.ids("")) == 498
+    assert len(snug.services.store.shelf.ids("")) == 499
+    with page.expect_file_chooser() as chooser:
+        view(page, "Import")
+    chooser.value.set_files(large)
+    expect(dialog).to_contain_text("499 were here already, word for word, and were skipped")
+    page.get_by_role("button", name="Import anyway").click()
+    expect(page.locator(".toast")).to_contain_text("499 conversations imported, with 997 messages")
+    assert len(snug.services.store.shelf.ids("")) == 998
 
 
 def test_ten_thousand_conversations_come_as_the_list_is_scrolled(start: Start, visit: OpenPage) -> None:
@@ -308,3 +315,23 @@ def test_a_running_reply_keeps_its_conversation_from_being_deleted_and_branched(
     until(lambda: snug.services.chat.running("", page.url.split("c=")[1]) is None)
     choose(page, "Go on", "Delete")
     expect(page.locator(".conversation")).to_have_count(0)
+
+
+def test_an_old_store_says_how_far_its_search_is(
+    start: Start, visit: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snug = start()
+    now = time.time()
+    snug.services.store.shelf.add(
+        "", [Tree("Old", (TreeMessage(None, "user", "an owl", now - 9e6),), 0, updated_at=now)]
+    )
+    before = [IndexProgress(0.4, 1_700_000_000.0)]
+    monkeypatch.setattr(snug.services.store.indexing, "progress", lambda: before[0] if before else None)
+    page = visit(snug)
+    line = page.locator(".index-line")
+    expect(line).to_have_text("The search index is being built: 40 %.")
+    page.fill("#snug-search", "owl")
+    expect(line).to_contain_text("Messages from before")
+    expect(line).to_contain_text("2023 are not found yet.")
+    before.clear()
+    expect(line).to_be_hidden()

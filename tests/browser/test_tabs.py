@@ -1,4 +1,4 @@
-"""The Model and Parameters tabs, the phone layout, and what hostile text must not do, in a real browser."""
+"""The Model tab, the phone layout, and what hostile text must not do, in a real browser."""
 
 from __future__ import annotations
 
@@ -75,48 +75,6 @@ def test_options_that_cannot_go_together_are_told_before_loading(start: Start, v
     expect(page.locator("#snug-load")).to_be_disabled()
 
 
-def test_a_preset_is_loaded_changed_saved_and_deleted(start: Start, visit: OpenPage) -> None:
-    snug = start()
-    page = visit(snug)
-    open_tab(page, "Parameters")
-    choose_preset(page, "Creative")
-    temperature = page.locator("#param-temperature input[type=number]")
-    creative = snug.services.presets.get("Creative")
-    expect(temperature).to_have_value(str(creative.temperature))
-    expect(page.locator("#param-temperature")).to_have_class(re.compile("changed"))
-    temperature.fill("1.23")
-    temperature.press("Tab")
-    page.fill("#snug-preset-name textarea, #snug-preset-name input", "My own")
-    page.locator("#snug-preset-save").click()
-    expect(page.locator("#snug-preset input")).to_have_value("My own")
-    assert snug.services.presets.get("My own") == creative.model_copy(update={"temperature": 1.23})
-    page.locator("#snug-reset").click()
-    expect(page.locator(".param.changed")).to_have_count(0)
-    choose_preset(page, "My own")
-    expect(temperature).to_have_value("1.23")
-    page.locator("#snug-preset-delete").click()
-    expect(page.locator("#snug-preset input")).to_have_value("")
-    assert "My own" not in snug.services.presets.names()
-
-
-def choose_preset(page: Page, name: str) -> None:
-    """Pick a preset in the list."""
-    page.locator("#snug-preset input").click()
-    page.get_by_role("option", name=name, exact=True).click()
-
-
-def test_parameters_outlive_a_reload(start: Start, visit: OpenPage) -> None:
-    page = visit(start())
-    open_tab(page, "Parameters")
-    page.locator("#param-top_k input[type=number]").fill("40")
-    page.locator("#param-top_k input[type=number]").press("Tab")
-    expect(page.locator("#param-top_k")).to_have_class(re.compile("changed"))
-    page.reload()
-    open_tab(page, "Parameters")
-    expect(page.locator("#param-top_k input[type=number]")).to_have_value("40")
-    expect(page.locator("#param-top_k")).to_have_class(re.compile("changed"))
-
-
 def test_at_390_pixels_nothing_scrolls_sideways_and_the_sidebar_folds(start: Start, visit: OpenPage) -> None:
     snug = start(Script(reply="A rather long line of code follows:\n\n```\n" + "x" * 300 + "\n```\n"))
     page = visit(snug, viewport={"width": 390, "height": 844}, has_touch=True)
@@ -168,28 +126,6 @@ def test_the_notebook_opens_first_when_asked_to(start: Start, visit: OpenPage) -
     expect(page.locator("#snug-notebook")).to_be_visible()
     page.locator("#snug-new").click()
     expect(page.locator("#snug-input")).to_be_visible()
-
-
-def test_own_presets_are_in_the_list_after_a_reload_and_the_list_shows_what_is_in_force(
-    start: Start, visit: OpenPage
-) -> None:
-    snug = start()
-    page = visit(snug)
-    open_tab(page, "Parameters")
-    expect(page.locator("#snug-preset input")).to_have_value("Balanced")
-    temperature = page.locator("#param-temperature input[type=number]")
-    temperature.fill("1.23")
-    expect(page.locator("#snug-preset input")).to_have_value("")
-    page.fill("#snug-preset-name textarea, #snug-preset-name input", "My own")
-    page.locator("#snug-preset-save").click()
-    expect(page.locator("#snug-preset input")).to_have_value("My own")
-    page.reload()
-    open_tab(page, "Parameters")
-    expect(page.locator("#snug-preset input")).to_have_value("My own")
-    choose_preset(page, "Balanced")
-    expect(temperature).to_have_value("0.7")
-    choose_preset(page, "My own")
-    expect(temperature).to_have_value("1.23")
 
 
 def test_a_parameter_goes_beyond_its_slider_and_an_invalid_one_stops_only_itself(start: Start, visit: OpenPage) -> None:
@@ -246,3 +182,29 @@ def test_the_options_are_those_of_the_loaded_model_until_someone_changes_them(st
     expect(page.locator("#snug-model-card h2")).to_have_text("tiny is loaded")
     expect(page.get_by_label("Context size")).to_have_value("256")
     expect(page.locator("#snug-models [aria-pressed=true]")).to_contain_text("other")
+
+
+def test_nothing_in_the_header_lies_over_the_tabs_at_any_width(start: Start, visit: OpenPage) -> None:
+    snug = start()
+    make_model_folder(snug.services.settings.model_dir, "A-model-of-a-long-name-7B-Instruct-v0.3", Script())
+    snug.services.models.load(LoadOptions.model_validate({"model": "A-model-of-a-long-name-7B-Instruct-v0.3"}))
+    page = visit(snug)
+    page.wait_for_selector(".model-pill.ready")
+    for width in (1500, 1381, 1280, 1180, 1100, 1060, 940, 860, 802):
+        page.set_viewport_size({"width": width, "height": 700})
+        for opened in (True, False):
+            page.evaluate("open => snug.turnSidebar(open)", opened)
+            page.wait_for_function(
+                """() => document.querySelector(".topbar").getAnimations().length === 0
+                    && document.querySelector("#snug-tabs > .tab-wrapper").getAnimations().length === 0"""
+            )
+            gap = page.evaluate(
+                """() => {
+                    const tabs = [...document.querySelectorAll('#snug-tabs > .tab-wrapper [role="tab"]')];
+                    const beside = [...document.querySelectorAll(".topbar .strip, .topbar .model-pill")];
+                    const left = Math.min(...beside.filter(node => node.checkVisibility())
+                        .map(node => node.getBoundingClientRect().left));
+                    return left - Math.max(...tabs.map(tab => tab.getBoundingClientRect().right));
+                }"""
+            )
+            assert gap >= 0, (width, opened, gap)

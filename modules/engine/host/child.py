@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -26,6 +27,9 @@ from modules.engine.process import spinning
 
 log = logging.getLogger(__name__)
 MAX_LINE = 2000
+# An abort of native code prints where it was, call by call, after it has said why.
+LINES_KEPT = 100
+_LAST_LINES_S = 1.0
 
 
 class Child(Protocol):
@@ -33,6 +37,10 @@ class Child(Protocol):
 
     pipe: Pipe
     pid: int | None
+
+    @property
+    def last_lines(self) -> Sequence[str]:
+        """What it printed last, once it has ended."""
 
     def exit_code(self) -> int | None:
         """None while it runs; -N if signal N ended it."""
@@ -74,9 +82,20 @@ class ProcessChild:
             theirs.close()
         self.pid: int | None = self._process.pid
         assert self._process.stdout is not None  # it was asked for above
-        threading.Thread(
-            target=relay, args=(self._process.stdout, self.pid), name=f"engine {self.pid} log", daemon=True
-        ).start()
+        self._printed: deque[str] = deque(maxlen=LINES_KEPT)
+        self._relay = threading.Thread(
+            target=relay,
+            args=(self._process.stdout, self.pid, self._printed),
+            name=f"engine {self.pid} log",
+            daemon=True,
+        )
+        self._relay.start()
+
+    @property
+    def last_lines(self) -> Sequence[str]:
+        """See Child. Waits a moment for what is on its way."""
+        self._relay.join(_LAST_LINES_S)
+        return tuple(self._printed)
 
     def exit_code(self) -> int | None:
         """See Child."""
@@ -104,6 +123,7 @@ class ThreadChild:
     """A worker in a thread of this process: same messages, same pickling, but nothing can kill it."""
 
     pid: int | None = None
+    last_lines: Sequence[str] = ()
 
     def __init__(self) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
@@ -159,10 +179,12 @@ def _inherit(number: int) -> dict[str, Any]:
     return {"pass_fds": (number,), "start_new_session": True}
 
 
-def relay(output: IO[str], pid: int) -> None:
-    """Log what the engine process prints, at the level its line begins with, until it ends."""
+def relay(output: IO[str], pid: int, printed: deque[str] | None = None) -> None:
+    """Log what the engine process prints, at the level its line begins with, until it ends; keep it in `printed`."""
     levels = logging.getLevelNamesMapping()
     with output:
         for line in iter(lambda: output.readline(MAX_LINE), ""):
             if text := line.rstrip():
+                if printed is not None:
+                    printed.append(text)
                 log.log(levels.get(text.split(" ", 1)[0], logging.INFO), "engine %d: %s", pid, text)

@@ -28,9 +28,15 @@ class Generation:
     """
 
     def __init__(
-        self, request: GenerationRequest, cancel: Callable[[], None], waited_for: set[Generation] | None = None
+        self,
+        request: GenerationRequest,
+        cancel: Callable[[], None],
+        waited_for: set[Generation] | None = None,
+        listen: Callable[[Event], None] | None = None,
     ) -> None:
+        """`listen` hears of every event as it comes, whoever reads them, and must be quick."""
         self.id = request.id
+        self._listen = listen
         self._request = request
         self._tell_engine = cancel
         self._waited_for = set() if waited_for is None else waited_for
@@ -44,6 +50,11 @@ class Generation:
         self._made_before = 0  # by engines that ran out of memory or died
         self.reloads = 0  # how often the model was loaded in another way for this reply
         self.cancelled_at: float | None = None
+
+    @property
+    def user(self) -> str:
+        """Whose request it is."""
+        return self._request.user
 
     @property
     def ended(self) -> bool:
@@ -122,6 +133,7 @@ class Generation:
             return replace(
                 self._request,
                 reply_ids=(*self._request.reply_ids, *self._made),
+                held_ids=self._request.held_ids + len(self._made),
                 params=self._request.params.model_copy(update={"max_new_tokens": left}),
             )
 
@@ -137,6 +149,8 @@ class Generation:
                 usage = replace(event.usage, completion_tokens=made)
                 event = replace(event, usage=usage, timings=self._clock.timings())
             self._clock.count(event)
+            if self._listen is not None:
+                self._listen(event)
             self._events.append(event)
             self._ended = isinstance(event, Finished)
             if len(self._events) > FOLD_EVENTS_ABOVE:

@@ -28,7 +28,7 @@ from modules.engine.host.calls import Calls
 from modules.engine.host.child import Child, ProcessChild, ThreadChild
 from modules.engine.host.deaths import MemoryWatch
 from modules.engine.host.generation import Generation
-from modules.engine.host.open_requests import OpenRequests
+from modules.engine.host.open_requests import Follow, OpenRequests
 from modules.engine.host.patience import PATIENCE, Patience
 from modules.engine.host.verdicts import death_of, stopped
 from modules.engine.host.wire import (
@@ -70,12 +70,13 @@ class EngineHost:
         patience: Patience = PATIENCE,
         on_death: Callable[[SnugError], None] | None = None,
         on_starved: OnStarved | None = None,
+        follow: Follow | None = None,
     ) -> None:
         """Begin to load and return at once; `wait_loaded` tells the rest.
 
         `on_progress`, `on_death` (the engine ended without `close`) and `on_starved` are called from the host's own
         thread. The last one gets the replies that memory ran out for, which are then its to end: `adopt` in another
-        host lets them go on. Without it they end with that error.
+        host lets them go on. Without it they end with that error. `follow` hears of every request and its events.
         """
         self.plan = plan
         self._patience = patience
@@ -84,7 +85,7 @@ class EngineHost:
         self._on_starved = on_starved
         self._closing = threading.Event()
         self._loaded: Future[ModelInfo] = Future()
-        self._requests = OpenRequests(self._post)
+        self._requests = OpenRequests(self._post, follow)
         self._calls = Calls(self._post)
         self._dead: SnugError | None = None
         self._verdict: SnugError | None = None
@@ -159,6 +160,10 @@ class EngineHost:
         Raises ValueError if a request of this id is running.
         """
         return self._requests.submit(request)
+
+    def stop(self, user: str, name: str = "") -> int:
+        """Cancel what this user has open, or what of it goes by `name` in its id; how many requests that are."""
+        return self._requests.stop(user, name)
 
     def adopt(self, generation: Generation) -> None:
         """Let `generation`, which another host gave up, go on here."""
@@ -334,5 +339,6 @@ class EngineHost:
         if self._closing.is_set():
             return stopped(loading=loading)
         code = self._child.exit_code() if self._child is not None else None
-        error, self._starved = death_of(self.plan, code, self._watch, loading=loading)
+        said = self._child.last_lines if self._child is not None else ()
+        error, self._starved = death_of(self.plan, code, self._watch, loading=loading, said=said)
         return error

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from modules.engine.base import GenerationRequest
+from modules.engine.base import Event, GenerationRequest
 from modules.engine.host.generation import Generation
 from modules.engine.host.wire import Cancel, Submit
 from modules.errors import SnugError
 
-__all__ = ["OpenRequests"]
+__all__ = ["Follow", "OpenRequests"]
+
+Follow = Callable[[GenerationRequest], Callable[[Event], None]]
+"""Who wants to hear of requests: gets each, and gives what is told of its events."""
 
 
 @dataclass(slots=True)
@@ -28,9 +31,10 @@ class _Owed:
 class OpenRequests:
     """Requests of one engine. Every method may be called from any thread."""
 
-    def __init__(self, post: Callable[[Submit | Cancel], None]) -> None:
-        """`post` sends to the engine; it must neither block nor take a lock."""
+    def __init__(self, post: Callable[[Submit | Cancel], None], follow: Follow | None = None) -> None:
+        """`post` sends to the engine; it must neither block nor take a lock. `follow` hears of every request."""
         self._post = post
+        self._follow = follow
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._open: weakref.WeakValueDictionary[str, Generation] = weakref.WeakValueDictionary()
@@ -55,7 +59,8 @@ class OpenRequests:
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Send a request. Raises ValueError if one of this id is running."""
-        generation = Generation(request, partial(self._post, Cancel(request.id)), self._waited_for)
+        listen = self._follow(request) if self._follow else None
+        generation = Generation(request, partial(self._post, Cancel(request.id)), self._waited_for, listen)
         self._take_on(generation, request)
         return generation
 
@@ -72,6 +77,14 @@ class OpenRequests:
     def find(self, request_id: str) -> Generation | None:
         """Who reads the events of this request; None if nobody does any more."""
         return self._open.get(request_id)
+
+    def stop(self, user: str, name: str = "") -> int:
+        """Cancel what this user has open, or what of it goes by `name`; how many requests that are."""
+        with self._lock:
+            mine = [one for one in self._open.values() if one.user == user and (not name or name in one.id.split())]
+        for generation in mine:
+            generation.cancel()
+        return len(mine)
 
     def settle(self, request_id: str) -> None:
         """The engine is done with a request."""

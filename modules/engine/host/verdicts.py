@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 import psutil
 
 from modules.engine.base import EXIT_GPU_LOST, EXIT_SERVER_GONE
 from modules.engine.host.deaths import MemoryWatch
 from modules.engine.host.patience import TRY_AGAIN
+from modules.engine.llamacpp.shortage import find_shortage
 from modules.errors import EngineDied, LoadFailed, OutOfMemory, SnugError
 from modules.memory.planning.planner import Plan
 from modules.units import format_size
@@ -23,8 +25,21 @@ def stopped(*, loading: bool) -> SnugError:
     return EngineDied("The model was unloaded.", remedy="Load a model on the Model tab.")
 
 
-def death_of(plan: Plan, exit_code: int | None, watch: MemoryWatch, *, loading: bool) -> tuple[SnugError, bool]:
-    """Why an engine ended that nobody closed, and whether want of memory is the likely cause in mid-use."""
+def death_of(
+    plan: Plan, exit_code: int | None, watch: MemoryWatch, *, loading: bool, said: Sequence[str] = ()
+) -> tuple[SnugError, bool]:
+    """Why an engine ended that nobody closed, and whether want of memory is the likely cause in mid-use.
+
+    `said` is what its process printed last: llama.cpp says there why it aborts.
+    """
+    short = find_shortage(said) if plan.loader == "llamacpp" and exit_code else ""
+    if short:
+        told = f"llama.cpp ended{' while it was loading' if loading else ''}, because memory ran out: {short}."
+        if loading:
+            return OutOfMemory(
+                told, remedy="Close other programs, or use fewer --gpu-layers or a shorter context."
+            ), False
+        return EngineDied(told, remedy=TRY_AGAIN), True
     killed = exit_code is not None and exit_code == -getattr(signal, "SIGKILL", 9)
     if loading and killed:
         error = OutOfMemory(

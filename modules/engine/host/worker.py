@@ -21,7 +21,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from modules.engine.base import Engine, Finished, LoadEngine, OnProgress, Timings, Usage
+from modules.engine.base import (
+    Engine,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    LoadEngine,
+    OnProgress,
+    Timings,
+    Usage,
+)
 from modules.engine.host.wire import (
     Answer,
     Call,
@@ -38,12 +47,13 @@ from modules.engine.host.wire import (
     Writer,
 )
 from modules.engine.process.heap import prepare_load, prepare_run
-from modules.errors import GenerationFailed, LoadFailed, OutOfMemory, SnugError
+from modules.errors import GenerationFailed, LoadFailed, OutOfMemory, QueueFull, SnugError
 from modules.memory.planning.planner import Plan
 
 log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LAST_WORDS_S = 2.0
+FORMS_LIMIT = 64  # as many as may wait for the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +107,11 @@ def serve(pipe: Pipe, *, on_host_gone: Callable[[], None], on_loaded: Callable[[
         writer.post(LoadBroke(error))
     else:
         writer.post(Loaded(engine.info))
-        with ThreadPoolExecutor(2, "engine calls") as calls:
+        with ThreadPoolExecutor(2, "engine calls") as calls, ThreadPoolExecutor(1, "engine forms") as forms:
+            submits = _Submits(engine, writer, forms)
             for message in iter(inbox.get, Close()):
-                _obey(engine, message, writer, calls)
+                _obey(engine, message, writer, calls, submits)
+            forms.shutdown(wait=False, cancel_futures=True)
             engine.close()
             calls.shutdown(wait=False, cancel_futures=True)
     writer.finish(LAST_WORDS_S)
@@ -133,17 +145,69 @@ def _load(start: Start, writer: Writer) -> Engine:
         ) from error
 
 
-def _obey(engine: Engine, message: Message, writer: Writer, calls: ThreadPoolExecutor) -> None:
+class _Submits:
+    """Requests on their way to the engine. Reading the form that a reply is held to may take seconds, so it is done in
+    a thread of its own: what else the host asks for does not wait behind it.
+    """
+
+    def __init__(self, engine: Engine, writer: Writer, forms: ThreadPoolExecutor) -> None:
+        self._engine = engine
+        self._writer = writer
+        self._forms = forms
+        self._lock = threading.Lock()
+        self._cancelled: dict[str, bool] = {}  # of those whose form waits to be read, or is read
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Hand `request` to the engine, at once or when its form was read; a refusal is told as its end."""
+        if not request.has_form:
+            self._hand_over(request)
+            return
+        with self._lock:
+            full = len(self._cancelled) >= FORMS_LIMIT
+            if not full:
+                self._cancelled.setdefault(request.id, False)
+        if full:
+            because = QueueFull(f"The forms of {FORMS_LIMIT} replies wait to be read.", remedy="Try again soon.")
+            self._end(request, "error", because)
+        else:
+            self._forms.submit(self._read, request)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request, wherever it is."""
+        with self._lock:
+            if request_id in self._cancelled:
+                self._cancelled[request_id] = True
+        self._engine.cancel(request_id)
+
+    def _read(self, request: GenerationRequest) -> None:
+        with self._lock:
+            before = self._cancelled.get(request.id, False)
+        if before:
+            self._end(request, "cancelled")
+        else:
+            self._hand_over(request)
+        with self._lock:
+            meanwhile = self._cancelled.pop(request.id, False)
+        if meanwhile:  # the engine did not know it yet when it was told
+            self._engine.cancel(request.id)
+
+    def _hand_over(self, request: GenerationRequest) -> None:
+        try:
+            self._engine.submit(request, partial(_emit, self._writer, request.id))
+        except Exception as error:
+            self._end(request, "error", _as_snug(error))
+
+    def _end(self, request: GenerationRequest, reason: FinishReason, error: SnugError | None = None) -> None:
+        usage = Usage(len(request.prompt_ids), 0, 0)
+        _emit(self._writer, request.id, Finished(reason, usage, Timings(0, 0, 0, 0, 0), error))
+
+
+def _obey(engine: Engine, message: Message, writer: Writer, calls: ThreadPoolExecutor, submits: _Submits) -> None:
     """Do what one message asks; what fails is answered, never raised."""
     if isinstance(message, Submit):
-        emit = partial(_emit, writer, message.request.id)
-        try:
-            engine.submit(message.request, emit)
-        except Exception as error:
-            usage = Usage(len(message.request.prompt_ids), 0, 0)
-            emit(Finished("error", usage, Timings(0, 0, 0, 0, 0), _as_snug(error)))
+        submits.submit(message.request)
     elif isinstance(message, Cancel):
-        engine.cancel(message.request_id)
+        submits.cancel(message.request_id)
     elif isinstance(message, Call):
         calls.submit(_answer, engine, message, writer)
 

@@ -28,20 +28,19 @@ from modules.engine.base import (
     TextPiece,
 )
 from modules.engine.control_tokens import CHAT_END_TOKENS
-from modules.engine.intake import QUEUE_LIMIT, Intake, check_embeds, check_fits, check_ids
+from modules.engine.intake import QUEUE_LIMIT, Intake, check_embeds, check_fits, check_ids, check_sees
+from modules.engine.llamacpp.call_grammar import calls_grammar
 from modules.engine.llamacpp.embedding import LlamaEmbedding, longest_input, pooling_of
 from modules.engine.llamacpp.reply import LlamaReply
-from modules.engine.llamacpp.sampling import check_params, notices
+from modules.engine.llamacpp.sampling import check_params, lacks, notices
 from modules.engine.llamacpp.server import LlamaServer
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.llamacpp.tokens import LlamaTokens, TokenTable
 from modules.engine.process.resident import peak_resident, reset_peak_resident
 from modules.errors import GenerationFailed, ModelNotFound, SnugError
-from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.drafts import other_vocabulary
-from modules.memory.planning.idle_cache import idle_limit_bytes
 from modules.memory.planning.native import ignored_note
 from modules.memory.planning.planner import Plan
 
@@ -66,11 +65,7 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
         _check_same_vocabulary(plan.spec, table, draft)
     on_progress(Progress("Loading weights", 0.05))
     pooling = pooling_of(plan, table.metadata) if plan.embeds else ""
-    server = LlamaServer(
-        path, plan.run, gpu_layers=plan.gpu_layers, gpu_bytes=_bytes_of_gpus(plan),
-        idle_bytes=idle_limit_bytes(plan.budgets), guess=plan.speculate, draft=None if draft is None else draft.path,
-        loras=plan.loras, embeds=plan.embeds, by_mean=pooling == "mean",
-    )  # fmt: skip
+    server = LlamaServer(plan, by_mean=pooling == "mean")
     try:
         tokens = LlamaTokens(server, table)
         info = _info(plan, server, tokens, table, started)
@@ -110,11 +105,19 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         parameter for which llama.cpp has no sampler. NotAvailableHere for embeddings where they were not asked for.
         """
         check_ids(request, self._info.vocab_size)
+        check_sees(self._info, len(request.pictures))
         if request.embed:
             check_embeds(self._info, len(request.prompt_ids))
             self._enqueue(LlamaEmbedding(request, emit))
             return
-        check_params(request.params)
+        check_params(request.params, calls=request.shape is not None)
+        if request.shape is not None:
+            calls_grammar(request.shape, request.params.json_schema)
+        if request.has_form and request.held_ids:
+            raise GenerationFailed(
+                "The engine stopped in the middle of a reply that follows a form, and llama.cpp cannot go on with one.",
+                remedy="Ask again.",
+            )
         held = len(request.prompt_ids) + len(request.reply_ids)
         check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
         longest, guesses = self._info.context_tokens, self._server.guesses
@@ -141,7 +144,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
             kv_tokens_used=used,
             kv_tokens_total=self._info.context_tokens,
             longest_tokens=self._longest_seen,
-            peak_bytes={"cpu": peak_resident()},
+            peak_bytes={"cpu": peak_resident(), **self._server.gpu_bytes},
         )
 
     def _work(self) -> bool:
@@ -221,12 +224,6 @@ def _check_same_vocabulary(spec: ModelSpec, table: TokenTable, draft: ModelSpec)
         raise other_vocabulary(spec, draft, sum(mine != other for mine, other in zip_longest(ours, its)))
 
 
-def _bytes_of_gpus(plan: Plan) -> list[int]:
-    """What is planned for each GPU, the context that its driver keeps left out."""
-    budgets = [plan.budgets.get(f"cuda:{number}", Budget()) for number in range(len(plan.gpu_layers))]
-    return [budget.total - budget.context for budget in budgets]
-
-
 def _info(plan: Plan, server: LlamaServer, tokens: LlamaTokens, table: TokenTable, started: float) -> ModelInfo:
     """What is to be said of a loaded file."""
     spec = plan.spec
@@ -234,7 +231,6 @@ def _info(plan: Plan, server: LlamaServer, tokens: LlamaTokens, table: TokenTabl
     rows = f"up to {SLOTS} conversations at once"
     if server.guesses:
         rows = "one conversation at a time, since tokens are guessed ahead"
-    stored = sum(tensor.size_bytes for tensor in spec.tensors)
     return ModelInfo(
         name=spec.name,
         architecture=spec.architecture,
@@ -248,7 +244,7 @@ def _info(plan: Plan, server: LlamaServer, tokens: LlamaTokens, table: TokenTabl
         chat_template=table.chat_template,
         special_tokens=table.special_tokens(),
         end_texts=_end_texts(table),
-        placement=dict(plan.limits) if plan.gpu_layers else {"cpu": stored},
+        placement=dict(server.weights),
         modules=dict(plan.placement) if plan.gpu_layers else {"": "cpu"},
         load_s=time.monotonic() - started,
         peak_bytes=peak_resident(),
@@ -257,6 +253,7 @@ def _info(plan: Plan, server: LlamaServer, tokens: LlamaTokens, table: TokenTabl
         longest_context=spec.max_context,
         text_prefix_ids=prefix,
         text_suffix_ids=suffix,
+        lacks=lacks(),
     )
 
 

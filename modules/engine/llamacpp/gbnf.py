@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from modules.engine.llamacpp.gbnf_growth import Alternatives, Item, check_growth
-from modules.errors import BadValue
+from modules.errors import BadGrammar
 from modules.units import KiB
 
 MAX_BYTES = 64 * KiB
@@ -265,5 +265,5 @@ def _item_size(item: Item) -> int:
     return inner * max(1, item.least) + 3 * ((item.most or item.least + 1) - item.least)
 
 
-def _bad(problem: str, remedy: str) -> BadValue:
-    return BadValue(f"The grammar cannot be used: {problem}.", remedy=remedy, param="grammar")
+def _bad(problem: str, remedy: str) -> BadGrammar:
+    return BadGrammar(f"The grammar cannot be used: {problem}.", remedy=remedy, param="grammar")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from modules.errors import BadValue
+from modules.errors import BadGrammar
 
 _MOST_STEPS = 20_000
 
@@ -30,14 +30,14 @@ Alternatives = tuple[Sequence, ...]
 
 
 def check_growth(rules: Mapping[str, Alternatives]) -> None:
-    """Raise BadValue naming a rule with two ways back to itself that cannot be told apart by how they begin."""
+    """Raise BadGrammar naming a rule with two ways back to itself that cannot be told apart by how they begin."""
     core = _on_cycles(rules)
     finder = _Apart(rules, core)
     for name in rules:
         if name in core:
             for one, two in _choices(rules[name], name, core):
                 if not finder.apart(one, two):
-                    raise BadValue(
+                    raise BadGrammar(
                         f"The grammar cannot be used: the rule {name!r} leads back to itself in two ways that may "
                         "begin alike.",
                         remedy="Begin each with a text of its own.",

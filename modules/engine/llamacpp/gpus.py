@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modules.errors import NotAvailableHere, OutOfMemory
+from modules.errors import NotAvailableHere
+from modules.memory.dryruns.llamacpp_fit import Buffers
 from modules.memory.llamacpp_build import GPU_BUILD, OTHER_BUILDS, can_use_gpus
 from modules.units import format_size
 
@@ -32,15 +33,14 @@ def check_gpus(devices: Devices, gpu_layers: Sequence[int]) -> None:
     )
 
 
-def check_room(devices: Devices, gpu_bytes: Sequence[int]) -> None:
-    """Raise OutOfMemory where a GPU has less free than the plan's bytes there: after a load that failed, the reason."""
+def find_full(devices: Devices, gpu_bytes: Sequence[int]) -> str:
+    """Where a GPU has less free than the plan's bytes there, in words: after a load that failed, the likely reason."""
     for number, (device, planned) in enumerate(zip(_gpus(devices), gpu_bytes, strict=False)):
         free = int(device["memory_free"])
         if free < planned:
-            raise OutOfMemory(
-                f"GPU {number} has {format_size(free)} free, where llama.cpp needs {format_size(planned, up=True)}.",
-                remedy="Close other programs that use the GPU, or use fewer --gpu-layers.",
-            )
+            need = format_size(planned, up=True)
+            return f"GPU {number} has {format_size(free)} free, where llama.cpp needs {need}"
+    return ""
 
 
 def taken_bytes(before: Devices, after: Devices) -> dict[str, int]:
@@ -48,6 +48,12 @@ def taken_bytes(before: Devices, after: Devices) -> dict[str, int]:
     pairs = zip(_gpus(before), _gpus(after), strict=False)
     taken = (int(then["memory_free"]) - int(now["memory_free"]) for then, now in pairs)
     return {f"cuda:{number}": size for number, size in enumerate(taken) if size > 0}
+
+
+def most_taken(taken: Mapping[str, int], buffers: Mapping[str, Buffers]) -> dict[str, int]:
+    """What a load took of each GPU: at least what llama.cpp allocated there, since others may have given some back."""
+    said = {device: one.total for device, one in buffers.items() if device != "cpu"}
+    return {device: max(taken.get(device, 0), said.get(device, 0)) for device in sorted({*taken, *said})}
 
 
 def _gpus(devices: Devices) -> Devices:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogprob
+from modules.engine.llamacpp.call_grammar import calls_grammar
 from modules.engine.llamacpp.sampling import sampling_fields
 from modules.engine.llamacpp.stream import Stream
-from modules.engine.telling import Telling
+from modules.engine.telling import Telling, with_text
 from modules.engine.text import ReadyText
 
 
@@ -49,8 +51,11 @@ class LlamaReply(Telling):
     @property
     def body(self) -> dict[str, Any]:
         """The completion to ask of llama.cpp."""
+        shape, shows = self.request.shape, self.request.shows
         return {
             **sampling_fields(self.request.params, self._longest),
+            **({"grammar": calls_grammar(shape, self.request.params.json_schema)} if shape else {}),
+            **({"preserved_tokens": list(shows)} if shows else {}),
             "prompt": [*self.request.prompt_ids, *self.request.reply_ids],
             "n_predict": self.limit,
             "return_tokens": True,
@@ -93,7 +98,8 @@ class LlamaReply(Telling):
         self._take_ids(ids if made - self._written == len(ids) else self._encode(str(event.get("content", ""))))
         self._written = made
         self._count(made)
-        self._pending_logprobs += map(_logprob, event.get("completion_probabilities", ()))
+        told = [_logprob(entry) for entry in event.get("completion_probabilities", ())]
+        self._pending_logprobs += with_text(told, str(event.get("content", "")))
 
     def _take_end(self, event: Mapping[str, Any]) -> FinishReason:
         by_itself = event.get("stop_type") == "eos"
@@ -115,5 +121,13 @@ class LlamaReply(Telling):
 
 
 def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:
-    top = tuple((int(one["id"]), str(one["token"]), float(one["logprob"])) for one in entry["top_logprobs"])
-    return TokenLogprob(int(entry["id"]), str(entry["token"]), float(entry["logprob"]), top)
+    """One token as llama.cpp tells it: log-probabilities of the model, or what its samplers left, as probabilities."""
+    entries = entry.get("top_logprobs") or entry.get("top_probs") or ()
+    top = tuple((int(one["id"]), str(one["token"]), _value(one)) for one in entries)
+    return TokenLogprob(int(entry["id"]), str(entry["token"]), _value(entry), top)
+
+
+def _value(entry: Mapping[str, Any]) -> float:
+    if "logprob" in entry:
+        return float(entry["logprob"])
+    return math.log(entry["prob"]) if entry["prob"] > 0 else -math.inf

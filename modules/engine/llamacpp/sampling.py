@@ -11,33 +11,43 @@ from typing import Any
 
 from modules.engine.llamacpp.gbnf import check_gbnf
 from modules.engine.llamacpp.schema_grammar import grammar_of
-from modules.errors import BadValue
+from modules.errors import BadGrammar, BadValue
 from modules.sampling import GenerationParams
 
 _SEEDS = 2**32 - 1  # the last one means "draw one" to llama.cpp
 # What llama.cpp has no sampler for, and the value that switches each off.
-_MISSING: dict[str, float] = {"epsilon_cutoff": 0, "eta_cutoff": 0, "no_repeat_ngram_size": 0}
+MISSING: dict[str, float] = {
+    "tfs": 1, "top_a": 0, "epsilon_cutoff": 0, "eta_cutoff": 0, "smoothing_factor": 0, "encoder_repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+}  # fmt: skip
 _PENALTIES: dict[str, float] = {
     "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0, "dry_multiplier": 0,
 }  # fmt: skip
 REPLY_PENALTIES = "The presence and frequency penalties count the prompt's tokens too."
 
 
-def check_params(params: GenerationParams) -> None:
-    """Raise BadValue for what llama.cpp has no sampler for, and for grammars that it cannot take."""
-    if grammar_for(params) and params.ban_eos_token:
+def check_params(params: GenerationParams, *, calls: bool = False) -> None:
+    """Raise BadValue for what llama.cpp has no sampler for, and for grammars that it cannot take. `calls`: the reply is
+    held to calls of tools.
+    """
+    if (grammar_for(params) or calls) and params.ban_eos_token:
         raise BadValue(
             "A reply that follows a grammar ends with it; ban_eos_token forbids that.",
             remedy="Leave out one of them.",
             param="ban_eos_token",
         )
-    for name, off in _MISSING.items():
+    for name, off in MISSING.items():
         if getattr(params, name) != off:
             raise _refusal(params, name, f"llama.cpp has no sampler for {name}", f"Set it to {off:g}")
     if params.mirostat_mode and not params.greedy:
         for name, off in _PENALTIES.items():
             if getattr(params, name) != off:
                 raise _refusal(params, name, f"llama.cpp leaves out {name} under mirostat", f"Set it to {off:g}")
+
+
+def lacks() -> dict[str, str]:
+    """The parameters that llama.cpp has no sampler for, and what becomes of each, in words."""
+    return {name: f"llama.cpp cannot do this: set it to {off:g}, or no reply begins." for name, off in MISSING.items()}
 
 
 def grammar_for(params: GenerationParams) -> str:
@@ -52,7 +62,7 @@ def _schema_grammar(schema: str) -> str:
         check_gbnf(grammar)
     except BadValue as error:
         problem = error.message.replace("The grammar", "The JSON schema, written as a grammar,")
-        raise BadValue(problem, remedy="Make it smaller, or less ambiguous.", param="response_format") from error
+        raise BadGrammar(problem, remedy="Make it smaller, or less ambiguous.", param="response_format") from error
     return grammar
 
 
@@ -78,10 +88,13 @@ def sampling_fields(params: GenerationParams, context_tokens: int) -> dict[str, 
         "top_p": params.top_p,
         "min_p": params.min_p,
         "typical_p": params.typical_p,
+        "top_n_sigma": params.top_n_sigma or -1,
+        "dynatemp_range": params.dynatemp_range,
+        "dynatemp_exponent": params.dynatemp_exponent,
         "xtc_probability": params.xtc_probability,
         "xtc_threshold": params.xtc_threshold,
         "repeat_penalty": params.repetition_penalty,
-        "repeat_last_n": context_tokens if "penalties" in chain else 0,
+        "repeat_last_n": (params.repetition_penalty_range or context_tokens) if "penalties" in chain else 0,
         "presence_penalty": params.presence_penalty,
         "frequency_penalty": params.frequency_penalty,
         "dry_multiplier": params.dry_multiplier,
@@ -95,8 +108,9 @@ def sampling_fields(params: GenerationParams, context_tokens: int) -> dict[str, 
         "ignore_eos": params.ban_eos_token,
         "seed": params.seed % _SEEDS if params.seed >= 0 else secrets.randbelow(_SEEDS),
         "n_probs": params.logprobs,
-        "post_sampling_probs": False,
+        "post_sampling_probs": params.sampled_logprobs,
         "grammar": grammar_for(params),
+        "logit_bias": [[token, bias] for token, bias in params.logit_bias],
     }
     return fields
 
@@ -118,6 +132,8 @@ def _chain(params: GenerationParams) -> list[str]:
         )
         if used
     ]  # fmt: skip
+    if params.top_n_sigma:
+        chain.append("top_n_sigma")
     return [*chain, *truncations, "temperature"] if params.temperature_last else [*chain, "temperature", *truncations]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modules.engine.llamacpp.gbnf import MAX_REPEATS
-from modules.errors import BadValue
+from modules.errors import BadGrammar
 from modules.units import KiB
 
 MAX_BYTES = 64 * KiB
@@ -355,6 +355,6 @@ def _too_deep(value: object) -> bool:
     return True
 
 
-def _bad(at: str, problem: str, remedy: str) -> BadValue:
+def _bad(at: str, problem: str, remedy: str) -> BadGrammar:
     where = f"at {at[:120]}: " if at else ""
-    return BadValue(f"The JSON schema cannot be used: {where}{problem}.", remedy=remedy, param="response_format")
+    return BadGrammar(f"The JSON schema cannot be used: {where}{problem}.", remedy=remedy, param="response_format")

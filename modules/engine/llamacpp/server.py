@@ -10,35 +10,33 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modules.engine.llamacpp.gpus import check_gpus, check_room, taken_bytes
+from modules.engine.llamacpp.gpus import Devices, check_gpus, find_full, most_taken, taken_bytes
+from modules.engine.llamacpp.load_log import LoadLog, hear_load
 from modules.engine.llamacpp.question import Question
+from modules.engine.llamacpp.shortage import find_shortage
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.process.spinning import spin_as_llamacpp_should
-from modules.errors import LoadFailed, OutOfMemory
-from modules.memory.forecasting.forecast import RunSpec
-from modules.memory.model.lora import Lora
-from modules.memory.planning.drafts import Speculate
+from modules.errors import LoadFailed, OutOfMemory, SnugError
+from modules.memory.forecasting.budget import Budget
+from modules.memory.planning.idle_cache import idle_limit_bytes
+from modules.memory.planning.planner import Plan
 
 _UNIX = "unix://"
 
 
 class LlamaServer:
-    """A loaded file. Every method may be called from any thread. `gpu_bytes` is what the load took of each GPU."""
+    """A loaded file. Every method may be called from any thread.
 
-    def __init__(
-        self, path: Path, run: RunSpec, *, gpu_layers: Sequence[int] = (), gpu_bytes: Sequence[int] = (),
-        idle_bytes: int = 0, guess: Speculate = "off", draft: Path | None = None, loras: Sequence[Lora] = (),
-        embeds: bool = False, by_mean: bool = False,
-    ) -> None:  # fmt: skip
-        """Load `path`, whose header is checked, `draft` beside it, which has the same vocabulary, and `loras`, which
-        fit it; `gpu_layers` as in Plan, `gpu_bytes` what is planned for each GPU. `embeds`: it answers /v1/embeddings
-        too, as the file says or `by_mean`.
+    `gpu_bytes` is what the load took of each GPU, `weights` what of each device is tensors; {} where nobody says.
+    """
 
-        Conversations that wait may take `idle_bytes` beside the cache.
+    def __init__(self, plan: Plan, *, by_mean: bool = False) -> None:
+        """Load the file of `plan`, whose header is checked, a draft model with the same vocabulary, and adapters that
+        fit it. Embeddings, where the plan makes them, are what the file says, or with `by_mean` the mean.
 
         Raises NotAvailableHere where llama.cpp sees too few GPUs, LoadFailed or OutOfMemory. Holds Python's lock
         meanwhile.
@@ -48,36 +46,32 @@ class LlamaServer:
 
         from modules.memory.dryruns.llamacpp_params import apply, embed, load_params, speculate
 
-        before = xllamacpp.get_device_info() if gpu_layers else []
-        if gpu_layers:
-            check_gpus(before, gpu_layers)
-        self.guesses = guess != "off"
+        before = xllamacpp.get_device_info() if plan.gpu_layers else []
+        if plan.gpu_layers:
+            check_gpus(before, plan.gpu_layers)
+        self.guesses = plan.speculate != "off"
         self._key = secrets.token_urlsafe(32)
-        params = load_params(path, run, gpu_layers, idle_bytes=idle_bytes)
+        params = load_params(plan.spec.path, plan.run, plan.gpu_layers, idle_bytes=idle_limit_bytes(plan.budgets))
         if self.guesses:
-            speculate(params, draft)
-        if embeds:
+            speculate(params, None if plan.draft is None else plan.draft.path)
+        if plan.embeds:
             embed(params, by_mean=by_mean)
-        apply(params, loras)
+        apply(params, plan.loras)
         params.api_keys = [self._key]
-        params.verbosity = 1
         self._folder = Path(tempfile.mkdtemp(prefix="snug-"))  # readable for this user alone
         if hasattr(socket, "AF_UNIX"):
             params.hostnames = [str(self._folder / "llama.sock")]
         try:
-            self._server: Any = xllamacpp.Server(params)
+            with hear_load(self._folder) as heard:
+                params.verbosity = heard.verbosity
+                self._server: Any = xllamacpp.Server(params)
         except Exception as error:
             shutil.rmtree(self._folder, ignore_errors=True)
-            if isinstance(error, MemoryError):
-                raise OutOfMemory("Memory ran out while llama.cpp loaded the file.") from error
-            check_room(xllamacpp.get_device_info(), gpu_bytes)
-            fewer = "with fewer --gpu-layers or " if gpu_layers else ""
-            raise LoadFailed(
-                f"llama.cpp could not load {path.name}.",
-                remedy=f"The log has the details; try {fewer}--loader transformers.",
-            ) from error
+            raise _failure(plan, error, heard, xllamacpp.get_device_info()) from error
         self._address: str = self._server.listening_address
-        self.gpu_bytes = taken_bytes(before, xllamacpp.get_device_info()) if gpu_layers else {}
+        self.weights = heard.weights
+        after = xllamacpp.get_device_info() if plan.gpu_layers else []
+        self.gpu_bytes = most_taken(taken_bytes(before, after), heard.buffers)
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer of one endpoint, JSON; POST where there is a `body`."""
@@ -108,3 +102,23 @@ class LlamaServer:
             return connected
         host, _, port = self._address.rpartition("/")[2].rpartition(":")
         return socket.create_connection((host, int(port)))
+
+
+def _failure(plan: Plan, error: Exception, heard: LoadLog, devices: Devices) -> SnugError:
+    """Why the file of `plan` was not loaded."""
+    name, fewer = plan.spec.path.name, "fewer --gpu-layers" if plan.gpu_layers else ""
+    short = find_shortage(heard.lines) or find_full(devices, _bytes_of_gpus(plan))
+    if short or isinstance(error, MemoryError):
+        return OutOfMemory(
+            f"Memory ran out while llama.cpp loaded {name}{f': {short}' if short else ''}.",
+            remedy=f"Close other programs, or use {fewer or 'a shorter --ctx-size'}.",
+        )
+    cause = f": {heard.cause}" if heard.cause else ""
+    instead = f"with {fewer} or --loader transformers" if fewer else "--loader transformers"
+    return LoadFailed(f"llama.cpp could not load {name}{cause}.", remedy=f"The log has the details; try {instead}.")
+
+
+def _bytes_of_gpus(plan: Plan) -> list[int]:
+    """What is planned for each GPU, the context that its driver keeps left out."""
+    budgets = [plan.budgets.get(f"cuda:{number}", Budget()) for number in range(len(plan.gpu_layers))]
+    return [budget.total - budget.context for budget in budgets]

@@ -18,16 +18,19 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from modules.engine.base import Engine, ModelInfo, OnProgress, Progress
 from modules.engine.control_tokens import CHAT_END_TOKENS
 from modules.engine.loading.draft import load_draft
+from modules.engine.loading.eyes import load_processor
 from modules.engine.loading.library_messages import route_library_messages, weights_progress
 from modules.engine.loading.loading_errors import named_failures, named_tokenizer_failures
-from modules.engine.loading.pretrained import from_pretrained_kwargs, source_folder
+from modules.engine.loading.merging import merge_loras
+from modules.engine.loading.pretrained import auto_class, from_pretrained_kwargs, source_folder
 from modules.engine.loops.choice import choose_loop
 from modules.engine.loops.loaded import LoadedModel
+from modules.engine.loops.sight import Eyes
 from modules.engine.process.footprint import module_devices, peak_bytes, reset_peak, weight_bytes_by_device
 from modules.engine.process.heap import LARGE_STEP_TOKENS, give_back
 from modules.engine.process.mappings import MappedFiles
@@ -58,10 +61,15 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
     reset_peak()
     on_progress(Progress("Reading the tokenizer", 0.0))
     tokenizer = load_tokenizer(plan)
+    processor = load_processor(plan, tokenizer) if plan.spec.vision is not None else None
     with named_failures(plan):
         draft = load_draft(plan, tokenizer, load_tokenizer, partial(_load_draft_model, on_progress, started))
         model = _load_model(plan, on_progress)
+        if plan.loras:
+            merge_loras(plan, model, partial(_merging, on_progress))
         loaded = replace(describe(plan, model, tokenizer, started), draft=draft)
+        if processor is not None:
+            loaded = with_eyes(loaded, processor)
         on_progress(Progress("Trying it out", _WEIGHTS_SHARE[1]))
         engine = choose_loop(loaded, partial(_arranging, on_progress), partial(_compiling, on_progress))
     log.info("%s loaded in %.1f s, peak %s", plan.spec.name, loaded.info.load_s, format_size(loaded.info.peak_bytes))
@@ -99,7 +107,7 @@ def _load_model(plan: Plan, on_progress: OnProgress) -> Any:
         log.info("%s has no SDPA attention; it runs with eager attention", plan.spec.architecture)
         kwargs["attn_implementation"] = "eager"
     sizes = {tensor.name: tensor.size_bytes for tensor in plan.spec.tensors}
-    auto: Any = AutoModelForSeq2SeqLM if plan.spec.is_encoder_decoder else AutoModelForCausalLM
+    auto = auto_class(plan)
     on_progress(Progress("Building the model", _WEIGHTS_SHARE[0]))
     files = MappedFiles() if _converts(plan) else None
     try:
@@ -182,6 +190,10 @@ def _arranging(on_progress: OnProgress, fraction: float) -> None:
     on_progress(Progress("Arranging weights for this CPU", _WEIGHTS_SHARE[1] + (1 - _WEIGHTS_SHARE[1]) * fraction))
 
 
+def _merging(on_progress: OnProgress, _fraction: float) -> None:
+    on_progress(Progress("Merging LoRA adapters", _WEIGHTS_SHARE[1]))
+
+
 def _compiling(on_progress: OnProgress) -> None:
     on_progress(Progress("Compiling the step for one token; this takes a minute or two", _WEIGHTS_SHARE[1]))
 
@@ -192,7 +204,7 @@ def _supports(plan: Plan, kwargs: dict[str, Any]) -> bool:
         return True
     gguf = {"gguf_file": kwargs["gguf_file"]} if "gguf_file" in kwargs else {}
     config = AutoConfig.from_pretrained(str(source_folder(plan)), local_files_only=True, **gguf)
-    auto: Any = AutoModelForSeq2SeqLM if plan.spec.is_encoder_decoder else AutoModelForCausalLM
+    auto = auto_class(plan)
     mapping = auto._model_mapping
     return type(config) not in mapping or bool(mapping[type(config)]._supports_sdpa)
 
@@ -292,6 +304,7 @@ def describe(plan: Plan, model: Any, tokenizer: Any, started: float) -> LoadedMo
         load_s=time.monotonic() - started,
         peak_bytes=peak_bytes(on_gpu=bool(gpus)),
         warnings=plan.spec.warnings,
+        adapters=tuple(lora.title for lora in plan.loras),
         longest_context=plan.spec.max_context,
         text_prefix_ids=prefix_ids,
         text_suffix_ids=suffix_ids,
@@ -305,6 +318,14 @@ def describe(plan: Plan, model: Any, tokenizer: Any, started: float) -> LoadedMo
         is_encoder_decoder=plan.spec.is_encoder_decoder,
         info=info,
     )
+
+
+def with_eyes(loaded: LoadedModel, processor: Any) -> LoadedModel:
+    """`loaded` as a model that sees, with what its `processor` says of pictures and of the chat template."""
+    eyes = Eyes(loaded.model, processor, loaded.device, most_side=loaded.plan.run.picture_side)
+    template = processor.chat_template if isinstance(processor.chat_template, str) else loaded.info.chat_template
+    info = replace(loaded.info, sees=True, image_token=eyes.image_token, chat_template=template)
+    return replace(loaded, eyes=eyes, info=info)
 
 
 def find_border_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

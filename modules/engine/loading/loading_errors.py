@@ -65,6 +65,21 @@ def named_tokenizer_failures(plan: Plan) -> Iterator[None]:
         ) from cause
 
 
+@contextmanager
+def named_processor_failures(plan: Plan) -> Iterator[None]:
+    """As `named_failures`, for the files that say how pictures are read: what has no better name is BadConfig."""
+    try:
+        with named_failures(plan):
+            yield
+    except (LoadFailed, BadSafetensors) as error:
+        cause = error.__cause__ or error
+        raise BadConfig(
+            f"How {plan.spec.name} reads pictures cannot be told (preprocessor_config.json, processor_config.json): "
+            f"{_cause(cause, plan)}.",
+            remedy=_FETCH_AGAIN,
+        ) from cause
+
+
 def name_failure(error: Exception, plan: Plan) -> SnugError:
     """The SnugError that tells a user what `error` means for loading `plan`."""
     name, text, cause = plan.spec.name, str(error), _cause(error, plan)

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, GgufConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    BitsAndBytesConfig,
+    GgufConfig,
+)
 
 from modules.errors import NotAvailableHere
 from modules.memory.forecasting.forecast import DType
@@ -49,6 +55,13 @@ def from_pretrained_kwargs(plan: Plan) -> dict[str, Any]:
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
     return kwargs
+
+
+def auto_class(plan: Plan) -> Any:
+    """The class of transformers that knows the class of the model."""
+    if plan.spec.vision is not None:
+        return AutoModelForImageTextToText
+    return AutoModelForSeq2SeqLM if plan.spec.is_encoder_decoder else AutoModelForCausalLM
 
 
 def source_folder(plan: Plan) -> Path:

@@ -78,6 +78,8 @@ def why_not_batched(loaded: LoadedModel) -> str:
     """Why this model has to run one request at a time; "" where it can run batched."""
     if loaded.is_encoder_decoder:
         return "encoder-decoder models run one request at a time"
+    if loaded.eyes is not None:
+        return "models that see run one request at a time"
     if loaded.plan.run.kv_cache != "plain":
         return f"with --kv-cache {loaded.plan.run.kv_cache} requests run one at a time"
     try:

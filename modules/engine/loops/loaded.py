@@ -6,9 +6,10 @@ Not here: loading (loading/, zero3/), generating (serial.py, batched.py).
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import psutil
@@ -16,7 +17,9 @@ import torch
 
 from modules.engine.base import EngineStats, ModelInfo, TextPiece
 from modules.engine.control_tokens import PieceEncoder
+from modules.engine.loops.sight import Eyes
 from modules.engine.process.footprint import peaks_by_device
+from modules.engine.text import Decode
 from modules.memory.forecasting.forecast import kv_work_bytes
 from modules.memory.planning.planner import Plan
 
@@ -25,7 +28,7 @@ from modules.memory.planning.planner import Plan
 class LoadedModel:
     """A model ready to run. `device` is where input ids go; `eos_ids` end a reply; `plan` says what may be used.
 
-    `draft` is a smaller model of the same vocabulary that guesses ahead, if there is one.
+    `draft` is a smaller model of the same vocabulary that guesses ahead, if there is one; `eyes` are what it sees with.
 
     `model` is a transformers model with a `generation_config`, or a DeepSpeed engine's module: it is called as
     `model(input_ids=…, past_key_values=…, use_cache=True)`.
@@ -39,6 +42,7 @@ class LoadedModel:
     is_encoder_decoder: bool
     info: ModelInfo
     draft: LoadedModel | None = None
+    eyes: Eyes | None = None
 
     @property
     def kv_budget_bytes(self) -> int:
@@ -60,7 +64,16 @@ class TokenizerFace:
         return self.loaded.info
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
-        """Token ids of the pieces; content never yields control tokens. See PieceCodec."""
+        """Token ids of the pieces; content never yields control tokens. See PieceCodec.
+
+        Where the model sees, the place of a picture becomes as many tokens as one of that size has.
+        """
+        eyes = self.loaded.eyes
+        if eyes is not None:
+            pieces = [
+                TextPiece(eyes.expansion(piece.picture).text, template=True) if piece.picture else piece
+                for piece in pieces
+            ]
         return self._codec.encode(pieces)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -111,6 +124,22 @@ class PieceCodec:
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         return text
+
+    def showing(self, marks: Sequence[str]) -> Decode:
+        """`shown`, but with those special tokens whose texts are `marks`."""
+        kept = {
+            index: token.content
+            for index, token in self._tokenizer.added_tokens_decoder.items()
+            if token.special and token.content in marks
+        }
+        return partial(self._shown_with, kept) if kept else self.shown
+
+    def _shown_with(self, kept: Mapping[int, str], token_ids: Sequence[int]) -> str:
+        texts = []
+        for is_kept, run in groupby(token_ids, key=kept.__contains__):
+            ids = list(run)
+            texts.append("".join(kept[index] for index in ids) if is_kept else self.shown(ids))
+        return "".join(texts)
 
 
 def process_memory(active: int, queued: int, kv_used: int, kv_total: int, longest: int) -> EngineStats:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from modules.engine.base import Emit, EngineStats, GenerationRequest
-from modules.engine.intake import QUEUE_LIMIT, Intake, check_embeds, check_fits, check_free, check_ids
+from modules.engine.intake import QUEUE_LIMIT, Intake, check_embeds, check_fits, check_ids, check_sees
+from modules.engine.loops.foreign import ForeignScripts
+from modules.engine.loops.held import Forms
 from modules.engine.loops.loaded import LoadedModel, TokenizerFace, process_memory
 from modules.engine.loops.reply import Reply, end_without_gpu
 
@@ -20,6 +22,8 @@ class LoopEngine(Intake[Reply], TokenizerFace):
 
     def __init__(self, loaded: LoadedModel, *, queue_limit: int = QUEUE_LIMIT) -> None:
         TokenizerFace.__init__(self, loaded)
+        self._foreign = ForeignScripts(loaded)
+        self._forms = Forms(loaded)
         Intake.__init__(self, f"{loaded.info.loop} loop", queue_limit=queue_limit)
 
     @abstractmethod
@@ -27,9 +31,12 @@ class LoopEngine(Intake[Reply], TokenizerFace):
         """Tokens in KV caches, and how many fit."""
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
-        """Queue a request. Raises ContextLengthExceeded, QueueFull, or BadValue for an empty prompt or a known id."""
+        """Queue a request. Raises ContextLengthExceeded, QueueFull, BadValue for an empty prompt or a known id,
+        BadGrammar and NotAvailableHere for a form of the reply that cannot be held.
+        """
         self._check(request)
-        self._enqueue(Reply(request, emit, self.loaded, self._codec, longest=self._longest_sequence()))
+        longest, held = self._longest_sequence(), self._forms.held(request)
+        self._enqueue(Reply(request, emit, self.loaded, self._codec, longest=longest, foreign=self._foreign, held=held))
 
     def stats(self) -> EngineStats:
         """How busy the engine is now."""
@@ -41,8 +48,10 @@ class LoopEngine(Intake[Reply], TokenizerFace):
     def _check(self, request: GenerationRequest) -> None:
         if request.embed:
             check_embeds(self.loaded.info, len(request.prompt_ids))
-        check_free(request.params)
         check_ids(request, self.loaded.info.vocab_size)
+        check_sees(self.loaded.info, len(request.pictures))
+        if self.loaded.eyes is not None:
+            self.loaded.eyes.check(request.prompt_ids, request.pictures)
         prompt, reply = len(request.prompt_ids), len(request.reply_ids)
         total = max(prompt, reply + 2) if self.loaded.is_encoder_decoder else prompt + reply
         check_fits(total, self._longest_sequence(), can_grow=self.loaded.info.can_grow)

@@ -6,6 +6,8 @@ of requests or chains: engine/loops/sampler.py puts them in order.
 
 from __future__ import annotations
 
+import math
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +20,7 @@ IsKept = Callable[[int], bool]
 XTC_CHECKED = 100
 DRY_REPLAYED = 50
 LARGEST_PENALTY = 1e9
+SMOOTHED_BELOW = 1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,15 @@ class Penalty(Protocol):
 
 
 class OnHistory:
-    """A logits processor of transformers that looks at the tokens so far, kept in one growing tensor."""
+    """A logits processor of transformers that looks at the tokens so far, or the `last` of them (0: all), kept in one
+    growing tensor.
+    """
 
-    def __init__(self, processor: LogitsProcessor, token_ids: Sequence[int], device: torch.device | str) -> None:
+    def __init__(
+        self, processor: LogitsProcessor, token_ids: Sequence[int], device: torch.device | str, *, last: int = 0
+    ) -> None:
         self._processor = processor
+        self._last = last
         self._length = len(token_ids)
         self._ids = torch.zeros(1, self._length + 1024, dtype=torch.long, device=device)
         self._ids[0, : self._length] = torch.tensor(token_ids, dtype=torch.long)
@@ -64,27 +72,62 @@ class OnHistory:
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
         if self._length == 0:
             return scores
-        processed: torch.Tensor = self._processor(self._ids[:, : self._length], scores[None])
+        begin = max(self._length - self._last, 0) if self._last else 0
+        processed: torch.Tensor = self._processor(self._ids[:, begin : self._length], scores[None])
+        return processed[0]
+
+
+class OnPrompt:
+    """A logits processor of transformers that holds the tokens it looks at itself."""
+
+    def __init__(self, processor: LogitsProcessor) -> None:
+        self._processor = processor
+
+    def add(self, token_id: int) -> None:
+        """What the reply holds changes nothing."""
+
+    def __call__(self, scores: torch.Tensor) -> torch.Tensor:
+        processed: torch.Tensor = self._processor(None, scores[None])
         return processed[0]
 
 
 class PresenceFrequency:
-    """OpenAI's two penalties: `presence` once for every token of the reply, `frequency` for each time it occurs."""
+    """OpenAI's two penalties: `presence` once for every token of the reply, `frequency` for each time it occurs; of
+    the `last` tokens only, 0 for all.
+    """
 
     def __init__(
-        self, presence: float, frequency: float, reply_ids: Sequence[int], vocab_size: int, device: torch.device | str
+        self,
+        presence: float,
+        frequency: float,
+        reply_ids: Sequence[int],
+        vocab_size: int,
+        device: torch.device | str,
+        *,
+        last: int = 0,
     ) -> None:
         self._presence = presence
         self._frequency = frequency
-        self._seen: set[int] = set()
+        self._last = last
+        self._recent: deque[int] = deque()
+        self._counts: Counter[int] = Counter()
         self._taken_off = torch.zeros(vocab_size, device=device)
         for token_id in reply_ids:
             self.add(token_id)
 
     def add(self, token_id: int) -> None:
-        if token_id < len(self._taken_off):
-            self._taken_off[token_id] += self._frequency + (0 if token_id in self._seen else self._presence)
-            self._seen.add(token_id)
+        self._count(token_id, 1)
+        if self._last:
+            self._recent.append(token_id)
+            if len(self._recent) > self._last:
+                self._count(self._recent.popleft(), -1)
+
+    def _count(self, token_id: int, step: int) -> None:
+        if token_id >= len(self._taken_off):
+            return
+        self._counts[token_id] += step
+        count = self._counts[token_id]
+        self._taken_off[token_id] = self._frequency * count + (self._presence if count else 0)
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
         return scores - self._taken_off[: len(scores)]
@@ -162,6 +205,79 @@ class TopP:
         mask[order] = ascending.cumsum(dim=-1) + below > self._tail
         mask[order[-1]] = True
         return kept.keep(mask)
+
+
+class TopNSigma:
+    """Tokens whose score is within `sigmas` standard deviations of the best (Tang et al., 2024)."""
+
+    def __init__(self, sigmas: float) -> None:
+        self._sigmas = sigmas
+
+    def __call__(self, candidates: Candidates) -> Candidates:
+        scores = candidates.scores
+        spread = scores[scores > -torch.inf].std(correction=0)
+        return candidates.keep(scores >= scores.max() - self._sigmas * spread)
+
+
+class TopA:
+    """Tokens at least as likely as `share` times the square of the likeliest one's probability."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def __call__(self, candidates: Candidates) -> Candidates:
+        probabilities = torch.softmax(candidates.scores, dim=-1)
+        return candidates.keep(probabilities >= self._share * probabilities.max() ** 2)
+
+
+class TailFree:
+    """Tail-free sampling: the tokens before the point where the curve of sorted probabilities has bent by `share` of
+    all its bending (its second differences). As text-generation-webui's TailFreeLogitsWarper.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def __call__(self, candidates: Candidates) -> Candidates:
+        probabilities, order = torch.sort(torch.softmax(candidates.scores, dim=-1), descending=True)
+        bends = probabilities.diff().diff().abs()
+        total = bends.sum()
+        if len(probabilities) < 3 or not float(total):
+            return candidates
+        mask = torch.zeros_like(probabilities, dtype=torch.bool)
+        mask[order[0]] = True
+        mask[order[1:-1]] = (bends / total).cumsum(dim=-1) <= self._share
+        return candidates.keep(mask)
+
+
+def dynamic_temperature(scores: torch.Tensor, temperature: float, reach: float, exponent: float) -> float:
+    """The temperature for one row: `temperature` ± `reach`, by the entropy of `scores` (n,) over the most it could be.
+
+    Low where the model is sure. As llama.cpp's and text-generation-webui's dynamic temperature.
+    """
+    possible = int((scores > -torch.inf).sum())
+    if possible < 2:
+        return temperature
+    logprobs = torch.log_softmax(scores.double(), dim=-1)
+    entropy = -float((logprobs.exp() * logprobs.clamp(min=-1e9)).sum())
+    low = max(0.0, temperature - reach)
+    return low + (temperature + reach - low) * math.pow(min(1.0, max(0.0, entropy / math.log(possible))), exponent)
+
+
+class Smoothing:
+    """Quadratic sampling: a score d below the best becomes −k·factor·d² − s·factor·d³ below it, with
+    k = (3 − curve) / 2 and s = (curve − 1) / 2. As text-generation-webui's `smoothing_factor` and `smoothing_curve`.
+    """
+
+    def __init__(self, factor: float, curve: float) -> None:
+        self._quadratic = factor * (3 - curve) / 2
+        self._cubic = factor * (curve - 1) / 2
+
+    def __call__(self, candidates: Candidates) -> Candidates:
+        below = (candidates.scores - candidates.scores.max()).clamp(min=-SMOOTHED_BELOW)
+        smoothed = -self._quadratic * below**2 + self._cubic * below**3
+        smoothed[candidates.scores == -torch.inf] = -torch.inf
+        return Candidates(candidates.token_ids, smoothed)
 
 
 class Xtc:

@@ -10,13 +10,17 @@ import os
 import re
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
 from modules.engine.base import EXIT_GPU_LOST, Emit, FinishReason, GenerationRequest
 from modules.engine.loops.drafting import Drafter
+from modules.engine.loops.foreign import ForeignScripts
+from modules.engine.loops.held import Held
 from modules.engine.loops.loaded import LoadedModel, PieceCodec
+from modules.engine.loops.processors import Penalty
 from modules.engine.loops.sampler import Sampled, Sampler
 from modules.engine.telling import Telling
 from modules.engine.text import TextStream
@@ -39,15 +43,27 @@ class Reply(Telling):
     """The state of one request from `submit` to its Finished."""
 
     def __init__(
-        self, request: GenerationRequest, emit: Emit, loaded: LoadedModel, codec: PieceCodec, *, longest: int
+        self,
+        request: GenerationRequest,
+        emit: Emit,
+        loaded: LoadedModel,
+        codec: PieceCodec,
+        *,
+        longest: int,
+        foreign: ForeignScripts | None = None,
+        held: Held | None = None,
     ) -> None:
-        """`longest`: tokens that one sequence may have."""
+        """`longest`: tokens that one sequence may have. `foreign` runs what extensions have a say in, `held` holds the
+        reply to a form."""
         context = () if loaded.is_encoder_decoder else request.prompt_ids
-        self._text = TextStream(codec.shown, request.params.stop, context_ids=(*context, *request.reply_ids))
+        shown = codec.showing(request.shows)
+        self._text = TextStream(shown, request.params.stop, context_ids=(*context, *request.reply_ids))
         super().__init__(request, emit, self._text, held=len(context) + len(request.reply_ids), longest=longest)
         self.given_up: set[Rung] = set()
         self._loaded = loaded
         self._codec = codec
+        self._foreign = foreign
+        self._held = held
         self.drafter: Drafter | None = None  # made where tokens are drafted for it
         self._guesses: deque[int] = deque()
         self._sampler: Sampler | None = None
@@ -65,7 +81,18 @@ class Reply(Telling):
             vocab_size=self._loaded.info.vocab_size,
             device=self._loaded.device,
             decode=self._codec.decode,
+            foreign=self._foreign_processors(prompt),
+            held=self._held,
         )
+
+    def _foreign_processors(self, prompt: Sequence[int]) -> list[Penalty]:
+        if self._foreign is None or not self.request.scripts:
+            return []
+        ids = [*prompt, *self.request.reply_ids]
+        return self._foreign.processors(self.request.scripts, ids, self._blame)
+
+    def _blame(self, extension: str, why: str) -> None:
+        self.degraded("The reply goes on without it.", f"Extension {extension}: {why}.", extension)
 
     def sample(self, logits: torch.Tensor) -> Sampled:
         """The next token from `logits` (vocab,), by the request's own sampler; `take` it before the reply's end."""
@@ -88,6 +115,8 @@ class Reply(Telling):
     def forget_guesses(self) -> None:
         """The pass that should have checked what was guessed has failed."""
         self._guesses.clear()
+        if self._held is not None:
+            self._held.rewind(self.new_tokens)
 
     def take(self, token: int, sampled: Sampled | None = None) -> FinishReason | None:
         """Count the token chosen and stream its text. Says why the reply ends with it, None while it goes on.
@@ -103,12 +132,15 @@ class Reply(Telling):
         else:
             self._guesses.clear()
         if token in self._loaded.eos_ids:
+            if self.request.params.sampled_logprobs and self._sampled is not None and self._sampled.logprob is not None:
+                self._pending_logprobs.append(self._sampled.logprob)  # who asks for what was drawn wants to see the end
             return "stop"
         self.tokens.append(token)
         self._pending_ids.append(token)
+        ready = self._text.push(token)
         if self._sampled is not None and self._sampled.logprob is not None:
-            self._pending_logprobs.append(self._sampled.logprob)
-        self._show(self._text.push(token), more=came_true)
+            self._pending_logprobs.append(replace(self._sampled.logprob, adds=self._text.added))
+        self._show(ready, more=came_true)
         if self._text.finished:
             return "stop"
         return "length" if self.new_tokens >= self.limit else None

@@ -123,16 +123,24 @@ class CausalRow:
     @torch.no_grad()
     def read(self, ids: Sequence[int]) -> torch.Tensor:
         """Read `ids`; the logits (vocab,) of what follows them."""
-        output = self._model(input_ids=torch.tensor([list(ids)], device=self._device), **self._inputs)
+        output = self._model(**self._asked(ids), **self._inputs)
         self.tokens.extend(ids)
         logits: torch.Tensor = output.logits[0, -1]
         return logits
+
+    def _asked(self, ids: Sequence[int]) -> dict[str, Any]:
+        """What the model is to read: `ids`, in its words."""
+        return {"input_ids": torch.tensor([list(ids)], device=self._device)}
+
+    def _like(self, cache: Any) -> CausalRow:
+        """A row of the same model on another cache."""
+        return CausalRow(self._model, self._device, cache)
 
     @torch.no_grad()
     def read_each(self, ids: Sequence[int]) -> torch.Tensor:
         """Read `ids`; the logits (ids, vocab) of what follows each of them."""
         inputs = self._inputs | ({"logits_to_keep": len(ids)} if "logits_to_keep" in self._inputs else {})
-        output = self._model(input_ids=torch.tensor([list(ids)], device=self._device), **inputs)
+        output = self._model(**self._asked(ids), **inputs)
         self.tokens.extend(ids)
         logits: torch.Tensor = output.logits[0]
         return logits
@@ -168,7 +176,7 @@ class CausalRow:
             return None
         cache: Any = DynamicCache()
         cache.layers = [layer.copy_prefix(length) for layer in self.cache.layers]
-        copy = CausalRow(self._model, self._device, cache)
+        copy = self._like(cache)
         copy.tokens = self.tokens[:length]
         return copy
 

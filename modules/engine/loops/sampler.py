@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import (
+    EncoderRepetitionPenaltyLogitsProcessor,
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     LogitsProcessor,
@@ -22,16 +24,23 @@ from transformers import (
 )
 
 from modules.engine.base import TokenLogprob
+from modules.engine.loops.held import Held
 from modules.engine.loops.processors import (
     Candidates,
     Dry,
     Mirostat,
     OnHistory,
+    OnPrompt,
     Penalty,
     PresenceFrequency,
+    Smoothing,
+    TailFree,
+    TopA,
+    TopNSigma,
     TopP,
     Truncation,
     Xtc,
+    dynamic_temperature,
 )
 from modules.engine.text import Decode
 from modules.errors import GenerationFailed
@@ -67,9 +76,12 @@ class Sampler:
         reply_ids: Sequence[int] = (),
         device: torch.device | str = "cpu",
         decode: Decode | None = None,
+        foreign: Sequence[Penalty] = (),
+        held: Held | None = None,
     ) -> None:
         """`prompt_ids`: of an encoder-decoder model, the decoder's start tokens. `decode` finds line ends and names
-        tokens for logprobs; without it DRY knows no breakers and XTC spares end tokens only.
+        tokens for logprobs; without it DRY knows no breakers and XTC spares end tokens only. `foreign` are an
+        extension's, after all others that look at what came before. `held` rules out what a form does not permit.
         """
         self.seed = params.seed if params.seed >= 0 else int(torch.randint(2**31, (1,)).item())
         self._params = params
@@ -78,8 +90,12 @@ class Sampler:
         self._generator = torch.Generator(device=device).manual_seed(self.seed)
         self._texts: dict[int, str] = {}
         self._decode = decode
+        self._held = held
+        self._bias = _bias(params, vocab_size, device)
         self._mirostat = Mirostat(params.mirostat_tau, params.mirostat_eta) if params.mirostat_mode else None
-        self._penalties = self._build_penalties(prompt_ids, reply_ids, device)
+        self._penalties = [*self._build_penalties(prompt_ids, reply_ids, device), *foreign]
+        self._may_ban_all = bool(params.no_repeat_ngram_size or foreign or held)
+        self._left: tuple[torch.Tensor, torch.Tensor] | None = None  # ids and log-probabilities that were drawn from
         self._all_ids = torch.arange(vocab_size, device=device)
         self._truncations = [] if params.greedy else self._build_truncations()
 
@@ -89,10 +105,13 @@ class Sampler:
         Raises GenerationFailed where a logit is not a number.
         """
         raw = _cleaned(logits[: self._vocab_size])
-        scores = self._penalized(raw)
-        token_id = int(scores.argmax()) if self._params.greedy else self._draw(scores)
+        biased = raw if self._bias is None else raw.index_add(0, *self._bias)
+        scores = self._penalized(biased if self._held is None else self._held.allow(biased))
+        token_id = self._take_best(scores) if self._params.greedy else self._draw(scores)
         for penalty in self._penalties:
             penalty.add(token_id)
+        if self._held is not None:
+            self._held.add(token_id)
         return Sampled(token_id, self._logprob(raw, token_id) if self._params.logprobs else None)
 
     def _build_penalties(
@@ -102,10 +121,21 @@ class Sampler:
         penalties: list[Penalty] = []
         if p.repetition_penalty != 1:
             processor = RepetitionPenaltyLogitsProcessor(max(p.repetition_penalty, SMALLEST_DIVISOR))
-            penalties.append(OnHistory(processor, ids, device))
+            penalties.append(OnHistory(processor, ids, device, last=p.repetition_penalty_range))
+        if p.encoder_repetition_penalty != 1 and (known := [i for i in prompt_ids if i < self._vocab_size]):
+            prompt = cast(torch.LongTensor, torch.tensor([known], device=device))
+            strength = max(p.encoder_repetition_penalty, SMALLEST_DIVISOR)
+            penalties.append(OnPrompt(EncoderRepetitionPenaltyLogitsProcessor(strength, prompt)))
         if p.presence_penalty or p.frequency_penalty:
             penalties.append(
-                PresenceFrequency(p.presence_penalty, p.frequency_penalty, reply_ids, self._vocab_size, device)
+                PresenceFrequency(
+                    p.presence_penalty,
+                    p.frequency_penalty,
+                    reply_ids,
+                    self._vocab_size,
+                    device,
+                    last=p.repetition_penalty_range,
+                )
             )
         if p.no_repeat_ngram_size:
             penalties.append(OnHistory(NoRepeatNGramLogitsProcessor(p.no_repeat_ngram_size), ids, device))
@@ -118,9 +148,11 @@ class Sampler:
     def _build_truncations(self) -> list[Truncation]:
         p = self._params
         chain: list[Truncation] = [self._mirostat] if self._mirostat else self._build_plain_truncations()
-        if p.temperature == 1:
-            return chain
-        return [*chain, self._heat] if p.temperature_last else [self._heat, *chain]
+        heat: list[Truncation] = [self._heat] if p.temperature != 1 or p.dynatemp_range else []
+        if p.smoothing_factor:
+            heat.append(Smoothing(p.smoothing_factor, p.smoothing_curve))
+        first: list[Truncation] = [TopNSigma(p.top_n_sigma)] if p.top_n_sigma and not self._mirostat else []
+        return [*first, *chain, *heat] if p.temperature_last else [*first, *heat, *chain]
 
     def _build_plain_truncations(self) -> list[Truncation]:
         p = self._params
@@ -133,6 +165,10 @@ class Sampler:
             chain.append(_warp(MinPLogitsWarper(p.min_p)))
         if p.typical_p < 1:
             chain.append(_warp(TypicalLogitsWarper(p.typical_p)))
+        if p.tfs < 1:
+            chain.append(TailFree(p.tfs))
+        if p.top_a:
+            chain.append(TopA(p.top_a))
         if p.epsilon_cutoff:
             chain.append(_warp(EpsilonLogitsWarper(p.epsilon_cutoff)))
         if p.eta_cutoff:
@@ -142,7 +178,10 @@ class Sampler:
         return chain
 
     def _heat(self, candidates: Candidates) -> Candidates:
-        scores = (candidates.scores - candidates.scores.max()) / max(self._params.temperature, SMALLEST_DIVISOR)
+        p, temperature = self._params, self._params.temperature
+        if p.dynatemp_range:
+            temperature = dynamic_temperature(candidates.scores, temperature, p.dynatemp_range, p.dynatemp_exponent)
+        scores = (candidates.scores - candidates.scores.max()) / max(temperature, SMALLEST_DIVISOR)
         return Candidates(candidates.token_ids, scores)
 
     def _penalized(self, raw: torch.Tensor) -> torch.Tensor:
@@ -151,12 +190,14 @@ class Sampler:
         scores = allowed = raw.index_fill(0, torch.tensor(banned, device=raw.device), -torch.inf) if banned else raw
         for penalty in self._penalties:
             scores = penalty(scores)
-        if not banned and not self._params.no_repeat_ngram_size:
+        if not banned and not self._may_ban_all:
             return scores
         for choice in (scores, allowed):
             if float(choice.max()) > -torch.inf:
                 return choice
-        return torch.zeros_like(raw).index_fill(0, torch.tensor(banned, device=raw.device), -torch.inf)
+        return torch.zeros_like(raw).index_fill(
+            0, torch.tensor(banned, device=raw.device, dtype=torch.long), -torch.inf
+        )
 
     def _draw(self, scores: torch.Tensor) -> int:
         candidates = Candidates(self._all_ids[: len(scores)], scores)
@@ -169,15 +210,24 @@ class Sampler:
         index = int(torch.searchsorted(cumulative, point, right=True))
         if self._mirostat:
             self._mirostat.observe(float(probabilities[index]))
+        if self._params.sampled_logprobs:
+            self._left = candidates.token_ids, probabilities.log()
         return int(candidates.token_ids[index])
 
+    def _take_best(self, scores: torch.Tensor) -> int:
+        token_id = int(scores.argmax())
+        if self._params.sampled_logprobs:
+            self._left = torch.tensor([token_id]), torch.zeros(1)
+        return token_id
+
     def _logprob(self, raw: torch.Tensor, token_id: int) -> TokenLogprob:
-        logprobs = torch.log_softmax(raw, dim=-1)
-        values, indices = logprobs.topk(min(self._params.logprobs, len(raw)))
-        top = tuple(
-            (index, self._text(index), value) for index, value in zip(indices.tolist(), values.tolist(), strict=True)
-        )
-        return TokenLogprob(token_id, self._text(token_id), float(logprobs[token_id]), top)
+        """As the model computed them, or as the samplers left them."""
+        ids, logprobs = self._left or (self._all_ids[: len(raw)], torch.log_softmax(raw, dim=-1))
+        values, places = logprobs.topk(min(self._params.logprobs, len(logprobs)))
+        tokens = ids[places].tolist()
+        top = tuple((token, self._text(token), value) for token, value in zip(tokens, values.tolist(), strict=True))
+        own = float(logprobs[token_id] if self._left is None else logprobs[ids == token_id][0])
+        return TokenLogprob(token_id, self._text(token_id), own, top)
 
     def _breaks_repetition(self, token_id: int) -> bool:
         return not DRY_BREAKERS.isdisjoint(self._text(token_id))
@@ -189,6 +239,16 @@ class Sampler:
         if token_id not in self._texts:
             self._texts[token_id] = self._decode([token_id]) if self._decode else ""
         return self._texts[token_id]
+
+
+def _bias(
+    params: GenerationParams, vocab_size: int, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Which tokens' scores are changed, and by how much; None for none."""
+    known = {token: bias for token, bias in params.logit_bias if 0 <= token < vocab_size}
+    if not known:
+        return None
+    return torch.tensor(list(known), device=device), torch.tensor(list(known.values()), device=device)
 
 
 def _cleaned(logits: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ from modules.engine.loops.reply import (
     smaller_chunk,
 )
 from modules.engine.loops.rows import CausalRow, EncoderDecoderRow, Row, Shelf
+from modules.engine.loops.seeing_row import SeeingRow
 from modules.engine.loops.speculation import Speculation
 from modules.engine.process.heap import LARGE_STEP_TOKENS, give_back
 
@@ -165,6 +166,8 @@ class SerialEngine(LoopEngine):
             row.keep_prefix(min(len(row.tokens), len(reply.ids)))
         if isinstance(row, CausalRow) and row.tokens and row is not self._fixed:
             self._bytes_per_token = row.size_bytes // len(row.tokens)
+            if isinstance(row, SeeingRow):
+                row.seen = None
             self._shelf.put(row)
         return reason
 
@@ -192,14 +195,20 @@ class SerialEngine(LoopEngine):
             encoded = self._new_encoder_decoder_row(request.prompt_ids)
             reply.prefilled(len(request.prompt_ids), len(request.prompt_ids))
             return encoded, [*self._decoder_start(), *reply.tokens]
-        ids = reply.ids
+        eyes = self.loaded.eyes
+        seen = eyes.look(request.prompt_ids, request.pictures) if eyes is not None else None
+        ids = [*seen.keys, *reply.tokens] if seen else reply.ids
         row = self._shelf.take(ids) or self._new_causal_row() if self._fixed is None else self._fixed.begin(ids)
         if not reply.new_tokens:
             reply.cached_tokens = len(row.tokens)
         self._shelf.make_room((len(ids) + reply.limit) * self._bytes_per_token)
+        if isinstance(row, SeeingRow):
+            row.seen = seen
         return row, ids
 
     def _new_causal_row(self) -> CausalRow:
+        if self.loaded.eyes is not None:
+            return SeeingRow(self.loaded.model, self.loaded.device, self.loaded.eyes, self._new_cache())
         return CausalRow(self.loaded.model, self.loaded.device, self._new_cache())
 
     def _new_encoder_decoder_row(self, prompt_ids: Sequence[int]) -> EncoderDecoderRow:

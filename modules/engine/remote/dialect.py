@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from modules.engine.llamacpp.sampling import notices, sampling_fields
+from modules.engine.llamacpp.sampling import MISSING, notices, sampling_fields
 from modules.errors import BadValue, NotAvailableHere
 from modules.sampling import GenerationParams
 
@@ -21,14 +21,16 @@ TITLES: dict[Kind, str] = {
 }  # fmt: skip
 # Every parameter that changes which tokens come, and the value that switches it off.
 _OFF: dict[str, float] = {
-    "top_k": 0, "min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "xtc_probability": 0,
-    "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0, "no_repeat_ngram_size": 0,
-    "dry_multiplier": 0, "mirostat_mode": 0, "temperature_last": False, "ban_eos_token": False,
+    "top_k": 0, "min_p": 0, "typical_p": 1, "top_n_sigma": 0, "tfs": 1, "top_a": 0, "epsilon_cutoff": 0,
+    "eta_cutoff": 0, "xtc_probability": 0, "dynatemp_range": 0, "smoothing_factor": 0, "temperature_last": False,
+    "repetition_penalty": 1, "repetition_penalty_range": 0, "presence_penalty": 0, "frequency_penalty": 0,
+    "encoder_repetition_penalty": 1, "no_repeat_ngram_size": 0, "dry_multiplier": 0, "mirostat_mode": 0,
+    "ban_eos_token": False,
 }  # fmt: skip
 # What counts even where the likeliest token is taken each time.
 _GREEDY = frozenset(
-    {"repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "dry_multiplier",
-     "ban_eos_token"}
+    {"repetition_penalty", "repetition_penalty_range", "presence_penalty", "frequency_penalty",
+     "encoder_repetition_penalty", "no_repeat_ngram_size", "dry_multiplier", "ban_eos_token"}
 )  # fmt: skip
 _OPENAI = frozenset({"presence_penalty", "frequency_penalty"})
 _VLLM = _OPENAI | {"top_k", "min_p", "repetition_penalty", "ban_eos_token"}
@@ -36,7 +38,7 @@ _ABLE: dict[Kind, frozenset[str]] = {
     "openai": _OPENAI,
     "vllm": _VLLM,
     "sglang": _VLLM,
-    "llamacpp": frozenset(_OFF) - {"epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size"},
+    "llamacpp": frozenset(_OFF) - frozenset(MISSING),
     "transformers": frozenset(
         {"top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size"}
     ),
@@ -64,13 +66,23 @@ def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens:
     """
     if params.logprobs and kind == "transformers":
         raise BadValue("transformers serve gives no log-probabilities.", remedy="Leave logprobs out.", param="logprobs")
+    if params.sampled_logprobs and kind != "llamacpp":
+        raise BadValue(
+            f"{TITLES[kind]} tells what its model computed, not what samplers leave.",
+            remedy="Leave out use_samplers.",
+            param="use_samplers",
+        )
     missing = [name for name, off in _OFF.items() if name not in _ABLE[kind] and getattr(params, name) != off]
+    if params.repetition_penalty == 1 and not params.presence_penalty and not params.frequency_penalty:
+        missing = [name for name in missing if name != "repetition_penalty_range"]
     if params.greedy:
         missing = [name for name in missing if name in _GREEDY]
     told = [_left_out(missing, kind)] if missing else []
     fields: dict[str, Any] = {"temperature": params.temperature, "top_p": params.top_p}
     if kind == "snug":
-        fields = params.model_dump(exclude={"stop", "logprobs", "max_new_tokens", "json_schema"})
+        fields = params.model_dump(
+            exclude={"stop", "logprobs", "sampled_logprobs", "max_new_tokens", "json_schema", "logit_bias"}
+        )
     elif kind == "llamacpp":
         fields = sampling_fields(params, context_tokens)
         told += notices(params)
@@ -84,6 +96,10 @@ def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens:
             "ignore_eos": params.ban_eos_token,
         }  # fmt: skip
     fields |= _form(kind, params)
+    if params.logit_bias and kind not in ("llamacpp", "transformers"):
+        fields["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
+    elif params.logit_bias and kind == "transformers":
+        told.append(_left_out(["logit_bias"], kind))
     if params.seed >= 0:
         fields.setdefault("seed", params.seed)
     if params.stop:
@@ -91,6 +107,11 @@ def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens:
     if params.logprobs and kind != "llamacpp":
         fields |= {"logprobs": True, "top_logprobs": params.logprobs} if chat else {"logprobs": params.logprobs}
     return Asked(fields, tuple(told))
+
+
+def lacks(kind: Kind) -> dict[str, str]:
+    """The parameters that a server of `kind` does not know, and what becomes of each, in words."""
+    return dict.fromkeys((name for name in _OFF if name not in _ABLE[kind]), f"{TITLES[kind]} leaves this out.")
 
 
 def _form(kind: Kind, params: GenerationParams) -> dict[str, Any]:

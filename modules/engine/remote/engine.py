@@ -24,9 +24,10 @@ from modules.engine.base import (
     Progress,
     TextPiece,
 )
-from modules.engine.intake import QUEUE_LIMIT, Intake, check_fits, check_ids
+from modules.engine.intake import QUEUE_LIMIT, Intake, check_fits, check_ids, check_sees
 from modules.engine.remote.client import PATIENCE, Json, Patience, RemoteClient, Unreached
 from modules.engine.remote.connecting import Found, find_out
+from modules.engine.remote.dialect import lacks
 from modules.engine.remote.embedding import PATH, RemoteEmbedding
 from modules.engine.remote.reply import RemoteReply
 from modules.engine.remote.tokens import RemoteTokens
@@ -101,6 +102,7 @@ class RemoteEngine(Intake[RemoteReply | RemoteEmbedding]):
             if self._found.tokens is None:
                 raise BadValue("This server takes text, not token ids.", remedy="Send text.", param="prompt")
             check_ids(request, self._info.vocab_size)
+            check_sees(self._info, len(request.pictures))
             held = len(request.prompt_ids) + len(request.reply_ids)
             check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
         self._enqueue(RemoteReply(request, emit, self._found))
@@ -267,4 +269,7 @@ def describe(plan: Plan, server: RemoteServer, found: Found, started: float) -> 
         text_suffix_ids=suffix,
         takes="tokens" if by_ids else "words",
         embeds="server",
+        lacks=lacks(found.kind),
+        tells_logprobs=found.kind != "transformers",
+        sees=not by_ids,  # it may; only the server knows, and says so
     )

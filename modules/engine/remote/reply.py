@@ -6,15 +6,17 @@ replies, as such servers expect.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogprob, Usage, Words
 from modules.engine.remote.client import DONE
 from modules.engine.remote.connecting import Found
 from modules.engine.remote.dialect import ask_for, continuing, counts_asked_for
-from modules.engine.telling import Telling
+from modules.engine.telling import Telling, with_text
 from modules.engine.text import ReadyText
 from modules.messages import ChatMessage
 
@@ -114,7 +116,10 @@ class RemoteReply(Telling):
             self._pending_ids += ids
             self.tokens += ids
             self._count(self.new_tokens)
-            self._pending_logprobs += _logprobs(choice.get("logprobs"))
+            told = _logprobs(choice.get("logprobs"))
+            if len(told) == len(ids):
+                told = [replace(one, token_id=token) for one, token in zip(told, ids, strict=True)]
+            self._pending_logprobs += with_text(told, text)
             self._show(self._text.push(text))
         if self._text.finished:
             return "stop"
@@ -157,10 +162,19 @@ class RemoteReply(Telling):
         return Usage(prompt, min(self.cached_tokens, prompt), self.new_tokens)
 
 
-def _messages(words: Words) -> list[dict[str, str]]:
+def _messages(words: Words) -> list[dict[str, Any]]:
     """The conversation as the server gets it, the reply so far last."""
     turns = [*words.messages, *([ChatMessage("assistant", words.reply_start)] if words.reply_start else ())]
-    return [{"role": turn.role, "content": _without_thought(turn)} for turn in turns]
+    return [
+        {"role": turn.role, "content": _content(turn) if turn.pictures else _without_thought(turn)} for turn in turns
+    ]
+
+
+def _content(turn: ChatMessage) -> list[dict[str, Any]]:
+    """Pictures and text as OpenAI's API takes them together."""
+    urls = [f"data:{one.media_type};base64,{base64.b64encode(one.data).decode()}" for one in turn.pictures]
+    text = [{"type": "text", "text": turn.content}] if turn.content else []
+    return [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *text]
 
 
 def _without_thought(turn: ChatMessage) -> str:

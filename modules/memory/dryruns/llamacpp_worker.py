@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from modules.answering import no_core_dumps, serve, told
 from modules.errors import SnugError
-from modules.memory.dryruns.answering import no_core_dumps, serve, told
 from modules.memory.dryruns.llamacpp_fit import dry_fit
 
 

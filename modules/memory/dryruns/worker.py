@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import torch
 
+from modules.answering import no_core_dumps, serve, told
 from modules.errors import BadConfig, SnugError, UnsupportedModel
-from modules.memory.dryruns.answering import no_core_dumps, serve, told
 from modules.memory.dryruns.dryrun import count_peaks
 from modules.memory.dryruns.training_dryrun import count_training
 from modules.memory.forecasting.forecast import RunSpec

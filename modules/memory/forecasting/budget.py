@@ -12,7 +12,8 @@ from typing import Literal
 Method = Literal["exact", "dry-run", "formula"]
 Purpose = Literal[
     "weights", "quant_meta", "adapters", "kv_cache", "idle_cache", "draft", "embeddings", "prefill_peak",
-    "decode_peak", "dequant_buffer", "offload_buffer", "gradients", "optimizer", "activations", "allocator", "context",
+    "picture_peak", "decode_peak", "dequant_buffer", "offload_buffer", "gradients", "optimizer", "activations",
+    "allocator", "context",
 ]  # fmt: skip
 
 PURPOSE_TITLES: dict[Purpose, str] = {
@@ -27,6 +28,7 @@ PURPOSE_TITLES: dict[Purpose, str] = {
     "optimizer": "optimizer states",
     "offload_buffer": "buffer for offloaded layers",
     "prefill_peak": "reading the prompt",
+    "picture_peak": "looking at a picture",
     "decode_peak": "writing the reply",
     "activations": "activations",
     "dequant_buffer": "dequantized weights",
@@ -116,6 +118,11 @@ class Budget:
         return self["prefill_peak"]
 
     @property
+    def picture_peak(self) -> int:
+        """What looking at one picture takes beyond what stays."""
+        return self["picture_peak"]
+
+    @property
     def decode_peak(self) -> int:
         """What one more token takes beyond what stays."""
         return self["decode_peak"]
@@ -167,7 +174,11 @@ class Budget:
     @property
     def transient(self) -> int:
         """The most that comes and goes at once."""
-        return max(self.prefill_peak, self.decode_peak, self.activations) + self.dequant_buffer + self.allocator
+        return (
+            max(self.prefill_peak, self.picture_peak, self.decode_peak, self.activations)
+            + self.dequant_buffer
+            + self.allocator
+        )
 
     @property
     def loading(self) -> int:
@@ -195,13 +206,12 @@ class Budget:
         return self.total + self.margin
 
     def parts(self) -> list[tuple[Purpose, int]]:
-        """The purposes with their bytes in drawing order; of reading and writing only the larger one.
+        """The purposes with their bytes in drawing order; of reading, looking and writing only the largest one.
 
         With `loading` they sum to `total`.
         """
-        peak: Purpose = "prefill_peak" if self.prefill_peak >= self.decode_peak else "decode_peak"
-        turns: tuple[Purpose, ...] = ("prefill_peak", "decode_peak", "activations")
-        largest = "activations" if self.activations > self[peak] else peak
+        turns: tuple[Purpose, ...] = ("prefill_peak", "decode_peak", "picture_peak", "activations")
+        largest = max(turns, key=lambda purpose: self[purpose])  # the first of those that are equal
         return [
             (purpose, self[purpose])
             for purpose in PURPOSE_TITLES

@@ -25,6 +25,7 @@ from modules.memory.forecasting.llamacpp_sizes import (
     pool_width,
 )
 from modules.memory.forecasting.llamacpp_sizes import PROCESS_BYTES as LLAMACPP_BYTES
+from modules.memory.forecasting.pictures import picture_figure
 from modules.memory.forecasting.process import decode_figure, load_peak_bytes, process_figures
 from modules.memory.model.spec import ModelSpec
 
@@ -64,6 +65,8 @@ def device_budget(
         figures["prefill_peak"] = Figure(prefill_peak_bytes(spec, run, with_head=True), "formula")
         if run.runtime == "torch":  # llama.cpp reads and writes in one buffer
             figures["decode_peak"] = decode_figure(spec, run)
+        if spec.vision is not None and run.runtime == "torch":
+            figures["picture_peak"] = picture_figure(spec.vision, run)
         figures["dequant_buffer"] = Figure(dequantize_bytes(spec, run), "formula")
     if device.startswith("cuda"):
         figures["context"] = Figure(CUDA_CONTEXT_BYTES, "formula")

@@ -46,7 +46,7 @@ _NOT_LINEAR = re.compile(r"norm|embed|relative_attention_bias|\bw[tp]e\b|ln_|con
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """How a model is to be run."""
+    """How a model is to be run. `picture_side` is the longest side of a picture, in pixels, for a model that sees."""
 
     dtype: DType
     quantization: Quantization = "none"
@@ -57,6 +57,7 @@ class RunSpec:
     attention: str = "sdpa"
     kv_cache: KVCache = "plain"
     runtime: Runtime = "torch"
+    picture_side: int = 1536
 
 
 def element_bytes(dtype: DType) -> int:

@@ -81,6 +81,8 @@ def why_not(kind: KVCache, spec: ModelSpec, gpus: int) -> str:
         return "a compiled step is slower than the plain one on a CPU, and there is no GPU"
     if spec.is_encoder_decoder:
         return "not built for encoder-decoder models"
+    if spec.vision is not None:
+        return "not built for models that see"
     if spec.model_type in _OWN_CACHE:
         return "this family takes no cache but its own"
     if spec.layer_kinds and "full" not in spec.layer_kinds:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modules.errors import BadConfig, TimedOut, UnsupportedModel
 from modules.memory.model.assembly import assemble, context_warning
+from modules.memory.model.config import read_json
 from modules.memory.model.crosscheck import with_description
 from modules.memory.model.describing import ELEMENT_BYTES, describe_in_process
 from modules.memory.model.formats import has_weights, read_model_tensors
@@ -14,6 +15,7 @@ from modules.memory.model.model_config import CheckedConfig, check_config, refus
 from modules.memory.model.model_spec import Describe, ModelSpec, TensorInfo
 from modules.memory.model.naming import check_blocks, is_tied, name_tensors
 from modules.memory.model.tokenizers import TOKENIZER_REMEDY, lacks_tokenizer
+from modules.memory.model.vision import with_processor
 
 
 def inspect_folder(folder: Path, *, trust_remote_code: bool, describe: Describe | None) -> ModelSpec:
@@ -29,6 +31,9 @@ def inspect_folder(folder: Path, *, trust_remote_code: bool, describe: Describe 
     if not has_weights(folder):
         return inspect_config(folder / "config.json", trust_remote_code=trust_remote_code, describe=describe)
     checked = check_config(folder / "config.json", folder.name, trust_remote_code=trust_remote_code)
+    processor = folder / "preprocessor_config.json"
+    if checked.vision is not None and processor.exists():
+        checked = replace(checked, vision=with_processor(checked.vision, read_json(processor)))
     tensors = name_tensors(read_model_tensors(folder), checked.model_type)
     if not checked.custom:
         check_blocks(tensors, checked.shape.layers, folder.name)
@@ -50,11 +55,12 @@ def spec_from_headers(
     name: str, path: Path, checked: CheckedConfig, tensors: tuple[TensorInfo, ...], warnings: list[str]
 ) -> ModelSpec:
     """The spec of a checked config and its files' tensors."""
-    return assemble(
+    spec = assemble(
         name, path, "safetensors", checked.family.architecture, checked.model_type, checked.shape, tensors,
         is_tied(checked.whole, checked.text, tensors), (*warnings, *context_warning(checked.shape)),
         is_encoder_decoder=checked.family.is_encoder_decoder, prequantized=checked.prequantized, rotary=checked.rotary,
     )  # fmt: skip
+    return replace(spec, vision=checked.vision)
 
 
 def inspect_config(file: Path, *, trust_remote_code: bool, describe: Describe | None) -> ModelSpec:

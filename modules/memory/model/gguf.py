@@ -11,7 +11,7 @@ import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -68,23 +68,45 @@ def read_gguf(path: Path, *, whole: frozenset[str] = frozenset()) -> GgufHeader:
     Raises BadGguf naming the file and why, PickleRefused for a disguised pickle.
     """
     with open_regular(path) as file:
-        return _Reader(path, file, whole).header()
+        return _Reader(path, file, os.fstat(file.fileno()).st_size, whole).header()
+
+
+class SeekableBytes(Protocol):
+    """What is used of a file."""
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a byte."""
+
+    def read(self, length: int, /) -> bytes:
+        """At most `length` bytes from there."""
+
+
+def header_length(path: Path, file: SeekableBytes, size: int) -> int:
+    """How many bytes of `file`, which has `size` of them, are header. Raises BadGguf naming `path`, PickleRefused."""
+    reader = _Reader(path, file, size)
+    reader.header()
+    return reader.position
 
 
 class _Reader:
     """A cursor over the file through a small window; every step forward is checked against the file's size."""
 
-    def __init__(self, path: Path, file: BinaryIO, whole: frozenset[str] = frozenset()) -> None:
+    def __init__(self, path: Path, file: SeekableBytes, size: int, whole: frozenset[str] = frozenset()) -> None:
         self._path = path
         self._whole = whole
         self._file = file
-        self._size = os.fstat(file.fileno()).st_size
+        self._size = size
         self._window = b""
         self._window_start = 0
         self._position = 0
         self._text_bytes = 0
         self._strings = 0
         self._kinds: dict[str, int] = {}
+
+    @property
+    def position(self) -> int:
+        """How far it has read."""
+        return self._position
 
     def header(self) -> GgufHeader:
         """Everything up to the tensor data, and whether the data is all there."""

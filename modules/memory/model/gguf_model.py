@@ -11,7 +11,8 @@ from modules.errors import BadConfig, BadGguf, UnsupportedModel
 from modules.memory.model.assembly import assemble, context_warning
 from modules.memory.model.families import check_can_generate, gguf_architectures
 from modules.memory.model.formats import StoredTensor
-from modules.memory.model.gguf import ArrayValue, GgufHeader, read_gguf
+from modules.memory.model.gguf import ArrayValue, GgufHeader
+from modules.memory.model.gguf_parts import read_whole_gguf
 from modules.memory.model.model_spec import ModelSpec, TensorInfo, block_of
 from modules.memory.model.naming import check_blocks
 from modules.memory.model.shape import Shape, read_shape
@@ -28,7 +29,7 @@ _GGUF_DEFAULT_MODULES = ("model.embed_tokens", "model.layers", "model.norm")
 
 def inspect_gguf(path: Path) -> ModelSpec:
     """A GGUF file as the PyTorch model that transformers turns it into: tensors counted at 16 bits."""
-    header = read_gguf(path)
+    header = read_whole_gguf(path)
     architecture = str(header.metadata.get("general.architecture", ""))[:60]
     model_type = {
         "qwen2moe": "qwen2_moe",
@@ -43,6 +44,11 @@ def inspect_gguf(path: Path) -> ModelSpec:
         )
     family_type = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "deci": "llama"}.get(model_type, model_type)
     family = check_can_generate(family_type, "", is_decoder=True, custom_code=False)
+    if family.sees:
+        raise UnsupportedModel(
+            f"{path.name} is the language model of one that sees; transformers cannot make that of a GGUF file.",
+            remedy="Get the model in safetensors format.",
+        )
     shape = _shape(path, _gguf_config(header, architecture), family_type, encoder_decoder=family.is_encoder_decoder)
     tensors = tuple(_gguf_tensor(tensor, model_type) for tensor in header.tensors)
     check_blocks(tensors, shape.layers, path.name)

@@ -1,7 +1,8 @@
-"""A model on the Hugging Face hub as a ModelSpec: its config and the headers of its safetensors files, nothing more.
+"""A model on the Hugging Face hub as a ModelSpec: its config and the headers of its files, nothing more.
 
-`inspect_hub` fetches a few hundred kilobytes of a repository of any size and keeps them in the user's cache, by commit.
-Where the hub cannot be reached, what was fetched before serves, with a warning.
+`inspect_hub` fetches a few hundred kilobytes of a repository of any size and keeps them in the user's cache, by commit;
+of a GGUF file `inspect_hub_gguf` fetches the header, some megabytes with its vocabulary. Where the hub cannot be
+reached, what was fetched before serves, with a warning.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 
 from modules.errors import (
     BadConfig,
+    BadGguf,
     BadSafetensors,
+    DiskFull,
     DownloadFailed,
     PickleRefused,
     RemoteCodeDisabled,
@@ -35,14 +38,17 @@ from modules.memory.model.formats import (
     parse_header,
     read_index,
 )
+from modules.memory.model.gguf import header_length
+from modules.memory.model.gguf_model import inspect_gguf
 from modules.memory.model.hub_client import HubClient, Listing
 from modules.memory.model.model_config import check_config, is_code_file
 from modules.memory.model.model_spec import Describe, ModelSpec
 from modules.memory.model.naming import check_blocks, name_tensors
 from modules.memory.model.tokenizers import has_tokenizer_file
-from modules.units import KiB
+from modules.units import KiB, MiB
 
 FIRST_READ_BYTES = 64 * KiB
+MAX_GGUF_HEADER_BYTES = 64 * MiB
 _INDEX = "model.safetensors.index.json"
 _READERS = 8
 
@@ -74,6 +80,67 @@ def inspect_hub(
         warnings.append(f"{error.message} This is {name} as it was when it was last looked at.")
     spec = _spec(name, folder, warnings)
     return checked_against_config(spec, describe, folder / "config.json") if describe else spec
+
+
+def inspect_hub_gguf(client: HubClient, listing: Listing, files: Sequence[str], *, cache_folder: Path) -> ModelSpec:
+    """The spec of a GGUF file of a repository, or of a split one's parts, first part first.
+
+    Its path is a file below `cache_folder` with the header alone, as long as the whole: the rest takes no space there.
+    Raises what HubClient and inspect raise, DiskFull where the cache cannot hold that.
+    """
+    folder = cache_folder / f"{client.name.replace('/', '--')}--{listing.commit[:40]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        _fetch_gguf_header(client, listing, file, folder / file.rpartition("/")[2])
+    return replace(inspect_gguf(folder / files[0].rpartition("/")[2]), weights_here=False)
+
+
+def _fetch_gguf_header(client: HubClient, listing: Listing, file: str, target: Path) -> None:
+    size = listing.files[file]
+    if target.exists() and target.stat().st_size == size:
+        return
+    start = _Start(client, listing.commit, file, size)
+    length = header_length(target, start, size)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with part.open("wb") as made:
+            made.write(start.taken(length))
+            made.truncate(size)
+        part.replace(target)
+    except OSError as error:
+        told = f"The cache cannot hold the header of {file}: {error.strerror}."
+        raise DiskFull(told, remedy="Free some space.") from error
+
+
+class _Start:
+    """The first bytes of a file on the hub, fetched as they are read, in growing steps."""
+
+    def __init__(self, client: HubClient, commit: str, file: str, size: int) -> None:
+        self._client, self._commit, self._file, self._size = client, commit, file, size
+        self._bytes = bytearray()
+        self._position = 0
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a byte."""
+        self._position = offset
+        return offset
+
+    def read(self, length: int, /) -> bytes:
+        """At most `length` bytes from there. Raises BadGguf for a header without end, and what HubClient raises."""
+        return bytes(memoryview(self.taken(self._position + length))[self._position :])
+
+    def taken(self, length: int) -> bytes:
+        """The first `length` bytes."""
+        while len(self._bytes) < min(length, self._size):
+            if len(self._bytes) > MAX_GGUF_HEADER_BYTES:
+                raise BadGguf(f"{self._file} has a header without end.", remedy="Choose another file.")
+            there = len(self._bytes)
+            step = min(max(FIRST_READ_BYTES * 8, there), self._size - there)
+            piece, _ = self._client.read(self._commit, self._file, there, step)
+            if not piece:
+                raise DownloadFailed(f"{self._file} came incomplete.", remedy="Try again.")
+            self._bytes += piece
+        return bytes(self._bytes[:length])
 
 
 def _kept(pointer: Path, cache_folder: Path) -> Path:
@@ -128,7 +195,7 @@ def _refuse_formats(name: str, listing: Listing) -> None:
         )
     if any(file.lower().endswith(".gguf") for file in listing.files):
         raise UnsupportedModel(
-            f"{name} holds GGUF files.", remedy="Fetch one of them into the models folder and plan that."
+            f"{name} holds GGUF files.", remedy="Choose one with --download, which shows its plan too."
         )
 
 

@@ -1,19 +1,24 @@
-"""Reads the least of a repository on the Hugging Face hub: its list of files, and ranges of bytes of them.
+"""Reads a repository on the Hugging Face hub: its list of files, ranges of bytes of them, a file from some byte on.
 
 Addresses, headers, session and the meaning of a status are huggingface_hub's; its own readers are not used, since they
-trust what a header says and download a file whole where a server ignores the range. Every failure is a SnugError.
+trust what a header says, download a file whole where a server ignores the range, and keep nothing of a download that
+was broken off. Every failure is a SnugError.
 """
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
 
 import httpx2
-from huggingface_hub import HfApi, get_session, hf_hub_url
+from huggingface_hub import HfApi, ModelInfo, constants, get_session, hf_hub_url
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -32,22 +37,58 @@ from modules.errors import BadName, DownloadFailed, Forbidden, ModelNotFound, Sn
 REQUEST_TIMEOUT_S = 10.0
 WHOLE_TIMEOUT_S = 60.0
 MAX_FILES = 20_000
+MAX_LIST_BYTES = 16 * 1024**2  # a list of so many files has some 6 MB
+MAX_ERROR_BYTES = 64 * 1024
+NEAR_NAMES = 3
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
-_ASK_ACCESS = "Ask for access on its page, then log in with `hf auth login` or set HF_TOKEN."
+_ASK_ACCESS = "Ask for access on its page, then log in with `hf auth login`, set HF_TOKEN or use --hf-token-file FILE."
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A repository at one commit: file name → bytes (0 where the hub does not say)."""
+    """A repository at one commit: file name → bytes (0 where the hub does not say).
+
+    `digests`: file name → sha256 (64 hexadecimal digits) of a large file, git's blob sha1 (40) of a small one, where
+    the hub says it. `name` is the repository's name as the hub spells it.
+    """
 
     commit: str
     files: dict[str, int]
+    digests: dict[str, str] = field(default_factory=dict)
+    name: str = ""
+    license: str = ""
+    gated: bool = False
+    private: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A file on its way: `pieces` are its bytes from `start` on, `size_bytes` what the whole file has."""
+
+    start: int
+    size_bytes: int
+    pieces: Iterator[bytes]
 
 
 def is_hub_name(name: str) -> bool:
     """Whether `name` has the form of a repository's: organisation/model."""
     return _NAME.fullmatch(name) is not None and ".." not in name and "--" not in name
+
+
+def near_names(name: str, *, endpoint: str | None = None, token: str | None = None) -> tuple[str, ...]:
+    """Repositories with a name like this one, nearest first, as the hub's search finds them; none if it finds none."""
+    try:
+        api = HfApi(endpoint=endpoint, token=token)
+        found = [model.id for model in api.list_models(search=name.rpartition("/")[2], limit=NEAR_NAMES * 5)]
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError, ValueError, KeyError, TypeError):
+        return ()
+    names = [str(other) for other in found if is_hub_name(str(other))]
+
+    def likeness(other: str) -> float:
+        return difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+
+    return tuple(sorted(names, key=likeness, reverse=True)[:NEAR_NAMES])
 
 
 class HubClient:
@@ -66,28 +107,87 @@ class HubClient:
 
     def listing(self) -> Listing:
         """Which files there are. Raises ModelNotFound, Forbidden, TooManyAttempts, TimedOut or DownloadFailed."""
-        with self._named_errors():
-            api = HfApi(endpoint=self._endpoint, token=self._token)
-            info = api.model_info(
-                self.name, revision=self._revision, files_metadata=True, timeout=REQUEST_TIMEOUT_S
-            )  # fmt: skip
-        files = {item.rfilename: item.size or 0 for item in (info.siblings or [])[:MAX_FILES]}
+        try:
+            made: Any = ModelInfo
+            info = made(**json.loads(self._described()))
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise DownloadFailed(
+                f"What answers about {self.name} is not the hub.", remedy="Check the network, and HF_ENDPOINT."
+            ) from error
+        found = [item for item in (info.siblings or [])[:MAX_FILES] if isinstance(item.rfilename, str)]
+        files = {item.rfilename: item.size if isinstance(item.size, int) and item.size > 0 else 0 for item in found}
         if not info.sha or not re.fullmatch(r"[0-9a-f]{7,64}", info.sha):
             raise DownloadFailed(f"The hub does not name a commit of {self.name}.", remedy="Try again later.")
-        return Listing(info.sha, files)
+        return Listing(
+            info.sha,
+            files,
+            digests={item.rfilename: digest for item in found if (digest := _digest(item))},
+            name=info.id if isinstance(info.id, str) and is_hub_name(info.id) else self.name,
+            license=_license(info),
+            gated=bool(info.gated),
+            private=bool(info.private),
+        )
+
+    def _described(self) -> bytes:
+        """The hub's JSON about the repository. HfApi.model_info would unpack and read whatever comes, to its end."""
+        endpoint = self._endpoint or constants.ENDPOINT
+        url = f"{endpoint}/api/models/{self.name}/revision/{quote(self._revision, safe='')}?blobs=true"
+        headers = self._headers | {"accept-encoding": "identity"}
+        with self._named_errors(), get_session().stream("GET", url, headers=headers, timeout=REQUEST_TIMEOUT_S) as got:
+            _raise_for_status(got)
+            packed = got.headers.get("content-encoding", "identity")
+            found = self._take(got, MAX_LIST_BYTES + 1)
+            if packed != "identity" or len(found) > MAX_LIST_BYTES:
+                raise DownloadFailed(
+                    f"The hub's answer about {self.name} is packed or too long to be a list of files.",
+                    remedy="Check the network, and HF_ENDPOINT.",
+                )
+            return found
+
+    @contextmanager
+    def stream(self, commit: str, file: str, start: int) -> Iterator[Body]:
+        """`file` from byte `start` on, or from its first where the server sends all of it. Never packed.
+
+        The failures of the server and the line are SnugErrors, here and while `pieces` are read.
+        """
+        headers = self._headers | {"accept-encoding": "identity"}
+        if start:
+            headers["range"] = f"bytes={start}-"
+        with self._named_errors():
+            session = get_session()
+            request = session.build_request(
+                "GET", hf_hub_url(self.name, file, revision=commit, endpoint=self._endpoint), headers=headers,
+                timeout=REQUEST_TIMEOUT_S,
+            )  # fmt: skip
+            got = session.send(request, stream=True)
+        try:
+            with self._named_errors():
+                _raise_for_status(got)
+            packed = got.headers.get("content-encoding", "identity")
+            if packed != "identity":
+                raise DownloadFailed(f"{file} comes packed ({packed[:20]}).", remedy="Try again later.")
+            begins = _first_byte(got, file) if got.status_code == 206 else 0
+            yield Body(begins, _whole_size(got, file), self._pieces(got))
+        finally:
+            got.close()
+
+    def _pieces(self, response: httpx2.Response) -> Iterator[bytes]:
+        with self._named_errors():
+            yield from response.iter_raw()
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return build_hf_headers(token=self._token)
 
     def read(self, commit: str, file: str, start: int, length: int) -> tuple[bytes, int]:
         """(at most `length` bytes of `file` from `start`, the size of the whole file); never reads more than that."""
         url = hf_hub_url(self.name, file, revision=commit, endpoint=self._endpoint)
-        headers = {
-            **build_hf_headers(token=self._token),
+        headers = self._headers | {
             "range": f"bytes={start}-{start + length - 1}",
             "accept-encoding": "identity",
         }
         with self._named_errors(), get_session().stream("GET", url, headers=headers, timeout=REQUEST_TIMEOUT_S) as got:
-            if got.status_code >= 400:
-                got.read()
-            hf_raise_for_status(got)
+            _raise_for_status(got)
             if got.status_code != 206 and start:
                 raise DownloadFailed(f"{file} cannot be read in parts from there.", remedy="Fetch the model instead.")
             return self._take(got, length), _whole_size(got, file)
@@ -101,7 +201,8 @@ class HubClient:
                 raise self._late()
             if len(taken) >= length:
                 break
-        return bytes(taken[:length])
+        del taken[length:]
+        return bytes(taken)
 
     def _late(self) -> TimedOut:
         return TimedOut(f"The hub answers too slowly about {self.name}.", remedy="Try again later.")
@@ -150,6 +251,22 @@ class HubClient:
         )
 
 
+def _raise_for_status(response: httpx2.Response) -> None:
+    """As hf_raise_for_status, of the first bytes of what the hub says to an error: that may be endless too."""
+    if response.status_code >= 400:
+        said, deadline = bytearray(), time.monotonic() + REQUEST_TIMEOUT_S
+        for piece in response.iter_raw(MAX_ERROR_BYTES):
+            said += piece
+            if len(said) >= MAX_ERROR_BYTES or time.monotonic() > deadline:
+                break
+        about = ("content-encoding", "content-length", "transfer-encoding")
+        headers = [(name, value) for name, value in response.headers.items() if name.lower() not in about]
+        response = httpx2.Response(
+            response.status_code, headers=headers, content=bytes(said[:MAX_ERROR_BYTES]), request=response.request
+        )
+    hf_raise_for_status(response)
+
+
 def _whole_size(response: httpx2.Response, file: str) -> int:
     """The size of the whole file, from Content-Range, or Content-Length where all of it was offered."""
     value = response.headers.get("content-range", "").rpartition("/")[2]
@@ -158,3 +275,24 @@ def _whole_size(response: httpx2.Response, file: str) -> int:
     if not value.isdecimal():
         raise DownloadFailed(f"The hub does not say how large {file} is.", remedy="Try again later.")
     return int(value)
+
+
+def _first_byte(response: httpx2.Response, file: str) -> int:
+    """Where a part begins, from Content-Range."""
+    match = re.match(r"bytes (\d{1,15})-", response.headers.get("content-range", ""))
+    if match is None:
+        raise DownloadFailed(f"The hub does not say which part of {file} it sends.", remedy="Try again later.")
+    return int(match.group(1))
+
+
+def _digest(item: Any) -> str:
+    """What a file's bytes must hash to, as Listing.digests; "" where the hub does not say."""
+    lfs = item.lfs
+    found = str(lfs.sha256 if lfs is not None else item.blob_id or "").lower()
+    return found if re.fullmatch(r"[0-9a-f]{64}" if lfs is not None else r"[0-9a-f]{40}", found) else ""
+
+
+def _license(info: Any) -> str:
+    """The licence that the repository states, as its tag; "" for none."""
+    tags = [tag for tag in info.tags or () if isinstance(tag, str)]
+    return next((tag.removeprefix("license:")[:60] for tag in tags if tag.startswith("license:")), "")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from modules.errors import BadName, BadTokenizer, ModelNotFound, SnugError
+from modules.errors import BadGguf, BadName, BadTokenizer, ModelNotFound, SnugError
 from modules.files import safe_path
 from modules.memory.model.formats import PICKLE_SUFFIXES, has_weights
+from modules.memory.model.gguf_parts import part_number, parts_of
 from modules.memory.model.model_config import check_config, refuse_code_files
 from modules.memory.model.spec import ModelSpec, inspect
 from modules.memory.model.tokenizers import TOKENIZER_REMEDY, lacks_tokenizer
@@ -28,7 +29,7 @@ class ModelEntry:
 def list_models(model_dir: Path, *, trust_remote_code: bool = False) -> list[ModelEntry]:
     """Every model folder and .gguf file in `model_dir`, by name. Reads headers only and waits on nothing.
 
-    Names that check_name refuses and links that lead out of `model_dir` are left out.
+    Names that check_name refuses, links that lead out of `model_dir` and later parts of split files are left out.
     """
     entries = []
     for found in sorted(model_dir.iterdir(), key=lambda path: path.name.lower()) if model_dir.is_dir() else ():
@@ -39,7 +40,7 @@ def list_models(model_dir: Path, *, trust_remote_code: bool = False) -> list[Mod
             continue
         if is_folder and _looks_like_model(path):
             entries.append(_entry(path, "folder", trust_remote_code=trust_remote_code))
-        elif not is_folder and path.suffix.lower() == ".gguf":
+        elif not is_folder and path.suffix.lower() == ".gguf" and part_number(path.name) <= 1:
             entries.append(_entry(path, "gguf", trust_remote_code=trust_remote_code))
     return entries
 
@@ -91,11 +92,13 @@ def _inspect(path: Path, *, trust_remote_code: bool) -> str:
 
 
 def _size(path: Path) -> int:
-    """Bytes of the weight files: of a folder its safetensors, of a file itself. 0 if unreadable."""
+    """Bytes of the weight files: of a folder its safetensors, of a file itself with its parts. 0 if unreadable."""
     try:
         files = (
-            [path] if path.is_file() else [Path(e.path) for e in os.scandir(path) if e.name.endswith(".safetensors")]
+            parts_of(path)
+            if path.is_file()
+            else [Path(e.path) for e in os.scandir(path) if e.name.endswith(".safetensors")]
         )
         return sum(file.stat().st_size for file in files)
-    except OSError:
+    except (OSError, BadGguf):
         return 0

@@ -15,6 +15,7 @@ from modules.files import safe_path
 from modules.lora_names import split_lora
 from modules.memory.model.formats import StoredTensor
 from modules.memory.model.gguf import FLOAT32, GgufHeader, read_gguf
+from modules.memory.model.gguf_parts import read_whole_gguf
 
 _A, _B = ".lora_a", ".lora_b"
 _TABLE = "token_embd.weight"
@@ -23,13 +24,15 @@ _ACTIVATED = "adapter.alora.invocation_tokens"
 # What convert_lora_to_gguf.py writes.
 _TYPES = ("F32", "F16", "BF16", "Q8_0")
 _ALIGNMENT = 32
+_PEFT_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
     """An adapter that fits its model, to be applied `scale` times. `size_bytes` is what its tensors take when loaded.
 
-    `ignored` are its tensors that llama.cpp steps over: changed norms.
+    `ignored` are its tensors that llama.cpp steps over: changed norms. `largest` is how many numbers the largest matrix
+    has that it is merged into; 0 where it is computed beside the weights.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Lora:
     scale: float
     size_bytes: int
     ignored: int = 0
+    largest: int = 0
 
     @property
     def title(self) -> str:
@@ -48,7 +52,10 @@ def list_loras(folder: Path) -> list[str]:
     """The names of what may be adapters in `folder`, which need not exist."""
     if not folder.is_dir():
         return []
-    return sorted(path.stem for path in folder.glob("*.gguf") if path.name[0] != "." and not {"=", ","} & {*path.stem})
+    names = {path.stem for path in folder.glob("*.gguf")} | {
+        path.parent.name for path in folder.glob(f"*/{_PEFT_CONFIG}")
+    }
+    return sorted(name for name in names if name[0] != "." and not {"=", ","} & {*name})
 
 
 def find_loras(folder: Path, wanted: Iterable[str], model: Path) -> tuple[Lora, ...]:
@@ -57,11 +64,11 @@ def find_loras(folder: Path, wanted: Iterable[str], model: Path) -> tuple[Lora, 
     Raises BadName, ModelNotFound, BadGguf, PickleRefused, BadLora.
     """
     pairs = [split_lora(text) for text in wanted]
-    base = read_gguf(model) if pairs else None
-    return tuple(_read(_find(folder, name), scale, model, base) for name, scale in pairs if base is not None)
+    base = read_whole_gguf(model) if pairs else None
+    return tuple(_read(_find(folder, name, model), scale, model, base) for name, scale in pairs if base is not None)
 
 
-def _find(folder: Path, name: str) -> Path:
+def _find(folder: Path, name: str, model: Path) -> Path:
     """Where the adapter `name` lies, its ending written or not."""
     for ending in ("", ".gguf"):
         try:
@@ -70,7 +77,7 @@ def _find(folder: Path, name: str) -> Path:
             raise BadName(error.message, remedy=error.remedy, param="lora") from error
         if path.is_dir() and not safe_path(folder, name, ".gguf").is_file():
             raise BadLora(
-                f"--lora {name}: it is a folder, as PEFT writes them, and Snug applies adapters with llama.cpp alone.",
+                f"--lora {name}: it is a folder, as PEFT writes them for safetensors; {model.name} is a GGUF file.",
                 remedy=f"Make a file of it with llama.cpp's convert_lora_to_gguf.py, and put that into {folder.name}/.",
                 param="lora",
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 from transformers.core_model_loading import build_glob_alternation
 from transformers.initialization import no_tie_weights
 from transformers.pytorch_utils import Conv1D
@@ -72,6 +72,7 @@ def build(file: Path, *, attention: str | None = None) -> Any:
     checked = check_config(file, file.parent.name, trust_remote_code=False)
     values = {name: value for name, value in checked.whole.items() if name not in _DROPPED}
     auto: Any = AutoModelForSeq2SeqLM if checked.family.is_encoder_decoder else AutoModelForCausalLM
+    auto = AutoModelForImageTextToText if checked.family.sees else auto
     try:
         config = _from_values(CONFIG_MAPPING[checked.model_type], values)
         with torch.device("meta"), no_tie_weights():

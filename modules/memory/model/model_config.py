@@ -16,9 +16,16 @@ from modules.memory.model.config import read_json, refuse_remote_code
 from modules.memory.model.families import Family, check_can_generate
 from modules.memory.model.model_spec import Prequantized
 from modules.memory.model.shape import Shape, read_shape
+from modules.memory.model.vision import Vision, read_vision
 
 _ROTARY_KEYS = ("rotary_pct", "rotary_emb_base")
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "auto": ""}
+# What a nested config leaves out where it is as transformers has it (configuration_llama.py): LLaVA 1.5 says little.
+_DEFAULTS = {
+    "llama": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "mistral": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+                "num_key_value_heads": 8},
+}  # fmt: skip
 _CODE_FILES = ("modeling_*.py", "configuration_*.py", "tokenization_*.py", "modelling_*.py")
 
 
@@ -33,6 +40,7 @@ class CheckedConfig:
     shape: Shape
     prequantized: Prequantized
     custom: bool
+    vision: Vision | None = None
 
     @property
     def rotary(self) -> bool:
@@ -53,7 +61,8 @@ def check_config(file: Path, name: str, *, trust_remote_code: bool) -> CheckedCo
     prequantized = _prequantized(config, name)
     text_config = _text_config(config)
     shape = read_shape(text_config, model_type, encoder_decoder=family.is_encoder_decoder)
-    return CheckedConfig(config, text_config, model_type, family, shape, prequantized, custom)
+    vision = read_vision(config, model_type, shape.hidden_size) if family.sees else None
+    return CheckedConfig(config, text_config, model_type, family, shape, prequantized, custom, vision)
 
 
 def stated_dtype(checked: CheckedConfig) -> str:
@@ -79,7 +88,8 @@ def is_code_file(name: str) -> bool:
 
 def refuse_code_files(folder: Path) -> None:
     """Raise RemoteCodeDisabled for code named in a config of the folder, or lying in it."""
-    for name in ("config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json"):
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json",
+                 "preprocessor_config.json"):  # fmt: skip
         if (folder / name).exists():
             refuse_remote_code(read_json(folder / name), folder.name)
     for pattern in _CODE_FILES:
@@ -115,7 +125,7 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in ("text_config", "llm_config", "decoder"):
         nested = config.get(name)
         if isinstance(nested, dict) and "hidden_size" not in config:
-            return nested
+            return {**_DEFAULTS.get(str(nested.get("model_type")), {}), **nested}
     return config
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from modules.memory.model.shape import Shape
+from modules.memory.model.vision import Vision
 
 Source = Literal["safetensors", "gguf", "remote"]
 Prequantized = Literal["none", "int8", "nf4", "fp4"]
@@ -46,7 +47,7 @@ class ModelSpec(Shape):
     known where the model was built on the meta device. `weights_here`: False where only config and headers are, so
     that the model can be planned and not loaded. `kept_fp32` are tensors that stay fp32 in a 16-bit model,
     `kept_fp32_in_fp16` those that do where it is fp16, `linear_weights` the matrices that bitsandbytes would replace;
-    None where not known.
+    None where not known. `vision` is what a model sees with, None for one that reads text alone.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ModelSpec(Shape):
     kept_fp32: frozenset[str] = frozenset()
     kept_fp32_in_fp16: frozenset[str] = frozenset()
     linear_weights: frozenset[str] | None = None
+    vision: Vision | None = None
 
     @property
     def parameters(self) -> int:

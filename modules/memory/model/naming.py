@@ -24,12 +24,20 @@ _RENAMED = (
     (re.compile(r"^(vision_tower|multi_modal_projector)\."), r"model.\1."),
     (re.compile(r"^embed_out\."), "lm_head."),
 )
+# Qwen2-VL and Qwen2.5-VL as published: the language model's names are those of a model without eyes.
+_RENAMED_QWEN = (
+    (re.compile(r"^visual\."), "model.visual."),
+    (re.compile(r"^model\.(embed_tokens|layers|norm)\."), r"model.language_model.\1."),
+)
+# LLaVA's towers were published with one level more than CLIP's has now.
+_RENAMED_LLAVA = ((re.compile(r"^(?:model\.)?vision_tower\.vision_model\."), "model.vision_tower."), *_RENAMED)
+_OWN = {"qwen2_vl": _RENAMED_QWEN, "qwen2_5_vl": _RENAMED_QWEN, "llava": _RENAMED_LLAVA}
 
 
 def name_tensors(stored: tuple[StoredTensor, ...], model_type: str) -> tuple[TensorInfo, ...]:
     """The stored tensors under their names in the loaded model, each with its repeated block."""
     prefix = base_prefix(model_type)
-    names = [_renamed(tensor.name) for tensor in stored]
+    names = [_renamed(tensor.name, _OWN.get(model_type, _RENAMED)) for tensor in stored]
     bare = bool(prefix) and not any(name.startswith(prefix + ".") for name in names)
     result = []
     for tensor, name in zip(stored, names, strict=True):
@@ -39,8 +47,8 @@ def name_tensors(stored: tuple[StoredTensor, ...], model_type: str) -> tuple[Ten
     return tuple(result)
 
 
-def _renamed(name: str) -> str:
-    for pattern, replacement in _RENAMED:
+def _renamed(name: str, patterns: tuple[tuple[re.Pattern[str], str], ...]) -> str:
+    for pattern, replacement in patterns:
         name = pattern.sub(replacement, name)
     return name
 

@@ -21,6 +21,7 @@ from modules.memory.planning.gguf_layers import (
     count_units,
     parts_of,
 )
+from modules.memory.planning.merging import with_merging
 from modules.memory.planning.native import (
     embedding_figure,
     embedding_figures_beside_gpus,
@@ -124,8 +125,11 @@ def solution_of(problem: Problem, way: Way, run: RunSpec, layout: Layout) -> Sol
     if problem.options.embeddings:
         figure = embedding_figure(problem.spec, run)
         budgets[computing[0]] = budgets[computing[0]].with_figure("embeddings", figure)
-    if problem.loras:
+    if problem.loras and run.runtime == "llamacpp":
         budgets[computing[0]] = budgets[computing[0]].with_figure("adapters", lora_figure(problem.loras))
+    elif problem.loras:
+        width = 4 if run.dtype == "float32" else 2
+        budgets |= {device: with_merging(budgets[device], problem.loras, width) for device in computing}
     written = {"disk": layout.rewritten} if layout.rewritten else {}
     return Solution(way, run, layout, budgets, dict(layout.weights), _lacking(problem, budgets, written))
 

@@ -19,6 +19,7 @@ from modules.memory.forecasting.kv_cache import QUALITY as CACHE_QUALITY
 from modules.memory.forecasting.kv_cache import KVCache, why_not
 from modules.memory.forecasting.llamacpp_sizes import why_not_cached
 from modules.memory.llamacpp_build import GPU_BUILD, OTHER_BUILDS
+from modules.memory.model.gguf_parts import part_number
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.quality import expected_quality
 from modules.settings import LoadOptions
@@ -208,6 +209,12 @@ def _check(spec: ModelSpec, options: LoadOptions, gpus: int) -> None:
     _check_layers(spec, options)
     wanted = _flagged(options)
     flag = "--load-in-8bit" if wanted == "int8" else "--load-in-4bit"
+    if options.deepspeed and spec.vision is not None:
+        raise NotAvailableHere(
+            f"--deepspeed: {spec.name} sees, and ZeRO-3 runs models that read text here.",
+            remedy="Drop --deepspeed; --auto-devices and --disk split the model too.",
+            param="deepspeed",
+        )
     if options.deepspeed and spec.prequantized != "none":
         raise NotAvailableHere(f"--deepspeed: {spec.name} is quantized.", remedy="ZeRO-3 needs 16-bit weights.")
     if wanted == "none":
@@ -255,6 +262,8 @@ def _precisions(spec: ModelSpec, wishes: Wishes) -> tuple[list[RunSpec], list[tu
         context_tokens=wished_context(spec, options),
         attention="sdpa" if options.attn_implementation == "auto" else options.attn_implementation,
     )
+    if spec.vision is not None:
+        base = replace(base, picture_side=options.picture_side)
     if options.loader == "vllm":
         return _vllm_runs(spec, wishes, base)
     if spec.prequantized != "none":
@@ -266,6 +275,8 @@ def _precisions(spec: ModelSpec, wishes: Wishes) -> tuple[list[RunSpec], list[tu
     half: DType = "bfloat16" if dtype == "float32" else dtype
     lower = replace(base, dtype=half, compute_dtype=half)
     runs = [base] if half == dtype else [base, lower]
+    if options.lora:
+        return runs, [("8-bit, 4-bit", "LoRA adapters are merged into weights in 16 or 32 bits")]
     kept, dropped = _that_change_something(spec, lower)
     return runs + kept, dropped
 
@@ -276,6 +287,7 @@ def _vllm_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[Run
     reasons = {
         "it needs a folder with safetensors": spec.source == "gguf",
         "its server runs no encoder-decoder models": spec.is_encoder_decoder,
+        "Snug runs models that see with transformers alone": spec.vision is not None,
         "it splits no model over devices": options.auto_devices or options.disk or options.deepspeed,
         "it has no 8-bit of this kind; use --load-in-4bit": options.load_in_8bit,
         "its 4-bit is nf4 without double quantization": options.use_double_quant or options.quant_type == "fp4",
@@ -302,6 +314,12 @@ def _gguf_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[Run
         remedy = "Use --loader transformers." if named == "--loader" else f"Drop {only}."
         param = named.removeprefix("--").replace("-", "_")
         raise NotAvailableHere(f"{only} for {spec.name}: {reason}.", remedy=remedy, param=param)
+    if part_number(spec.path.name):
+        whole = "transformers reads a GGUF file in one piece, and this one is split"
+        if options.loader == "transformers" or reason:
+            why = whole if options.loader == "transformers" else f"{whole}; llama.cpp: {reason}"
+            raise NotAvailableHere(f"{spec.name}: {why}.", remedy="Drop the flags in its way.", param="loader")
+        dropped.append(("unpacked to 16 bits", whole))
     if options.loader == "transformers" or reason:
         return [base], [*dropped, *([("llama.cpp", reason)] if reason else [])]
     if wishes.gpus and not wishes.llamacpp_gpu:
@@ -314,7 +332,7 @@ def _gguf_runs(spec: ModelSpec, wishes: Wishes, base: RunSpec) -> tuple[list[Run
             )
         dropped.append(("llama.cpp on the GPU", reason))
     through = replace(base, runtime="llamacpp", dtype="float16", compute_dtype="float16", attention="sdpa")
-    return [through] if only else [through, base], dropped
+    return [through] if only or part_number(spec.path.name) else [through, base], dropped
 
 
 def _only_llamacpp(options: LoadOptions) -> str:
@@ -394,6 +412,9 @@ def _places(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> Iterator[tuple[Pla
         yield "gpu", False
         if wishes.gpus > 1:
             yield "gpus", False
+    if options.lora:  # merged where the weights lie: not on disk, nor in what is fetched for each use
+        yield "cpu", False
+        return
     # What leaves the GPU is kept unquantized, and a file that is quantized already holds nothing to keep so.
     may_leave = wishes.gpus > 0 and spec.prequantized == "none"
     if may_leave:

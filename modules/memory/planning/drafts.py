@@ -81,6 +81,8 @@ def check_draft(spec: ModelSpec, draft: ModelSpec | None, options: LoadOptions) 
         reason = ""
         if model.is_encoder_decoder:
             reason = f"{of} {model.name} is an encoder-decoder model"
+        elif model.vision is not None:
+            reason = f"{of} {model.name} sees, and guesses are made of text alone"
         elif native and model.source != "gguf":
             reason = f"{of} {model.name} is no GGUF file, and llama.cpp reads no others"
         elif model.source == "gguf" and not native and model is draft:
@@ -121,6 +123,8 @@ def how_to_speculate(spec: ModelSpec, draft: ModelSpec | None, options: LoadOpti
             return "draft"
         return "ngram" if options.speculate == "ngram" and run.kv_cache == "plain" and _forgets(spec) else "off"
     if run.runtime != "torch" or run.kv_cache != "plain" or options.deepspeed or spec.is_encoder_decoder:
+        return "off"
+    if spec.vision is not None:
         return "off"
     if draft is not None:
         return "draft"

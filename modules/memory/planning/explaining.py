@@ -17,13 +17,11 @@ from modules.memory.planning.choosing import Ranked
 from modules.memory.planning.drafts import how_to_speculate
 from modules.memory.planning.native import ignored_note
 from modules.memory.planning.placement import Layout
-from modules.memory.planning.problem import CHUNKS, Problem, Solution
+from modules.memory.planning.problem import CHUNKS, Problem, Solution, is_close
 from modules.memory.planning.quality import loss_text
 from modules.memory.planning.speed import Speeds
-from modules.units import MiB, format_rate, format_size
+from modules.units import format_rate, format_size
 
-# What stays free of a device below this, or below this share of it, is little.
-_LITTLE_BYTES, _LITTLE_SHARE = 512 * MiB, 0.05
 # Below this many tokens a second one waits for each.
 _SLOW = 1.0
 
@@ -91,10 +89,23 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
         if guesses:
             yield "Guessed tokens are checked several at once, which llama.cpp rounds otherwise: near-ties may part."
             yield "While it guesses, llama.cpp writes one reply at a time."
+    if spec.vision is not None and run.runtime == "torch":
+        tokens = spec.vision.tokens(run.picture_side)
+        yield (
+            f"It sees: a picture takes up to about {tokens:,} tokens, one no side longer than {run.picture_side:,} "
+            "pixels; requests run one at a time."
+        )
+        if options.speculate == "ngram":
+            yield "--speculate ngram is left out: it guesses from text alone, and this model sees."
     if options.embeddings:
-        yield "It answers /v1/embeddings too; a text to embed waits for the replies that are being written."
+        most = min(run.prefill_chunk, run.context_tokens - 1)
+        yield (
+            f"It answers /v1/embeddings too, a text of {most:,} tokens at once; each waits for the replies that are "
+            "being written."
+        )
     if problem.loras:
-        yield f"Changed by LoRA adapters: {', '.join(lora.title for lora in problem.loras)}."
+        merged = "" if run.runtime == "llamacpp" else ", merged into the weights while they are loaded"
+        yield f"Changed by LoRA adapters: {', '.join(lora.title for lora in problem.loras)}{merged}."
         yield from map(ignored_note, filter(lambda lora: lora.ignored, problem.loras))
     if spec.prequantized != "none":
         yield f"The file is quantized already: {LABELS[spec.prequantized]}."
@@ -224,9 +235,8 @@ def _close_fits(problem: Problem, solution: Solution) -> Iterator[str]:
     tight = []
     for name, budget in solution.budgets.items():
         free = problem.device(name).free_bytes
-        left = free - budget.total
-        if name != "disk" and left < max(_LITTLE_BYTES, _LITTLE_SHARE * free):
-            tight.append(f"{format_size(left)} {place_name(problem, name, preposition=True)}")
+        if name != "disk" and is_close(free, budget.total):
+            tight.append(f"{format_size(free - budget.total)} {place_name(problem, name, preposition=True)}")
     if tight:
         yield f"A close fit: {' and '.join(tight)} stay free. A program that starts there can make it fail."
 

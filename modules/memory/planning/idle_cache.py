@@ -12,7 +12,7 @@ from dataclasses import replace
 from modules.memory.forecasting.budget import Budget, Figure
 from modules.memory.forecasting.forecast import kv_cache_bytes
 from modules.memory.planning.drafts import draft_run
-from modules.memory.planning.problem import Problem, Solution, lacks_bytes
+from modules.memory.planning.problem import Problem, Solution, is_close, lacks_bytes
 from modules.units import MiB
 
 # A saved conversation keeps each token's place beside its keys and values: 0.2 % of them in the starter model.
@@ -20,7 +20,8 @@ _WITH_PLACES = 1.005
 
 
 def with_idle_cache(problem: Problem, solution: Solution) -> Solution:
-    """The solution with room for idle conversations; as it is where llama.cpp does not run, or that would not fit.
+    """The solution with room for idle conversations; as it is where llama.cpp does not run, or the fit would be close
+    with it: what nobody asked for leaves as much free as a comfortable fit does.
 
     They may hold as many tokens as the cache itself. llama.cpp drops the oldest before it saves one for which there is
     no room (server_prompt_cache::alloc), and counts its limit in MiB.
@@ -35,7 +36,8 @@ def with_idle_cache(problem: Problem, solution: Solution) -> Solution:
     limit = -(-int(whole * _WITH_PLACES) // MiB) * MiB
     text = f"idle conversations, at most: as many tokens as the KV cache, {whole:,} B, and where each stood"
     roomier = budgets["cpu"].with_figure("idle_cache", Figure(limit, "formula", text))
-    if lacks_bytes(problem.cpu.free_bytes, roomier.total, problem.widened.get("cpu", 1.0)):
+    free, widened = problem.cpu.free_bytes, max(1.0, problem.widened.get("cpu", 1.0))
+    if lacks_bytes(free, roomier.total, widened) or is_close(free, int(roomier.total * widened)):
         return solution
     return replace(solution, budgets=budgets | {"cpu": roomier})
 

@@ -12,12 +12,19 @@ from modules.memory.forecasting.budget import Figure
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.lora import Lora
 from modules.memory.model.model_spec import ModelSpec
+from modules.memory.planning.merging import check_merging
 from modules.settings import LoadOptions
 
 
 def check_native(spec: ModelSpec, options: LoadOptions) -> None:
-    """Refuse both for what does not run through llama.cpp. Raises NotAvailableHere naming flag and remedy."""
-    asked = [("lora", f"--lora {' '.join(options.lora)}")] if options.lora else []
+    """Refuse both for what does not run through llama.cpp, but adapters that are merged into safetensors.
+
+    Raises NotAvailableHere naming flag and remedy.
+    """
+    merged = spec.source == "safetensors"
+    if options.lora and merged:
+        check_merging(spec, options)
+    asked = [("lora", f"--lora {' '.join(options.lora)}")] if options.lora and not merged else []
     asked += [("embeddings", "--embeddings")] if options.embeddings else []
     reason = ""
     if spec.source != "gguf":

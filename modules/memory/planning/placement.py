@@ -26,8 +26,10 @@ from modules.memory.model.spec import ModelSpec, TensorInfo
 GroupKind = Literal["embedding", "block", "head", "idle"]
 _FORWARD_ORDER: dict[GroupKind, int] = {"embedding": 0, "block": 1, "head": 2, "idle": 3}
 _KEEPING_ORDER: dict[GroupKind, int] = {"head": 0, "embedding": 1, "block": 2, "idle": 3}
-# Parts of models that also see or hear: a text chat never runs them.
-_IDLE = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector|visual|vision_model|audio_tower|embed_vision)\b")
+# Parts of models that also see or hear: a text chat never runs them, a picture's encoding once.
+_IDLE = re.compile(
+    r"^(model\.)?(vision_tower|multi_modal_projector|visual|vision_model|connector|audio_tower|embed_vision)\b"
+)
 _EMBEDDING = re.compile(r"\b(w[tp]e|shared|embed\w*|word_embeddings\w*|embeddings|tokens_embed|positions_embed)$")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from modules.errors import SnugError
 from modules.hardware import Device, Inventory
+from modules.lora_names import name_of
 from modules.memory.forecasting.budget import Budget
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.lora import Lora
@@ -116,8 +117,11 @@ class Question:
     llamacpp_gpu: bool = False
 
     def asking(self, options: LoadOptions) -> Question:
-        """The same of other options."""
-        return replace(self, options=options)
+        """The same of other options: without a draft model and adapters that they name no more."""
+        draft = self.draft if options.draft_model else None
+        named = {name_of(text) for text in options.lora}
+        loras = tuple(lora for lora in self.loras if lora.name in named)
+        return replace(self, options=options, draft=draft, loras=loras)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +273,12 @@ def _would_fit(question: Question, options: LoadOptions, *, more_cpu: int = 0, m
         cpu=_roomier(question.inventory.cpu, more_cpu),
         gpus=tuple(_roomier(gpu, more_gpu) for gpu in question.inventory.gpus),
     )
-    problem = _problem(replace(question, options=options, inventory=inventory))
-    wishes, wished = Wishes(options, len(problem.gpus)), wished_context(question.spec, options)
+    problem = _problem(replace(question.asking(options), inventory=inventory))
+    wishes = Wishes(options, len(problem.gpus), question.llamacpp_gpu)
+    wished = wished_context(question.spec, options)
     tokens = wished if options.ctx_size is not None else min(wished, LEAST_CONTEXT)
     try:
+        check_native(question.spec, options)
         ways, _ = list_ways(question.spec, options, len(problem.gpus), llamacpp_gpu=question.llamacpp_gpu)
     except SnugError:  # the change and what the user gave cannot go together
         return False

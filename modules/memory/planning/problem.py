@@ -15,9 +15,7 @@ from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.lora import Lora
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Way
-from modules.memory.planning.placement import (
-    Layout,
-)
+from modules.memory.planning.placement import Layout
 from modules.settings import LoadOptions
 from modules.units import MiB
 
@@ -27,6 +25,8 @@ CONTEXT_STEP = 256
 CHUNKS = (512, 128)
 # Never plan to the last byte: max(256 MiB, 2 % of what is free).
 LEAST_MARGIN = 256 * MiB
+# What stays free of a device below this, or below this share of it, is little: a fit is close then.
+_LITTLE_BYTES, _LITTLE_SHARE = 512 * MiB, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,11 @@ class Solution:
 def margin(free_bytes: int) -> int:
     """Bytes of a device that a plan leaves alone."""
     return max(LEAST_MARGIN, free_bytes // 50)
+
+
+def is_close(free_bytes: int, total_bytes: int) -> bool:
+    """Whether next to nothing of a device stays free under a forecast of `total_bytes`."""
+    return free_bytes - total_bytes < max(_LITTLE_BYTES, _LITTLE_SHARE * free_bytes)
 
 
 def lacks_bytes(free_bytes: int, total_bytes: int, widened: float = 1.0) -> int:

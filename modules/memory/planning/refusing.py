@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from modules.errors import DiskFull, OutOfMemory, SnugError
+from modules.lora_names import name_of
 from modules.memory.known_gpus import card_with, ram_with
 from modules.memory.planning.choosing import Ranked, lacks
 from modules.memory.planning.explaining import place_name, sum_words, title
@@ -119,16 +120,21 @@ def _smallest_changes(problem: Problem, nearest: Solution | None, fits: Fits) ->
     """Up to three changes under each of which the model fits, the cheapest first; then how much memory would do."""
     named: list[str] = []
     for text, changes in _changes(problem, fits):
-        repeated = any(other.split()[0] == text.split()[0] for other in named)
+        repeated = any(_flag_in(other) == _flag_in(text) for other in named)
         if not repeated and fits(problem.options.model_copy(update=changes)):
-            named.append(text)
+            named.append(text if text.startswith("without ") else f"with {text}")
         if len(named) == _CHANGES_NAMED:
             break
     memory = _more_memory(problem, nearest, fits) if nearest else ""
     as_gguf = _as_gguf(problem)
     if not named:
         return f"No flag makes it fit here{f': it takes {memory}' if memory else ''}, or a smaller model.{as_gguf}"
-    return f"It would fit with {', or with '.join([*named, *([memory] if memory else [])])}.{as_gguf}"
+    return f"It would fit {', or '.join([*named, *([f'with {memory}'] if memory else [])])}.{as_gguf}"
+
+
+def _flag_in(text: str) -> str:
+    """The flag that a change is about: the first word of `text` that is one."""
+    return next(word for word in text.split() if word.startswith("--"))
 
 
 def _as_gguf(problem: Problem) -> str:
@@ -152,9 +158,14 @@ def _changes(problem: Problem, fits: Fits) -> Iterator[tuple[str, dict[str, Any]
         yield from _roomier_cpu(problem, fits)
     if options.gpu_layers is not None:
         yield from _other_layers(problem, fits)
+    if options.draft_model:
+        yield f"without --draft-model {options.draft_model}", {"draft_model": None}
     if options.kv_cache not in ("auto", "int4"):
         yield "--kv-cache auto", {"kv_cache": "auto"}
+    if options.embeddings:
+        yield "without --embeddings", {"embeddings": False}
     yield from _shorter(problem, fits)
+    yield from _fewer_adapters(problem)
     if options.deepspeed and options.nvme_offload_dir is None:
         yield "--nvme-offload-dir FOLDER", {"nvme_offload_dir": problem.disk.name}
     if options.dtype == "fp32" and not flagged:
@@ -218,6 +229,18 @@ def _other_layers(problem: Problem, fits: Fits) -> Iterator[tuple[str, dict[str,
         yield f"--gpu-layers {asked - given_up}", {"gpu_layers": asked - given_up}
     else:
         yield "without --gpu-layers", {"gpu_layers": None}
+
+
+def _fewer_adapters(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Without one of the adapters, the smallest first; then without any."""
+    given = problem.options.lora
+    named = {name_of(text): text for text in given}
+    for lora in sorted(problem.loras, key=lambda lora: lora.size_bytes):
+        if lora.name in named:
+            kept = tuple(text for text in given if text != named[lora.name])
+            yield f"without --lora {lora.name}", {"lora": kept}
+    if given:
+        yield "without --lora", {"lora": ()}
 
 
 def _shorter(problem: Problem, fits: Fits) -> Iterator[tuple[str, dict[str, Any]]]:

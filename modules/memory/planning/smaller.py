@@ -5,8 +5,9 @@ Pure, as planner.py is. Who loads them, and for which replies, is models/rescue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from modules.errors import SnugError
@@ -37,11 +38,11 @@ class Failure:
 
 
 def smaller_plans(failure: Failure, table: PlanTable, replan: Replan) -> list[Plan]:
-    """What to try next, in this order: a shorter context, a smaller cache, the planner's own list, fewer bits, layers
-    elsewhere.
+    """What to try next, in this order: a shorter context, fewer layers on the GPUs, a smaller cache, the planner's own
+    list, fewer bits, layers elsewhere.
 
     Each takes at least LEAST_SAVING less than the one that failed where that ran out. Sizes need not fall from one to
-    the next. `replan` raises SnugError for what does not fit.
+    the next. `replan` raises SnugError for what does not fit. What embeds texts as long as before comes first.
     """
     found: dict[str, Plan] = {}
     for plan in _candidates(failure, table, replan):
@@ -49,7 +50,17 @@ def smaller_plans(failure: Failure, table: PlanTable, replan: Replan) -> list[Pl
         enough = plan.run.context_tokens >= failure.least_tokens
         if plan.fits and not plan.short_bytes and enough and way not in found and _saves(failure, plan):
             found[way] = plan
-    return list(found.values())
+    return sorted(found.values(), key=lambda plan: _embeds_up_to(plan) < _embeds_up_to(failure.plan))
+
+
+def rungs(plans: Sequence[Plan], most: int) -> list[Plan]:
+    """Which of `plans` to load, one after the other: the first `most`, and at last what llama.cpp needs no GPU for.
+
+    How far a GPU's memory was overestimated nobody knows: two smaller steps may be too small both.
+    """
+    first, rest = list(plans[:most]), plans[most:]
+    sure = next((plan for plan in rest if _off_gpus(plan)), None)
+    return [*first, sure] if sure is not None and not any(map(_off_gpus, first)) else first
 
 
 def difference(before: Plan, after: Plan) -> str:
@@ -62,15 +73,25 @@ def difference(before: Plan, after: Plan) -> str:
     bits = [_precision(plan) for plan in (before, after)]
     if bits[0] != bits[1]:
         parts.append(f"weights in {bits[1]} instead of {bits[0]}")
+    if _embeds_up_to(after) < _embeds_up_to(before):
+        parts.append(f"texts of up to {_embeds_up_to(after):,} tokens to embed instead of {_embeds_up_to(before):,}")
+    layers = [min(sum(plan.gpu_layers), plan.spec.layers) for plan in (before, after)]
+    if layers[1] < layers[0]:
+        whole = after.spec.layers
+        kept = (
+            f"{layers[1]} of its {whole} layers on a GPU" if layers[1] else f"all of its {whole} layers in CPU memory"
+        )
+        parts.append(f"{kept} instead of {layers[0]}{'' if layers[1] else ' on a GPU'}")
     for place, where in (("cpu", "in CPU memory"), ("disk", "on disk")):
         more = _weights(after, place) - _weights(before, place)
-        if more > 0 and len(after.budgets) > 1:
+        if more > 0 and len(after.budgets) > 1 and not before.gpu_layers:
             parts.append(f"more of the weights {where}")
     return ", ".join(parts) or after.title or "another way of loading"
 
 
 def _candidates(failure: Failure, table: PlanTable, replan: Replan) -> Iterator[Plan]:
-    for changes in _shorter(failure):
+    shorter = _shorter(failure)
+    for changes in (*islice(shorter, 1), *_fewer_layers(failure), *shorter):
         yield from _try(failure.options, changes, replan)
     for changes in _packed_caches(failure):
         yield from _try(failure.options, changes, replan)
@@ -110,10 +131,6 @@ def _other_ways(failure: Failure) -> Iterator[dict[str, Any]]:
     """Fewer bits, then layers off the device that is full; each with a context that holds what has to fit."""
     plan, options = failure.plan, failure.options
     context = {"ctx_size": max(SMALLEST_CONTEXT, failure.least_tokens)}
-    if plan.gpu_layers and not (failure.flags_bind and options.gpu_layers is not None):
-        fewer = {"gpu_layers": max(1, sum(plan.gpu_layers) * 3 // 4)}
-        yield fewer | {"ctx_size": max(plan.run.context_tokens, failure.least_tokens)}
-        yield fewer | context
     bits_bound = options.dtype != "auto" or options.bf16 or options.load_in_8bit or options.load_in_4bit
     if not (failure.flags_bind and bits_bound) and plan.spec.prequantized == "none" and not options.deepspeed:
         if plan.run.quantization == "none":
@@ -123,6 +140,27 @@ def _other_ways(failure: Failure) -> Iterator[dict[str, Any]]:
             yield {"load_in_8bit": False, "load_in_4bit": True} | context
     if not failure.flags_bind and not options.deepspeed:
         yield {"auto_devices": True, "disk": True} | context
+
+
+def _fewer_layers(failure: Failure) -> Iterator[dict[str, Any]]:
+    """Of the layers that llama.cpp computes on GPUs three quarters, half, a quarter, none; the same context."""
+    plan, options = failure.plan, failure.options
+    if not plan.gpu_layers or (failure.flags_bind and options.gpu_layers is not None):
+        return
+    whole = sum(plan.gpu_layers)
+    for quarters in (3, 2, 1, 0):
+        layers = {"gpu_layers": whole * quarters // 4}
+        yield layers | {"ctx_size": max(plan.run.context_tokens, failure.least_tokens)}
+    yield {"gpu_layers": 0, "ctx_size": max(SMALLEST_CONTEXT, failure.least_tokens)}
+
+
+def _off_gpus(plan: Plan) -> bool:
+    return plan.loader == "llamacpp" and not plan.gpu_layers
+
+
+def _embeds_up_to(plan: Plan) -> int:
+    """Tokens of a text that one step computes for its embedding; 0 where none are made."""
+    return min(plan.run.prefill_chunk, plan.run.context_tokens) if plan.embeds else 0
 
 
 def _same_bits(plan: Plan) -> dict[str, Any]:

@@ -1,19 +1,20 @@
 /* The Characters tab: the gallery, a character's page, the editor, import by drop, export, delete with undo. */
 "use strict";
 (() => {
-  const { el, icon, iconButton, remember, call, toast, selectTab } = snug;
+  const { el, icon, iconButton, remember, call, toast, selectTab, t, tn } = snug;
   const MAX_BYTES = 7 * 1024 * 1024;
   const TEXTS = [
-    ["description", "Context", "Who the character is, and how it speaks.", 7],
-    ["first_mes", "Greeting", "The first message. {{user}} and {{char}} become names.", 4],
-    ["mes_example", "Example dialogue", "{{user}}: Hello.\n{{char}}: Good day!", 4],
+    ["description", t("Context"), t("Who the character is, and how it speaks."), 7],
+    ["first_mes", t("Greeting"), t("The first message. {{user}} and {{char}} become names."), 4],
+    ["mes_example", t("Example dialogue"), t("{{user}}: Hello.\n{{char}}: Good day!"), 4],
   ];
   const MORE = [
-    ["personality", "Personality", "", 2], ["scenario", "Scenario", "", 2],
-    ["system_prompt", "System prompt", "In place of the conversation's, which {{original}} stands for.", 2],
-    ["post_history_instructions", "After the last message", "", 2], ["creator_notes", "Notes for people", "", 2],
+    ["personality", t("Personality"), "", 2], ["scenario", t("Scenario"), "", 2],
+    ["system_prompt", t("System prompt"), t("In place of the conversation's, which {{original}} stands for."), 2],
+    ["post_history_instructions", t("After the last message"), "", 2], ["creator_notes", t("Notes for people"), "", 2],
   ];
-  let server = null, element = null, people = { characters: [], personas: [] };
+  const SEARCHED_FROM = 6;  // fewer are seen at once
+  let server = null, element = null, people = { characters: [], personas: [] }, query = "", shown = null, asked = 0;
 
   snug.mountCharacters = (root, doors) => {
     [element, server] = [root, doors];
@@ -31,20 +32,57 @@
     people = { characters: answer.characters, personas: answer.personas };
     snug.takePeople(answer);
     draw();
+    find();
     return true;
+  }
+
+  /* Which characters, and in which order, the server says: it knows all their texts, and the conversations. */
+  async function find() {
+    const turn = asked += 1, order = remember.get("characterOrder", "name");
+    if (!query && order === "name") { shown = null; return drawTiles(); }
+    const answer = await call(server, "find_people", { query, order });
+    if (turn !== asked || !answer.ids) return;
+    shown = answer.ids;
+    drawTiles();
+  }
+  function drawTiles() {
+    const known = new Map(people.characters.map((person) => [person.id, person]));
+    const all = shown ? shown.map((id) => known.get(id)).filter(Boolean) : [...people.characters].sort((a, b) => a.name.localeCompare(b.name));
+    const none = people.characters.length ? t("Nobody like that is here.") : t("Nobody is here yet.");
+    element.querySelector(".gallery-slot").replaceChildren(all.length ? el("div.gallery", {}, ...all.map(tile)) : el("p.nothing", {}, none));
+    element.querySelector(".gallery-count").textContent = query ? `${all.length} found` : "";
+  }
+  snug.searchCharacters = () => {
+    const field = document.getElementById("snug-find-character");
+    if (!field?.offsetParent) return false;
+    field.focus();
+    field.select();
+  };
+
+  /* The controls for many characters; for a few they would only be in the way. */
+  function finder() {
+    if (people.characters.length < SEARCHED_FROM && !query) return null;
+    let wait = null;
+    const field = el("input.edit-line", { type: "search", id: "snug-find-character", placeholder: t("Search names, tags, texts"), "aria-label": t("Search in the characters"), value: query });
+    field.addEventListener("input", () => { clearTimeout(wait); wait = setTimeout(() => { query = field.value.trim(); find(); }, 180); });
+    const order = remember.get("characterOrder", "name");
+    const select = el("select", { id: "snug-order", "aria-label": t("Order of the characters"), onchange: () => { remember.set("characterOrder", select.value); find(); } },
+      ...[["name", t("By name")], ["used", t("Last used first")]].map(([value, label]) => el("option", { value, selected: value === order }, label)));
+    return el("div.gallery-finder", {}, field, select);
   }
 
   function draw() {
     const mine = remember.get("persona", "");
     element.replaceChildren(el("div.sheet.gallery-sheet", {},
       el("div.gallery-head", {},
-        el("div", {}, el("h1", {}, "Characters"), el("p", {}, "Choose somebody to talk to. Drop character cards here: PNG, JSON or YAML.")),
-        el("div.gallery-buttons", {}, filePicker("Import", ".png,.json,.yaml,.yml", importFiles, "snug-import"), el("button.primary-button", { id: "snug-new-character", onclick: () => edit(null) }, icon("plus"), "New"))),
-      people.characters.length ? el("div.gallery", {}, ...people.characters.map(tile)) : el("p.nothing", {}, "Nobody is here yet."),
+        el("div", {}, el("h1", {}, t("Characters")), el("p", {}, t("Choose somebody to talk to. Drop character cards here: PNG, JSON or YAML."))),
+        el("div.gallery-buttons", {}, filePicker(t("Import"), ".png,.json,.yaml,.yml", importFiles, "snug-import"), el("button.primary-button", { id: "snug-new-character", onclick: () => edit(null) }, icon("plus"), t("New")))),
+      finder(), el("div.visually-hidden.gallery-count", { role: "status" }), el("div.gallery-slot"),
       el("div.gallery-head.personas-head", {},
-        el("div", {}, el("h2", {}, "You"), el("p", {}, "Who you are, as characters are told. The chosen one counts for new chats with a character.")),
-        el("button.plain-button", { id: "snug-new-persona", onclick: () => editPersona(null) }, icon("plus"), "New persona")),
+        el("div", {}, el("h2", {}, t("You")), el("p", {}, t("Who you are, as characters are told. The chosen one counts for new chats with a character."))),
+        el("button.plain-button", { id: "snug-new-persona", onclick: () => editPersona(null) }, icon("plus"), t("New persona"))),
       el("div.personas", {}, ...people.personas.map((person) => personaRow(person, mine)))));
+    drawTiles();
   }
 
   function tile(person) {
@@ -58,8 +96,8 @@
     return el("div.persona", {},
       el("button.persona-pick", { "aria-pressed": String(chosen), "data-persona": person.id, onclick: () => { remember.set("persona", chosen ? null : person.id); draw(); } },
         snug.avatar(person), el("span.persona-text", {}, el("strong", {}, person.name), el("span", {}, person.problem ? person.problem.message : person.description.split("\n")[0])), chosen ? icon("check") : null),
-      person.problem ? null : iconButton("edit", `Edit ${person.name}`, () => editPersona(person)),
-      iconButton("trash", `Delete ${person.name}`, () => drop(person, true)));
+      person.problem ? null : iconButton("edit", t("Edit {name}", { name: person.name }), () => editPersona(person)),
+      iconButton("trash", t("Delete {name}", { name: person.name }), () => drop(person, true)));
   }
 
   /* One character */
@@ -74,7 +112,7 @@
 
   function showBroken(person) {
     const box = dialog(person.name, el("h2", {}, person.name), el("p", {}, `${person.problem.message} ${person.problem.remedy}`),
-      el("div.dialog-buttons", {}, person.own ? el("button.danger-button", { onclick: () => { box.close(); drop(person, false); } }, "Delete") : null, el("button.plain-button", { onclick: () => box.close() }, "Close")));
+      el("div.dialog-buttons", {}, person.own ? el("button.danger-button", { onclick: () => { box.close(); drop(person, false); } }, t("Delete")) : null, el("button.plain-button", { onclick: () => box.close() }, t("Close"))));
   }
 
   async function show(person) {
@@ -84,19 +122,19 @@
     const greetings = [fields.first_mes, ...fields.alternate_greetings].filter((text) => text.trim());
     const exported = (kind) => async () => { const made = await call(server, "export_card", { id: person.id, kind }); if (made.data) download(made); };
     const box = dialog(person.name,
-      el("div.person-top", {}, el("div.person-art", {}, person.picture ? el("img", { src: person.picture, alt: `Picture of ${person.name}` }) : snug.avatar(person)),
+      el("div.person-top", {}, el("div.person-art", {}, person.picture ? el("img", { src: person.picture, alt: t("Picture of {name}", { name: person.name }) }) : snug.avatar(person)),
         el("div.person-text", {}, el("h2", {}, fields.name),
           person.tags.length ? el("p.tags", {}, ...person.tags.map((tag) => el("span", {}, tag))) : null,
           el("p.about", {}, fields.creator_notes || fields.description || ""),
-          answer.lore ? el("p.panel-help", {}, `${answer.lore} lorebook entries`) : null,
           ...answer.unused.map((text) => el("p.panel-help", {}, text)),
-          greetings.length ? el("blockquote.greeting", {}, greetings[0].replaceAll("{{char}}", fields.name).replaceAll("{{user}}", "you")) : null,
-          greetings.length > 1 ? el("p.panel-help", {}, `and ${greetings.length - 1} other greeting${greetings.length > 2 ? "s" : ""}`) : null)),
+          greetings.length ? el("blockquote.greeting", {}, greetings[0].replaceAll("{{char}}", fields.name).replaceAll("{{user}}", t("you"))) : null,
+          greetings.length > 1 ? el("p.panel-help", {}, tn("and {count} other greeting", "and {count} other greetings", greetings.length - 1)) : null)),
       el("div.dialog-buttons.person-buttons", {},
-        el("span.exports", {}, icon("save"), "Save as", ...["png", "json", "yaml"].map((kind) => el("button.text-button", { "data-export": kind, onclick: exported(kind) }, kind.toUpperCase()))),
-        el("button.plain-button", { onclick: () => { box.close(); edit(person, answer); } }, "Edit"),
-        person.own ? el("button.plain-button", { "data-delete": "", onclick: () => { box.close(); drop(person, false); } }, "Delete") : null,
-        el("button.primary-button", { id: "snug-talk", onclick: () => { box.close(); talk(person.id); } }, icon("talk"), "Talk")));
+        el("span.exports", {}, icon("save"), t("Save as"), ...["png", "json", "yaml"].map((kind) => el("button.text-button", { "data-export": kind, onclick: exported(kind) }, kind.toUpperCase()))),
+        el("button.plain-button", { id: "snug-lorebook", onclick: () => { box.close(); snug.openLorebook(server, person, refresh); } }, answer.lore ? t("Lorebook ({count})", { count: answer.lore }) : t("Lorebook")),
+        el("button.plain-button", { onclick: () => { box.close(); edit(person, answer); } }, t("Edit")),
+        person.own ? el("button.plain-button", { "data-delete": "", onclick: () => { box.close(); drop(person, false); } }, t("Delete")) : null,
+        el("button.primary-button", { id: "snug-talk", onclick: () => { box.close(); talk(person.id); } }, icon("talk"), t("Talk"))));
     box.querySelector("#snug-talk").focus();
   }
 
@@ -112,7 +150,7 @@
   async function drop(person, persona) {
     const taken = await call(server, "delete_person", { id: person.id, persona });
     if (!take(taken)) return;
-    toast(`${person.name} is deleted.`, { seconds: 12, action: { label: "Undo", run: async () => { take(await call(server, "restore_person", { id: person.id, persona })); } } });
+    toast(t("{name} is deleted.", { name: person.name }), { seconds: 12, action: { label: t("Undo"), run: async () => { take(await call(server, "restore_person", { id: person.id, persona })); } } });
   }
 
   /* The editors */
@@ -125,9 +163,9 @@
 
   function greetingList(texts) {
     const holder = el("div.greetings");
-    const add = (text) => holder.append(el("div.greeting-row", {}, el("textarea.edit-area", { rows: 2, value: text, "aria-label": "Another greeting" }), iconButton("close", "Remove this greeting", (event) => event.currentTarget.parentElement.remove())));
+    const add = (text) => holder.append(el("div.greeting-row", {}, el("textarea.edit-area", { rows: 2, value: text, "aria-label": t("Another greeting") }), iconButton("close", t("Remove this greeting"), (event) => event.currentTarget.parentElement.remove())));
     texts.forEach(add);
-    return el("div.panel-field", { "data-greetings": "" }, holder, el("button.text-button", { onclick: () => add("") }, "Add another greeting"));
+    return el("div.panel-field", { "data-greetings": "" }, holder, el("button.text-button", { onclick: () => add("") }, t("Add another greeting")));
   }
 
   function editor(title, person, persona, fields, controls, extra) {
@@ -137,7 +175,7 @@
       const data = file && await read(file);
       if (!data) return;
       picture = data;
-      art.replaceChildren(el("img", { src: URL.createObjectURL(file), alt: "The new picture" }));
+      art.replaceChildren(el("img", { src: URL.createObjectURL(file), alt: t("The new picture") }));
     };
     const slot = el("div.problem-slot");
     const save = async () => {
@@ -147,30 +185,30 @@
       if (more) given.alternate_greetings = [...more.querySelectorAll("textarea")].map((area) => area.value).filter((text) => text.trim());
       let answer = null;
       try { answer = await server.save_person({ id: person?.id ?? null, persona, fields: given, picture }); } catch { /* told below */ }
-      const problem = answer ? answer.problem : { message: "Snug does not answer.", remedy: "Nothing is lost: try again." };
+      const problem = answer ? answer.problem : { message: t("Snug does not answer."), remedy: t("Nothing is lost: try again.") };
       if (problem) return slot.replaceChildren(el("div.problem", { role: "alert" }, icon("alert"), el("p", {}, `${problem.message} ${problem.remedy}`)));
       box.close();
       take(answer);
       if (persona && !person) { remember.set("persona", answer.saved); draw(); }
     };
     const box = dialog(title, el("h2", {}, title),
-      el("div.person-top", {}, el("div.person-side", {}, art, filePicker("Picture", "image/png,image/jpeg,image/webp", choose, "snug-picture")),
-        el("div.person-text", {}, control(fields, ["name", "Name", "", 1]), ...controls)),
+      el("div.person-top", {}, el("div.person-side", {}, art, filePicker(t("Picture"), "image/png,image/jpeg,image/webp", choose, "snug-picture")),
+        el("div.person-text", {}, control(fields, ["name", t("Name"), "", 1]), ...controls)),
       extra, slot,
-      el("div.dialog-buttons", {}, el("button.plain-button", { onclick: () => box.close() }, "Cancel"), el("button.primary-button", { id: "snug-save-person", onclick: save }, "Save")));
+      el("div.dialog-buttons", {}, el("button.plain-button", { onclick: () => box.close() }, t("Cancel")), el("button.primary-button", { id: "snug-save-person", onclick: save }, t("Save"))));
     box.classList.add("editing");
     box.addEventListener("input", () => { box.dirty = true; });
-    box.addEventListener("cancel", (event) => { if (box.dirty) { event.preventDefault(); toast("There are changes.", { remedy: "Save them, or press Cancel." }); } });
+    box.addEventListener("cancel", (event) => { if (box.dirty) { event.preventDefault(); toast(t("There are changes."), { remedy: t("Save them, or press Cancel.") }); } });
     box.querySelector("#edit-name").focus();
   }
   function edit(person, answer = { fields: { alternate_greetings: [] } }) {
     const { fields } = answer;
-    editor(person ? `Edit ${person.name}` : "New character", person, false, fields, [control(fields, TEXTS[0])],
+    editor(person ? t("Edit {name}", { name: person.name }) : t("New character"), person, false, fields, [control(fields, TEXTS[0])],
       el("div", {}, control(fields, TEXTS[1]), greetingList(fields.alternate_greetings), control(fields, TEXTS[2]),
-        el("details.panel-fold", {}, el("summary", {}, "More"), ...MORE.map((one) => control(fields, one)))));
+        el("details.panel-fold", {}, el("summary", {}, t("More")), ...MORE.map((one) => control(fields, one)))));
   }
   function editPersona(person) {
-    editor(person ? `Edit ${person.name}` : "New persona", person, true, person ?? {}, [control(person ?? {}, ["description", "Description", "A sailor of forty, back from the north sea.", 4])], null);
+    editor(person ? t("Edit {name}", { name: person.name }) : t("New persona"), person, true, person ?? {}, [control(person ?? {}, ["description", t("Description"), t("A sailor of forty, back from the north sea."), 4])], null);
   }
 
   /* Files */
@@ -179,12 +217,13 @@
     const input = el("input", { type: "file", accept, multiple: id === "snug-import", id, hidden: true, onchange: () => { run([...input.files]); input.value = ""; } });
     return el("span", {}, input, el("button.plain-button", { onclick: () => input.click() }, icon("upload"), label));
   }
+  snug.readFile = read;
   function read(file) {
-    if (file.size > MAX_BYTES) { toast(`${file.name} is larger than 7 MiB.`, { kind: "bad", remedy: "Make the picture smaller." }); return null; }
+    if (file.size > MAX_BYTES) { toast(t("{name} is larger than {size}.", { name: file.name, size: "7 MiB" }), { kind: "bad", remedy: t("Make the picture smaller.") }); return null; }
     return new Promise((resolve) => {
       const reader = new FileReader();
       reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
-      reader.onerror = () => { toast(`${file.name} could not be read.`, { kind: "bad" }); resolve(null); };
+      reader.onerror = () => { toast(t("{name} could not be read.", { name: file.name }), { kind: "bad" }); resolve(null); };
       reader.readAsDataURL(file);
     });
   }
@@ -195,7 +234,7 @@
       const answer = await call(server, "import_card", { name: file.name, data });
       if (!take(answer)) continue;
       const who = people.characters.find((person) => person.id === answer.imported);
-      toast(`${who?.name ?? answer.imported} is here.`, { remedy: answer.unused.join(" "), seconds: 6, action: { label: "Talk", run: () => talk(answer.imported) } });
+      toast(t("{name} is here.", { name: who?.name ?? answer.imported }), { remedy: answer.unused.join(" "), seconds: 6, action: { label: t("Talk"), run: () => talk(answer.imported) } });
     }
   }
   function download(made) {

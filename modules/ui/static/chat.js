@@ -1,17 +1,17 @@
 /* The Chat tab: messages, the running reply, the composer. The server owns the history; this shows it. */
 "use strict";
 (() => {
-  const { el, icon, iconButton, remember, call, toast, showProblem, copy, newId, selectTab } = snug;
+  const { el, icon, iconButton, remember, call, toast, showProblem, copy, newId, selectTab, t } = snug;
   const SUGGESTIONS = [
-    ["Explain something", "Explain how a rainbow comes about, in three short paragraphs."],
-    ["Write with me", "Write a short, friendly note to a neighbour who watered my plants."],
-    ["Think it through", "What should I consider before I adopt a dog? List the five most important points."],
-    ["Some code", "Write a Python function that counts the words in a text, with an example."],
+    [t("Explain something"), t("Explain how a rainbow comes about, in three short paragraphs.")],
+    [t("Write with me"), t("Write a short, friendly note to a neighbour who watered my plants.")],
+    [t("Think it through"), t("What should I consider before I adopt a dog? List the five most important points.")],
+    [t("Some code"), t("Write a Python function that counts the words in a text, with an example.")],
   ];
-  const LOST_AFTER_MS = 2500;
-  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, wanted: null, eager: false, revision: null, atEnd: true, incognito: false, setup: snug.usualSetup?.() ?? {} };
+  const LOST_AFTER_MS = 2500, LONG_TEXT = 20000;
+  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, top: null, earlier: 0, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, wanted: null, eager: false, revision: null, atEnd: true, incognito: false, setup: snug.usualSetup?.() ?? {} };
   const unsaved = new Map();  // by message, edits that were begun
-  let scroller, column, secretLine, list, input, sendButton, stopButton, jump, prompt, empty, live, notice;
+  let scroller, column, secretLine, above, list, input, sendButton, stopButton, jump, prompt, empty, live, notice;
 
   snug.mountChat = (element, server, trigger) => {
     Object.assign(state, { server, trigger });
@@ -38,28 +38,30 @@
 
   function build() {
     list = el("div.messages");
+    above = el("div.earlier", { hidden: true }, el("button.text-button", { id: "snug-earlier", onclick: showEarlier }));
     prompt = el("div.system-prompt");
     empty = el("div.empty-chat");
     notice = el("div.thread-notice", { role: "status" });
     secretLine = el("div.incognito-slot");
-    column = el("div.column", {}, secretLine, prompt, empty, list, notice);
+    column = el("div.column", {}, secretLine, prompt, empty, above, list, notice);
     scroller = el("div.scroller", { id: "snug-scroller", onscroll: onScroll }, column);
-    jump = iconButton("down", "Jump to the latest message", () => toEnd(true), ".jump");
+    jump = iconButton("down", t("Jump to the latest message"), () => toEnd(true), ".jump");
     live = el("div.visually-hidden", { "aria-live": "polite" });
     input = el("textarea", {
-      id: "snug-input", rows: 1, placeholder: "Write a message", "aria-label": "Message",
+      id: "snug-input", rows: 1, placeholder: t("Write a message"), "aria-label": t("Message"),
       oninput: onInput, onkeydown: onKey,
     });
-    sendButton = el("button.send", { id: "snug-send", title: "Send (Enter)", "aria-label": "Send", onclick: send }, icon("send"));
-    stopButton = el("button.send.stop", { id: "snug-stop", title: "Stop (Esc)", "aria-label": "Stop", onclick: stop }, icon("stop"));
+    sendButton = el("button.send", { id: "snug-send", title: t("Send (Enter)"), "aria-label": t("Send"), onclick: send }, icon("send"));
+    stopButton = el("button.send.stop", { id: "snug-stop", title: t("Stop (Esc)"), "aria-label": t("Stop"), onclick: stop }, icon("stop"));
     list.addEventListener("click", onListClick);
+    const { strip, zone, controls } = snug.tray.mount(state.server, onTray, () => { state.held = null; });
     return el("section.chat", {},
       scroller,
       el("div.dock", {}, jump,
-        el("div.gauge", { id: "snug-gauge", role: "meter", "aria-label": "Context in use", "aria-valuemin": "0", "aria-valuemax": "100", hidden: true }, el("i")),
-        el("div.composer", { onclick: (event) => { if (event.target.classList.contains("composer")) input.focus(); } }, input, sendButton, stopButton),
-        el("p.hint", {}, el("span.keys", {}, "Enter sends · Shift+Enter new line · Esc stops"), el("span.gauge-text", { id: "snug-gauge-text" }))),
-      live);
+        el("div.gauge", { id: "snug-gauge", role: "meter", "aria-label": t("Context in use"), "aria-valuemin": "0", "aria-valuemax": "100", hidden: true }, el("i")),
+        el("div.composer", { onclick: (event) => { if (event.target.classList.contains("composer")) input.focus(); } }, strip, ...controls, input, sendButton, stopButton),
+        el("p.hint", {}, el("span.keys", {}, t("Enter sends · Shift+Enter new line · Esc stops · ? all keys")), el("span.gauge-text", { id: "snug-gauge-text" }))),
+      zone, live);
   }
 
   /* Opening */
@@ -73,7 +75,8 @@
   function leave() {
     snug.flushSetup?.();  // what was typed belongs to the conversation that is left
     window.CSS?.highlights?.delete("snug-found");
-    Object.assign(state, { editing: null, opening: state.opening + 1, running: null, sending: false, opId: null, wanted: null, eager: false });
+    if (state.first) state.first.files = snug.tray.locals();  // they belong to the chat whose first message is on its way
+    Object.assign(state, { first: null, editing: null, opening: state.opening + 1, running: null, sending: false, opId: null, top: null, earlier: 0, wanted: null, eager: false, held: null });
   }
 
   function openNew({ replace = false, keepUrl = false, incognito = false } = {}) {
@@ -112,6 +115,8 @@
   function showFound(id, words) {
     const node = list.querySelector(`[data-id="${CSS.escape(id)}"]`);
     if (!node) return toEnd(false);
+    const message = state.messages.find((item) => item.id === id);
+    if (message?.role === "user") putText(node.querySelector(".body"), message.text, true);
     const there = (again) => {
       state.atEnd = false;
       node.scrollIntoView({ block: node.offsetHeight > scroller.clientHeight ? "start" : "center", behavior: "instant" });
@@ -147,6 +152,8 @@
     state.head = thread.head;
     state.revision = thread.revision;
     state.messages = thread.messages;
+    state.earlier = thread.earlier;
+    state.top = thread.messages[0]?.id ?? null;
     state.systemPrompt = thread.conversation.system_prompt;
     state.setup = thread.conversation.setup;
     state.incognito = thread.conversation.incognito;
@@ -185,8 +192,9 @@
     if (!state.id) document.title = "Snug";
     drawIncognito();
     if (!prompt.querySelector("textarea") || prompt.of !== state.id) drawPrompt();
-    input.placeholder = cast().character ? `Write to ${cast().character.name}` : "Write a message";
+    input.placeholder = cast().character ? t("Write to {name}", { name: cast().character.name }) : t("Write a message");
     drawEmpty();
+    drawEarlier();
     drawMessages();
     drawComposer();
   }
@@ -197,8 +205,8 @@
     if (secretLine.of === of) return;
     secretLine.of = of;
     secretLine.replaceChildren(...(state.incognito ? [el("div.incognito-line", { role: "status" }, icon("mask"),
-      el("span", {}, "Incognito: kept in memory only, gone when it ends"),
-      state.id ? el("button.text-button", { onclick: () => snug.endIncognito(state.id) }, "End") : null)] : []));
+      el("span", {}, t("Incognito: kept in memory only, gone when it ends")),
+      state.id ? el("button.text-button", { onclick: () => snug.endIncognito(state.id) }, t("End")) : null)] : []));
   }
 
   function drawMessages() {
@@ -207,11 +215,11 @@
     if (!state.messages.some((message) => message.id === state.editing)) state.editing = null;
     state.messages.forEach((message, index) => {
       const editing = state.editing === message.id;
-      const key = editing ? "editing" : JSON.stringify([message, index === last, needsModel(message), index === 0, message.role === "assistant" && cast().character]);
+      const key = editing ? "editing" : JSON.stringify([message, index === last, needsModel(message), index === 0 && !state.earlier, message.role === "assistant" && cast().character]);
       let node = known.get(message.id);
       known.delete(message.id);
       if (!node || node.key !== key) {
-        const fresh = drawMessage(message, index === last, index === 0);
+        const fresh = drawMessage(message, index === last, index === 0 && !state.earlier);
         fresh.key = key;
         if (node?.querySelector(":scope > .thought")?.open) fresh.querySelector(":scope > .thought")?.setAttribute("open", "");
         if (node) node.replaceWith(fresh);
@@ -223,33 +231,67 @@
     snug.markLeftOut?.();
   }
 
+  /* Of a long conversation the page gets the end; the rest by portions, when someone goes there. */
+  const EARLIER = 200;
+  function drawEarlier() {
+    above.hidden = !state.earlier;
+    above.firstChild.textContent = t("Show {count} of {all} earlier messages", { count: Math.min(EARLIER, state.earlier), all: state.earlier });
+  }
+  async function showEarlier() {
+    if (state.fetching || !state.earlier) return;
+    state.fetching = true;
+    const turn = state.opening, first = list.firstElementChild, before = first?.getBoundingClientRect().top;
+    const answer = await ask("open", { id: state.id, more: EARLIER });
+    state.fetching = false;
+    if (turn !== state.opening || !answer.conversation) return;
+    showThread(answer);
+    scroller.scrollBy({ top: first.getBoundingClientRect().top - before, behavior: "instant" });
+  }
+
+  /* A request about the conversation on show: the answer holds it from the first message that the page has. */
+  function ask(name, body) { return call(state.server, name, { ...body, top: state.top }); }
+
   function cast() { return snug.castOf?.(state.setup) ?? { character: null, persona: null }; }
 
   function drawMessage(message, isLast, isFirst) {
     const who = message.role === "assistant" ? cast().character : null;
-    const node = el(`article.message.${message.role}`, { "data-id": message.id, "aria-label": message.role === "user" ? cast().persona?.name ?? "You" : who?.name ?? "Reply" });
+    const node = el(`article.message.${message.role}`, { "data-id": message.id, "aria-label": message.role === "user" ? cast().persona?.name ?? t("You") : who?.name ?? t("Reply") });
     if (who) node.append(el("header.speaker", {}, snug.avatar(who), el("strong", {}, who.name)));
     if (message.status === "streaming") node.classList.add("streaming");
     if (state.editing === message.id) { node.append(editor(message)); return node; }
     const body = el("div.body");
-    if (message.role === "user") body.textContent = message.text;
+    if (message.role === "user") putText(body, message.text);
     else { body.classList.add("markdown"); body.innerHTML = message.html; }
+    node.append(snug.fileChips(message.files) ?? "");
+    body.hidden = message.role === "user" && !message.text && message.files.length > 0;
     if (message.thought) node.append(thoughtFold(message.thought));
     node.append(body, told(message.told));
     if (message.status === "streaming") node.append(el("div.waiting", {}, el("span.dots", {}, el("i"), el("i"), el("i")), el("span.waiting-text")));
-    else node.append(problemCard(message, isLast), footer(message, isLast, isFirst));
+    else node.append(modifiedFold(message.modified), problemCard(message, isLast), footer(message, isLast, isFirst));
+    if (message.status !== "streaming") document.dispatchEvent(new CustomEvent("snug:message", { detail: { node, role: message.role, text: message.answer ?? message.text } }));
     return node;
+  }
+
+  /* The other text of a message that extensions have changed. */
+  function modifiedFold(modified) {
+    return modified ? el("details.modified", {}, el("summary", {}, modified.line), el("div", {}, modified.text)) : "";
+  }
+  snug.redrawMessages = () => { if (list) { list.replaceChildren(); drawMessages(); } };
+  /* The beginning of a text of many pages, with a button for the rest; a search finds its words in all of it. */
+  function putText(body, text, whole = text.length <= LONG_TEXT) {
+    body.textContent = whole ? text : text.slice(0, LONG_TEXT / 4);
+    if (!whole) body.append("… ", el("button.text-button", { onclick: () => putText(body, text, true) }, t("Show all {count} characters", { count: text.length })));
   }
 
   /* What was thought before the answer: closed, and left as the reader has it while it grows. */
   function thoughtFold(thought) {
-    return el(`details.thought${thought.line === "Thinking" ? ".thinking" : ""}`, {}, el("summary", {}, el("span.thought-line", {}, thought.line)), el("div.thought-text", {}, thought.text));
+    return el(`details.thought${thought.thinking ? ".thinking" : ""}`, {}, el("summary", {}, el("span.thought-line", {}, thought.line)), el("div.thought-text", {}, thought.text));
   }
   function drawThought(node, thought) {
     const fold = node.querySelector(":scope > .thought");
     if (!thought) return fold?.remove();
     if (!fold) return node.querySelector(":scope > .body").before(thoughtFold(thought));
-    fold.classList.toggle("thinking", thought.line === "Thinking");
+    fold.classList.toggle("thinking", thought.thinking);
     fold.querySelector(".thought-line").textContent = thought.line;
     fold.querySelector(".thought-text").textContent = thought.text;
   }
@@ -265,25 +307,25 @@
   function problemCard(message, isLast) {
     const slot = el("div.problem-slot");
     if (!broken(message)) return slot;
-    const text = message.error || "This reply was cut off when Snug stopped. What had been written is kept.";
+    const text = message.error || t("This reply was cut off when Snug stopped. What had been written is kept.");
     slot.append(el("div.problem", { role: "alert" }, icon("alert"), el("p", {}, text),
       isLast ? el("div.problem-buttons", {},
-        message.text ? el("button.text-button", { "data-act": "continue" }, "Continue") : null,
-        needsModel(message) ? el("button.text-button", { onclick: () => selectTab("Model") }, "Open Model") : null,
-        el("button.text-button", { "data-act": "regenerate" }, "Retry")) : null));
+        message.text ? el("button.text-button", { "data-act": "continue" }, t("Continue")) : null,
+        needsModel(message) ? el("button.text-button", { onclick: () => selectTab("Model") }, t("Open Model")) : null,
+        el("button.text-button", { "data-act": "regenerate" }, t("Retry"))) : null));
     return slot;
   }
 
   function footer(message, isLast, isFirst) {
     const act = (glyph, label, name) => { const button = iconButton(glyph, label, null); button.dataset.act = name; return button; };
-    const buttons = [act("copy", "Copy", "copy"), act("edit", "Edit", "edit")];
-    if (message.role === "assistant" && !isFirst) buttons.push(act("retry", "Regenerate", "regenerate"));
-    if (message.role === "assistant" && isLast && !isFirst) buttons.push(act("forward", "Continue", "continue"));
-    if (message.role === "assistant" && isLast) buttons.push(act("person", "Write my next message", "impersonate"));
-    if (message.role === "user" && isLast) buttons.push(act("retry", "Get a reply", "regenerate"));
-    buttons.push(act("branch", "Branch off into a new conversation", "branch"));
-    buttons.push(isLast ? act("trash", "Delete last exchange", "delete") : act("trash", "Delete this and what follows", "cut"));
-    const stats = [message.status === "stopped" ? "stopped" : "", message.stats].filter(Boolean).join(" · ");
+    const buttons = [act("copy", t("Copy"), "copy"), act("edit", t("Edit"), "edit")];
+    if (message.role === "assistant" && !isFirst) buttons.push(act("retry", t("Regenerate"), "regenerate"));
+    if (message.role === "assistant" && isLast && !isFirst) buttons.push(act("forward", t("Continue"), "continue"));
+    if (message.role === "assistant" && isLast) buttons.push(act("person", t("Write my next message"), "impersonate"));
+    if (message.role === "user" && isLast) buttons.push(act("retry", t("Get a reply"), "regenerate"));
+    buttons.push(act("branch", t("Branch off into a new conversation"), "branch"));
+    buttons.push(isLast ? act("trash", t("Delete last exchange"), "delete") : act("trash", t("Delete this and what follows"), "cut"));
+    const stats = [message.status === "stopped" ? t("stopped") : "", message.stats].filter(Boolean).join(" · ");
     return el("footer.message-foot", {}, message.role === "assistant" && stats ? el("span.stats", {}, stats) : null, versions(message), el("div.actions", {}, ...buttons));
   }
 
@@ -295,12 +337,12 @@
       button.disabled = !all[at + step];
       return button;
     };
-    return el("span.versions", {}, turn(-1, "Earlier version", ".back"), `${at + 1}/${all.length}`, turn(1, "Later version", ""));
+    return el("span.versions", {}, turn(-1, t("Earlier version"), ".back"), `${at + 1}/${all.length}`, turn(1, t("Later version"), ""));
   }
 
   async function showVersion(message) {
     if (state.running) return;
-    const answer = await call(state.server, "show_version", { id: state.id, message });
+    const answer = await ask("show_version", { id: state.id, message });
     if (answer.conversation) showThread(answer);
   }
 
@@ -316,7 +358,7 @@
   };
 
   function editor(message) {
-    const area = el("textarea.edit-area", { value: unsaved.get(message.id) ?? message.text, "aria-label": "Edit the message" });
+    const area = el("textarea.edit-area", { value: unsaved.get(message.id) ?? message.text, "aria-label": t("Edit the message") });
     const size = () => { area.style.height = "auto"; area.style.height = `${Math.min(area.scrollHeight + 2, window.innerHeight * 0.6)}px`; };
     const close = () => { unsaved.delete(message.id); if (state.editing === message.id) state.editing = null; };
     const cancel = () => { close(); drawMessages(); };
@@ -324,7 +366,7 @@
       if (area.value === message.text) return cancel();
       const turn = state.opening;
       area.readOnly = true;
-      const answer = await call(state.server, "edit", { id: state.id, message: message.id, text: area.value });
+      const answer = await ask("edit", { id: state.id, message: message.id, text: area.value });
       area.readOnly = false;
       if (!answer.conversation) return;
       close();
@@ -333,28 +375,28 @@
     area.addEventListener("input", () => { unsaved.set(message.id, area.value); size(); });
     area.addEventListener("keydown", (event) => {
       if (event.key === "Escape") { event.stopPropagation(); cancel(); }
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save();
+      if (snug.isKey("save", event)) save();
     });
     setTimeout(() => { size(); area.focus({ preventScroll: true }); });
     return el("div.editor", {}, area, el("div.editor-buttons", {},
-      el("button.plain-button", { onclick: cancel }, "Cancel"), el("button.primary-button", { onclick: save }, "Save")));
+      el("button.plain-button", { onclick: cancel }, t("Cancel")), el("button.primary-button", { onclick: save }, t("Save"))));
   }
 
   function drawPrompt(editing = false) {
     const visible = state.id || state.systemPrompt || editing;
     prompt.classList.toggle("bare", !visible);
     const { character } = cast();
-    const settings = el("button.prompt-chip", { id: "snug-setup", "aria-haspopup": "dialog", onclick: snug.toggleSetup, title: "Mode, character, template, exact prompt" },
-      character ? snug.avatar(character) : icon("tune"), el("span", {}, character ? character.name : "Setup"));
+    const settings = el("button.prompt-chip", { id: "snug-setup", "aria-haspopup": "dialog", onclick: snug.toggleSetup, title: t("Mode, character, template, exact prompt") },
+      character ? snug.avatar(character) : icon("tune"), el("span", {}, character ? character.name : t("Setup")));
     settings.classList.toggle("set", Boolean(character));
     if (!editing) {
       const text = state.systemPrompt.trim();
-      prompt.replaceChildren(el("div.prompt-chips", {}, settings, el("button.prompt-chip", { id: "snug-system", onclick: () => drawPrompt(true), title: text || "Tell the model how to behave in this conversation" },
-        icon("prompt"), el("span", {}, text ? text.split("\n")[0] : "Add a system prompt"))));
+      prompt.replaceChildren(el("div.prompt-chips", {}, settings, el("button.prompt-chip", { id: "snug-system", onclick: () => drawPrompt(true), title: text || t("Tell the model how to behave in this conversation") },
+        icon("prompt"), el("span", {}, text ? text.split("\n")[0] : t("Add a system prompt")))));
       prompt.querySelector("#snug-system").classList.toggle("set", Boolean(text));
       return;
     }
-    const area = el("textarea.edit-area", { value: state.systemPrompt, rows: 4, "aria-label": "System prompt", placeholder: "You are a patient teacher who answers briefly." });
+    const area = el("textarea.edit-area", { value: state.systemPrompt, rows: 4, "aria-label": t("System prompt"), placeholder: t("You are a patient teacher who answers briefly.") });
     const save = async () => {
       const of = state.id;
       if (of) {
@@ -366,11 +408,11 @@
     };
     area.addEventListener("keydown", (event) => {
       if (event.key === "Escape") { event.stopPropagation(); drawPrompt(); }
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save();
+      if (snug.isKey("save", event)) save();
     });
     prompt.of = state.id;
-    prompt.replaceChildren(el("div.editor", {}, el("label.editor-label", {}, "System prompt of this conversation"), area, el("div.editor-buttons", {},
-      el("button.plain-button", { onclick: () => drawPrompt() }, "Cancel"), el("button.primary-button", { onclick: save }, "Save"))));
+    prompt.replaceChildren(el("div.editor", {}, el("label.editor-label", {}, t("System prompt of this conversation")), area, el("div.editor-buttons", {},
+      el("button.plain-button", { onclick: () => drawPrompt() }, t("Cancel")), el("button.primary-button", { onclick: save }, t("Save")))));
     area.focus();
   }
 
@@ -379,17 +421,18 @@
     empty.hidden = state.messages.length > 0;
     if (empty.hidden) return;
     if (model.answering) {
-      empty.replaceChildren(el("h1", {}, "What shall we talk about?"),
+      empty.replaceChildren(el("h1", {}, t("What shall we talk about?")),
         el("div.suggestions", {}, ...SUGGESTIONS.map(([title, text]) =>
           el("button.suggestion", { onclick: () => submit(text) }, el("strong", {}, title), el("span", {}, text)))));
     } else if (model.status === "loading") {
-      empty.replaceChildren(el("h1", {}, `Loading ${model.name}`),
+      empty.replaceChildren(el("h1", {}, t("Loading {name}", { name: model.name })),
         el("div.load-line", {}, el("div.bar", {}, el("span", { "data-load-bar": "" })), el("p", { "data-load-stage": "" }, model.stage)));
     } else {
-      empty.replaceChildren(el("h1", {}, model.status === "failed" ? "The model could not be loaded" : "First, choose a model"),
-        model.problem ? el("p.lead", {}, `${model.problem.message} ${model.problem.remedy}`) : el("p.lead", {}, "Snug shows what fits this machine before it loads anything."),
-        el("button.primary-button", { onclick: () => selectTab("Model") }, "Open the Model tab"));
+      empty.replaceChildren(el("h1", {}, model.status === "failed" ? t("The model could not be loaded") : t("First, choose a model")),
+        model.problem ? el("p.lead", {}, `${model.problem.message} ${model.problem.remedy}`) : el("p.lead", {}, t("Snug shows what fits this machine before it loads anything.")),
+        el("button.primary-button", { onclick: () => selectTab("Model") }, t("Open the Model tab")));
     }
+    document.dispatchEvent(new CustomEvent("snug:empty", { detail: { node: empty, ready: Boolean(model.answering) } }));
   }
   snug.modelChanged = (model, before) => {
     if (empty) { drawEmpty(); drawMessages(); snug.measure?.(0); snug.setupShown?.(); }
@@ -402,8 +445,8 @@
     input.readOnly = Boolean(snug.writing?.());
     sendButton.hidden = running;
     stopButton.hidden = !running;
-    sendButton.disabled = state.sending || !input.value.trim();
-    sendButton.classList.toggle("busy", state.sending);
+    sendButton.disabled = state.sending || !input.value.trim() && !snug.tray.any();
+    sendButton.classList.toggle("busy", state.sending || state.held === draftKey());
     if (!input.clientWidth) return;  // another tab is on show
     input.style.height = "auto";
     input.style.height = `${Math.min(input.scrollHeight, window.innerHeight * 0.4)}px`;
@@ -415,6 +458,7 @@
     if (!scroller.clientHeight) return;  // another tab is on show
     state.atEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
     jump.classList.toggle("shown", !state.atEnd);
+    if (state.earlier && !state.atEnd && scroller.scrollTop < scroller.clientHeight) showEarlier();
   }
   function onResize() {
     drawComposer();
@@ -429,57 +473,84 @@
 
   /* Composer */
 
-  const draftKey = () => `draft.${state.wanted ?? state.id ?? (state.incognito ? "incognito-new" : "new")}`;
+  const draftKeyOf = (id) => `draft.${id ?? (state.incognito ? "incognito-new" : "new")}`;
+  const draftKey = () => draftKeyOf(state.wanted ?? state.id);
   const unwritten = new Map();  // drafts of incognito chats: browsers keep the others on the disk
   const drafts = {
     get: (key) => key.startsWith("draft.incognito-") ? unwritten.get(key) ?? "" : remember.get(key, ""),
     set: (key, text) => { if (key.startsWith("draft.incognito-")) unwritten.set(key, text ?? ""); else remember.set(key, text); },
   };
-  function restoreDraft() { input.value = drafts.get(draftKey()); drawComposer(); }
+  function restoreDraft() { input.value = drafts.get(draftKey()); snug.tray.show(draftKey()); drawComposer(); }
   function onInput() {
     state.opId = null;
+    state.held = null;  // what waited for its files is being changed: it is sent by hand
     drafts.set(draftKey(), input.value || null);
     drawComposer();
     snug.measure?.();
   }
   function onKey(event) {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (!snug.isKey("send", event)) return;
     event.preventDefault();
     if (!state.running) send();
   }
 
   function send() { submit(input.value); }
 
+  /* Files came or went. A message that waited for them goes now, unless one could not be read. */
+  function onTray() {
+    state.opId = null;
+    drawComposer();
+    snug.measure?.(0);
+    if (!state.held || snug.tray.busy()) return;
+    const here = state.held === draftKey();
+    state.held = null;
+    drawComposer();
+    if (!here) return;
+    if (snug.tray.failed()) toast(t("A file could not be read, so nothing was sent."), { remedy: t("Send again to go on without it."), kind: "bad" });
+    else send();
+  }
+
   async function submit(text) {
-    if (!text.trim() || state.sending || state.running || snug.writing?.()) return;
+    const typed = text === input.value;
+    if (!text.trim() && !(typed && snug.tray.any()) || state.sending || state.running || snug.writing?.()) return;
     if (state.wanted) {
       state.eager = true;  // it is sent as soon as the conversation is open
       return;
     }
+    if (typed && snug.tray.busy()) {
+      state.held = draftKey();
+      return drawComposer();
+    }
+    const files = typed ? snug.tray.ids() : [];
+    if (!text.trim() && !files.length) return;
     state.sending = true;
-    const typed = text === input.value, opId = typed && state.opId || newId();
+    const opId = typed && state.opId || newId();
     if (typed) state.opId = opId;
     const from = state.id, draft = draftKey(), turn = state.opening;
+    const first = state.first = from ? null : { files: null };
     drawComposer();
-    const answer = await call(state.server, "send", {
-      id: from, parent: state.head, text, op_id: opId, params: snug.params(),
+    const answer = await ask("send", {
+      id: from, parent: state.head, text, attachments: files, op_id: opId, params: snug.params(),
       system_prompt: from ? "" : state.systemPrompt, ...(from ? {} : { setup: state.setup }),
       incognito: !from && state.incognito, folder: from ? null : snug.folderOnShow(),
     });
     if (answer.accepted) {
       drafts.set(draft, without(text, drafts.get(draft)) || null);
+      if (typed) snug.tray.sent(draft, files);
       if (!from && !state.incognito) remember.set("newSystemPrompt", null);
     }
+    else if (files.length && answer.problem?.code === "not_found") snug.tray.check();
     if (turn !== state.opening) {
+      if (first?.files && answer.conversation) snug.tray.move(draft, draftKeyOf(answer.conversation.id), first.files);
       if (answer.accepted && draft === draftKey()) { input.value = without(text, input.value); drawComposer(); }
       snug.refreshConversations();
       return;
     }
-    state.sending = false;
+    Object.assign(state, { sending: false, first: null });
     if (answer.accepted) input.value = without(text, input.value);
     if (answer.conversation) {
       const fresh = !from;
-      if (fresh) { drafts.set(draft, null); prompt.of = answer.conversation.id; }
+      if (fresh) { drafts.set(draft, null); snug.tray.move(draft, draftKeyOf(answer.conversation.id)); snug.tray.show(draftKeyOf(answer.conversation.id)); prompt.of = answer.conversation.id; }
       showThread(answer);
       onInput();
       if (fresh) setUrl(state.id, false);
@@ -508,7 +579,7 @@
     const message = state.messages.find((item) => item.id === id);
     if (!message) return;
     if (name === "copy") return copy(message.answer ?? message.text, button);
-    if (state.running) return toast("A reply is being written.", { remedy: "Stop it first, or wait until it is complete." });
+    if (state.running) return toast(t("A reply is being written."), { remedy: t("Stop it first, or wait until it is complete.") });
     if (name === "impersonate") return snug.impersonate();
     if (name === "edit") { state.editing = id; return drawMessages(); }
     const of = { id: state.id, message: id };
@@ -519,38 +590,40 @@
     if (!request || state.sending) return;
     const turn = state.opening;
     state.sending = true;
-    const answer = await call(state.server, ...request);
+    const answer = await ask(...request);
     if (turn !== state.opening) return;
     state.sending = false;
     if (name === "branch" && answer.conversation) {
       if (answer.conversation.incognito) snug.rememberIncognito(answer.conversation.id);
       await open(answer.conversation.id);
-      toast("A new conversation that begins like the other one.", { seconds: 5 });
+      toast(t("A new conversation that begins like the other one."), { seconds: 5 });
       snug.refreshConversations();
     } else if (answer.conversation) {
       showThread(answer);
       if (answer.deleted) offerUndo(answer);
       if (answer.question) { input.value = [answer.question, input.value].filter(Boolean).join("\n\n"); onInput(); }
+      if (answer.files?.length) snug.tray.put(answer.files);
       if (!answer.deleted) toEnd(false);
       snug.refreshConversations();
     }
     else if (answer.problem) reload();
   }
 
-  function offerUndo({ deleted, question }) {
+  function offerUndo({ deleted, question, files }) {
     const of = state.id, undone = async () => {
-      const answer = await call(state.server, "undelete", { id: of, message: deleted });
+      const answer = await ask("undelete", { id: of, message: deleted });
       if (of !== state.id || !answer.conversation) return;
+      snug.tray.take((files ?? []).map((file) => file.id));
       if (question && input.value.startsWith(question)) { input.value = input.value.slice(question.length).trimStart(); onInput(); }
       showThread(answer);
       snug.refreshConversations();
     };
-    toast(question ? "The last exchange was deleted." : "Deleted, with what followed.", { seconds: 10, action: { label: "Undo", run: undone } });
+    toast(question || files?.length ? t("The last exchange was deleted.") : t("Deleted, with what followed."), { seconds: 10, action: { label: t("Undo"), run: undone } });
   }
 
   async function reload() {
     if (!state.id) return;
-    const turn = state.opening, answer = await call(state.server, "open", { id: state.id });
+    const turn = state.opening, answer = await ask("open", { id: state.id });
     if (turn === state.opening && answer.conversation) showThread(answer);
   }
 
@@ -594,18 +667,20 @@
   function finish(message, view) {
     state.running = null;
     state.revision = view.revision;
-    Object.assign(message, { status: view.status, stats: view.stats, text: view.text, answer: view.answer, html: view.html, thought: view.thought, told: view.told, error: view.problem ? `${view.problem.message} ${view.problem.remedy}`.trim() : "" });
-    live.textContent = view.status === "complete" ? "Reply complete." : "Reply ended.";
+    Object.assign(message, { status: view.status, stats: view.stats, text: view.text, answer: view.answer, html: view.html, modified: view.modified, thought: view.thought, told: view.told, error: view.problem ? `${view.problem.message} ${view.problem.remedy}`.trim() : "" });
+    live.textContent = view.status === "complete" ? t("Reply complete.") : t("Reply ended.");
     drawMessages();
     drawComposer();
     snug.measure?.(0);
     snug.refreshConversations();
+    document.dispatchEvent(new CustomEvent("snug:reply", { detail: { node: list.querySelector(`[data-id="${CSS.escape(message.id)}"]`), status: view.status } }));
+    if (view.reread) reload();
     snug.pulse();
   }
 
   snug.noticeElsewhere = (answer) => {
     if (!state.id || state.sending) return;
-    if (answer.missing) { toast("This conversation was deleted elsewhere."); return openNew({ replace: true }); }
+    if (answer.missing) { toast(t("This conversation was deleted elsewhere.")); return openNew({ replace: true }); }
     if (state.running && Date.now() - state.lastBeat > LOST_AFTER_MS) {
       state.lastBeat = Date.now();
       if (answer.running === state.running) state.trigger("follow", { id: state.id }); else { state.running = null; reload(); }

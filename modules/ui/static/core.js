@@ -1,6 +1,7 @@
 /* What every part of the page uses: elements, icons, toasts, dialogs, the colour theme, remembered values. */
 "use strict";
 window.snug = (() => {
+  const { t } = window.snugWords;
   const ICONS = {
     plus: "M12 5v14M5 12h14",
     search: "M11 18a7 7 0 1 0 0-14 7 7 0 0 0 0 14ZM20 20l-4-4",
@@ -22,6 +23,7 @@ window.snug = (() => {
     alert: "M12 4l9 16H3zM12 10v4.5M12 17v.2",
     prompt: "M5 6h14M5 11h14M5 16h8",
     undo: "M8 5L4 9l4 4M4 9h10a5.5 5.5 0 0 1 0 11h-4",
+    redo: "M16 5l4 4-4 4M20 9H10a5.5 5.5 0 0 0 0 11h4",
     person: "M12 12a4 4 0 1 0 0-8 4 4 0 0 0 0 8ZM4.5 20.5a7.5 7.5 0 0 1 15 0",
     tune: "M4 7h9M17 7h3M15 5v4M4 17h3M11 17h9M9 15v4",
     save: "M12 4v11M7 10l5 5 5-5M5 19h14",
@@ -33,6 +35,10 @@ window.snug = (() => {
     upload: "M12 16V5M7 9.5l5-5 5 5M5 20h14",
     branch: "M7 4v9a4 4 0 0 0 4 4h6M14 14l3 3-3 3M7 8h4a4 4 0 0 0 4-4",
     mask: "M3 11h18M6.5 11l1.5-6h8l1.5 6M7 18.5a2.5 2.5 0 1 0 0-5 2.5 2.5 0 0 0 0 5ZM17 18.5a2.5 2.5 0 1 0 0-5 2.5 2.5 0 0 0 0 5ZM9.5 16h5",
+    keyboard: "M3 6.5h18v11H3zM6.5 10h.1M10 10h.1M13.5 10h.1M17 10h.1M8 14h8",
+    clip: "M20 11.5l-8.2 8.2a5 5 0 0 1-7-7L13 4.5a3.3 3.3 0 0 1 4.7 4.7l-8.3 8.3a1.7 1.7 0 0 1-2.4-2.4l7.6-7.6",
+    globe: "M12 20.5a8.5 8.5 0 1 0 0-17 8.5 8.5 0 0 0 0 17ZM3.5 12h17M12 3.5c2.6 2.4 3.6 5.3 3.6 8.5s-1 6.1-3.6 8.5c-2.6-2.4-3.6-5.3-3.6-8.5s1-6.1 3.6-8.5",
+    file: "M6 3h8l4.5 4.5V21H6zM14 3v4.5h4.5M9 12h6.5M9 15.5h6.5",
     spark: "M12 4l1.8 6.2L20 12l-6.2 1.8L12 20l-1.8-6.2L4 12l6.2-1.8z",
   };
 
@@ -68,30 +74,46 @@ window.snug = (() => {
     return el(`button.icon-button${extra}`, { title: label, "aria-label": label, onclick }, icon(name));
   }
 
-  /* The browser may refuse storage (private windows): then values last as long as the page. */
-  const memory = new Map();
+  /* The browser may refuse storage (private windows, some 5 MB in all): then values last as long as the page, which asks
+     before it is left while there is text among them. */
+  const memory = new Map(), unkept = new Set();
+  addEventListener("beforeunload", (event) => { if ([...unkept].some((key) => typeof memory.get(key) === "string")) event.preventDefault(); });
   const remember = {
     get(key, fallback = null) {
+      if (unkept.has(key)) return memory.get(key);
       try { const text = localStorage.getItem(`snug.${key}`); return text === null ? fallback : JSON.parse(text); }
       catch { return memory.has(key) ? memory.get(key) : fallback; }
     },
     set(key, value) {
       memory.set(key, value);
+      unkept.delete(key);
       try {
         if (value === null) localStorage.removeItem(`snug.${key}`);
         else localStorage.setItem(`snug.${key}`, JSON.stringify(value));
-      } catch { /* kept in memory */ }
+      } catch { unkept.add(key); }
+    },
+    /* Calls `told` with the new value when another tab of the browser changes it. */
+    watch(key, told) {
+      window.addEventListener("storage", (event) => {
+        if (event.key === `snug.${key}` || event.key === null) told(remember.get(key));
+      });
     },
   };
 
   let toasts = null;
   function toast(message, { remedy = "", kind = "info", seconds = 6, action = null } = {}) {
-    if (!toasts) document.body.append(toasts = el("div.toasts", { role: "status", "aria-live": "polite" }));
+    toasts ??= el("div.toasts", { role: "status", "aria-live": "polite" });
+    const modal = [...document.querySelectorAll("dialog:modal")].at(-1), place = modal ?? document.body;
+    /* What lies under an open dialog can be neither read nor pressed. */
+    if (toasts.parentElement !== place) {
+      place.append(toasts);
+      modal?.addEventListener("close", () => document.body.append(toasts), { once: true });
+    }
     const close = () => { card.classList.add("leaving"); setTimeout(() => card.remove(), 200); };
     const card = el(`div.toast.${kind}`, {},
       el("div.toast-text", {}, el("strong", {}, message), remedy ? el("p", {}, remedy) : null),
       action ? el("button.text-button", { onclick: () => { close(); action.run(); } }, action.label) : null,
-      iconButton("close", "Dismiss", close));
+      iconButton("close", t("Dismiss"), close));
     card.says = `${message}\n${remedy}`;
     [...toasts.children].find((other) => other.says === card.says)?.remove();  // two parts of the page may tell the same
     toasts.append(card);
@@ -103,7 +125,7 @@ window.snug = (() => {
     const needsModel = problem.code === "no_model_loaded";
     toast(problem.message, {
       remedy: problem.remedy, kind: "bad", seconds: 9,
-      action: needsModel ? { label: "Open Model", run: () => selectTab("Model") } : null,
+      action: needsModel ? { label: t("Open Model"), run: () => selectTab("Model") } : null,
     });
   }
 
@@ -116,7 +138,7 @@ window.snug = (() => {
       const dialog = el("dialog.dialog", { oncancel: () => finish(false) },
         el("h2", {}, title), el("p", {}, text),
         el("div.dialog-buttons", {},
-          el("button.plain-button", { onclick: () => finish(false) }, "Cancel"),
+          el("button.plain-button", { onclick: () => finish(false) }, t("Cancel")),
           el("button.danger-button", { onclick: () => finish(true) }, confirmLabel)));
       dialog.addEventListener("click", (event) => { if (event.target === dialog) finish(false); });
       document.body.append(dialog);
@@ -130,7 +152,7 @@ window.snug = (() => {
     let answer = null;
     try { answer = await server[name](body); } catch { /* told below */ }
     if (!answer || typeof answer !== "object") {
-      answer = { problem: { code: "offline", message: "Snug does not answer.", remedy: "Is the server still running? If it is, reload the page." } };
+      answer = { problem: { code: "offline", message: t("Snug does not answer."), remedy: t("Is the server still running? If it is, reload the page.") } };
     }
     if (answer.problem) showProblem(answer.problem);
     return answer;
@@ -160,13 +182,51 @@ window.snug = (() => {
       node.setAttribute("aria-pressed", String(node.dataset.themeChoice === choice)));
   }
   systemDark.addEventListener("change", applyTheme);
+  remember.watch("theme", applyTheme);
   document.addEventListener("DOMContentLoaded", applyTheme);
   applyTheme();
   function setTheme(choice) { remember.set("theme", THEMES.includes(choice) ? choice : "system"); applyTheme(); }
 
-  function tabButtons() { return [...document.querySelectorAll('#snug-tabs [role="tab"]')]; }
-  function selectTab(title) { tabButtons().find((button) => button.textContent.trim() === title)?.click(); }
-  function currentTab() { return tabButtons().find((button) => button.getAttribute("aria-selected") === "true")?.textContent.trim() ?? ""; }
+  /* A reload opens the tab that was open; a new window begins where every new one does. Gradio chooses its own first tab
+     once its tabs stand, so this one is chosen until it stays. */
+  function keepTab() {
+    let wanted = null, steady = 0, choosing = false;
+    try { wanted = sessionStorage.getItem("snug.tab"); } catch { /* no storage: every reload begins anew */ }
+    document.addEventListener("click", (event) => {
+      const title = tabAt(event.target);
+      if (!title || choosing) return;
+      wanted = null;
+      try { sessionStorage.setItem("snug.tab", title); } catch { /* as above */ }
+    }, true);
+    const choose = (left) => {
+      if (!wanted || !left || steady > 5) return;
+      const there = currentTab() === wanted;
+      steady = there ? steady + 1 : 0;
+      choosing = true;
+      if (!there) selectTab(wanted);
+      choosing = false;
+      setTimeout(choose, 50, left - 1);
+    };
+    choose(100);
+  }
+
+  /* Tabs go by their English names, whatever they are called on the page; an extension's by what stands on it. Those
+     that Gradio has put into its menu for want of room have no id. */
+  const TABS = ["Chat", "Characters", "Notebook", "Compare", "Model", "Parameters", "Extensions"];
+  function tabButtons() { return [...document.querySelectorAll('#snug-tabs [role="tab"], #snug-tabs > .tab-wrapper .overflow-dropdown button')]; }
+  function tabName(button) {
+    const [, name] = button.id.match(/^snug-tab-([a-z]+)-button$/) ?? [], text = button.textContent.trim();
+    return name ? name[0].toUpperCase() + name.slice(1) : TABS.find((one) => t(one) === text) ?? text;
+  }
+  function tabAt(node) {
+    const button = node.closest?.('#snug-tabs > .tab-wrapper :is([role="tab"], .overflow-dropdown button)');
+    return button ? tabName(button) : "";
+  }
+  function selectTab(name) { tabButtons().find((button) => tabName(button) === name)?.click(); }
+  function currentTab() {
+    const button = tabButtons().find((one) => one.getAttribute("aria-selected") === "true" || one.matches(".overflow-dropdown .selected"));
+    return button ? tabName(button) : "";
+  }
 
   async function copy(text, button) {
     try { await navigator.clipboard.writeText(text); }
@@ -175,7 +235,7 @@ window.snug = (() => {
       document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
     }
     const old = [...button.childNodes];
-    button.replaceChildren(button.classList.contains("icon-button") ? icon("check") : "Copied");
+    button.replaceChildren(button.classList.contains("icon-button") ? icon("check") : t("Copied"));
     setTimeout(() => button.replaceChildren(...old), 1200);
   }
 
@@ -184,5 +244,5 @@ window.snug = (() => {
     return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   }
 
-  return { el, icon, iconButton, remember, toast, showProblem, showNote, ask, call, applyTheme, setTheme, selectTab, currentTab, copy, newId, keepFolds, THEMES };
+  return { ...window.snugWords, el, icon, iconButton, remember, toast, showProblem, showNote, ask, call, applyTheme, setTheme, selectTab, currentTab, tabAt, keepTab, copy, newId, keepFolds, THEMES };
 })();

@@ -1,33 +1,14 @@
-/* The Model and Parameters tabs: what Gradio's own controls do not do by themselves. */
+/* The Model tab: what Gradio's own controls do not do by themselves. */
 "use strict";
 (() => {
-  const { el, remember } = snug;
   const HOLD_MS = 3000, MOVED = 0.005;  // of a device
-  let params = remember.get("params", {});
-  snug.params = () => params;
 
-  /* The parameters in force come from the Parameters tab; the browser remembers them. */
-  snug.mountParams = (element, props, trigger, watch) => {
-    const mark = (invalid) => document.querySelectorAll(".param").forEach((node) => {
-      const name = node.id.replace("param-", ""), why = invalid[name];
-      node.classList.toggle("changed", name in params && !why);
-      node.classList.toggle("invalid", Boolean(why));
-      node.querySelector(":scope > .param-problem")?.remove();
-      if (why) node.append(el("p.param-problem", { role: "alert" }, why));
-    });
-    watch("value", () => {
-      params = props.value.params;
-      remember.set("params", Object.keys(params).length ? params : null);
-      mark(props.value.invalid);
-    });
-    /* On leaving a box Gradio would cut its number to the slider's range; an emptied one gets back what counts. */
-    document.addEventListener("blur", (event) => {
-      if (!event.target.matches?.(".param input[type=number]")) return;
-      event.stopPropagation();
-      if (event.target.value === "") trigger("restore", params);
-    }, true);
-    trigger("restore", params);
-  };
+  /* What is kept of the chosen model: how it was loaded last, the preset it was used with. */
+  snug.mountMemory = (element, trigger) => element.addEventListener("click", (event) => {
+    const preset = event.target.closest("[data-preset]");
+    if (preset) { snug.setParams(JSON.parse(preset.dataset.preset)); snug.toast(snug.t("Preset {name} counts from your next message on.", { name: preset.dataset.name }), { seconds: 3 }); }
+    if (event.target.closest("[data-forget]")) trigger("forget", {});
+  });
 
   /* Gradio gives each radio button a name of its own, so that the browser knows of no group to walk through. */
   document.addEventListener("keydown", (event) => {
@@ -67,7 +48,7 @@
       refresh();
     };
     document.getElementById("snug-tabs").addEventListener("click", (event) => {
-      if (event.target.closest('[role="tab"]')?.textContent.trim() === "Model") refresh();
+      if (snug.tabAt(event.target) === "Model") refresh();
     });
     refresh();
   };

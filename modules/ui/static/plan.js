@@ -1,7 +1,7 @@
 /* The picture of a plan: what a part of a bar says when it is pointed at, the context slider, taking a way to run. */
 "use strict";
 (() => {
-  const { el } = snug;
+  const { el, t, tn } = snug;
   const SHOWS = "[data-tip]", LEAST = 256, PATIENCE_MS = 5000;
   let tip = null, about = null, aboutPlace = -1, context = null, take = null, useContext = null;
 
@@ -37,16 +37,21 @@
     if (name && again?.dataset.tip === name) showTip(again);
   }
 
-  snug.mountPlan = (element, watch) => {
-    snug.keepFolds(element, watch);
+  /* Lets the parts of a picture in `element` say what they are. */
+  snug.tellParts = (element) => {
     const part = (event) => event.target.closest?.(SHOWS);
     element.addEventListener("pointerover", (event) => { const at = part(event); if (at) showTip(at); else hideTip(); });
     element.addEventListener("pointerleave", hideTip);
     element.addEventListener("focusin", (event) => { const at = part(event); if (at) showTip(at); });
     element.addEventListener("focusout", hideTip);
+    element.addEventListener("click", (event) => { const at = part(event); if (at) showTip(at); });
+  };
+
+  snug.mountPlan = (element, watch) => {
+    snug.keepFolds(element, watch);
+    snug.tellParts(element);
     element.addEventListener("click", (event) => {
-      const at = part(event), button = event.target.closest("[data-take]");
-      if (at) showTip(at);
+      const button = event.target.closest("[data-take]");
       if (button) take?.(button);
     });
     window.addEventListener("scroll", hideTip, { capture: true, passive: true });
@@ -61,21 +66,21 @@
     const step = raw < 2048 ? 64 : raw < 16384 ? 256 : 1024;
     return Math.min(most, Math.max(LEAST, Math.round(raw / step) * step));
   }
-  const said = (tokens) => `${tokens.toLocaleString("en")} tokens`;
+  const said = (tokens) => tn("{count} token", "{count} tokens", tokens);
 
   snug.mountContext = (element, trigger) => {
     let known = null, held = false, asked = null, askedAt = 0;
     useContext = (tokens) => { asked = null; trigger("set", { tokens }); };
-    const range = el("input", { type: "range", min: 0, max: 1000, step: 1, id: "snug-context-range", "aria-label": "Context length" });
+    const range = el("input", { type: "range", min: 0, max: 1000, step: 1, id: "snug-context-range", "aria-label": t("Context length") });
     const length = el("output", { htmlFor: "snug-context-range" });
-    const free = el("button.text-button", { onclick: () => { asked = null; trigger("set", { tokens: null }); } }, "Let Snug choose");
+    const free = el("button.text-button", { onclick: () => { asked = null; trigger("set", { tokens: null }); } }, t("Let Snug choose"));
     const fits = el("div.context-fits"), limit = el("span.context-limit"), marks = el("div.context-marks", {}, limit);
     const box = el("div.context", { hidden: true },
-      el("div.context-head", {}, el("label", { htmlFor: "snug-context-range" }, "Context"), length, free),
+      el("div.context-head", {}, el("label", { htmlFor: "snug-context-range" }, t("Context")), length, free),
       el("div.context-rail", {}, el("div.context-track", {}, fits), range), marks);
     element.replaceChildren(box);
     const name = (tokens, chosen) => {
-      length.textContent = said(tokens) + (chosen ? ", chosen by Snug" : "");
+      length.textContent = chosen ? t("{length}, chosen by Snug", { length: said(tokens) }) : said(tokens);
       range.setAttribute("aria-valuetext", said(tokens));
     };
     range.addEventListener("input", () => {
@@ -102,7 +107,7 @@
       const share = place(known.fits, known.most);
       fits.style.width = `${100 * share}%`;
       const whole = known.fits >= known.most;
-      limit.textContent = whole ? `fits to its full ${said(known.most)}` : known.fits ? `fits to ${said(known.fits)}` : "fits at no length";
+      limit.textContent = whole ? t("fits to its full {length}", { length: said(known.most) }) : known.fits ? t("fits to {length}", { length: said(known.fits) }) : t("fits at no length");
       putLimit(whole ? 1 : share);
     };
     /* The text stays inside the slider; its tick stands where it stops fitting. */
@@ -121,7 +126,7 @@
     node.classList.toggle("invalid", Boolean(why));
     node.querySelector(":scope > .param-problem")?.remove();
     if (!why) return;
-    const use = why.use ? el("button.text-button", { type: "button", onclick: () => useContext?.(Number(why.use)) }, `Use ${Number(why.use).toLocaleString("en")}`) : null;
+    const use = why.use ? el("button.text-button", { type: "button", onclick: () => useContext?.(Number(why.use)) }, t("Use {count}", { count: Number(why.use) })) : null;
     node.append(el("p.param-problem", { role: "alert" }, why.told, use ? " " : null, use));
   });
 

@@ -1,8 +1,8 @@
 /* The frame of the page: sidebar, the model in the header, the pulse that keeps both true. The list is side.js's. */
 "use strict";
 (() => {
-  const { el, icon, iconButton, remember, setTheme, applyTheme, selectTab } = snug;
-  const PULSE_MS = 2000, LOADING_PULSE_MS = 400;
+  const { el, icon, iconButton, remember, setTheme, applyTheme, selectTab, t } = snug;
+  const PULSE_MS = 2000, LOADING_PULSE_MS = 400, FETCHING_PULSE_MS = 1000;
   const state = { server: null, revision: null, model: { status: "empty", name: "" }, lost: false };
   let pill, timer = null;
 
@@ -13,19 +13,34 @@
     setOpen(window.innerWidth > 800 && remember.get("sidebar", true));
     snug.refreshConversations();
     pulse();
+    snug.keepTab();
     document.addEventListener("visibilitychange", () => { if (!document.hidden) pulse(); });
-    window.addEventListener("keydown", onKey);
   };
 
   function buildSidebar() {
-    const themes = { system: ["screen", "As the system"], light: ["sun", "Light"], dark: ["moon", "Dark"] };
+    const themes = { system: ["screen", t("As the system")], light: ["sun", t("Light")], dark: ["moon", t("Dark")] };
     return el("aside.sidebar", { id: "snug-sidebar" },
-      el("div.brand", {}, logo(), el("span.wordmark", {}, "Snug"), iconButton("panel", "Hide the sidebar", () => turn(false))),
+      el("div.brand", {}, logo(), el("span.wordmark", {}, "Snug"), iconButton("panel", t("Hide the sidebar"), () => turn(false))),
       ...snug.buildSide(state.server, narrow),
       el("div.sidebar-foot", {},
-        el("div.segmented", { role: "group", "aria-label": "Colours" },
+        el("div.segmented", { role: "group", "aria-label": t("Colours") },
           ...Object.entries(themes).map(([name, [glyph, label]]) =>
-            el("button", { title: label, "aria-label": label, "data-theme-choice": name, onclick: () => setTheme(name) }, icon(glyph))))));
+            el("button", { title: label, "aria-label": label, "data-theme-choice": name, onclick: () => setTheme(name) }, icon(glyph)))),
+        snug.buildPerson(), el("span.foot-buttons", {}, languages(), iconButton("keyboard", t("Keyboard (?)"), snug.showKeys))));
+  }
+
+  /* The browser's language, or one that was chosen; not shown where there is but one. */
+  function languages() {
+    const { chosen, offered, choose } = snug.language;
+    if (offered.length < 2) return "";
+    const button = iconButton("globe", t("Language"), (event) => {
+      event.stopPropagation();
+      snug.openMenu(button, [[chosen ? "screen" : "check", t("As the browser"), () => choose("")],
+        ...offered.map(({ code, name }) => [code === chosen ? "check" : "globe", name, () => choose(code)])]);
+    });
+    button.id = "snug-language";
+    button.setAttribute("aria-haspopup", "menu");
+    return button;
   }
 
   function logo() {
@@ -36,11 +51,11 @@
   }
 
   function buildHeader() {
-    pill = el("button.model-pill", { id: "snug-model", title: "Open the Model tab", onclick: () => selectTab("Model") });
+    pill = el("button.model-pill", { id: "snug-model", title: t("Open the Model tab"), onclick: () => selectTab("Model") });
     drawModel();
     return el("header.topbar", {},
-      iconButton("panel", "Show the sidebar", () => turn(true), ".open-sidebar"),
-      el("span.topbar-space", {}), snug.buildStrip(), pill,
+      iconButton("panel", t("Show the sidebar"), () => turn(true), ".open-sidebar"),
+      el("span.topbar-space", {}), snug.buildDownloadChip(), snug.buildStrip(), pill,
       el("div.scrim", { onclick: () => setOpen(false) }));
   }
 
@@ -57,23 +72,11 @@
   }
   function narrow() { if (isNarrow()) setOpen(false); }
 
-  function onKey(event) {
-    const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
-    if ((event.ctrlKey || event.metaKey) && event.shiftKey && event.key.toLowerCase() === "o") {
-      event.preventDefault(); document.getElementById("snug-new").click();
-    } else if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
-      event.preventDefault(); setOpen(true); document.getElementById("snug-search").focus();
-    } else if (event.key === "Escape") {
-      if (document.querySelector("dialog[open]") || snug.closeMenu(true) || snug.closeStrip() || snug.closeSetup?.() || event.target.id === "snug-search") return;
-      if (isNarrow() && document.body.classList.contains("sidebar-open")) return turn(false);
-      if (({ Chat: snug.stopReply, Notebook: snug.stopNotebook })[snug.currentTab()]?.()) return;
-      if (typing?.id === "snug-input") typing.blur();  // the arrows turn versions then
-    } else if (!typing && (event.key === "ArrowLeft" || event.key === "ArrowRight") && !event.ctrlKey && !event.metaKey && !event.altKey && !event.shiftKey && snug.currentTab() === "Chat" && !document.querySelector("dialog[open]") && !event.target.closest?.('[role="tab"], [role="radiogroup"], [role="menu"]')) {
-      if (snug.turnVersion?.(event.key === "ArrowRight" ? 1 : -1)) event.preventDefault();
-    } else if (!typing && event.key.length === 1 && !event.ctrlKey && !event.metaKey && !event.altKey && snug.currentTab() === "Chat" && !document.querySelector("dialog[open]")) {
-      document.getElementById("snug-input")?.focus();
-    }
-  }
+  /* For keys.js */
+  snug.isSidebarOpen = () => document.body.classList.contains("sidebar-open");
+  snug.turnSidebar = turn;
+  snug.leaveSidebar = () => { const over = isNarrow() && snug.isSidebarOpen(); if (over) turn(false); return over; };
+  snug.search = () => { setOpen(true); document.getElementById("snug-search").focus(); };
 
   /* The pulse */
 
@@ -88,16 +91,18 @@
       state.model = answer.model;
       drawModel();
       snug.drawStrip(answer.machine);
-      if (stateKey(before) !== stateKey(answer.model)) snug.modelChanged?.(answer.model, before);
+      if (stateKey(before) !== stateKey(answer.model)) { snug.modelChanged?.(answer.model, before); snug.refreshPresets?.(); }
       snug.drawLoading(answer.model);
       snug.memoryMoved?.();
       snug.followDryRuns?.(answer.dry_runs);
+      snug.drawDownloads(answer.downloads);
       snug.noticeElsewhere?.(answer);
       if (answer.conversations !== state.revision && !snug.sideMenuOpen()) { state.revision = answer.conversations; snug.refreshConversations(); }
     } else if (answer?.problem?.code === "not_found") snug.noticeElsewhere?.({ missing: true });
     clearTimeout(timer);  // another pulse may have ended meanwhile
     const lively = state.model.status === "loading" || answer?.dry_runs?.busy && snug.currentTab() === "Model";
-    timer = setTimeout(pulse, lively ? LOADING_PULSE_MS : PULSE_MS);
+    const fetching = answer?.downloads?.some((item) => item.state === "running");
+    timer = setTimeout(pulse, lively ? LOADING_PULSE_MS : fetching ? FETCHING_PULSE_MS : PULSE_MS);
   }
 
   /* While a model loads every step is a new version; before and after, every version tells something new. */
@@ -109,18 +114,19 @@
     if (lost === state.lost) return;
     state.lost = lost;
     document.documentElement.classList.toggle("offline", lost);
+    if (lost) snug.checkSession();
     drawModel();
   }
 
   function drawModel() {
     const { status, name, stage, fraction } = state.model;
-    const text = state.lost ? "Snug does not answer" : {
-      empty: "No model loaded", loading: stage || "Loading", ready: name, failed: name ? `${name} failed` : "Loading failed", died: `${name} stopped`,
+    const text = state.lost ? t("Snug does not answer") : {
+      empty: t("No model loaded"), loading: stage || t("Loading"), ready: name, failed: name ? t("{name} failed", { name }) : t("Loading failed"), died: t("{name} stopped", { name }),
     }[status] ?? status;
     pill.className = `model-pill ${state.lost ? "lost" : status}`;
     pill.replaceChildren(el("span.dot"), el("span.model-name", {}, text));
     if (status === "loading" && !state.lost) {
-      pill.append(el("span.pill-percent", {}, `${Math.round(fraction * 100)} %`), el("span.pill-bar", { style: `width:${fraction * 100}%` }));
+      pill.append(el("span.pill-percent", {}, fraction ? `${Math.round(fraction * 100)} %` : ""), el("span.pill-bar", { style: `width:${fraction * 100}%` }));
     }
   }
 })();

@@ -1,10 +1,11 @@
 /* The list of conversations: search, folders, pins, undo. The server owns it; this shows it and asks for more. */
 "use strict";
 (() => {
-  const { el, icon, iconButton, remember, call, ask, toast, selectTab } = snug;
+  const { el, icon, iconButton, remember, call, ask, toast, selectTab, t, date } = snug;
   const PAGE = 100;
   const state = { server: null, items: [], more: false, folders: [], query: "", folder: null, deleted: false, limit: PAGE, menu: null, anchor: null, late: false, asked: 0 };
-  let list, search, view, narrow;
+  const INDEX_LOOK_MS = 1500;
+  let list, search, view, narrow, indexLine, indexTimer;
 
   /* Incognito conversations are known to this tab of the browser alone, as long as it is open. */
   const secret = {
@@ -18,8 +19,8 @@
     state.server = server;
     narrow = onOpened;
     state.folder = remember.get("folder", null);
-    list = el("nav.conversations", { "aria-label": "Conversations" });
-    search = el("input.search", { type: "search", placeholder: "Search", "aria-label": "Search in conversations", id: "snug-search" });
+    list = el("nav.conversations", { "aria-label": t("Conversations") });
+    search = el("input.search", { type: "search", placeholder: t("Search"), "aria-label": t("Search in conversations"), id: "snug-search" });
     let wait = null;
     search.addEventListener("input", () => {
       clearTimeout(wait);
@@ -31,9 +32,10 @@
     list.addEventListener("scroll", () => closeMenu());
     return [
       el("div.new-row", {},
-        el("button.new-chat", { id: "snug-new", onclick: () => begin(false) }, icon("plus"), "New chat"),
-        iconButton("mask", "New incognito chat", () => begin(true), ".new-incognito")),
+        el("button.new-chat", { id: "snug-new", onclick: () => begin(false) }, icon("plus"), t("New chat")),
+        iconButton("mask", t("New incognito chat"), () => begin(true), ".new-incognito")),
       el("label.search-box", {}, icon("search"), search),
+      indexLine = el("p.index-line", { role: "status", hidden: true }),
       view, list,
     ];
   };
@@ -41,6 +43,8 @@
   snug.rememberIncognito = (id) => secret.add(id);
   snug.sideMenuOpen = () => Boolean(state.menu);
   snug.closeMenu = closeMenu;
+  snug.openMenu = openMenu;
+  snug.askText = askText;
 
   function begin(incognito) { selectTab("Chat"); snug.openConversation(null, { incognito }); narrow(); }
 
@@ -59,11 +63,22 @@
     });
     if (!answer.items || asked !== state.asked) return;
     Object.assign(state, { items: answer.items, more: answer.more, folders: answer.folders });
+    drawIndexing(answer.indexing);
     if (!state.deleted && state.folder && !answer.folder) { state.folder = null; remember.set("folder", null); }
     drawView();
     show();
   }
   snug.refreshConversations = refresh;
+
+  /* A store that is older than the search: what is not in its index yet is said, and asked for again. */
+  function drawIndexing(indexing) {
+    clearTimeout(indexTimer);
+    indexLine.hidden = !indexing;
+    if (!indexing) return;
+    const missing = state.query ? t("Messages from before {day} are not found yet.", { day: date(new Date(indexing.before * 1000), { dateStyle: "medium" }) }) : "";
+    indexLine.textContent = `${t("The search index is being built: {percent} %.", { percent: Math.floor(100 * indexing.share) })} ${missing}`.trim();
+    indexTimer = setTimeout(refresh, INDEX_LOOK_MS);
+  }
 
   /* Lines that did not change stay, so that ten thousand of them cost little. */
   function show() {
@@ -77,7 +92,7 @@
     for (const item of state.items) {
       const name = groupOf(item);
       if (name !== group) nodes.push(el("h3", {}, group = name));
-      const key = JSON.stringify([item, state.query, state.deleted, group === "Incognito"]), old = known.get(item.id);
+      const key = JSON.stringify([item, state.query, state.deleted, group === t("Incognito")]), old = known.get(item.id);
       const node = old?.key === key ? old : row(item);
       node.key = key;
       nodes.push(node);
@@ -90,15 +105,15 @@
   }
 
   function emptyText() {
-    if (state.deleted) return "Nothing was deleted in the last day.";
-    if (state.query) return "Nothing found.";
-    return state.folder ? "Nothing in this folder yet." : "Your conversations will be listed here.";
+    if (state.deleted) return t("Nothing was deleted in the last day.");
+    if (state.query) return t("Nothing found.");
+    return state.folder ? t("Nothing in this folder yet.") : t("Your conversations will be listed here.");
   }
 
   /* What follows comes as its place comes into sight; the button is for keys. */
   function more() {
     const next = () => { state.limit = Math.max(state.limit, state.items.length) + 2 * PAGE; seen.disconnect(); return refresh(); };
-    const button = el("button.text-button.show-more", { onclick: next }, "Show more");
+    const button = el("button.text-button.show-more", { onclick: next }, t("Show more"));
     const seen = new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting)) next(); }, { root: list, rootMargin: "400px" });
     seen.observe(button);
     return button;
@@ -106,7 +121,7 @@
 
   function row(item) {
     const options = el("button.more", {
-      title: "Options", "aria-label": `Options of ${item.title}`, "aria-haspopup": "menu",
+      title: t("Options"), "aria-label": t("Options of {name}", { name: item.title }), "aria-haspopup": "menu",
       onclick: (event) => { event.stopPropagation(); openMenu(options, menuOf(node, item)); },
     }, "⋯");
     const title = el("span.conversation-title", {}, item.incognito ? icon("mask") : item.pinned ? icon("pin") : null, item.title);
@@ -131,17 +146,17 @@
   function focusRow(id, tag = "a") { list.querySelector(`[data-id="${CSS.escape(id ?? "")}"] > ${tag}`)?.focus({ preventScroll: true }); }
 
   function groupOf(item) {
-    if (state.deleted) return "Deleted in the last day";
-    if (item.incognito) return "Incognito";
-    if (item.pinned && !state.query) return "Pinned";
-    const day = (date) => new Date(date.getFullYear(), date.getMonth(), date.getDate());
+    if (state.deleted) return t("Deleted in the last day");
+    if (item.incognito) return t("Incognito");
+    if (item.pinned && !state.query) return t("Pinned");
+    const day = (of) => new Date(of.getFullYear(), of.getMonth(), of.getDate());
     const then = new Date(item.updated_at * 1000), now = new Date();
     const days = Math.round((day(now) - day(then)) / 86400000);
-    if (days <= 0) return "Today";
-    if (days === 1) return "Yesterday";
-    if (days <= 7) return "Previous 7 days";
-    if (days <= 30) return "Previous 30 days";
-    return then.toLocaleDateString(undefined, { month: "long", year: "numeric" });
+    if (days <= 0) return t("Today");
+    if (days === 1) return t("Yesterday");
+    if (days <= 7) return t("Previous 7 days");
+    if (days <= 30) return t("Previous 30 days");
+    return date(then, { month: "long", year: "numeric" });
   }
 
   /* Menus */
@@ -183,17 +198,17 @@
 
   function menuOf(node, item) {
     if (state.deleted) {
-      return [["undo", "Bring back", () => restore(item.id)], ["trash", "Delete for good", () => erase(item), "danger"]];
+      return [["undo", t("Bring back"), () => restore(item.id)], ["trash", t("Delete for good"), () => erase(item), "danger"]];
     }
     const files = ["markdown", "json"].map((format) =>
-      ["download", format === "json" ? "Export as JSON" : "Export as Markdown", () => snug.exportConversations(state.server, format, [item.id], item.title)]);
-    if (item.incognito) return [...files, null, ["trash", "End", () => snug.endIncognito(item.id), "danger"]];
+      ["download", format === "json" ? t("Export as JSON") : t("Export as Markdown"), () => snug.exportConversations(state.server, format, [item.id], item.title)]);
+    if (item.incognito) return [...files, null, ["trash", t("End"), () => snug.endIncognito(item.id), "danger"]];
     return [
-      ["edit", "Rename", () => rename(node, item)],
-      ["pin", item.pinned ? "Unpin" : "Pin", () => act("pin", { id: item.id, pinned: !item.pinned })],
-      ["folder", "Move to folder", () => chooseFolder(item)],
+      ["edit", t("Rename"), () => rename(node, item)],
+      ["pin", item.pinned ? t("Unpin") : t("Pin"), () => act("pin", { id: item.id, pinned: !item.pinned })],
+      ["folder", t("Move to folder"), () => chooseFolder(item)],
       ...files, null,
-      ["trash", "Delete", () => remove(item), "danger"],
+      ["trash", t("Delete"), () => remove(item), "danger"],
     ];
   }
 
@@ -201,17 +216,17 @@
     const mark = (chosen, name) => chosen ? "check" : name;
     const here = state.folders.find((folder) => folder.id === state.folder);
     openMenu(view, [
-      [mark(!state.folder && !state.deleted, "chat"), "All chats", () => goTo(null)],
+      [mark(!state.folder && !state.deleted, "chat"), t("All chats"), () => goTo(null)],
       ...state.folders.map((folder) => [mark(folder.id === state.folder && !state.deleted, "folder"), folder.name, () => goTo(folder.id), "", folder.conversations]),
       null,
-      ["plus", "New folder", async () => goTo(await nameFolder())],
-      ...(here && !state.deleted ? [["edit", "Rename folder", () => nameFolder(here)], ["close", "Remove folder", () => removeFolder(here)]] : []),
+      ["plus", t("New folder"), async () => goTo(await nameFolder())],
+      ...(here && !state.deleted ? [["edit", t("Rename folder"), () => nameFolder(here)], ["close", t("Remove folder"), () => removeFolder(here)]] : []),
       null,
-      ["upload", "Import", () => snug.importFiles(state.server, refresh)],
-      ["download", "Export all as JSON", () => snug.exportConversations(state.server, "json")],
-      ["download", "Export all as Markdown", () => snug.exportConversations(state.server, "markdown")],
+      ["upload", t("Import"), () => snug.importFiles(state.server, refresh)],
+      ["download", t("Export all as JSON"), () => snug.exportConversations(state.server, "json")],
+      ["download", t("Export all as Markdown"), () => snug.exportConversations(state.server, "markdown")],
       null,
-      [mark(state.deleted, "trash"), "Recently deleted", () => { search.value = ""; look({ deleted: true, query: "" }); }],
+      [mark(state.deleted, "trash"), t("Recently deleted"), () => { search.value = ""; look({ deleted: true, query: "" }); }],
     ]);
   }
 
@@ -223,10 +238,10 @@
 
   function drawView() {
     const folder = state.folders.find((item) => item.id === state.folder);
-    const name = state.deleted ? "Recently deleted" : folder ? folder.name : "All chats";
+    const name = state.deleted ? t("Recently deleted") : folder ? folder.name : t("All chats");
     view.replaceChildren(icon(state.deleted ? "trash" : folder ? "folder" : "chat"), el("span", {}, name), icon("chevron"));
-    view.title = "Folders, files, what was deleted";
-    search.placeholder = folder && !state.deleted ? `Search in ${folder.name}` : "Search";
+    view.title = t("Folders, files, what was deleted");
+    search.placeholder = folder && !state.deleted ? t("Search in {name}", { name: folder.name }) : t("Search");
   }
 
   /* Actions */
@@ -238,7 +253,7 @@
   }
 
   function rename(node, item) {
-    const input = el("input.rename", { value: item.title, "aria-label": "Title", maxLength: 200 });
+    const input = el("input.rename", { value: item.title, "aria-label": t("Title"), maxLength: 200 });
     let done = false;
     const finish = async (save, byKey = false) => {
       if (done) return;
@@ -268,7 +283,7 @@
     if (shown) snug.openConversation(null);
     await refresh();
     if (!answer.done) return;
-    toast(`“${short(item.title)}” was deleted.`, { seconds: 10, action: { label: "Undo", run: async () => {
+    toast(t("“{name}” was deleted.", { name: short(item.title) }), { seconds: 10, action: { label: t("Undo"), run: async () => {
       if (await restore(item.id) && shown) snug.openConversation(item.id);
     } } });
   }
@@ -276,14 +291,15 @@
   async function restore(id) { return (await act("restore", { id })).restored; }
 
   async function erase(item) {
-    if (await ask("Delete for good?", `“${item.title}” and all its messages cannot be brought back then.`, "Delete")) act("erase", { id: item.id });
+    if (await ask(t("Delete for good?"), t("“{name}” and all its messages cannot be brought back then.", { name: item.title }), t("Delete"))) act("erase", { id: item.id });
   }
 
   snug.endIncognito = async (id) => {
-    if (!await ask("End this incognito chat?", "It was never written to the disk: all its messages will be gone for good.", "End")) return;
+    if (!await ask(t("End this incognito chat?"), t("It was never written to the disk: all its messages will be gone for good."), t("End"))) return;
     const answer = await call(state.server, "remove", { id });
     if (answer.problem && answer.problem.code !== "not_found") return;
     secret.remove(id);
+    snug.tray.end(`draft.${id}`);
     if (snug.conversationId?.() === id) snug.openConversation(null);
     refresh();
   };
@@ -296,7 +312,7 @@
       const input = el("input.dialog-input", { value, maxLength: 80, "aria-label": label, placeholder: label });
       const finish = (answer) => { dialog.close(); dialog.remove(); resolve(answer); };
       const dialog = el("dialog.dialog", { oncancel: () => finish(undefined) }, el("h2", {}, title), input,
-        el("div.dialog-buttons", {}, el("button.plain-button", { onclick: () => finish(undefined) }, "Cancel"),
+        el("div.dialog-buttons", {}, el("button.plain-button", { onclick: () => finish(undefined) }, t("Cancel")),
           el("button.primary-button", { onclick: () => finish(input.value) }, confirm)));
       input.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); finish(input.value); } });
       document.body.append(dialog);
@@ -306,13 +322,13 @@
   }
 
   async function nameFolder(folder = null) {
-    const name = await askText(folder ? "Rename folder" : "New folder", folder?.name ?? "", "Name of the folder", folder ? "Rename" : "Create");
+    const name = await askText(folder ? t("Rename folder") : t("New folder"), folder?.name ?? "", t("Name of the folder"), folder ? t("Rename") : t("Create"));
     if (name === undefined) return undefined;
     return (await act("name_folder", { id: folder?.id ?? null, name })).folder;
   }
 
   async function removeFolder(folder) {
-    if (!await ask(`Remove “${folder.name}”?`, "The conversations in it stay, outside of any folder.", "Remove")) return;
+    if (!await ask(t("Remove “{name}”?", { name: folder.name }), t("The conversations in it stay, outside of any folder."), t("Remove"))) return;
     const answer = await call(state.server, "remove_folder", { id: folder.id });
     if (answer.done) goTo(null); else refresh();
   }
@@ -322,8 +338,8 @@
     const move = (folder) => { if (folder !== undefined) act("move", { id: item.id, folder }); };
     openMenu(anchor, [
       ...state.folders.map((folder) => [folder.id === item.folder ? "check" : "folder", folder.name, () => move(folder.id)]),
-      ["plus", "New folder", async () => move(await nameFolder())],
-      ...(item.folder ? [null, ["close", "Out of the folder", () => move(null)]] : []),
+      ["plus", t("New folder"), async () => move(await nameFolder())],
+      ...(item.folder ? [null, ["close", t("Out of the folder"), () => move(null)]] : []),
     ]);
   }
 })();

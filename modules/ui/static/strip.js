@@ -1,7 +1,7 @@
 /* The live strip in the header: a small bar for RAM and for each GPU; its numbers open below it. */
 "use strict";
 (() => {
-  const { el } = snug;
+  const { el, t } = snug;
   let strip = null, sheet = null, devices = [];
 
   snug.buildStrip = () => {
@@ -20,7 +20,7 @@
     strip.hidden = false;
     if (!same) strip.replaceChildren(...seen.map((device) => el("span.meter", {}, el("span.meter-name", {}, device.title), " ", bar(), el("span.meter-text", {}))));
     strip.classList.toggle("many", seen.length > 3);
-    strip.setAttribute("aria-label", seen.map((device) => `${device.title} ${device.used} / ${device.total} used, ${device.snug} by Snug`).join("; "));
+    strip.setAttribute("aria-label", seen.map((device) => t("{device} {used} / {total} used, {snug} by Snug", { device: device.title, used: device.used, total: device.total, snug: device.snug })).join("; "));
     [...strip.children].forEach((meter, number) => {
       paint(meter, seen[number]);
       meter.querySelector(".meter-text").textContent = `${seen[number].used} / ${seen[number].total}`;
@@ -40,15 +40,15 @@
         el("strong", {}, device.title), el("span.strip-name", {}, device.name), bar(),
         el("dl", {},
           el("dt", {}, el("i.meter-snug"), "Snug"), el("dd", {}, device.snug),
-          el("dt", {}, el("i.meter-others"), "Other programs"), el("dd", {}, device.others),
-          el("dt", {}, el("i.meter-free"), "Free"), el("dd", {}, `${device.free} of ${device.total}`)));
+          el("dt", {}, el("i.meter-others"), t("Other programs")), el("dd", {}, device.others),
+          el("dt", {}, el("i.meter-free"), t("Free")), el("dd", {}, t("{part} of {whole}", { part: device.free, whole: device.total }))));
       paint(row, device);
       return row;
     }));
   }
 
   function open() {
-    sheet = el("div.strip-sheet", { role: "dialog", "aria-label": "Memory of this machine" });
+    sheet = el("div.strip-sheet", { role: "dialog", "aria-label": t("Memory of this machine") });
     fill();
     strip.after(sheet);
     strip.setAttribute("aria-expanded", "true");

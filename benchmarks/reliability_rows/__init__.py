@@ -1,0 +1,1 @@
+"""The measurements behind benchmarks/reliability.py, by what they measure."""

@@ -1,0 +1,116 @@
+"""Logging in and out of the page: a form, a session in a cookie, and who somebody is. Whose keys there are is the
+page's and the terminal's business.
+
+Wrong guesses are counted by address and by name. Somebody who guesses at a name from elsewhere does not keep its
+owner out: an address from which that person logged in before waits for its own guesses only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+from urllib.parse import parse_qsl
+
+from anyio import to_thread
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+from starlette.types import Scope
+
+from modules.accounts.attempts import Attempts
+from modules.accounts.directory import Account, Accounts
+from modules.accounts.person import person_in
+from modules.api.doors import door_page
+from modules.api.doors.gate import session_cookie
+from modules.api.doors.headers import POLICY_OF
+from modules.api.doors.lock import client_of, cookie_values
+from modules.api.shapes import Json
+from modules.errors import BadValue, SnugError, Unauthorized
+from modules.services import Services
+
+_FAMILIAR = 4096  # pairs of a name and an address that are remembered
+
+
+class Logins:
+    """Names and passwords, tried."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self.attempts = Attempts()
+        self._familiar: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def try_one(self, name: str, password: str, client: str) -> tuple[Account, str]:
+        """Who that is, and the token of a new session. Raises Unauthorized or TooManyAttempts."""
+        tried = (f"name {name.strip().casefold()[:200]}", client)
+        who = [client] if tried in self._familiar else [client, tried[0]]
+        self.attempts.check(who, "Too many wrong passwords.")
+        try:
+            account = self._accounts.verify(name, password)
+        except Unauthorized:
+            self.attempts.wrong(who, [f"{name}\n{password}".encode("utf-8", "replace")])
+            raise
+        self.attempts.right(who)
+        self._familiar[tried] = None
+        while len(self._familiar) > _FAMILIAR:
+            self._familiar.popitem(last=False)
+        return account, self._accounts.begin_session(account)
+
+
+def account_routes(services: Services) -> APIRouter:
+    """GET and POST /login, POST /logout, GET /account."""
+    accounts, cookie = services.accounts, session_cookie(services.settings.listen_port)
+    logins = Logins(accounts) if accounts else None
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/login")
+    def show(request: Request) -> Response:
+        """The form; home, where nobody logs in or somebody has."""
+        if accounts is None or not accounts.exist() or _session(accounts, cookie, request.scope):
+            return RedirectResponse("/", 303)
+        request.scope[POLICY_OF] = door_page.POLICY
+        return door_page.login_page()
+
+    @router.post("/login")
+    async def log_in(request: Request) -> Response:
+        """Name and password, from the form."""
+        if logins is None or accounts is None or not await to_thread.run_sync(accounts.exist):
+            return RedirectResponse("/", 303)
+        request.scope[POLICY_OF] = door_page.POLICY
+        form = dict(parse_qsl((await request.body()).decode("utf-8", "replace"), max_num_fields=8))
+        name, password = form.get("name", ""), form.get("password", "")
+        try:
+            if not name or not password:
+                raise BadValue("Both name and password are needed.")
+            work = partial(logins.try_one, name, password, client_of(request.scope))
+            _, token = await to_thread.run_sync(work)
+        except SnugError as error:
+            return door_page.login_page(error, name=name)
+        response = RedirectResponse("/", 303)
+        secure = request.scope.get("scheme") == "https"
+        response.set_cookie(
+            cookie, token, httponly=True, samesite="strict", path="/", secure=secure, max_age=180 * 86_400
+        )
+        return response
+
+    @router.post("/logout")
+    def log_out(request: Request) -> Response:
+        """End this browser's session."""
+        for token in cookie_values(request.scope, cookie):
+            if accounts is not None:
+                accounts.end_session(token.decode("utf-8", "replace"))
+        response = RedirectResponse("/login", 303)
+        response.delete_cookie(cookie, path="/", httponly=True, samesite="strict")
+        response.headers["clear-site-data"] = '"cache"'
+        return response
+
+    @router.get("/account")
+    def account(request: Request) -> Json:
+        """Who asks."""
+        person = person_in(request.scope)
+        return {"name": person.name, "admin": person.admin}
+
+    return router
+
+
+def _session(accounts: Accounts, cookie: str, scope: Scope) -> bool:
+    tokens = cookie_values(scope, cookie)
+    return len(tokens) == 1 and accounts.by_session(tokens[0].decode("utf-8", "replace")) is not None

@@ -1,0 +1,321 @@
+"""What Anthropic's clients may send: the bodies of /v1/messages and /v1/messages/count_tokens.
+
+Fields that nobody declared are ignored (metadata, service_tier, cache_control, …); blocks of content that Snug cannot
+read are refused by name, since a reply without them would answer another question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from modules.api.prompting import Asked
+from modules.api.schemas import MAX_MESSAGES, SamplingFields, sampling
+from modules.api.tool_schemas import (
+    MAX_TOOLS,
+    NO_NAME,
+    Choice,
+    NamedTool,
+    ToolSpec,
+    is_tool_name,
+    offer_of,
+    refuse_hosted,
+    schema_text,
+)
+from modules.api.whole import whole
+from modules.errors import BadValue
+from modules.messages import ChatMessage, ToolCall
+from modules.sampling import MAX_STOP_STRINGS, GenerationParams, StopString
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+MAX_BLOCKS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Words of a message."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """What a reply thought before it answered; no model is told of it again."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a tool answered to the call of that id."""
+
+    call_id: str
+    text: str
+
+
+Block = Text | Thought | ToolCall | Result
+
+
+def _refused(place: str, problem: str) -> PydanticCustomError:
+    return PydanticCustomError("content_block", f"{place} {problem}")
+
+
+def _string(block: Mapping[str, Any], name: str, place: str) -> str:
+    value = block.get(name)
+    if not isinstance(value, str):
+        raise _refused(place, f'needs a text as "{name}"')
+    return whole(value)
+
+
+def _document(block: Mapping[str, Any], place: str) -> Text:
+    """A document that comes as text; its title stands before it."""
+    source = block.get("source")
+    if not isinstance(source, dict) or source.get("type") != "text":
+        raise _refused(place, "is a document, of which Snug reads plain text only: send its text")
+    title = block.get("title")
+    heading = f"{whole(title)}\n\n" if isinstance(title, str) and title else ""
+    return Text(heading + _string(source, "data", place))
+
+
+def _image(_: Mapping[str, Any], place: str) -> Text:
+    raise _refused(place, "is an image, which this route does not take: /v1/chat/completions does, as image_url")
+
+
+def _tool_use(block: Mapping[str, Any], place: str) -> ToolCall:
+    given = block.get("input")
+    if not isinstance(given, dict):
+        raise _refused(place, 'needs an object as "input"')
+    try:
+        arguments = whole(json.dumps(given, ensure_ascii=False))
+    except (RecursionError, ValueError) as error:
+        raise _refused(place, "nests too deeply, or holds what JSON cannot") from error
+    name = _string(block, "name", place)
+    if not is_tool_name(name):
+        raise _refused(place, NO_NAME)
+    return ToolCall(_string(block, "id", place), name, arguments)
+
+
+def _tool_result(block: Mapping[str, Any], place: str) -> Result:
+    content = block.get("content")
+    blocks = () if content in (None, []) else _blocks(content)
+    if not all(isinstance(each, Text) for each in blocks):
+        raise _refused(place, "is a result that is no text, and Snug reads text only")
+    text = "\n\n".join(each.text for each in blocks if isinstance(each, Text))
+    return Result(_string(block, "tool_use_id", place), f"Error: {text}" if block.get("is_error") else text)
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], str], Block]] = {
+    "text": lambda block, place: Text(_string(block, "text", place)),
+    "thinking": lambda block, place: Thought(_string(block, "thinking", place)),
+    "redacted_thinking": lambda _block, _place: Thought(""),
+    "tool_use": _tool_use,
+    "tool_result": _tool_result,
+    "document": _document,
+    "image": _image,
+}
+
+
+def _blocks(content: object) -> tuple[Block, ...]:
+    """A string, or a list of blocks."""
+    if isinstance(content, str):
+        return (Text(whole(content)),)
+    if not isinstance(content, list) or not content:
+        raise PydanticCustomError("content", "it must be a text, or a list of content blocks that is not empty")
+    if len(content) > MAX_BLOCKS:
+        raise PydanticCustomError("content", f"it has more than {MAX_BLOCKS} blocks")
+    return tuple(_block(item, f"block {number}") for number, item in enumerate(content))
+
+
+def _block(item: object, place: str) -> Block:
+    kind = item.get("type") if isinstance(item, dict) else None
+    if not isinstance(item, dict) or not isinstance(kind, str):
+        raise _refused(place, 'must be an object with a "type"')
+    if kind not in _READERS:
+        raise _refused(place, f"is of type {kind[:40]!r}; Snug reads {', '.join(_READERS)}")
+    return _READERS[kind](item, place)
+
+
+def _system(content: object) -> str:
+    """The system prompt: a text, or text blocks with an empty line between them."""
+    if content is None:
+        return ""
+    blocks = () if content == [] else _blocks(content)
+    if not all(isinstance(block, Text) for block in blocks):
+        raise PydanticCustomError("system", "a system prompt has text blocks only")
+    return "\n\n".join(block.text for block in blocks if isinstance(block, Text))
+
+
+_CONTENT_SCHEMA = str | list[dict[str, Any]]
+
+
+class AnthropicMessage(BaseModel):
+    """One turn. `system` is what newer clients write within the conversation."""
+
+    model_config = _STRICT
+
+    role: Literal["user", "assistant", "system"]
+    content: Annotated[tuple[Block, ...], BeforeValidator(_blocks, json_schema_input_type=_CONTENT_SCHEMA)]
+
+    @property
+    def text(self) -> str:
+        """Its words, an empty line between blocks."""
+        return "\n\n".join(block.text for block in self.content if isinstance(block, Text))
+
+    def turns(self, names: dict[str, str]) -> list[ChatMessage]:
+        """It as turns: results of tools first, then what was said. `names` are those of the tools called so far."""
+        calls = tuple(block for block in self.content if isinstance(block, ToolCall))
+        if self.role == "assistant":
+            names |= {call.id: call.name for call in calls}
+            return [ChatMessage("assistant", self.text, tool_calls=calls)]
+        results = [block for block in self.content if isinstance(block, Result)]
+        turns = [
+            ChatMessage("tool", block.text, call_id=block.call_id, tool=names.get(block.call_id, ""))
+            for block in results
+        ]
+        said = any(isinstance(block, Text) for block in self.content)
+        return [*turns, *([ChatMessage(self.role, self.text)] if said or not results else [])]
+
+
+class Thinking(BaseModel):
+    """Whether to think first, as far as the model's template lets one choose. A budget of tokens is not kept."""
+
+    model_config = _STRICT
+
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class Format(BaseModel):
+    """The form of the reply."""
+
+    model_config = _STRICT
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(BaseModel):
+    """How much to think, and the form of the reply."""
+
+    model_config = _STRICT
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: Format | None = None
+
+
+class ToolOfAnthropic(BaseModel):
+    """A tool that the model may ask for. Anthropic's own tools, which run on their servers, are refused."""
+
+    model_config = _STRICT
+
+    type: Literal["custom"] | None = None
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any]
+
+    @property
+    def spec(self) -> ToolSpec:
+        """The tool as OpenAI's clients send it, with the same limits."""
+        given = {"name": self.name, "description": self.description, "parameters": self.input_schema}
+        try:
+            return ToolSpec.model_validate({"type": "function", "function": given})
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise BadValue(f"The tool {self.name[:100]!r}: {problem}.", param="tools") from error
+
+
+class ToolChoice(BaseModel):
+    """Whether it calls any (auto), none, must call some (any), or one by its name (tool)."""
+
+    model_config = _STRICT
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    @property
+    def choice(self) -> Choice:
+        """The same in OpenAI's words."""
+        if self.type == "tool":
+            try:
+                return NamedTool.model_validate({"type": "function", "function": {"name": self.name}})
+            except ValidationError as error:
+                raise BadValue("tool_choice of type tool needs the name of one.", param="tool_choice") from error
+        return "required" if self.type == "any" else self.type
+
+
+class Conversation(BaseModel):
+    """What both routes take: a conversation."""
+
+    model_config = _STRICT
+
+    model: Annotated[str, Field(max_length=500)] | None = Field(
+        None, description="Any name: the loaded model answers, under its own name. A request never loads a model."
+    )
+    messages: Annotated[list[AnthropicMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    system: Annotated[str, BeforeValidator(_system, json_schema_input_type=_CONTENT_SCHEMA | None)] = Field(
+        "", description="A text or text blocks."
+    )
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    tools: Annotated[
+        Annotated[list[ToolOfAnthropic], Field(max_length=MAX_TOOLS)] | None,
+        BeforeValidator(partial(refuse_hosted, kind="custom")),
+    ] = Field(None, description="What the model may ask the client to do.")
+    tool_choice: ToolChoice | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the client wants to see what a model thinks."""
+        return self.thinking is not None and self.thinking.type != "disabled"
+
+    @property
+    def asked(self) -> Asked:
+        """The conversation. Thinking is off unless asked for, where that can be chosen. Raises BadValue."""
+        system = [ChatMessage("system", self.system)] if self.system.strip() else []
+        names: dict[str, str] = {}
+        turns = [*system, *(turn for message in self.messages for turn in message.turns(names))]
+        begun = turns[-1].role == "assistant" and not turns[-1].tool_calls
+        effort = (self.output_config.effort if self.output_config else None) or ("medium" if self.thinks else "none")
+        choice = self.tool_choice
+        offer = offer_of(
+            [tool.spec for tool in self.tools or ()], choice.choice if choice else None,
+            parallel=not (choice and choice.disable_parallel_tool_use),
+        )  # fmt: skip
+        return Asked(turns[:-1] if begun else turns, turns[-1].content if begun else None, offer, effort)
+
+
+class MessagesRequest(SamplingFields, Conversation):
+    """The body of POST /v1/messages, with every sampling parameter of Snug's beside Anthropic's."""
+
+    model_config = _STRICT
+
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        description="The reply ends after this many tokens at the latest."
+    )
+    stop_sequences: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = Field(
+        None, description="The reply ends before any of these."
+    )
+    output_format: Format | None = Field(None, description="An older place for output_config.format.")
+    stream: bool | None = Field(None, description="Send the reply as it is made, as server-sent events.")
+
+    @property
+    def params(self) -> GenerationParams:
+        """The sampling parameters, with defaults for what was not given."""
+        return sampling(
+            self, max_new_tokens=self.max_tokens, stop=tuple(self.stop_sequences or ()), json_schema=self._schema()
+        )
+
+    def _schema(self) -> str | None:
+        form = (self.output_config.format if self.output_config else None) or self.output_format
+        return None if form is None else schema_text(form.schema_, "output_config")
+
+
+class CountRequest(Conversation):
+    """The body of POST /v1/messages/count_tokens."""

@@ -1,0 +1,152 @@
+"""One connection of the server: how long a client may take to ask and to read, and how much its headers may be.
+
+uvicorn's own protocol with deadlines. Without them a socket that sends a byte a minute, or reads nothing of a stream,
+is held for ever. Bodies' sizes are bodies.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from modules.units import KiB
+
+HEADERS_S = 20.0
+MAX_HEADER_BYTES = 64 * KiB
+MAX_HEADERS = 100
+BODY_GRACE_S = 20.0
+BODY_BYTES_PER_S = 8 * KiB  # at least, after the grace
+READING_S = 30.0
+"""Seconds in which a client must take in what lies ready for it, some tens of KiB."""
+
+
+class _TooMuch(Exception):
+    """The headers are too large or too many."""
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, which ends in time."""
+
+    headers_s = HEADERS_S
+    body_grace_s = BODY_GRACE_S
+    reading_s = READING_S
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there: its headers are due."""
+        self._due: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._header_bytes = self._body_bytes = 0
+        self._body_since = 0.0
+        self._reads_headers = True
+        self._answer = b""
+        super().connection_made(transport)
+        self._wait(self.headers_s, self._headers_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It left."""
+        for handle in (self._due, self._unread):
+            if handle is not None:
+                handle.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        if self._reads_headers:
+            self._header_bytes += len(data)
+        super().data_received(data)
+        if self._reads_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self._refuse(b"431 Request Header Fields Too Large")
+        elif self._due is None and self.timeout_keep_alive_task is None and self._is_idle:
+            self._wait(self.headers_s, self._headers_late)  # an empty line between requests begins none
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def on_message_begin(self) -> None:
+        """A request begins, perhaps the second one of this connection."""
+        super().on_message_begin()
+        self._reads_headers = True
+        self._wait(self.headers_s, self._headers_late)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS or sum(len(a) + len(b) for a, b in self.headers) > MAX_HEADER_BYTES:
+            self._answer = b"431 Request Header Fields Too Large"
+            raise _TooMuch
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn answers to what is no HTTP; and to our refusal in the midst of it."""
+        if self._answer:
+            self._refuse(self._answer)
+        else:
+            super().send_400_response(msg)
+
+    def on_headers_complete(self) -> None:
+        """The body is due."""
+        self._reads_headers = False
+        self._header_bytes = self._body_bytes = 0
+        self._body_since = self.loop.time()
+        self._wait(self.body_grace_s, self._body_late)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of it."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole: from here the server is at work."""
+        self._settle()
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """More lies ready than the client has read."""
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(self.reading_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads."""
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
+
+    def _wait(self, seconds: float, late: Any) -> None:
+        self._settle()
+        self._due = self.loop.call_later(seconds, late)
+
+    def _settle(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _headers_late(self) -> None:
+        self._refuse(b"408 Request Timeout")
+
+    def _body_late(self) -> None:
+        """Time is up, unless it is the server that reads slowly, or the body comes fast enough."""
+        now = self.loop.time()
+        enough_until = self._body_since + self.body_grace_s + self._body_bytes / BODY_BYTES_PER_S
+        if self.flow.read_paused:
+            self._body_since += self.body_grace_s
+            self._wait(self.body_grace_s, self._body_late)
+        elif now < enough_until:
+            self._wait(enough_until - now, self._body_late)
+        elif self.cycle is not None and not self.cycle.response_started:
+            self._refuse(b"408 Request Timeout")
+        else:
+            self.transport.abort()
+
+    def _refuse(self, status: bytes) -> None:
+        """A word, and the end of the connection; whoever works for it hears of a client that left."""
+        if not self._is_idle and self.cycle.response_started:  # a word would stand in the midst of an answer
+            self.transport.abort()
+            return
+        self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        self.transport.close()
+        self.loop.call_later(1.0, self.transport.abort)  # where not even that is read

@@ -1,0 +1,67 @@
+"""Who is let in: on a machine for one everybody, or who knows the server's secret; else people with an account.
+
+A program shows its key in a header, a browser its session in a cookie. Where both come, the header alone counts.
+"""
+
+from __future__ import annotations
+
+from starlette.types import Scope
+
+from modules.accounts.attempts import Attempts
+from modules.accounts.directory import Accounts
+from modules.accounts.person import THE_ONE, Person
+from modules.api.doors.lock import Lock, client_of, cookie_values, header_secrets
+from modules.errors import Unauthorized
+
+LOG_IN = "Log in on the page, or send a key as Authorization: Bearer or x-api-key."
+
+
+def session_cookie(port: int) -> str:
+    """The name of the cookie that holds a session; servers on other ports of a machine have their own."""
+    return f"snug_session_{port}"
+
+
+class Gate:
+    """Decides it for every request."""
+
+    def __init__(self, *, lock: Lock | None, accounts: Accounts | None, cookie: str) -> None:
+        self.lock = lock
+        self._accounts = accounts
+        self._cookie = cookie
+        self._attempts = Attempts()
+
+    @property
+    def has_accounts(self) -> bool:
+        """Whether people log in here; asked anew each time, for the terminal may have added the first one."""
+        return self._accounts is not None and self._accounts.exist()
+
+    def enter(self, scope: Scope, *, cookies: bool = True) -> tuple[Person, bool]:
+        """Who asks, and whether by the secret in the address. Without `cookies` a browser's count for nothing.
+
+        Raises Unauthorized or TooManyAttempts.
+        """
+        if self._accounts is not None and self._accounts.exist():
+            return self._with_account(scope, self._accounts, cookies), False
+        if self.lock is None:
+            return THE_ONE, False
+        return THE_ONE, self.lock.check(scope)
+
+    def _with_account(self, scope: Scope, accounts: Accounts, cookies: bool) -> Person:
+        keys = set(header_secrets(scope))
+        if keys:
+            client = client_of(scope)
+            self._attempts.check([client], "Too many wrong keys came from your address.")
+            found = accounts.by_key(_text(keys.pop())) if len(keys) == 1 else None
+            if found is None:
+                self._attempts.wrong([client], header_secrets(scope))
+                raise Unauthorized("That key opens nothing here.", remedy=LOG_IN)
+            return found
+        sessions = set(cookie_values(scope, self._cookie)) if cookies else set()
+        person = accounts.by_session(_text(sessions.pop())) if len(sessions) == 1 else None
+        if person is None:
+            raise Unauthorized("This Snug wants to know who you are.", remedy=LOG_IN)
+        return person
+
+
+def _text(secret: bytes) -> str:
+    return secret.decode("utf-8", "replace")

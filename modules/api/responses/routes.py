@@ -1,0 +1,60 @@
+"""OpenAI's Responses API: POST /v1/responses."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from modules.api import sse
+from modules.api.prompting import Prompting, form_of
+from modules.api.responses.schemas import ResponsesRequest
+from modules.api.responses.shapes import ResponseShape
+from modules.api.shapes import Json
+from modules.api.single import Order, Waits, answer
+from modules.engine.host.host import EngineHost
+from modules.sampling import GenerationParams
+from modules.services import Services
+
+
+def responses_routes(services: Services, *, keep_alive_s: float, send_timeout_s: float) -> APIRouter:
+    """The one route."""
+    router = APIRouter(prefix="/v1")
+    waits = Waits(keep_alive_s, send_timeout_s)
+    prompting = Prompting(services.prompts)
+
+    @router.post("/responses")
+    async def responses(request: Request, body: ResponsesRequest) -> Response:
+        """Answer an input, as OpenAI's Responses API does; nothing is kept."""
+        make = partial(_order, prompting, body)
+        return await answer(services, request, make, sse.OPENAI, waits if body.stream else None)
+
+    return router
+
+
+def _order(prompting: Prompting, body: ResponsesRequest, engine: EngineHost) -> Order:
+    asked = body.asked
+    params, held = form_of(body.params, asked.offer)
+    cuts = body.truncation == "auto"
+    prompt = prompting.build(engine, asked, max_new_tokens=params.max_new_tokens, held=held, truncate=cuts)
+    return Order(engine, prompt, prompt.reader(), params, ResponseShape(engine.info.name, _repeated(body, params)))
+
+
+def _repeated(body: ResponsesRequest, params: GenerationParams) -> Json:
+    """What a response repeats of its request, with the defaults that were used."""
+    form = body.text.format if body.text and body.text.format else None
+    choice = body.tool_choice or "auto"
+    return {
+        "instructions": body.instructions,
+        "max_output_tokens": params.max_new_tokens,
+        "metadata": body.metadata or {},
+        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+        "temperature": params.temperature,
+        "text": {"format": form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"}},
+        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+        "tools": [tool.model_dump() for tool in body.tools or ()],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "top_p": params.top_p,
+        "truncation": body.truncation or "disabled",
+    }

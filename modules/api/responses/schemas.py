@@ -1,0 +1,171 @@
+"""What clients of OpenAI's Responses API may send: the body of /v1/responses.
+
+Nothing is kept between two requests: whoever refers to an earlier response is told so, instead of getting a reply that
+knows nothing of it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from modules.api.prompting import Asked
+from modules.api.responses.items import read_items
+from modules.api.schemas import SamplingFields, sampling, strings
+from modules.api.tool_schemas import (
+    MAX_TOOLS,
+    Choice,
+    Function,
+    NamedFunction,
+    NamedTool,
+    ToolSpec,
+    offer_of,
+    refuse_hosted,
+    schema_text,
+)
+from modules.api.whole import whole
+from modules.errors import BadValue
+from modules.messages import ChatMessage
+from modules.sampling import MAX_STOP_STRINGS, GenerationParams, StopString
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+_STATE = "Snug keeps no responses: send the whole conversation as input"
+_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "previous_response_id": ((), _STATE),
+    "conversation": ((), _STATE),
+    "prompt": ((), "Snug keeps no prompts: send instructions and input"),
+    "background": ((False,), "Snug answers while you wait"),
+    "top_logprobs": ((0,), "this route tells no log-probabilities: /v1/chat/completions does"),
+    "include": (([], ["reasoning.encrypted_content"]), "Snug has nothing of this kind to include"),
+}
+"""Fields that Snug does not have, the values of each that ask for nothing, and what to tell who asks for more."""
+
+
+def _refuse(value: object, *, name: str) -> object:
+    allowed, problem = _NEUTRAL[name]
+    if value is not None and value not in allowed:
+        raise PydanticCustomError("unsupported", problem)
+    return value
+
+
+class TextFormat(BaseModel):
+    """The form of the reply. Every schema is held strictly."""
+
+    model_config = _STRICT
+
+    type: Literal["text", "json_object", "json_schema"]
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+    @property
+    def as_text(self) -> str:
+        """The schema as JSON; "" for none. Raises BadValue."""
+        if self.type == "text":
+            return ""
+        if self.type == "json_object":
+            return '{"type": "object"}'
+        if self.schema_ is None:
+            raise BadValue("A format of type json_schema needs schema.", remedy="Send one.", param="text.format")
+        return schema_text(self.schema_, "text.format")
+
+
+class TextOptions(BaseModel):
+    """How the text shall be."""
+
+    model_config = _STRICT
+
+    format: TextFormat | None = None
+
+
+class Reasoning(BaseModel):
+    """How much to think, as far as the model's template lets one choose."""
+
+    model_config = _STRICT
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class FlatTool(Function):
+    """A function that the model may ask for, as this API writes it."""
+
+    type: Literal["function"]
+
+    @property
+    def spec(self) -> ToolSpec:
+        """The same as chat completions write it."""
+        function = Function(name=self.name, description=self.description, parameters=self.parameters, strict=None)
+        return ToolSpec(type="function", function=function)
+
+
+class FlatChoice(NamedFunction):
+    """The function that must be called."""
+
+    type: Literal["function"]
+
+
+class ResponsesRequest(SamplingFields):
+    """The body of POST /v1/responses, with every sampling parameter of Snug's beside OpenAI's."""
+
+    model_config = _STRICT
+
+    model: Annotated[str, Field(max_length=500)] | None = Field(
+        None, description="Any name: the loaded model answers, under its own name. A request never loads a model."
+    )
+    input: Annotated[
+        tuple[ChatMessage, ...], BeforeValidator(read_items, json_schema_input_type=str | list[dict[str, Any]])
+    ] = Field(description="A text, or the conversation as items; the last message is the user's.")
+    instructions: Annotated[str, AfterValidator(whole)] | None = Field(None, description="The system prompt.")
+    max_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    stop: Annotated[
+        tuple[StopString, ...],
+        Field(max_length=MAX_STOP_STRINGS),
+        BeforeValidator(strings, json_schema_input_type=str | list[str] | None),
+    ] = Field((), description="The reply ends before any of these strings.")
+    stream: bool | None = Field(None, description="Send the response as it is made, as server-sent events.")
+    text: TextOptions | None = None
+    reasoning: Reasoning | None = None
+    truncation: Literal["auto", "disabled"] | None = Field(
+        None, description="auto: leave out the oldest turns where the whole does not fit."
+    )
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = Field(
+        None, description="Given back as it came; nobody reads it."
+    )
+    previous_response_id: Annotated[Any, AfterValidator(partial(_refuse, name="previous_response_id"))] = None
+    conversation: Annotated[Any, AfterValidator(partial(_refuse, name="conversation"))] = None
+    prompt: Annotated[Any, AfterValidator(partial(_refuse, name="prompt"))] = None
+    background: Annotated[Any, AfterValidator(partial(_refuse, name="background"))] = None
+    tools: Annotated[
+        Annotated[list[FlatTool], Field(max_length=MAX_TOOLS)] | None,
+        BeforeValidator(partial(refuse_hosted, kind="function")),
+    ] = Field(None, description="Functions that the model may ask the client to call; OpenAI's own tools are not here.")
+    tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
+    parallel_tool_calls: bool | None = Field(None, description="False: at most one call a reply.")
+    top_logprobs: Annotated[Any, AfterValidator(partial(_refuse, name="top_logprobs"))] = None
+    include: Annotated[Any, AfterValidator(partial(_refuse, name="include"))] = None
+
+    @property
+    def params(self) -> GenerationParams:
+        """The sampling parameters, with defaults for what was not given."""
+        form = self.text.format.as_text if self.text and self.text.format else None
+        longest = self.max_new_tokens if self.max_output_tokens is None else self.max_output_tokens
+        return sampling(self, max_new_tokens=longest, stop=self.stop, json_schema=form)
+
+    @property
+    def asked(self) -> Asked:
+        """The conversation, instructions first. Raises BadValue."""
+        told = (self.instructions or "").strip()
+        turns = [*([ChatMessage("system", told)] if told else []), *self.input]
+        effort = (self.reasoning.effort or "") if self.reasoning else ""
+        named = self.tool_choice
+        choice: Choice | None
+        if isinstance(named, FlatChoice):
+            choice = NamedTool(type="function", function=NamedFunction(name=named.name))
+        else:
+            choice = named
+        specs = [tool.spec for tool in self.tools or ()]
+        return Asked(turns, None, offer_of(specs, choice, parallel=self.parallel_tool_calls is not False), effort)

@@ -1,0 +1,214 @@
+"""From replies to the JSON of OpenAI's Responses API: whole responses, and the typed events of a stream. Pure.
+
+A stream is response.created and in_progress; for each item of output its beginning, its text and its end; then
+response.completed, incomplete or failed. Events are numbered.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from modules.api.errors import error_object
+from modules.api.shapes import Json
+from modules.api.single import End
+from modules.api.sse import event
+from modules.chat.reply_reading import CallArguments, CallBegun, Part, Said, Thought
+from modules.engine.base import Usage
+from modules.errors import SnugError
+
+Kind = Literal["reasoning", "message", "function_call"]
+_PREFIXES: dict[Kind, str] = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
+_EVENTS: dict[Kind, str] = {
+    "reasoning": "response.reasoning_text", "message": "response.output_text",
+    "function_call": "response.function_call_arguments",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Item:
+    """One item of a response's output: a thought, the message, or the `call` of a tool."""
+
+    kind: Kind
+    text: str = ""
+    call: CallBegun | None = None
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        self.key = self.key or f"{_PREFIXES[self.kind]}_{uuid.uuid4().hex}"
+
+    def json(self, status: str, *, empty: bool = False) -> Json:
+        """The item; `empty` before it has content."""
+        item: Json = {"id": self.key, "type": self.kind, "status": status}
+        if self.call is not None:
+            return item | {"call_id": self.call.id, "name": self.call.name, "arguments": "" if empty else self.text}
+        item["content"] = [] if empty else [self.part]
+        if self.kind == "reasoning":
+            return item | {"summary": []}
+        return item | {"role": "assistant"}
+
+    @property
+    def part(self) -> Json:
+        """The one part of its content."""
+        if self.kind == "reasoning":
+            return {"type": "reasoning_text", "text": self.text}
+        return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": []}
+
+
+class Output:
+    """The items of one response as they grow."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+
+    def add(self, part: Part) -> tuple[bool, str]:
+        """Take in a part: whether it began an item, and what it added to the last one."""
+        if isinstance(part, CallBegun):
+            self.items.append(Item("function_call", call=part))
+            return True, ""
+        kind: Kind = "reasoning" if isinstance(part, Thought) else "message"
+        begins = isinstance(part, (Thought, Said)) and (not self.items or self.items[-1].kind != kind)
+        if begins:
+            self.items.append(Item(kind))
+        text = part.text if isinstance(part, (Thought, Said, CallArguments)) else ""
+        self.items[-1].text += text
+        return begins, text
+
+    @property
+    def lacks_message(self) -> bool:
+        """Whether there is neither a message nor a call."""
+        return not any(item.kind != "reasoning" for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseShape:
+    """How one response is told; `repeated` are the fields that repeat what the client sent."""
+
+    model: str
+    repeated: Json
+    key: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, parts: Sequence[Part], end: End) -> Json:
+        """A response in one piece."""
+        output = Output()
+        for part in parts:
+            output.add(part)
+        if output.lacks_message:
+            output.add(Said(""))
+        return self.at_end(output.items, end)
+
+    def events(self, prompt_tokens: int) -> ResponseEvents:  # noqa: ARG002 - counts are told at the end alone
+        """The response as a stream."""
+        return ResponseEvents(self)
+
+    def at(self, status: str, output: Sequence[Json] = (), usage: Json | None = None, **more: object) -> Json:
+        """The response as it is now."""
+        return self.repeated | {
+            "id": self.key, "object": "response", "created_at": self.created, "model": self.model, "status": status,
+            "output": list(output), "usage": usage, "error": None, "incomplete_details": None,
+            "previous_response_id": None, "store": False, "background": False,
+        } | more  # fmt: skip
+
+    def at_end(self, items: Sequence[Item], end: End) -> Json:
+        """The response with all that came, and why it ended."""
+        whole = end.finished.reason != "length"
+        output = [item.json("completed" if whole or item is not items[-1] else "incomplete") for item in items]
+        details = None if whole else {"reason": "max_output_tokens"}
+        usage = usage_json(end.finished.usage, items)
+        return self.at("completed" if whole else "incomplete", output, usage, incomplete_details=details)
+
+
+class ResponseEvents:
+    """The events of one stream."""
+
+    def __init__(self, shape: ResponseShape) -> None:
+        self._shape = shape
+        self._output = Output()
+        self._open: Item | None = None
+        self._number = -1
+
+    def begin(self) -> bytes:
+        """What every stream begins with."""
+        now = self._shape.at("in_progress")
+        return self._event("response.created", response=now) + self._event("response.in_progress", response=now)
+
+    def parts(self, parts: Sequence[Part]) -> bytes:
+        """What the client hears of more of the reply."""
+        return b"".join(self._part(part) for part in parts)
+
+    def end(self, end: End, degraded: Json) -> bytes:
+        """What every stream ends with that ends well."""
+        rest = self._part(Said("")) if self._output.lacks_message else b""
+        at_end = self._shape.at_end(self._output.items, end) | degraded
+        rest += self._stop(at_end["status"])
+        return rest + self._event(f"response.{at_end['status']}", response=at_end)
+
+    def failure(self, error: SnugError, request_id: str) -> bytes:  # noqa: ARG002 - this dialect tells it as header
+        """The last event of a stream that `error` ends."""
+        told = error_object(error)["error"]
+        output = [item.json("incomplete") for item in self._output.items]
+        return self._event("response.failed", response=self._shape.at("failed", output, error=told))
+
+    def _part(self, part: Part) -> bytes:
+        begins, text = self._output.add(part)
+        begun = self._stop("completed", before=1) + self._start() if begins else b""
+        if not text or self._open is None:
+            return begun
+        return begun + self._in_item(f"{_EVENTS[self._open.kind]}.delta", delta=text, **self._extra())
+
+    def _start(self) -> bytes:
+        item = self._open = self._output.items[-1]
+        added = self._in_output("response.output_item.added", item=item.json("in_progress", empty=True))
+        if item.call is not None:
+            return added
+        empty = Item(item.kind).part
+        return added + self._in_item("response.content_part.added", content_index=0, part=empty)
+
+    def _stop(self, status: str, *, before: int = 0) -> bytes:
+        """The end of the item that is open, if one is; `before`: how many items have begun after it."""
+        item, self._open = self._open, None
+        if item is None:
+            return b""
+        place = {"output_index": len(self._output.items) - 1 - before, "item_id": item.key}
+        name = _EVENTS[item.kind]
+        if item.call is not None:
+            done = self._event(f"{name}.done", **place, name=item.call.name, arguments=item.text)
+        else:
+            extra: Json = {"logprobs": []} if item.kind == "message" else {}
+            done = self._event(f"{name}.done", **place, content_index=0, text=item.text, **extra)
+            done += self._event("response.content_part.done", **place, content_index=0, part=item.part)
+        last = {"output_index": place["output_index"], "item": item.json(status)}
+        return done + self._event("response.output_item.done", **last)
+
+    def _extra(self) -> Json:
+        """What deltas of the open item hold besides."""
+        if self._open is None or self._open.call is not None:
+            return {}
+        return {"content_index": 0} | ({"logprobs": []} if self._open.kind == "message" else {})
+
+    def _in_item(self, name: str, /, **fields: Any) -> bytes:
+        return self._in_output(name, item_id=self._output.items[-1].key, **fields)
+
+    def _in_output(self, name: str, /, **fields: Any) -> bytes:
+        return self._event(name, output_index=len(self._output.items) - 1, **fields)
+
+    def _event(self, name: str, /, **fields: Any) -> bytes:
+        self._number += 1
+        return event({"type": name, "sequence_number": self._number} | fields, name)
+
+
+def usage_json(usage: Usage, items: Sequence[Item]) -> Json:
+    """The Responses API's `usage`; tokens of thoughts by their share of the text."""
+    thought = sum(len(item.text) for item in items if item.kind == "reasoning")
+    share = thought / (sum(len(item.text) for item in items) or 1)
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": round(usage.completion_tokens * share)},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }

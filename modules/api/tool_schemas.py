@@ -1,0 +1,145 @@
+"""Tools in OpenAI's bodies: what a client offers, what a model called before, and what must be called now."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from modules.api.whole import whole
+from modules.errors import BadValue
+from modules.messages import ToolCall
+from modules.tools import MAX_DEPTH, Offer, Tool, deeper_than
+
+MAX_TOOLS = 128
+MAX_TOOL_BYTES = 65_536
+MAX_CALLS = 128
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}"
+_Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
+NO_NAME = "calls a tool by a name that is not made of letters, digits, _, . and -, at most 128 of them"
+
+
+def schema_text(schema: object, param: str) -> str:
+    """The schema of a reply, as JSON. Raises BadValue naming `param`."""
+    try:
+        text = whole(json.dumps(schema, ensure_ascii=False))
+    except PydanticCustomError as error:
+        raise BadValue(f"The schema: {error.message()}.", param=param) from error
+    except RecursionError as error:
+        raise BadValue("The schema nests too deeply.", remedy="Use $defs.", param=param) from error
+    if len(text) > MAX_TOOL_BYTES:
+        raise BadValue("The schema is longer than 64 KiB.", remedy="Send a smaller one.", param=param)
+    return text
+
+
+def is_tool_name(text: str) -> bool:
+    """Whether `text` can name a tool. Templates write names as their own text, past calls' too."""
+    return re.fullmatch(_NAME, text) is not None
+
+
+def _small(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    if deeper_than(MAX_DEPTH, value):
+        raise PydanticCustomError("too_deep", "the schema of a tool may nest 64 levels deep")
+    try:
+        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError as error:
+        raise PydanticCustomError("no_json", "it holds a number or half a character that JSON does not have") from error
+    if size > MAX_TOOL_BYTES:
+        raise PydanticCustomError("too_large", "the schema of a tool may have up to 64 KiB")
+    return value
+
+
+class Function(BaseModel):
+    """What a tool is: its name, what it does, the JSON schema of its arguments."""
+
+    model_config = _STRICT
+
+    name: _Name
+    description: Annotated[str, Field(max_length=16_384), AfterValidator(whole)] | None = None
+    parameters: Annotated[dict[str, Any] | None, AfterValidator(_small)] = None
+    strict: bool | None = Field(None, description="Accepted; what has to be a call follows the schema in any case.")
+
+
+class ToolSpec(BaseModel):
+    """A tool that the model may ask for."""
+
+    model_config = _STRICT
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(BaseModel):
+    """A function by its name."""
+
+    model_config = _STRICT
+
+    name: _Name
+
+
+class NamedTool(BaseModel):
+    """The tool that must be called."""
+
+    model_config = _STRICT
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class WrittenFunction(BaseModel):
+    """A function as a model called it; `arguments` is JSON text."""
+
+    model_config = _STRICT
+
+    name: _Name
+    arguments: Annotated[str, Field(max_length=1_000_000), AfterValidator(whole)]
+
+
+class WrittenCall(BaseModel):
+    """A call of an assistant's message, as an earlier answer held it."""
+
+    model_config = _STRICT
+
+    id: Annotated[str, Field(max_length=500)]
+    type: Literal["function"] = "function"
+    function: WrittenFunction
+
+    @property
+    def call(self) -> ToolCall:
+        """The call as a value."""
+        return ToolCall(self.id, self.function.name, self.function.arguments)
+
+
+def refuse_hosted(value: object, *, kind: str) -> object:
+    """`value`, if no tool in it is one that runs on the servers of whose dialect this is: `kind` is a client's own."""
+    for number, tool in enumerate(value if isinstance(value, list) else ()):
+        given = (tool.get("type") or kind) if isinstance(tool, dict) else kind
+        if given != kind:
+            problem = f"tool {number} is of type {str(given)[:60]!r}; only tools of the client's own work here ({kind})"
+            raise PydanticCustomError("hosted_tool", problem)
+    return value
+
+
+Choice = Literal["none", "auto", "required"] | NamedTool
+
+
+def offer_of(tools: list[ToolSpec] | None, choice: Choice | None, *, parallel: bool) -> Offer | None:
+    """What is offered; None for nothing. Raises BadValue for a choice that cannot be made."""
+    functions = [tool.function for tool in tools or ()]
+    offered = tuple(Tool(each.name, each.description or "", each.parameters or {}) for each in functions)
+    names = [tool.name for tool in offered]
+    if len(set(names)) < len(names):
+        raise BadValue("Two tools have the same name.", remedy="Give each its own.", param="tools")
+    only = choice.function.name if isinstance(choice, NamedTool) else ""
+    if not offered and (only or choice == "required"):
+        raise BadValue("tool_choice asks for a call of no tool.", remedy="Send tools.", param="tool_choice")
+    if only and only not in names:
+        raise BadValue(f"tool_choice names {only[:100]!r}, which is none of the tools.", param="tool_choice")
+    if not offered:
+        return None
+    return Offer(offered, "auto" if isinstance(choice, NamedTool) or choice is None else choice, only, parallel)

@@ -1,0 +1,31 @@
+"""Messages as OpenAI's clients send them → turns of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modules.api.schemas import RequestMessage
+from modules.messages import ChatMessage, Picture, Role
+
+_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+def turns_of(
+    messages: Sequence[RequestMessage], pictures: Sequence[tuple[Picture, ...]] | None = None
+) -> list[ChatMessage]:
+    """The turns; a tool's result gets the name of the tool that was called by its id, "" for an unknown id.
+
+    `pictures` are those of each message.
+    """
+    turns: list[ChatMessage] = []
+    names: dict[str, str] = {}
+    for message, shown in zip(messages, pictures or [()] * len(messages), strict=True):
+        calls = tuple(call.call for call in message.tool_calls or ()) if message.role == "assistant" else ()
+        names |= {call.id: call.name for call in calls}
+        content = message.content or ""
+        if message.role == "tool":
+            call_id = message.tool_call_id or ""
+            turns.append(ChatMessage("tool", content, call_id=call_id, tool=names.get(call_id, "")))
+        else:
+            turns.append(ChatMessage(_ROLES[message.role], content, shown, tool_calls=calls))
+    return turns

@@ -1,0 +1,136 @@
+"""Conversations of a file → the list: kept, but for those that are in the list already, word for word.
+
+What a file holds is importing.py's to say; `digest` says what counts as the same conversation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modules.attachments.extracted import MAX_PICTURE_SIDE, Extracted
+from modules.attachments.extracting import Extractor
+from modules.chat.importing import Skipped, drawn, read_file
+from modules.chat.packing import printable
+from modules.chat.shelf import Outline, Shelf
+from modules.chat.trees import Tree, TreeFile
+from modules.errors import BadAttachment
+from modules.messages import Conversation
+
+_DIGEST_SIGNS = 24
+DRAW_S = 120.0  # for the pictures of one file
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A conversation of a file that is in the list already."""
+
+    digest: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakenIn:
+    """What came of a file. `skipped` could not be read; `notes` are about what was left out of those taken."""
+
+    imported: tuple[Conversation, ...]
+    messages: int
+    known: tuple[Known, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self, tell: Callable[[str], str] = str) -> dict[str, Any]:
+        """For the page, in the language that `tell` speaks."""
+        return {
+            "imported": [{"id": item.id, "title": printable(item.title) or tell("New chat")} for item in self.imported],
+            "messages": self.messages,
+            "known": [{"digest": item.digest, "title": printable(item.title)} for item in self.known],
+            "skipped": [{"where": printable(item.where), "why": tell(printable(item.why))} for item in self.skipped],
+            "notes": [tell(printable(note)) for note in self.notes],
+        }
+
+
+def take_in(shelf: Shelf, owner: str, text: str, extractor: Extractor, *, only: Sequence[str] | None = None) -> TakenIn:
+    """Keep the conversations of a file's text. With `only` those of these digests, though they are there already.
+
+    Pictures are drawn anew by `extractor`, within DRAW_S; what takes longer is left out.
+    Raises StoreFailed; then nothing of it is kept.
+    """
+    read = read_file(text)
+    new, known = _new(shelf, owner, read.trees) if only is None else (_of_digests(read.trees, only), [])
+    added = shelf.add(owner, _drawn(new, extractor))
+    return TakenIn(added, sum(len(tree.messages) for tree in new), tuple(known), read.skipped, read.notes)
+
+
+def _said_by(file: TreeFile) -> list[str]:
+    # JPEG drawn anew is another file each time.
+    kept = file.picture and not file.picture.startswith(b"\xff\xd8")
+    return [file.name, file.text, *([hashlib.sha256(file.picture).hexdigest()] if kept else [])]
+
+
+def _drawn(trees: Sequence[Tree], extractor: Extractor) -> list[Tree]:
+    if not any(file.kind == "picture" for tree in trees for message in tree.messages for file in message.attachments):
+        return list(trees)
+    ends_at = time.monotonic() + DRAW_S
+    with extractor.several() as read:
+
+        def draw(name: str, data: bytes, *, most_side: int = MAX_PICTURE_SIDE) -> Extracted:
+            if time.monotonic() > ends_at:
+                raise BadAttachment("The pictures of this file take too long.")
+            return read(name, data, most_side=most_side)
+
+        return [drawn(tree, draw) for tree in trees]
+
+
+def digest(tree: Tree) -> str:
+    """The same for conversations that say the same: messages, versions, files; not title, folder, times, figures."""
+    said = [
+        [message.parent, message.role, message.content, [_said_by(file) for file in message.attachments]]
+        for message in tree.messages
+    ]
+    whole = json.dumps([tree.system_prompt, tree.setup.character, said])
+    return hashlib.sha256(whole.encode()).hexdigest()[:_DIGEST_SIGNS]
+
+
+def _new(shelf: Shelf, owner: str, trees: Iterable[Tree]) -> tuple[list[Tree], list[Known]]:
+    """Those that are not in the list yet, nor twice among themselves, and the others."""
+    candidates = shelf.alike(owner)
+    digests: dict[str, str] = {}
+    new: list[Tree] = []
+    known: list[Known] = []
+    seen: set[str] = set()
+    for tree in trees:
+        mark = digest(tree)
+        for ident in candidates.get(outline(tree), ()):
+            if ident not in digests:
+                digests[ident] = digest(shelf.tree(owner, ident))
+            if digests[ident] == mark:
+                seen.add(mark)
+        if mark in seen:
+            known.append(Known(mark, tree.title))
+        else:
+            new.append(tree)
+            seen.add(mark)
+    return new, known
+
+
+def outline(tree: Tree) -> Outline:
+    """What is quickly known of a conversation, as Shelf.alike tells it: how many messages, how they begin and end."""
+    texts = [message.content for message in tree.messages]
+    return Shelf.outline(len(texts), texts[0] if texts else "", texts[-1] if texts else "")
+
+
+def _of_digests(trees: Iterable[Tree], digests: Sequence[str]) -> list[Tree]:
+    left = Counter(digests)
+    found = []
+    for tree in trees:
+        mark = digest(tree)
+        if left[mark] > 0:
+            left[mark] -= 1
+            found.append(tree)
+    return found

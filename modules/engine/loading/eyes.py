@@ -1,0 +1,61 @@
+"""The processor of a model that sees: its image processor (Pillow's, without torchvision) and how it writes pictures.
+
+Videos are not read, so processors that insist on a video processor get none. What is done with it: loops/sight.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    AutoImageProcessor,
+    Idefics3Processor,
+    LlavaProcessor,
+    Qwen2_5_VLProcessor,
+    Qwen2VLProcessor,
+)
+
+from modules.engine.loading.loading_errors import named_processor_failures
+from modules.engine.loading.pretrained import source_folder
+from modules.memory.planning.planner import Plan
+
+
+class _WithoutVideo:
+    """Mixed into a processor class: where a video processor is wanted, none will do."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        """As the library's, but None passes as a video processor."""
+        if argument_name == "video_processor" and argument is None:
+            return None
+        return super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[misc]
+
+
+class _Qwen2VL(_WithoutVideo, Qwen2VLProcessor):
+    """Qwen2-VL's, for pictures alone."""
+
+
+class _Qwen25VL(_WithoutVideo, Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's, for pictures alone."""
+
+
+# SmolVLM writes pictures as Idefics3 does; its own class needs packages for the timestamps of videos.
+PROCESSORS: dict[str, Any] = {
+    "idefics3": Idefics3Processor,
+    "smolvlm": Idefics3Processor,
+    "llava": LlavaProcessor,
+    "qwen2_vl": _Qwen2VL,
+    "qwen2_5_vl": _Qwen25VL,
+}
+
+
+def load_processor(plan: Plan, tokenizer: Any) -> Any:
+    """The processor of the model of `plan`, around its `tokenizer`. Raises BadConfig naming what is missing."""
+    kind = PROCESSORS[plan.spec.model_type]
+    folder = str(source_folder(plan))
+    with named_processor_failures(plan):
+        images = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        )
+        settings, _ = kind.get_processor_dict(folder, local_files_only=True)
+        parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": None}
+        return kind.from_args_and_dict([parts[name] for name in kind.get_attributes()], settings)

@@ -1,0 +1,59 @@
+"""What the log looks like: lines for people, or one JSON object a line for programs.
+
+For programs a line holds the time, what happened and the number of its request; of an exception its kind and where it
+was, never its text: that may hold what somebody wrote. No prompts, secrets or folders either way.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from modules.files import without_folders
+
+LogFormat = Literal["text", "json"]
+ACCESS_LOG = "snug.requests"
+"""The logger that tells of every request that was answered."""
+FIELDS = "snug_fields"
+"""Under which name a record carries values of its own, as a dict."""
+REQUEST = "snug_request"
+"""Under which name it carries the number of its request."""
+_MOST_FRAMES = 12
+
+
+def configure_logging(form: LogFormat, *, verbose: bool) -> None:
+    """Set up this process's log, once, at its start. In JSON every answered request is told, else with `verbose`."""
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else text)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    if form == "json":
+        logging.getLogger(ACCESS_LOG).setLevel(logging.INFO)
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        fields = getattr(record, FIELDS, {})
+        said = record.getMessage()
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": said if fields else without_folders(said),  # what has fields is of our own making
+        }
+        if number := getattr(record, REQUEST, ""):
+            line["request_id"] = number
+        line |= fields
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = record.exc_info[0].__name__
+            frames = traceback.extract_tb(record.exc_info[2])[-_MOST_FRAMES:]
+            line["where"] = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+        return json.dumps(line, ensure_ascii=False, default=str)

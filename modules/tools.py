@@ -1,0 +1,89 @@
+"""Tools that a client offers to a model, and the form of the calls that a reply is held to: values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Choice = Literal["none", "auto", "required"]
+MAX_DEPTH = 64
+"""How deep a schema may nest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function of the client's. `parameters` is the JSON schema of its arguments, {} where it takes any."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The tool as chat templates expect it."""
+        function: dict[str, Any] = {"name": self.name}
+        if self.description:
+            function["description"] = self.description
+        return {"type": "function", "function": function | {"parameters": dict(self.parameters) or EMPTY}}
+
+
+EMPTY: dict[str, Any] = {"type": "object", "properties": {}}
+"""The schema of no arguments in particular."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The tools of one request. With `only` the model must call the tool of that name; `parallel`: several at once."""
+
+    tools: tuple[Tool, ...]
+    choice: Choice = "auto"
+    only: str = ""
+    parallel: bool = True
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the reply has to be a call."""
+        return bool(self.only) or self.choice == "required"
+
+    @property
+    def callable(self) -> tuple[Tool, ...]:
+        """The tools that may be called."""
+        return tuple(tool for tool in self.tools if not self.only or tool.name == self.only)
+
+
+@dataclass(frozen=True, slots=True)
+class CallPattern:
+    """One way to write a call: `before`, arguments of the JSON schema `schema`, `after`."""
+
+    before: str
+    schema: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallShape:
+    """A reply that consists of calls: `lead`, one of `calls`, more of them each after `between` where `several` may be,
+    `trail`. Control tokens are written as their texts.
+    """
+
+    calls: tuple[CallPattern, ...]
+    lead: str = ""
+    between: str = ""
+    trail: str = ""
+    several: bool = False
+
+
+def deeper_than(limit: int, value: Any) -> bool:
+    """Whether lists and objects nest in `value` deeper than `limit`; without recursion."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (list, dict))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True

@@ -1,0 +1,179 @@
+"""Tests of modules/api/doors/connections.py, with raw sockets against a real server whose patience is short."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from modules.api.doors.connections import MAX_HEADER_BYTES, Connection
+
+SHORT_S = 0.6
+WAIT_S = 20.0
+
+
+class Hasty(Connection):
+    """The real one, in a hurry."""
+
+    headers_s = SHORT_S
+    body_grace_s = SHORT_S
+    reading_s = SHORT_S
+
+
+gone = threading.Event()
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """The size of a body; at /flood a stream that ends with its reader."""
+    if scope["type"] != "http":
+        return
+    if scope["path"] == "/flood":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            for _ in range(100_000):
+                await send({"type": "http.response.body", "body": b"x" * 65_536, "more_body": True})
+        except OSError:
+            pass
+        finally:
+            gone.set()
+        return
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    told = str(size).encode()
+    length = (b"content-length", str(len(told)).encode())
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": told})
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(echo, http=Hasty, log_level="critical", lifespan="off", ws="none", timeout_keep_alive=30)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        thread.join(0.02)
+    yield listener.getsockname()[1]
+    server.should_exit = server.force_exit = True
+    thread.join(20)
+    listener.close()
+
+
+@contextlib.contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.settimeout(WAIT_S)
+        yield client
+
+
+def until_closed(client: socket.socket) -> bytes:
+    """All that comes until the server ends the connection."""
+    found = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := client.recv(65_536):
+            found += piece
+    return found
+
+
+def drip(client: socket.socket, byte: bytes) -> bytes:
+    """Send a byte now and then until the server has enough; what it said."""
+    client.settimeout(SHORT_S / 6)
+    found, until = b"", time.monotonic() + WAIT_S
+    while time.monotonic() < until:
+        try:
+            client.sendall(byte)
+            piece = client.recv(1000)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return found
+        if not piece:
+            return found
+        found += piece
+    raise AssertionError("the server waits for ever")
+
+
+def test_headers_that_drip_are_not_waited_for(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        assert drip(client, b"a").startswith(b"HTTP/1.1 408")
+
+
+def test_a_connection_that_says_nothing_ends(port: int) -> None:
+    with connected(port) as client:
+        assert until_closed(client).startswith(b"HTTP/1.1 408")
+
+
+def test_empty_lines_between_requests_hold_nothing(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        client.sendall(b"\r\n")
+        assert until_closed(client).startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_drips_is_not_waited_for(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        assert drip(client, b"a").startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_comes_steadily_may_take_longer_than_the_grace(port: int) -> None:
+    with connected(port) as client:
+        size = 600_000
+        client.sendall(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode())
+        begun = time.monotonic()
+        for _ in range(6):
+            client.sendall(b"x" * (size // 6))
+            threading.Event().wait(SHORT_S / 4)
+        assert time.monotonic() - begun > SHORT_S
+        assert client.recv(1000).endswith(b"600000")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [b"X-Big: " + b"a" * MAX_HEADER_BYTES + b"\r\n", b"".join(b"X-%d: a\r\n" % number for number in range(500))],
+)
+def test_headers_that_are_too_large_or_too_many_are_refused(port: int, headers: bytes) -> None:
+    with connected(port) as client:
+        with contextlib.suppress(ConnectionError):
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n")
+        assert until_closed(client)[:12] in (b"HTTP/1.1 431", b"")
+
+
+def test_headers_that_never_end_are_refused_without_being_kept(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Big: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                client.sendall(b"a" * 65_536)
+            raise AssertionError("64 MiB of headers were taken")
+
+
+def test_a_reader_that_is_frozen_is_let_go(port: int) -> None:
+    gone.clear()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert gone.wait(WAIT_S), "the stream goes on for nobody"
+
+
+def test_two_hundred_slow_clients_keep_nobody_waiting(port: int) -> None:
+    with contextlib.ExitStack() as held:
+        for _ in range(200):
+            held.enter_context(connected(port)).sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n")
+        assert httpx.post(f"http://127.0.0.1:{port}/", content=b"123", timeout=WAIT_S).text == "3"

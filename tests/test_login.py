@@ -1,0 +1,199 @@
+"""Logging in, keys and rights, through the whole app's doors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from modules.accounts.attempts import WRONG_TRIES
+from modules.settings import Settings
+from tests.household import HERE, WORDS, Household, household
+
+PAGE = {"accept": "text/html,*/*"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Household]:
+    folder: Path = tmp_path_factory.mktemp("home")
+    for name in ("models", "user_data"):
+        (folder / name).mkdir()
+    settings = Settings.model_validate({"model_dir": folder / "models", "user_data_dir": folder / "user_data"})
+    with household(settings) as made:
+        yield made
+
+
+async def log_in(client: httpx.AsyncClient, name: str, password: str) -> httpx.Response:
+    data = {"name": name, "password": password}
+    return await client.post("/login", data=data, headers={"origin": str(client.base_url).rstrip("/")})
+
+
+async def test_a_browser_sees_where_to_log_in_and_a_program_is_told(home: Household) -> None:
+    async with home.client() as guest:
+        for path in ("/", "/login", "/config", "/gradio_api/info"):
+            page = await guest.get(path, headers=PAGE)
+            assert page.status_code == (200 if path == "/login" else 401), path
+            assert 'name="password"' in page.text
+            policy = page.headers["content-security-policy"]
+            assert policy.startswith("default-src 'none'")
+            assert "script" not in policy
+            assert "<script" not in page.text
+        told = await guest.get("/v1/models")
+    assert told.status_code == 401
+    assert told.json()["error"]["code"] == "unauthorized"
+
+
+async def test_logging_in_and_out(home: Household) -> None:
+    async with home.client() as guest:
+        inside = await log_in(guest, "ana", WORDS["Ana"])
+        assert (inside.status_code, inside.headers["location"]) == (303, "/")
+        cookie = inside.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        assert "secure" not in cookie, "this is http"
+        assert (await guest.get("/account")).json() == {"name": "Ana", "admin": True}
+        assert (await guest.get("/login")).headers["location"] == "/"
+        assert (await guest.get("/", headers=PAGE)).status_code == 200
+        kept = dict(guest.cookies)
+        assert (await guest.post("/logout", headers={"origin": HERE})).headers["location"] == "/login"
+        assert not guest.cookies
+        guest.cookies.update(kept)
+        assert (await guest.get("/account")).status_code == 401, "the session has ended, not only its cookie"
+
+
+async def test_behind_https_the_cookie_is_secure(home: Household) -> None:
+    async with home.client(base="https://127.0.0.1:7860") as guest:
+        assert "secure" in (await log_in(guest, "Ben", WORDS["Ben"])).headers["set-cookie"].lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "password"), [("Ana", "wrong"), ("Nobody", WORDS["Ana"]), ("", ""), ("Ana", ""), ("<script>", "\x00")]
+)
+async def test_a_failed_login_says_so_and_nothing_more(home: Household, name: str, password: str) -> None:
+    async with home.client(address="10.9.9.9") as guest:
+        failed = await log_in(guest, name, password)
+        assert failed.status_code in (400, 401)
+        assert 'role="alert"' in failed.text
+        assert "<script>" not in failed.text
+        assert "set-cookie" not in failed.headers
+
+
+async def test_a_hundred_wrong_passwords_are_slowed_down_and_the_owner_gets_in(home: Household) -> None:
+    async with home.client(address="192.0.2.7") as known, home.client(address="198.51.100.1") as guesser:
+        assert (await log_in(known, "Ben", WORDS["Ben"])).status_code == 303
+        statuses = [(await log_in(guesser, "Ben", f"guess {number}")).status_code for number in range(100)]
+        assert statuses == [401] * WRONG_TRIES + [429] * (100 - WRONG_TRIES)
+        assert (await log_in(guesser, "Ben", WORDS["Ben"])).status_code == 429
+        assert (await log_in(known, "Ben", WORDS["Ben"])).status_code == 303, "from where Ben has logged in before"
+    async with home.client(address="198.51.100.2") as elsewhere:
+        assert (await log_in(elsewhere, "Ben", "guess")).status_code == 429, "the name waits too"
+
+
+async def test_a_login_from_another_sites_form_is_refused(home: Household) -> None:
+    async with home.client() as guest:
+        data = {"name": "Ana", "password": WORDS["Ana"]}
+        refused = await guest.post("/login", data=data, headers={"origin": "http://evil.example"})
+    assert refused.status_code == 403
+    assert "set-cookie" not in refused.headers
+
+
+async def test_a_link_from_another_site_leads_home_although_the_cookie_is_strict(home: Household) -> None:
+    link = PAGE | {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    async with home.client() as guest:
+        first = await guest.get("/", headers=link)
+        assert 'http-equiv="refresh"' in first.text
+        again = await guest.get("/", headers=link | {"sec-fetch-site": "same-origin"})
+        assert 'name="password"' in again.text, "once, not in a circle"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("authorization", "Bearer {}")], 200),
+        ([("Authorization", "bearer   {} ")], 200),
+        ([("x-api-key", "{}")], 200),
+        ([("authorization", "Bearer {}"), ("x-api-key", "{}")], 200),
+        ([("authorization", "Bearer {}"), ("x-api-key", "wrong")], 401),
+        ([("authorization", "Bearer {}"), ("authorization", "Bearer wrong")], 401),
+        ([("authorization", "Basic {}")], 401),
+        ([("authorization", "{}")], 401),
+        ([("api-key", "{}")], 401),
+        ([("cookie", "snug_session_7860={}")], 401),
+        ([("cookie", "key={}")], 401),
+    ],
+)
+async def test_a_key_counts_in_two_headers_and_nowhere_else(
+    home: Household, headers: list[tuple[str, str]], status: int
+) -> None:
+    async with home.client(address="10.1.1.1") as guest:
+        sent = [(name.encode(), value.format(home.keys["Ben"]).encode()) for name, value in headers]
+        assert (await guest.get("/v1/models", headers=sent)).status_code == status
+        assert (await guest.get("/v1/models", params={"key": home.keys["Ben"], "token": "x"})).status_code == 401
+
+
+async def test_a_wrong_key_beside_a_right_cookie_opens_nothing(home: Household) -> None:
+    async with home.client("Ana", address="10.1.1.2") as ana:
+        assert (await ana.get("/v1/models")).status_code == 200
+        assert (await ana.get("/v1/models", headers={"x-api-key": "wrong"})).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/models", "//v1/models", "/v1//models", "/v1/../v1/models", "/%76%31/models", "/v1%2fmodels", "/v1/models/",
+     "/v1/models;x", "/V1/MODELS", "/./v1/models", "/login/../v1/models", "/login/x", "/login%2f..%2fv1/models",
+     "/account", "/gradio_api/../v1/models", "/health", "/openapi.json", "/metrics"],
+)  # fmt: skip
+async def test_no_spelling_of_a_path_lets_anybody_in(home: Household, path: str) -> None:
+    async with home.client() as guest:
+        for method in ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"):
+            answer = await guest.request(method, path)
+            assert answer.status_code == 401, (method, path)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/internal/model/load"),
+        ("POST", "/v1/internal/model/unload"),
+        ("GET", "/v1/internal/downloads"),
+        ("POST", "/v1/internal/downloads"),
+        ("DELETE", "/v1/internal/downloads/x"),
+        ("GET", "/v1/internal/whatever/comes"),
+        ("POST", "//v1/internal/model/unload"),
+        ("GET", "/metrics"),
+    ],
+)
+async def test_what_is_for_administrators_is_refused_to_the_others(home: Household, method: str, path: str) -> None:
+    for key, allowed in (("Ben", False), ("Ana", False), ("admin", True)):
+        async with home.program(home.keys[key]) as program:
+            answer = await program.request(method, path, json={})
+            if path.startswith("//"):
+                assert answer.status_code == 404, "no route, whoever asks"
+            else:
+                assert (answer.status_code != 403) is allowed, (key, path, answer.text)
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-user", "remote-user", "x-remote-user", "x-real-ip", "x-forwarded-for"])
+async def test_nobody_is_somebody_by_a_proxys_header(home: Household, header: str) -> None:
+    async with home.client() as guest:
+        assert (await guest.get("/account", headers={header: "Ana"})).status_code == 401
+
+
+async def test_a_new_password_ends_the_other_sessions(home: Household) -> None:
+    home.accounts.add("Cy", "first password")
+    async with home.client("Cy") as here, home.client("Cy") as there:
+        wrong = await home.ask(here, "change_password", {"old": "nonsense", "new": "second password"})
+        assert wrong["problem"]["code"] == "bad_value"
+        both = {"old": "first password", "new": "second password"}
+        assert await home.ask(here, "change_password", both) == {"done": True}
+        assert (await here.get("/account")).status_code == 200
+        assert (await there.get("/account")).status_code == 401
+
+
+async def test_the_first_account_closes_a_running_machine_for_one(home: Household) -> None:
+    everybody = home.accounts.people()
+    assert everybody, "and it was made after the app was"
+    async with home.client() as guest:
+        assert (await guest.get("/v1/models")).status_code == 401

@@ -1,0 +1,151 @@
+"""Conversations from files come in once; large ones by a door of their own."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from modules.attachments.extracting import Extractor
+from modules.attachments.picture import read_picture
+from modules.chat import taking_in
+from modules.chat.exporting import to_json
+from modules.chat.store import Store
+from modules.chat.taking_in import TakenIn, take_in
+from modules.chat.trees import Tree, TreeFile, TreeMessage
+from modules.settings import Settings
+from modules.units import MiB
+from tests.store_rig import Clock, clock, store
+from tests.test_api_attachments import client
+
+__all__ = ["client", "clock", "store"]
+
+
+def tree(*texts: str, title: str = "T", files: tuple[TreeFile, ...] = ()) -> Tree:
+    roles = ("user", "assistant")
+    said = [
+        TreeMessage(number - 1 if number else None, roles[number % 2], text, attachments=() if number else files)  # type: ignore[arg-type]
+        for number, text in enumerate(texts)
+    ]
+    return Tree(title, tuple(said), len(said) - 1 if said else None)
+
+
+def take(store: Store, text: str, *, owner: str = "", only: list[str] | None = None) -> TakenIn:
+    return take_in(store.shelf, owner, text, Extractor(), only=only)
+
+
+def count(store: Store) -> int:
+    return len(store.shelf.ids(""))
+
+
+def test_the_same_file_again_adds_nothing_and_says_so(store: Store) -> None:
+    text = to_json([tree("a", "b"), tree("a", "b", "c"), tree("\ud800", "half")])
+    assert len(take(store, text).imported) == 3
+    again = take(store, text)
+    assert (again.imported, len(again.known), again.messages, count(store)) == ((), 3, 0, 3)
+    assert json.loads(json.dumps(again.as_json()))["known"][0]["title"] == "T"
+
+
+def test_what_is_exported_is_known_whatever_became_of_its_title_and_place(store: Store, clock: Clock) -> None:
+    take(store, to_json([tree("a", "b", files=(TreeFile("n.txt", "text", 3, "Text", "abc"),))]))
+    (ident,) = store.shelf.ids("")
+    exported = to_json([store.shelf.tree("", ident)])
+    clock.now += 100
+    store.rename("", ident, "Another title")
+    store.shelf.move("", ident, store.shelf.make_folder("", "Work").id)
+    assert len(take(store, exported).known) == 1
+    store.edit("", store.path("", ident)[1].id, "B")
+    assert len(take(store, exported).imported) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        tree("a", "B"),
+        tree("a", "b", "c"),
+        Tree("T", tree("a", "b").messages, 1, system_prompt="Be brief."),
+        Tree("T", (*tree("a", "b").messages, TreeMessage(0, "assistant", "another version")), 1),
+        tree("a", "b", files=(TreeFile("n.txt", "text", 3, "Text", "abc"),)),
+        tree("a" * 300 + "x", "b"),
+    ],
+    ids=["a word", "one more", "system prompt", "a version", "a file", "a late difference"],
+)
+def test_what_differs_is_another_conversation(store: Store, other: Tree) -> None:
+    take(store, to_json([tree("a", "b"), tree("a" * 300 + "y", "b")]))
+    assert len(take(store, to_json([other])).imported) == 1
+
+
+def test_one_that_stands_twice_in_a_file_comes_once_and_all_of_them_where_a_person_wants_it(store: Store) -> None:
+    text = to_json([tree("a", "b"), tree("a", "b"), tree("c")])
+    first = take(store, text)
+    assert (len(first.imported), len(first.known)) == (2, 1)
+    anyway = take(store, text, only=[item.digest for item in first.known])
+    assert (len(anyway.imported), anyway.known, count(store)) == (1, (), 3)
+
+
+def test_the_conversations_of_others_and_deleted_ones_do_not_count(store: Store) -> None:
+    text = to_json([tree("a", "b")])
+    take(store, text, owner="kim")
+    (mine,) = take(store, text).imported
+    store.delete("", mine.id)
+    assert len(take(store, text).imported) == 1
+
+
+async def test_a_conversation_of_more_than_ten_megabytes_comes_back(store: Store, client: httpx.AsyncClient) -> None:
+    long = tree("ä" * (6 * MiB), "b")  # twelve megabytes
+    answer = await client.post("/conversations", content=to_json([long]).encode())
+    assert len(answer.json()["imported"]) == 1
+    (ident,) = store.shelf.ids("")
+    assert store.path("", ident)[0].content == long.messages[0].content
+    known = (await client.post("/conversations", content=to_json([long]).encode())).json()["known"]
+    anyway = await client.post("/conversations", params={"only": known[0]["digest"]}, content=to_json([long]).encode())
+    assert (len(anyway.json()["imported"]), count(store)) == (1, 2)
+
+
+async def test_the_door_is_bounded_and_leaves_nothing_behind(
+    settings: Settings, client: httpx.AsyncClient, store: Store
+) -> None:
+    before = set(Path(settings.user_data_dir).iterdir())
+    huge = await client.post("/conversations", content=b"x", headers={"content-length": str(129 * MiB)})
+    assert huge.status_code == 413 and "128" in huge.json()["error"]["message"]
+    foreign = await client.post("/conversations", content=b"{}", headers={"origin": "http://evil.example"})
+    assert foreign.status_code == 403
+    broken = (await client.post("/conversations", content=b"\xff\xfe{")).json()
+    assert broken["imported"] == [] and "not JSON" in broken["skipped"][0]["why"]
+    assert set(Path(settings.user_data_dir).iterdir()) == before and count(store) == 0
+
+
+def pictured(color: str) -> TreeFile:
+    sink = io.BytesIO()
+    Image.new("RGB", (40, 20), color).save(sink, "PNG")
+    taken = read_picture(sink.getvalue(), "image.png", most_side=100)
+    return TreeFile("image.png", "picture", 9, taken.about, "", "", 40, 20, taken.media_type, taken.picture)
+
+
+def test_pictures_tell_conversations_apart(store: Store) -> None:
+    red, blue = (to_json([tree("See?", "Yes.", files=(pictured(color),))]) for color in ("red", "blue"))
+    assert [len(take(store, text).imported) for text in (red, blue, red, blue)] == [1, 1, 0, 0]
+    (ident, *_) = store.shelf.ids("")
+    exported = to_json([store.shelf.tree("", ident)])
+    assert len(take(store, exported).known) == 1, "what it was drawn as is what it is known by"
+
+
+def test_pictures_of_a_file_are_drawn_by_a_process_that_can_be_killed_and_not_for_ever(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = io.BytesIO()
+    Image.new("L", (30_001, 1)).save(bomb, "PNG")
+    files = (pictured("red"), replace(pictured("red"), picture=bomb.getvalue()))
+    monkeypatch.setattr("modules.attachments.picture.read_picture", None)  # of this process: nobody calls it here
+    (taken,) = take(store, to_json([tree("See?", "Yes.", files=files)])).imported
+    good, bad = store.path("", taken.id)[0].attachments
+    assert (good.width, bad.width) == (40, 0)
+    assert "not in the file" in bad.cut
+    monkeypatch.setattr(taking_in, "DRAW_S", -1.0)
+    (taken,) = take(store, to_json([tree("See?", "No.", files=files)])).imported
+    assert [file.width for file in store.path("", taken.id)[0].attachments] == [0, 0]

@@ -1,0 +1,283 @@
+"""Two people in one Snug: nothing of one's can be read, changed, stopped or taken by the other (U4)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from modules.settings import Settings
+from modules.ui import side
+from tests.fakes import Script
+from tests.household import Household, household
+
+CANARY = "the canary sings at dawn"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Household]:
+    folder: Path = tmp_path_factory.mktemp("home")
+    for name in ("models", "user_data"):
+        (folder / name).mkdir()
+    settings = Settings.model_validate({"model_dir": folder / "models", "user_data_dir": folder / "user_data"})
+    with household(settings, Script(reply="and so on ", endless=True, tokens_per_s=40)) as made:
+        yield made
+
+
+async def begin(home: Household, client: httpx.AsyncClient) -> dict[str, Any]:
+    """A conversation whose reply is being written."""
+    answer: dict[str, Any] = await home.ask(
+        client, "send", {"text": CANARY, "op_id": f"operation {anyio.current_time()}"}
+    )
+    assert answer["accepted"], answer
+    return answer
+
+
+async def test_no_door_opens_anothers_conversation(home: Household) -> None:
+    async with home.client("Ana") as ana, home.client("Ben") as ben:
+        begun = await begin(home, ana)
+        ident, question, reply = begun["conversation"]["id"], begun["messages"][0]["id"], begun["running"]
+        uploaded = await ana.post("/attachments", params={"name": "secret.txt"}, content=CANARY.encode())
+        file = uploaded.json()["id"]
+        folder = (await home.ask(ana, "name_folder", {"name": CANARY}))["folder"]
+        before = await home.ask(ana, "open", {"id": ident})
+        touch, pick = {"id": ident, "message": question}, {"id": ident}
+        tries: list[tuple[str, dict[str, Any]]] = [
+            ("open", pick), ("open", touch),
+            ("send", {"id": ident, "parent": reply, "text": "x", "op_id": "operation"}),
+            ("regenerate", touch), ("go_on", {"id": ident, "message": reply}), ("show_version", touch),
+            ("edit", touch | {"text": "x"}), ("delete_last", pick), ("delete", touch), ("undelete", touch),
+            ("branch", touch), ("stop", {"id": reply}), ("set_system_prompt", pick | {"text": "x"}),
+            ("files_waiting", {"ids": [file]}), ("file_text", {"id": file}), ("discard_file", {"id": file}),
+            ("pulse", pick), ("rename", pick | {"title": "x"}), ("pin", pick | {"pinned": True}),
+            ("move", pick | {"folder": None}), ("name_folder", {"id": folder, "name": "x"}),
+            ("remove_folder", {"id": folder}), ("remove", pick), ("restore", pick), ("erase", pick),
+            ("export", {"ids": [ident]}), ("export", {"ids": None}), ("conversations", {"query": "canary"}),
+            ("conversations", {"incognito": [ident]}), ("set_setup", pick | {"setup": {}}), ("template", pick),
+            ("gauge", pick), ("preview", pick), ("impersonate", pick | {"parent": question}),
+            ("stop_impersonation", pick), ("send", {"text": "x", "op_id": "operation 2", "attachments": [file]}),
+            ("load_text", {}), ("markdown", {}), ("account", {}),
+        ]  # fmt: skip
+        for name, body in tries:
+            answer = str(await home.ask(ben, name, body))
+            assert CANARY not in answer, (name, body)
+            assert "secret.txt" not in answer, (name, body)
+            assert ident not in answer.replace(str(body), ""), (name, body)
+        assert home.services.chat.running("", ident) is not None, "still being written"
+        after = await home.ask(ana, "open", {"id": ident})
+        assert [message["id"] for message in after["messages"]] == [message["id"] for message in before["messages"]]
+        assert after["conversation"]["title"] == before["conversation"]["title"]
+        waiting = await home.ask(ana, "files_waiting", {"ids": [file]})
+        assert [one["id"] for one in waiting["files"]] == [file]
+        await home.ask(ana, "stop", {"id": reply})
+
+
+async def test_incognito_conversations_are_ones_own_too(home: Household) -> None:
+    async with home.client("Ana") as ana, home.client("Ben") as ben:
+        begun = await home.ask(ana, "send", {"text": CANARY, "op_id": "operation in", "incognito": True})
+        ident = begun["conversation"]["id"]
+        assert (await home.ask(ben, "open", {"id": ident}))["problem"]["code"] == "not_found"
+        listed = await home.ask(ben, "conversations", {"incognito": [ident]})
+        assert ident not in str(listed)
+        await home.ask(ana, "stop", {"id": begun["running"]})
+
+
+async def test_notebooks_are_ones_own(home: Household) -> None:
+    async with home.client("Ana") as ana, home.client("Ben") as ben:
+        page = await home.ask(ana, "load_text", {})
+        await home.ask(ana, "save_text", {"text": CANARY, "revision": page["revision"]})
+        theirs = await home.ask(ben, "load_text", {})
+        assert CANARY not in str(theirs)
+        await home.ask(ben, "save_text", {"text": "mine", "revision": theirs["revision"]})
+        assert CANARY in str(await home.ask(ana, "load_text", {}))
+
+
+async def join(home: Household, client: httpx.AsyncClient, ident: str, session: str = "shared") -> httpx.Response:
+    """Follow a reply, as the page does it."""
+    follow = next(
+        number for number, event in home.page.fns.items()
+        if event.name == "follow" and "ChatDoors" in getattr(event.fn, "__qualname__", "")
+    )  # fmt: skip
+    body = {"data": [], "event_data": {"id": ident}, "fn_index": follow, "session_hash": session, "trigger_id": None}
+    return await client.post("/gradio_api/queue/join", json=body)
+
+
+async def read_stream(client: httpx.AsyncClient, session: str) -> str:
+    return (await client.get("/gradio_api/queue/data", params={"session_hash": session})).text
+
+
+async def test_a_stream_cannot_be_read_or_ended_by_who_knows_its_session_and_event(home: Household) -> None:
+    async with home.at_work(), home.client("Ana") as ana, home.client("Ben") as ben:
+        begun = await begin(home, ana)
+        ident = begun["conversation"]["id"]
+        joined = await join(home, ana, ident)
+        assert joined.status_code == 200, joined.text
+        event = joined.json()["event_id"]
+        stolen = await ben.get("/gradio_api/queue/data", params={"session_hash": "shared"})
+        assert "and so on" not in stolen.text
+        for body in (
+            {"session_hash": "shared", "fn_index": 0, "event_id": event},
+            {"session_hash": "other", "fn_index": 0, "event_id": event},
+        ):
+            assert (await ben.post("/gradio_api/cancel", json=body)).status_code == 404
+        listening = asyncio.create_task(read_stream(ana, "shared"))
+        running = home.services.chat.running(home.accounts.named("Ana").person.owner, ident)
+        assert running is not None
+        with anyio.fail_after(30):
+            async for view in running.updates():
+                if "and so on" in view.text:
+                    break
+        await home.ask(ana, "stop", {"id": begun["running"]})
+        with anyio.fail_after(30):
+            told = await listening
+        assert event in told, "it went on to its end, for whom it was meant"
+        assert "process_completed" in told
+        begun = await begin(home, ana)
+        assert (await join(home, ben, begun["conversation"]["id"], "bens")).status_code == 200
+        with anyio.fail_after(30):
+            told = await read_stream(ben, "bens")
+        assert "process_completed" in told
+        assert "and so on" not in told, "nothing of a conversation that is another's"
+        assert CANARY not in told
+        await home.ask(ana, "stop", {"id": begun["running"]})
+
+
+async def test_an_uploaded_file_is_its_uploaders(home: Household) -> None:
+    async with home.client("Ana") as ana, home.client("Ben") as ben:
+        files = {"files": ("page.html", b"<script>alert(1)</script>", "text/html")}
+        path = (await ana.post("/gradio_api/upload", files=files)).json()[0]
+        own = await ana.get(f"/gradio_api/file={path}")
+        assert own.status_code == 200
+        assert own.headers["content-disposition"].startswith("attachment")
+        assert own.headers["x-content-type-options"] == "nosniff"
+        assert "sandbox" in own.headers["content-security-policy"]
+        assert (await ben.get(f"/gradio_api/file={path}")).status_code == 404
+        for spelling in (path.replace("/", "//", 1), f"/.{path}", path.replace("page", "%70age")):
+            assert b"alert" not in (await ben.get(f"/gradio_api/file={spelling}")).content, spelling
+
+
+@pytest.mark.parametrize("handler", ["start", "stop", "forget"])
+async def test_the_pages_own_events_ask_for_the_right_too(home: Household, handler: str) -> None:
+    number = next(
+        number for number, event in home.page.fns.items()
+        if event.name == handler and "model_tab" in getattr(event.fn, "__module__", "")
+    )  # fmt: skip
+    async with home.client("Ben") as ben:
+        for path in ("/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/api/predict"):
+            for fn_index, status in ((number, 403), (str(number), 400), (float(number), 400), (None, 400)):
+                body: dict[str, Any] = {"data": [], "fn_index": fn_index, "session_hash": "s"}
+                assert (await ben.post(path, json=body)).status_code == status, (path, fn_index)
+    assert home.services.models.state.status == "ready"
+
+
+async def test_doors_for_administrators_say_so(home: Household) -> None:
+    async with home.client("Ben") as ben:
+        for name, body in (
+            ("look", {"text": "org/model"}), ("cancel", {"id": "x"}), ("begin", {"text": "org/model"}),
+            ("switch", {"id": "x", "on": False}), ("add_person", {"name": "Eve", "password": "battery staple"}),
+            ("set_right", {"id": "x", "admin": True}), ("give_password", {"id": "x", "password": "battery staple"}),
+        ):  # fmt: skip
+            holders = home.holders(name)
+            assert holders, name
+            refused = 0
+            for holder in holders:
+                answer = await home.ask(ben, name, body, holder=holder)
+                refused += "problem" in answer and answer["problem"]["code"] == "forbidden"
+            assert refused, name
+    assert [account.name for account in home.accounts.people()] == ["Ana", "Ben"]
+
+
+async def test_one_sees_ones_own_keys_and_an_administrator_all(home: Household) -> None:
+    async with home.client("Ana") as ana, home.client("Ben") as ben:
+        mine = await home.ask(ben, "account", {})
+        assert mine["people"] == []
+        assert {key["person"] for key in mine["keys"]} == {"Ben"}
+        everybodys = await home.ask(ana, "account", {})
+        assert {key["person"] for key in everybodys["keys"]} == {"Ana", "Ben"}
+        theirs = next(key["id"] for key in everybodys["keys"] if key["person"] == "Ana")
+        assert (await home.ask(ben, "revoke_key", {"id": theirs}))["problem"]["code"] == "not_found"
+        assert (await home.ask(ben, "make_key", {"name": "x", "admin": True}))["problem"]["code"] == "forbidden"
+        made = await home.ask(ben, "make_key", {"name": "new"})
+        async with home.program(made["secret"]) as program:
+            assert (await program.get("/account")).json() == {"name": "Ben", "admin": False}
+        new = next(key["id"] for key in made["keys"] if key["name"] == "new")
+        async with home.program(home.keys["Ana"]) as limited:  # an administrator's key without that right
+            for asked in ({"name": "more", "admin": True}, {"name": "endless"}):
+                assert (await home.ask(limited, "make_key", asked))["problem"]["code"] == "forbidden"
+        await home.ask(ben, "revoke_key", {"id": new})
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"not json", "application/json"), (b"[]", "application/json"), (b'{"session_hash": 5}', "application/json"),
+        (b'{"session_hash": "a/b"}', "application/json"), (b'{"session_hash": ""}', "application/json"),
+        (b"{}", "text/plain"), (b"--b--", "multipart/form-data; boundary=b"), (b"\xff\xfe", "application/json"),
+    ],
+)  # fmt: skip
+async def test_a_broken_request_of_the_page_is_refused(home: Household, content: bytes, kind: str) -> None:
+    async with home.client("Ben") as ben:
+        for path in ("/gradio_api/component_server", "/gradio_api/queue/join", "/gradio_api/cancel"):
+            answer = await ben.post(path, content=content, headers={"content-type": kind})
+            assert 400 <= answer.status_code < 500, (path, answer.text)
+
+
+SHUT = (
+    "/gradio_api/proxy=http://evil.example/", "/gradio_api/file=http://evil.example/", "/gradio_api/file/etc/passwd",
+    "/gradio_api/file=https:%2f%2fevil.example/", "/gradio_api/token", "/monitoring", "/monitoring/summary",
+    "/gradio_api/deep_link?session_hash=a", "/gradio_api/run-history/buckets", "/gradio_api/runs", "/docs", "/redoc",
+    "/gradio_api/openapi.json", "/gradio_api/call/x/y", "/gradio_api/stream/a/b/c/playlist.m3u8", "/gradio_api/mcp",
+    "/gradio_api/dev/reload", "/gradio_api/vibe-code", "/custom_component/x", "/pwa_icon",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SHUT)
+async def test_what_the_page_does_not_use_of_gradio_is_shut(home: Household, path: str) -> None:
+    async with home.client("Ana") as ana:
+        assert (await ana.get(path)).status_code == 404
+
+
+async def test_characters_personas_and_presets_are_ones_own(home: Household) -> None:
+    async with home.client("Ana") as ana, home.client("Ben") as ben:
+        person = {"fields": {"name": "Canary", "description": CANARY}, "persona": True}
+        saved = await home.ask(ana, "save_person", person)
+        made = await home.ask(ana, "save_person", {"fields": {"name": "Canary", "first_mes": CANARY}})
+        holder = next(iter(home.holders("take_in")[1:]), home.holders("look")[0])
+        presets = next(number for number in home.holders("chosen"))
+        kept = await home.ask(ana, "save", {"name": "Anas own", "params": {"temperature": 0.3}}, holder=presets)
+        assert kept["name"] == "Anas own", (kept, holder)
+        assert CANARY not in str(await home.ask(ben, "people", {}))
+        assert "Anas own" not in str(await home.ask(ben, "look", {}, holder=presets))
+        character = {"id": made["saved"]}
+        for name, body in (
+            ("character", character),
+            ("delete_person", character),
+            ("export_card", character | {"kind": "json"}),
+        ):
+            assert (await home.ask(ben, name, body))["problem"]["code"] == "not_found", name
+        assert (await home.ask(ben, "talk", character))["problem"]["code"] == "not_found"
+        assert CANARY in str(await home.ask(ana, "character", character))
+        assert CANARY in str(await home.ask(ana, "people", {})), saved
+        await home.ask(ben, "save_person", {"fields": {"name": "Bens own"}})
+        assert "Bens own" in str(await home.ask(ben, "people", {}))
+        assert "Bens own" not in str(await home.ask(ana, "people", {}))
+        talking = await home.ask(ana, "talk", character)
+        assert "conversation" in talking
+
+
+async def test_an_export_ends_where_one_answer_would_grow_too_large_and_goes_on_with_the_next(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = home.accounts.named("Ana").person.owner
+    ids = [home.services.store.create(owner, title=f"T{number}").id for number in range(5)]
+    async with home.client("Ana") as ana:
+        whole = await home.ask(ana, "export", {"ids": [*ids, "gone"]})
+        assert (len(whole["pieces"]), whole["done"]) == (5, 6)
+        monkeypatch.setattr(side, "MOST_EXPORTED", len(whole["pieces"][0]) + 1)
+        first = await home.ask(ana, "export", {"ids": ids})
+        assert (first["pieces"], first["done"]) == (whole["pieces"][:2], 2)
