@@ -126,11 +126,11 @@ def test_a_broken_file_is_refused_by_name_within_a_second_and_50_mb(case: str, t
     content, why = BROKEN[case]
     path.write_bytes(content)
     tracemalloc.start()
-    started = time.process_time()
+    started = time.thread_time()
     try:
         with pytest.raises(BadGguf, match=why) as caught:
             read_gguf(path)
-        assert time.process_time() - started < 1
+        assert time.thread_time() - started < 1
         assert tracemalloc.get_traced_memory()[1] < 50 * MiB
     finally:
         tracemalloc.stop()
@@ -141,10 +141,10 @@ def test_a_huge_sparse_file_of_empty_texts_is_refused_in_a_second(tmp_path: Path
     path = tmp_path / "m.gguf"
     path.write_bytes(gguf((pair("k", ARRAY, array(STRING, 2**32)),)))
     os.truncate(path, 2**40)
-    started = time.process_time()
+    started = time.thread_time()
     with pytest.raises(BadGguf):
         read_gguf(path)
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 1
 
 
 def test_a_sound_file_is_read_as_it_is(tmp_path: Path) -> None:
@@ -172,9 +172,9 @@ def test_a_tokenizer_of_half_a_million_texts_is_stepped_over_in_a_second(tmp_pat
     path = tmp_path / "m.gguf"
     texts = b"".join(text(str(i)) for i in range(500_000))
     path.write_bytes(gguf((ARCH, pair("tokens", ARRAY, array(STRING, 500_000, texts)))))
-    started = time.process_time()
+    started = time.thread_time()
     assert read_gguf(path).metadata["tokens"] == ArrayValue(500_000)
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @settings(max_examples=400, deadline=1000)

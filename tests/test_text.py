@@ -229,10 +229,10 @@ def test_nothing_is_shown_after_a_stop_string() -> None:
 
 def test_sixty_four_long_stop_strings_cost_little() -> None:
     matcher = StopMatcher([("a" * 480 + f"{n:02}b") for n in range(64)])
-    started = time.process_time()
+    started = time.thread_time()
     shown = "".join(matcher.push("aaaa") for _ in range(5000)) + matcher.flush()
     assert len(shown) == 20_000
-    assert time.process_time() - started < 2
+    assert time.thread_time() - started < 2
 
 
 @pytest.mark.model

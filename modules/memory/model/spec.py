@@ -24,6 +24,14 @@ def inspect(path: Path, *, trust_remote_code: bool = False, describe: Describe |
     a warning. Raises ModelNotFound, BadConfig, BadSafetensors, BadGguf, PickleRefused, RemoteCodeDisabled,
     UnsupportedModel or TimedOut.
     """
+    try:
+        return _inspect(path, trust_remote_code=trust_remote_code, describe=describe)
+    except OSError as error:  # it went, or its disk failed, after it was seen to be there
+        reason = error.strerror or "it cannot be opened"
+        raise ModelNotFound(f"{path.name} cannot be read: {reason}.", remedy="Check the file.") from error
+
+
+def _inspect(path: Path, *, trust_remote_code: bool, describe: Describe | None) -> ModelSpec:
     if path.is_dir():
         return inspect_folder(path, trust_remote_code=trust_remote_code, describe=describe)
     if path.suffix.lower() == ".gguf":
