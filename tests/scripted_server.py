@@ -6,6 +6,7 @@ Script as JSON.
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def main() -> None:
     with ExitStack() as parts:
         script = Script(**values | {"end_texts": tuple(values["end_texts"])})
         start_snug(Settings.model_validate(folders), parts, script, port=port)
+        gc.collect()  # Gradio drops event loops unclosed: three descriptors each, till the collector comes by
         print("ready", flush=True)
         sys.stdin.read()
 

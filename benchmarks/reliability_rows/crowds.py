@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import tempfile
 import time
@@ -10,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from benchmarks.common import median, snug
 from benchmarks.reliability_rows.outcome import Outcome, Scale
@@ -121,36 +124,39 @@ def judged(figures: dict[str, float], minutes: float, warm_s: float) -> Outcome:
     more = figures["descriptors_after"] - figures["descriptors_before"]
     return Outcome(
         "60 minutes of soak: RSS growth (web process) within 5 % after 5 minutes, descriptors ± 5, 0 × 5xx",
-        f"{minutes:.3g} minutes, {figures['requests']:,.0f} requests, {figures['switches']:.0f} switches of models: "
-        f"RSS {growth:+.1%} after the first {warm_s / 60:.2g} minutes, descriptors {more:+.0f}, "
-        f"{figures['crashes']:.0f} × 5xx",
-        growth <= 0.05 and abs(more) <= 5 and not figures["crashes"],
+        f"{minutes:.3g} minutes with pauses ({figures['cores']:.2f} cores busy), {figures['requests']:,.0f} requests, "
+        f"{figures['switches']:.0f} switches of models: RSS {growth:+.1%} after the first {warm_s / 60:.2g} minutes, "
+        f"descriptors {more:+.0f}, {figures['crashes']:.0f} × 5xx, {figures['broken']:.0f} without an answer",
+        growth <= 0.05 and abs(more) <= 5 and not figures["crashes"] and not figures["broken"],
         minutes >= SOAK_MIN,
         dict(figures),
     )
 
 
 async def _soak(port: int, pid: int, seconds: float, warm_s: float) -> dict[str, float]:
-    statuses, switches = Counter[int](), 0
+    statuses, left, switches = Counter[int](), 0, 0
     for name in ("other", "tiny"):  # what a first switch makes or lets go is done
         await ask(port, "/v1/internal/model/load", model=name)
-    await ask(port, max_tokens=5)
-    await asyncio.sleep(2)
-    idle, started = holdings(pid).descriptors, time.monotonic()
+    going, started, used_s = asyncio.Event(), time.monotonic(), _used_s(pid)
+    going.set()
 
     async def client(number: int) -> None:
+        nonlocal left
         chance = random.Random(number)
         while time.monotonic() - started < seconds:
+            await going.wait()
             if chance.random() < 0.3:
                 await stream(port, timeout_s=chance.random() * 0.5, max_tokens=200)  # leaves in the midst
-                statuses[0] += 1
+                left += 1
             else:
                 statuses[await ask(port, max_tokens=chance.randrange(1, 40))] += 1
+            await asyncio.sleep(chance.random() * 2 * PAUSE_S)
 
     async def switch() -> None:
         nonlocal switches
         while time.monotonic() - started < seconds:
             await asyncio.sleep(min(5.0, seconds / 10))
+            await going.wait()
             await ask(port, "/v1/internal/model/load", model=("other", "tiny")[switches % 2])
             switches += 1
 
@@ -160,16 +166,37 @@ async def _soak(port: int, pid: int, seconds: float, warm_s: float) -> dict[str,
         group.create_task(switch())
         await asyncio.sleep(warm_s)
         before = await _usual(pid)
+        going.clear()
+        await asyncio.sleep(QUIET_S)  # connections that were closed are gone
+        idle = holdings(pid).descriptors
+        going.set()
         await asyncio.sleep(max(0.0, seconds - (time.monotonic() - started) - USUAL_S))
         after = await _usual(pid)
-    await ask(port, max_tokens=5)
-    await asyncio.sleep(2)  # connections that were closed are gone
+    used_s, lasted_s = _used_s(pid) - used_s, time.monotonic() - started
+    await asyncio.sleep(QUIET_S)
     crashes = sum(count for status, count in statuses.items() if status >= 500 and status != 503)
     return {
-        "requests": sum(statuses.values()), "switches": switches, "crashes": crashes, "rss_before": before,
-        "rss_after": after, "descriptors_before": idle, "descriptors_after": holdings(pid).descriptors,
-        **{f"status_{status}": count for status, count in statuses.items()},
+        "requests": sum(statuses.values()) + left, "left": left, "broken": statuses[0], "switches": switches,
+        "crashes": crashes, "cores": used_s / lasted_s, "rss_before": before, "rss_after": after,
+        "descriptors_before": idle, "descriptors_after": holdings(pid).descriptors,
+        **{f"status_{status}": count for status, count in statuses.items() if count},
     }  # fmt: skip
+
+
+PAUSE_S = 0.2  # of a client between two requests, on average: the machine is for others too
+QUIET_S = 5.0
+
+
+def _used_s(pid: int) -> float:
+    """Seconds of processor that the server, its engines and the clients here have used so far."""
+    server, used_s = psutil.Process(pid), 0.0
+    for process in (psutil.Process(), server, *server.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            used_s += times.user + times.system
+            if process == server:  # engines that it has ended
+                used_s += times.children_user + times.children_system
+    return used_s
 
 
 USUAL_S = 5.0
