@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import httpx
 import psutil
 
 from benchmarks.reliability_rows.outcome import Outcome, Scale
+from docs.make_routes import IDENTITIES as COLUMNS
+from modules.accounts.directory import FILE, Accounts
 from modules.api.app import build_api
 from modules.sampling import GenerationParams
 from modules.settings import Settings
@@ -29,6 +31,7 @@ from tests.fakes import Script, make_model_folder
 from tests.page_rig import parts_of
 from tests.server_rig import running_server
 from tests.test_guard import FOREIGN_HOSTS, every_route
+from tests.test_routes import written
 
 HANG_S = 10.0
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/internal/encode", "/v1/internal/token-count")
@@ -187,72 +190,97 @@ def _settled(process: psutil.Process, before: tuple[int, int]) -> tuple[int, int
 # 0.0.0.0 is a name of a server that listens there.
 HOSTS = ("own", *(host for host in FOREIGN_HOSTS if host != "0.0.0.0"))[:12]
 ORIGINS = ("", "own", "null", "http://evil.example")
-IDENTITIES = ("right", "none", "wrong")
+IDENTITIES = ("administrator", "person", "nobody", "wrong key")
 _FILES = "/gradio_api/file="  # Gradio's own answer to a file that it does not serve is 403 too
+_WRONG = "wrong-secret-of-many-letters"
+_DOORS = "every route × 4 identities × 12 Hosts × 4 Origins: 0 differences from the table"
+Table = dict[tuple[str, str], dict[str, str]]
+"""Method and path: what each identity meets, "in" or a status, as docs/routes.md has it."""
 
 
 def doors(scale: Scale) -> Outcome:
-    """Every route of API and page of the real program under --listen, for each host, origin and secret."""
+    """Every route of API and page of the real program under --listen: where people have accounts, and for one."""
     with empty_settings() as settings:
         make_model_folder(settings.model_dir, "tiny", Script())
         with ExitStack() as parts:
             services = parts_of(settings, parts, Script())
             routes = every_route(mount_ui(build_api(services), services))
         flags = ("--listen", "--model-dir", str(settings.model_dir))
-        with running_server(settings.user_data_dir / "listening", *flags) as server:
+        house: Table = {where: dict(zip(COLUMNS, cells, strict=True)) for where, cells in written().items()}
+        unlisted = [f"{method} {path} stands in no table" for method, path in routes if (method, path) not in house]
+        folder, keys = _household(settings.user_data_dir / "house")
+        with running_server(folder, *flags) as server:
+            server.wait_for_page()
+            asked, differences = _knock(server.base, keys, house, scale)
+        with running_server(settings.user_data_dir / "alone", *flags) as server:
             server.wait_for_page()
             secret = re.search(r"\?token=([\w-]+)", server.address)
             if secret is None:
                 return Outcome(_DOORS, "the program prints no secret any more: this row has to learn the new way", None)
-            return _knock(int(server.base.rpartition(":")[2]), secret[1], routes, scale)
+            keys = {"administrator": secret[1], "nobody": "", "wrong key": _WRONG}
+            alone: Table = {where: {who: "in" if keys[who] == secret[1] else "401" for who in keys} for where in routes}
+            asked_alone, differences_alone = _knock(server.base, keys, alone, scale)
+    differences += unlisted + differences_alone
+    asked += asked_alone
+    return Outcome(
+        _DOORS,
+        f"{len(house)} routes × {len(IDENTITIES)} identities with accounts, {len(routes)} × {len(alone[routes[0]])} "
+        f"on a machine for one, × {len(HOSTS)} hosts × {len(ORIGINS)} origins: {asked:,} requests, "
+        f"{len(differences)} differences",
+        not differences,
+        not scale.quick,
+        {"routes": len(house), "requests": asked, "differences": differences[:20]},
+    )
 
 
-_DOORS = "every route × 4 identities × 12 Hosts × 4 Origins: 0 differences from the table"
+def _household(folder: Path) -> tuple[Path, dict[str, str]]:
+    """The folder, in which a person and an administrator have accounts; the keys of all identities."""
+    folder.mkdir()
+    keys = {}
+    with closing(Accounts(folder / FILE)) as accounts:
+        for name in IDENTITIES[:2]:
+            admin = name == "administrator"
+            person = accounts.add(name, "a long password", admin=admin)
+            keys[name] = accounts.make_key(person.id, "figures", admin=admin)[1]
+    return folder, {**keys, "nobody": "", "wrong key": _WRONG}
 
 
-def _knock(port: int, secret: str, routes: list[tuple[str, str]], scale: Scale) -> Outcome:
-    differences, asked = list[str](), 0
-    for identity in IDENTITIES:  # the wrong ones last: they make the server wary of this address
-        for number, (method, path) in enumerate(routes):
+def _knock(base: str, keys: dict[str, str], table: Table, scale: Scale) -> tuple[int, list[str]]:
+    """How many requests were sent, and which answers the table does not have."""
+    differences, asked, port = list[str](), 0, int(base.rpartition(":")[2])
+    for identity, key in keys.items():
+        for number, ((method, path), meets) in enumerate(table.items()):
             for host in HOSTS:
                 for origin in ORIGINS if not scale.quick else (ORIGINS[number % 4],):
                     if scale.quick and (number + len(host)) % 3:
                         continue
-                    status = _status(port, method, path, host, origin, identity, secret)
+                    status = _status(port, method, path, host, origin, key)
                     asked += 1
-                    its_own = status == 403 and path.startswith(_FILES) and identity == "right"
-                    if status not in _allowed(host, origin, identity, status) and not its_own:
+                    if not _fits(status, host, origin, meets[identity], path):
                         differences.append(f"{method} {path} host={host} origin={origin} {identity}: {status}")
-    return Outcome(
-        _DOORS,
-        f"{len(routes)} routes × 3 identities of a machine for one (with accounts: tests/test_routes.py) × "
-        f"{len(HOSTS)} hosts × {len(ORIGINS)} origins, {asked:,} requests: {len(differences)} differences",
-        not differences,
-        not scale.quick,
-        {"routes": len(routes), "requests": asked, "differences": differences[:20]},
-    )
+    return asked, differences
 
 
-def _allowed(host: str, origin: str, identity: str, status: int) -> set[int]:
-    """What a request may be answered with."""
+def _fits(status: int, host: str, origin: str, meets: str, path: str) -> bool:
+    """Whether a request may be answered so. Never by 429: the same wrong secret again is no guess."""
     if host != "own":
-        return {421, 429} if identity == "wrong" else {421}
+        return status == 421
     if origin not in ("", "own"):
-        return {403, 429} if identity == "wrong" else {403}
-    if identity != "right":
-        return {401, 429}
-    return {status} - {401, 403, 421, 0}
+        return status == 403
+    if meets != "in":
+        return status == int(meets)
+    return status not in (0, 401, 403, 421) or (status == 403 and path.startswith(_FILES))
 
 
-def _status(port: int, method: str, path: str, host: str, origin: str, identity: str, secret: str) -> int:
+def _status(port: int, method: str, path: str, host: str, origin: str, key: str) -> int:
     """The status of a request without a body, whose answer is not read further; 0 where nothing comes."""
     own = f"127.0.0.1:{port}"
     lines = [f"{method} {path} HTTP/1.1", f"Host: {own if host == 'own' else host}", "Content-Length: 0",
              "Connection: close"]  # fmt: skip
     if origin:
         lines.append(f"Origin: {f'http://{own}' if origin == 'own' else origin}")
-    if identity != "none":
-        lines.append(f"Authorization: Bearer {secret if identity == 'right' else 'wrong-secret-of-many-letters'}")
+    if key:
+        lines.append(f"Authorization: Bearer {key}")
     with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as connection:
         connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
         try:
