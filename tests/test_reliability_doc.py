@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import httpx
 import pytest
 
 from benchmarks.reliability import BEGIN, END, MEASURES, merged, table
+from benchmarks.reliability_rows.advisories import audit, pinned
+from benchmarks.reliability_rows.brief import BRIEF, brief_table
 from benchmarks.reliability_rows.content import find_banned
+from benchmarks.reliability_rows.suite import counted
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
@@ -49,10 +54,53 @@ def test_every_test_that_is_named_exists_and_the_state_fits(row: list[str]) -> N
     assert why.strip() or word != "partly"
 
 
-def test_the_figures_are_those_of_the_last_measurement() -> None:
-    kept = (ROOT / "benchmarks" / "results" / "reliability.md").read_text(encoding="utf-8")
-    assert PAGE.partition(BEGIN)[2].partition(END)[0].strip() == kept.strip()
-    assert re.findall(r"^\| (\d+) \|", kept, re.MULTILINE) == [str(number) for number in MEASURES]
+def between_marks(page: str) -> str:
+    return page.partition(BEGIN + "\n")[2].partition(END)[0]
+
+
+def test_the_figures_of_docs_and_readme_are_those_of_the_last_measurement() -> None:
+    results = ROOT / "benchmarks" / "results"
+    rows = json.loads((results / "reliability.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["goal"] for row in rows] == list(MEASURES) == list(BRIEF)
+    assert table(rows) == (results / "reliability.md").read_text(encoding="utf-8") == between_marks(PAGE)
+    assert brief_table(rows) == between_marks((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def test_a_measurement_that_broke_or_was_not_made_says_so_in_the_readme() -> None:
+    def row(passed: bool | None, measured: str, verdict: str) -> dict[str, object]:
+        return {"goal": 1, "figures": {}, "passed": passed, "measured": measured, "verdict": verdict}
+
+    lines = brief_table(
+        [row(False, "it broke: OSError", "FAIL"), row(None, "no Chromium", "not measured")]
+    ).splitlines()
+    assert [line.split(" | ")[-2:] for line in lines[2:]] == [["it broke: OSError", "FAIL |"], ["—", "not measured |"]]
+
+
+def test_flaws_that_the_package_index_tells_are_found_for_the_versions_it_tells_of() -> None:
+    flaw = {"id": "PYSEC-1", "fixed_in": ["1.1"], "withdrawn": None}
+    pages = {
+        "/sound/1.0/json": {"info": {"version": "1.0"}, "vulnerabilities": [flaw | {"withdrawn": "2026-01-01"}]},
+        "/flawed/1.0/json": {"info": {"version": "1.0"}, "vulnerabilities": [flaw]},
+        "/newest/json": {"info": {"version": "1.0"}, "vulnerabilities": [flaw]},
+        "/older/json": {"info": {"version": "2.0"}, "vulnerabilities": []},
+    }
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        page = pages.get(request.url.path)
+        return httpx.Response(200, json=page) if page else httpx.Response(404)
+
+    with httpx.Client(transport=httpx.MockTransport(answer), base_url="http://index.test") as index:
+        found = audit(dict.fromkeys(("sound", "flawed", "newest", "older", "unknown"), "1.0"), index)
+    assert found.answered == ["sound", "flawed", "newest"]
+    assert found.unanswered == ["older 1.0", "unknown 1.0"]
+    assert found.flaws == [f"{name} 1.0: PYSEC-1, mended in ['1.1']" for name in ("flawed", "newest")]
+    assert {"torch", "gradio", "jinja2", "uvloop"} <= pinned().keys()
+
+
+def test_the_suites_last_line_is_counted() -> None:
+    assert counted("FAILED a - 3 passed\n1 failed, 2012 passed, 3 skipped, 2 errors in 61.20s (0:01:01)\n") == {
+        "failed": 1, "passed": 2012, "skipped": 3, "errors": 2,
+    }  # fmt: skip
 
 
 def test_a_quick_run_does_not_take_the_place_of_a_whole_one_that_passed_unless_it_failed() -> None:

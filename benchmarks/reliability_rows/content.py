@@ -18,6 +18,7 @@ from packaging.version import Version
 from playwright.sync_api import Dialog, sync_playwright
 
 from benchmarks.common import ROOT
+from benchmarks.reliability_rows.advisories import audit, package_index, pinned
 from benchmarks.reliability_rows.outcome import Outcome, Scale
 from modules.chat.prompts import Prompts
 from modules.chat.templates import TemplateWorker
@@ -206,15 +207,26 @@ def code(_: Scale) -> Outcome:
     command = ["ruff", "check", "modules", "server.py", "--select", "S", "--ignore", LOW, "--output-format", "json"]
     lint = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
     findings = len(json.loads(lint.stdout or "[]"))
+    asked = {name: metadata.version(name) for name in FLOORS} | pinned()
+    with package_index() as index:
+        known = audit(asked, index)
     return Outcome(
         "dependency floors, pip-audit, bandit/semgrep: 0 high findings; 0 eval, exec, pickle.load, yaml.load, "
         "shell=True, == on secrets",
-        f"{len(FLOORS)} floors, {len(old)} below; bandit's rules (through ruff) {findings} findings above low; "
-        f"{len(found)} uses beside {len(ALLOWED)} that are told why; "
-        "pip-audit needs a service that is not asked from here",
-        not (old or found or findings),
-        figures={"old": old, "uses": found, "findings": findings},
-    )
+        f"{len(FLOORS)} floors, {len(old)} below; advisories of the package index, which pip-audit reads: "
+        f"{len(known.flaws)} for {len(known.answered)} of {len(asked)} libraries{_not_told(known.unanswered)}; "
+        f"bandit's rules (through ruff) {findings} findings above low; {len(found)} uses beside {len(ALLOWED)} "
+        "that are told why",
+        not (old or found or findings or known.flaws),
+        not known.unanswered,
+        {"old": old, "uses": found, "findings": findings, "flaws": known.flaws, "answered": len(known.answered),
+         "unanswered": known.unanswered},
+    )  # fmt: skip
+
+
+def _not_told(names: list[str]) -> str:
+    """Those that the index told nothing of, if they are few."""
+    return f" (none told for {', '.join(names)})" if 0 < len(names) <= 5 else ""
 
 
 def banned(path: Path) -> Iterator[str]:
