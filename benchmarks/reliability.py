@@ -56,6 +56,8 @@ def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[st
     rows = {row["goal"]: row for row in old}
     for row in new:
         before = rows.get(row["goal"])
+        if before is not None and row["passed"] is None:  # not measured this time
+            continue
         if before is None or row["whole"] or not before["whole"] or not before["passed"] or row["passed"] is False:
             rows[row["goal"]] = row
     return [rows[number] for number in sorted(rows)]

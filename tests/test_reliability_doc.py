@@ -110,6 +110,8 @@ def test_a_quick_run_does_not_take_the_place_of_a_whole_one_that_passed_unless_i
     old = [row(1, True, True, "whole"), row(2, False, True, "quick"), row(3, True, True, "whole")]
     new = [row(3, False, False, "broke"), row(1, False, True, "quick"), row(2, False, True, "newer")]
     assert [kept["measured"] for kept in merged(old, new)] == ["whole", "newer", "broke"]
+    left_out = [row(2, True, None, "not measured"), row(4, True, None, "never measured")]
+    assert [kept["measured"] for kept in merged(old, left_out)] == ["whole", "quick", "whole", "never measured"]
     assert table(merged(old, new)).count("\n") == 5
 
 
