@@ -23,8 +23,8 @@ from modules.engine.base import Delta, Emit, Engine, GenerationRequest, OnProgre
 from modules.engine.host.worker import LoadByName
 from modules.memory.planning.planner import Plan
 from modules.messages import Role
-from modules.ui.chat_tab import SHOWN
 from modules.settings import Settings
+from modules.ui.chat_tab import SHOWN
 from tests.fakes import Script, ScriptedEngine, ScriptedLoad
 from tests.page_rig import CHROMIUM_ARGUMENTS, Snug, start_snug
 
