@@ -29,8 +29,13 @@ from modules.ui.labels import METHODS, STOP_INFO, label_of
 
 ROOT = Path(__file__).parent.parent
 STATIC = ROOT / "modules" / "ui" / "static"
-DOORS = ("modules/api/doors/door_page.py", "modules/api/doors/lock.py", "modules/api/accounts.py")
-"""What is said before anybody is let in."""
+DOORS = (
+    "modules/api/doors/door_page.py",
+    "modules/api/doors/lock.py",
+    "modules/api/accounts.py",
+    "modules/api/conversations.py",
+)
+"""Routes of the API of which the page shows what they say."""
 SILENT = (
     "modules/ui/", "modules/texts/", "modules/api/", "modules/plan_command/", "modules/check.py",
     "modules/settings", "modules/startup.py", "modules/starter.py", "modules/download_command.py",
