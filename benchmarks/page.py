@@ -24,6 +24,7 @@ from modules.engine.host.worker import LoadByName
 from modules.memory.planning.planner import Plan
 from modules.messages import Role
 from modules.settings import Settings
+from modules.ui.chat_tab import SHOWN
 from tests.fakes import Script, ScriptedEngine, ScriptedLoad
 from tests.page_rig import CHROMIUM_ARGUMENTS, Snug, start_snug
 
@@ -113,7 +114,8 @@ def main() -> None:
             page = browser.new_page()
             page.goto(f"{snug.url}?c={conversation}")
             page.wait_for_selector("#snug-tabs")
-            page.wait_for_function(f"document.querySelectorAll('.message').length >= {messages}")
+            shown = min(messages, SHOWN)
+            page.wait_for_function(f"document.querySelectorAll('.message').length >= {shown}")
             delays = delays_ms(page, repeats)
             print(f"{messages:4} messages before: last token to screen {spread(delays)} ms", flush=True)
             rows.append({"messages_before": messages, "delays_ms": [round(delay, 1) for delay in delays],

@@ -29,6 +29,13 @@ from modules.ui.labels import METHODS, STOP_INFO, label_of
 
 ROOT = Path(__file__).parent.parent
 STATIC = ROOT / "modules" / "ui" / "static"
+DOORS = (
+    "modules/api/doors/door_page.py",
+    "modules/api/doors/lock.py",
+    "modules/api/accounts.py",
+    "modules/api/conversations.py",
+)
+"""Routes of the API of which the page shows what they say."""
 SILENT = (
     "modules/ui/", "modules/texts/", "modules/api/", "modules/plan_command/", "modules/check.py",
     "modules/settings", "modules/startup.py", "modules/starter.py", "modules/download_command.py",
@@ -140,8 +147,8 @@ def is_human(text: str) -> bool:
 
 
 def from_page() -> Iterator[Found]:
-    """What modules/ui gives to `t` and `tn`, and to Gradio's controls."""
-    for path in sorted((ROOT / "modules" / "ui").glob("*.py")):
+    """What modules/ui and the doors give to `t`, `tn` and errors, and what Gradio's controls get."""
+    for path in (*sorted((ROOT / "modules" / "ui").glob("*.py")), *(ROOT / door for door in DOORS)):
         name = path.relative_to(ROOT).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):

@@ -120,6 +120,15 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Excerpt:
+    """Some of a conversation's messages; `earlier` ones stand above them, `later` ones below."""
+
+    earlier: int
+    messages: list[Message]
+    later: int
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """How the model is asked in one conversation; "" is always the usual way.
 

@@ -32,9 +32,9 @@ def test_a_conversation_of_very_many_messages_is_taken_whole_and_shown_by_its_en
     with closing(Store(tmp_path / "snug.db")) as store:
         (chat,) = store.shelf.add("", read.trees)
         started = time.thread_time()
-        above, end = store.tail("", chat.id, least=200)
+        end = store.excerpt("", chat.id, least=200)
         assert time.thread_time() - started < 3
-        assert (above, end[-1].content) == (MANY - 200, str(MANY - 1))
+        assert (end.earlier, end.messages[-1].content) == (MANY - 200, str(MANY - 1))
 
 
 def test_very_many_conversations_in_a_file_are_all_taken_or_named(tmp_path: Path) -> None:

@@ -45,6 +45,25 @@ async def test_a_browser_sees_where_to_log_in_and_a_program_is_told(home: Househ
     assert told.json()["error"]["code"] == "unauthorized"
 
 
+async def test_the_door_speaks_the_language_that_was_chosen_else_that_of_the_browser(home: Household) -> None:
+    async with home.client(address="10.9.9.8") as guest:
+        german = await guest.get("/", headers=PAGE | {"accept-language": "de-AT,en;q=0.5"})
+        assert '<html lang="de" dir="ltr">' in german.text
+        assert "Willkommen zurück" in german.text
+        assert "Welcome back" not in german.text
+        guest.headers["cookie"] = "snug_language=de"
+        failed = await log_in(guest, "Ana", "")
+        assert "Name und Passwort sind beide nötig." in failed.text
+        wrong = await log_in(guest, "Ana", "wrong")
+        assert '<html lang="de"' in wrong.text
+        assert wrong.status_code == 401
+        guest.headers["cookie"] = "snug_language=ar-XB"
+        assert '<html lang="ar-XB" dir="rtl">' in (await guest.get("/login")).text
+        guest.headers["cookie"] = "snug_language=en"
+        english = await guest.get("/login", headers={"accept-language": "de"})
+        assert "Welcome back" in english.text
+
+
 async def test_logging_in_and_out(home: Household) -> None:
     async with home.client() as guest:
         inside = await log_in(guest, "ana", WORDS["Ana"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from unittest.mock import ANY
+from typing import Any
 
 import pytest
 
@@ -15,10 +15,10 @@ from modules.chat.incognito import is_incognito
 from modules.chat.prompts import Prompts
 from modules.chat.templates import TemplateWorker
 from modules.chat.trees import Tree, TreeMessage
-from modules.messages import ChatMessage
+from modules.messages import ChatMessage, Excerpt
 from modules.sampling import GenerationParams
 from modules.settings import Settings
-from modules.ui.chat_tab import ABOVE_FOUND, SHOWN, ChatDoors, Edit, Open, Seen, Send, Touch
+from modules.ui.chat_tab import AROUND_FOUND, SHOWN, ChatDoors, Edit, Open, Seen, Send, Touch
 from modules.ui.kept_html import KeptHtml
 from tests.fakes import Script
 from tests.page_rig import parts_of
@@ -56,11 +56,29 @@ def test_of_a_long_conversation_the_page_gets_the_end_and_more_when_it_asks(door
     assert numbers(answer) == list(range(LONG - SHOWN, LONG)) and answer["earlier"] == LONG - SHOWN
     assert len(json.dumps(answer)) < 500_000
     top = answer["messages"][0]["id"]
-    more = doors.open("", Open(id=chat.id, top=top, more=200))
+    more = doors.open("", Open(id=chat.id, top=top, above=200))
     assert numbers(more) == list(range(LONG - SHOWN - 200, LONG)) and more["earlier"] == LONG - SHOWN - 200
-    wanted = doors.store.path("", chat.id)[7000].id
-    found = doors.open("", Open(id=chat.id, message=wanted))
-    assert numbers(found)[0] == 7000 - ABOVE_FOUND and found["earlier"] == 7000 - ABOVE_FOUND
+
+
+def test_of_a_long_conversation_a_search_shows_what_is_near_and_more_on_both_sides(doors: ChatDoors) -> None:
+    (chat,) = doors.store.shelf.add("", [long_tree(1000)])
+    path = doors.store.path("", chat.id)
+    found = doors.open("", Open(id=chat.id, message=path[700].id))
+    first, last = 700 - AROUND_FOUND, 700 + AROUND_FOUND
+    assert numbers(found) == list(range(first, last + 1))
+    assert (found["earlier"], found["later"]) == (first, 1000 - last - 1)
+    seen: dict[str, Any] = {"id": chat.id, "top": path[first].id, "bottom": path[last].id}
+    assert numbers(doors.open("", Open(**seen, below=100))) == list(range(first, last + 101))
+    assert numbers(doors.open("", Open(**seen, above=100))) == list(range(first - 100, last + 1))
+    edited = doors.edit("", Edit(**seen, message=path[700].id, text="777 new"))
+    assert len(edited["messages"]) == last - first + 1 and edited["later"] == 1000 - last - 1
+    cut = doors.delete("", Touch(**seen, message=path[710].id))
+    assert (numbers(cut)[-1], cut["later"]) == (709, 0), "what was below is gone: this is the end"
+    near_end = doors.open("", Open(id=chat.id, message=path[705].id))
+    assert (numbers(near_end)[-1], near_end["later"]) == (709, 0)
+    assert numbers(doors.open("", Open(**seen | {"top": "gone", "bottom": "gone"}))) == [
+        *range(710 - SHOWN, 700), 777, *range(701, 710),
+    ]  # fmt: skip
 
 
 def test_what_the_page_has_on_show_stays_on_show_whatever_it_does(doors: ChatDoors) -> None:
@@ -89,11 +107,14 @@ def test_versions_files_and_short_conversations_are_as_in_the_whole_path(doors: 
     (chat,) = store.shelf.add("", [long_tree(6)])
     path = store.path("", chat.id)
     store.append("", chat.id, path[4].id, "assistant", "another", op_id="other")
-    assert store.tail("", chat.id, least=100) == (0, store.path("", chat.id))
-    assert store.tail("", chat.id, least=2) == (4, store.path("", chat.id)[4:])
-    assert store.tail("", chat.id, least=0) == (6, [])
-    assert store.tail("", store.create("").id, least=5) == (0, [])
-    assert store.tail("", chat.id, least=1, top=path[2].id, more=1) == (1, ANY)
+    whole = store.path("", chat.id)
+    assert store.excerpt("", chat.id, least=100) == Excerpt(0, whole, 0)
+    assert store.excerpt("", chat.id, least=2) == Excerpt(4, whole[4:], 0)
+    assert store.excerpt("", chat.id, least=0) == Excerpt(6, [], 0)
+    assert store.excerpt("", store.create("").id, least=5) == Excerpt(0, [], 0)
+    assert store.excerpt("", chat.id, least=1, top=path[2].id, above=1) == Excerpt(1, whole[1:], 0)
+    assert store.excerpt("", chat.id, least=1, bottom=path[2].id, below=1) == Excerpt(3, [whole[3]], 2)
+    assert [store.shows("", chat.id, message.id) for message in (path[0], path[5])] == [True, False]
 
 
 def test_the_gauge_of_a_long_conversation_counts_its_end_and_drops_what_the_prompt_drops() -> None:

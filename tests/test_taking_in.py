@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from modules.api import conversations
 from modules.attachments.extracting import Extractor
 from modules.attachments.picture import read_picture
 from modules.chat import taking_in
@@ -111,13 +113,48 @@ async def test_the_door_is_bounded_and_leaves_nothing_behind(
     settings: Settings, client: httpx.AsyncClient, store: Store
 ) -> None:
     before = set(Path(settings.user_data_dir).iterdir())
-    huge = await client.post("/conversations", content=b"x", headers={"content-length": str(129 * MiB)})
-    assert huge.status_code == 413 and "128" in huge.json()["error"]["message"]
+    huge = await client.post("/conversations", content=b"x", headers={"content-length": str(450_000_001)})
+    assert huge.status_code == 413 and "429" in huge.json()["error"]["message"]
     foreign = await client.post("/conversations", content=b"{}", headers={"origin": "http://evil.example"})
     assert foreign.status_code == 403
     broken = (await client.post("/conversations", content=b"\xff\xfe{")).json()
     assert broken["imported"] == [] and "not JSON" in broken["skipped"][0]["why"]
     assert set(Path(settings.user_data_dir).iterdir()) == before and count(store) == 0
+
+
+def noise(seed: int) -> TreeFile:
+    """A picture that no compression makes small."""
+    sink = io.BytesIO()
+    Image.frombytes("RGB", (200, 200), random.Random(seed).randbytes(120_000)).save(sink, "PNG")
+    return TreeFile("noise.png", "picture", 9, "picture", "", "", 200, 200, "image/png", sink.getvalue())
+
+
+async def test_a_conversation_comes_back_however_much_its_pictures_are(
+    store: Store, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "MOST_TEXT", 20_000)
+    text = to_json([tree("See?", "Yes.", files=(noise(1), noise(2), noise(3)))]).encode()
+    assert len(text) > 400_000
+    assert len((await client.post("/conversations", content=text)).json()["imported"]) == 1
+    (ident,) = store.shelf.ids("")
+    kept = store.shelf.tree("", ident)
+    assert [file.picture for file in kept.messages[0].attachments] == [noise(seed).picture for seed in (1, 2, 3)]
+    again = (await client.post("/conversations", content=to_json([kept]).encode())).json()
+    assert (again["imported"], len(again["known"])) == ([], 1)
+    wordy = (await client.post("/conversations", content=to_json([tree("a" * 30_000)]).encode())).json()
+    assert "Without its pictures" in wordy["problem"]["message"]
+
+
+async def test_a_picture_that_is_set_aside_is_given_out_once(store: Store, client: httpx.AsyncClient) -> None:
+    whole = json.loads(to_json([tree("See?", files=(noise(1),))]))
+    (picture,) = whole["conversations"][0]["messages"][0]["attachments"]
+    at = json.dumps(whole).index(picture["picture"])
+    forged = [picture | {"picture": f"@{at}"}, picture | {"picture": "@7"}]
+    whole["conversations"][0]["messages"][0]["attachments"] = [picture, *forged]
+    assert len((await client.post("/conversations", content=json.dumps(whole))).json()["imported"]) == 1
+    (ident,) = store.shelf.ids("")
+    files = store.shelf.tree("", ident).messages[0].attachments
+    assert [bool(file.picture) for file in files] == [True, False, False]
 
 
 def pictured(color: str) -> TreeFile:

@@ -67,7 +67,7 @@ def account_routes(services: Services) -> APIRouter:
         if accounts is None or not accounts.exist() or _session(accounts, cookie, request.scope):
             return RedirectResponse("/", 303)
         request.scope[POLICY_OF] = door_page.POLICY
-        return door_page.login_page()
+        return door_page.login_page(request.headers)
 
     @router.post("/login")
     async def log_in(request: Request) -> Response:
@@ -83,7 +83,7 @@ def account_routes(services: Services) -> APIRouter:
             work = partial(logins.try_one, name, password, client_of(request.scope))
             _, token = await to_thread.run_sync(work)
         except SnugError as error:
-            return door_page.login_page(error, name=name)
+            return door_page.login_page(request.headers, error, name=name)
         response = RedirectResponse("/", 303)
         secure = request.scope.get("scheme") == "https"
         response.set_cookie(

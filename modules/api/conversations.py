@@ -1,7 +1,7 @@
 """Large conversations from files: one POST takes one in, as raw text, where the page's own door would be too narrow.
 
 The guard in front checks who asks, and how much comes. What comes is laid down on the disk until its turn: of these
-files one at a time is in memory, as text and as values.
+files one at a time is in memory, as text and as values; their pictures are taken from the disk one by one.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from fastapi import APIRouter, Query, Request
 
 from modules.accounts.person import person_in
 from modules.api.errors import problem
+from modules.chat.aside import set_aside
 from modules.chat.taking_in import take_in
-from modules.errors import SnugError, StoreFailed
+from modules.errors import BodyTooLarge, SnugError, StoreFailed
 from modules.services import Services
 from modules.texts.spoken import texts_of
+from modules.units import MiB, format_size
 
 MAX_DIGESTS = 1000
+MOST_TEXT = 128 * MiB
 
 
 def conversation_routes(services: Services) -> APIRouter:
@@ -35,9 +38,13 @@ def conversation_routes(services: Services) -> APIRouter:
         owner, tell = person_in(request.scope).owner, texts_of(request.headers).tell
 
         def take(file: IO[bytes]) -> dict[str, Any]:
-            file.seek(0)
-            text = file.read().decode("utf-8", "replace")
-            return take_in(services.store.shelf, owner, text, services.extractor, only=only).as_json(tell)
+            text, aside = set_aside(file)
+            if len(text) > MOST_TEXT:
+                raise BodyTooLarge(f"Without its pictures it is larger than {format_size(MOST_TEXT)}.")
+            taken = take_in(
+                services.store.shelf, owner, text.decode("utf-8", "replace"), services.extractor, only=only, aside=aside
+            )
+            return taken.as_json(tell)
 
         try:
             with _waiting_room(services) as file:

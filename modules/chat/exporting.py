@@ -12,6 +12,8 @@ from typing import Any
 from modules.chat.trees import Tree
 
 FORMAT = 1  # of the JSON, under the key "snug"
+MOST_OF_ONE = 450_000_000
+"""Bytes of one conversation, pictures in base64 among them: what browsers can read at once, and what is taken in."""
 _ALWAYS = ("parent", "content")
 SPEAKERS = {"user": "You", "assistant": "Reply", "system": "System"}
 

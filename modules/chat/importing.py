@@ -23,8 +23,8 @@ from modules.attachments.extracted import (
     clean_text,
 )
 from modules.attachments.extracting import Read as ReadAttachment
-from modules.attachments.picture import MAX_KEPT_BYTES
 from modules.chat import foreign
+from modules.chat.aside import MOST_BASE64, is_reference
 from modules.chat.exporting import FORMAT
 from modules.chat.foreign import Unreadable
 from modules.chat.rows import to_stats
@@ -38,7 +38,6 @@ LINES_TRIED = 5  # before a file counts as one JSON object a line
 FORMATS = (
     "Snug's own JSON, text-generation-webui, SillyTavern, ShareGPT, OpenAI messages, and ChatGPT's conversations.json"
 )
-_MOST_BASE64 = MAX_KEPT_BYTES * 4 // 3 + 4
 MAX_TITLE, MAX_FOLDER = 200, 80  # characters, as the page takes them
 # Seconds that a calendar can show.
 Moment = Annotated[float | None, Field(ge=-6e10, le=1e11, allow_inf_nan=False)]
@@ -69,7 +68,7 @@ class _File(BaseModel):
     about: str = Field(default="", max_length=MAX_ABOUT_CHARACTERS)
     cut: str = Field(default="", max_length=MAX_ABOUT_CHARACTERS)
     text: str = Field(default="", max_length=MAX_CHARACTERS)
-    picture: str = Field(default="", max_length=_MOST_BASE64)
+    picture: str = Field(default="", max_length=MOST_BASE64)
 
 
 class _Message(BaseModel):
@@ -252,9 +251,10 @@ def _own_file(file: _File) -> TreeFile:
 
 
 def _own_picture(file: _File, cut: str) -> TreeFile:
-    """A picture as it stands there: `drawn` makes it one of Snug's."""
+    """A picture as it stands there, or its reference: `drawn` makes it one of Snug's."""
     try:
-        data = base64.b64decode(file.picture, validate=True)
+        reference = is_reference(file.picture)
+        data = file.picture.encode() if reference else base64.b64decode(file.picture, validate=True)
     except ValueError:
         data = b""
     return TreeFile(clean_name(file.name), "picture", file.size_bytes, "picture", cut=cut, picture=data)

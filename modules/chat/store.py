@@ -42,7 +42,7 @@ from modules.chat.rows import (
 )
 from modules.chat.shelf import Shelf
 from modules.errors import NotFound, StaleView
-from modules.messages import USUAL, Conversation, Message, MessageStatus, Mode, ReplyStats, Role, Setup
+from modules.messages import USUAL, Conversation, Excerpt, Message, MessageStatus, Mode, ReplyStats, Role, Setup
 
 TITLE_CHARACTERS = 60
 INCOGNITO_TITLE = "Incognito chat"  # browsers remember titles
@@ -327,22 +327,37 @@ class Store:
             path = with_attachments(connection, path_to(connection, owner, head_id)) if head_id else []
             return with_siblings(connection, path) if path else []
 
-    def tail(
-        self, owner: str, conversation_id: str, *, least: int, top: str | None = None, more: int = 0
-    ) -> tuple[int, Messages]:
-        """The end of what is on show: how many messages stand above it, and its messages as `path` gives them.
+    def excerpt(
+        self,
+        owner: str,
+        conversation_id: str,
+        *,
+        least: int,
+        top: str | None = None,
+        above: int = 0,
+        bottom: str | None = None,
+        below: int = 0,
+    ) -> Excerpt:
+        """Some of what is on show, its messages as `path` gives them. What stands above and below is not read.
 
-        It has `least` messages, and reaches up to message `top`, if that is on show, and `more` beyond it. What stands
-        above is not read. Raises NotFound.
+        It ends `below` messages under message `bottom`, or with the last one where that is not on show; it has
+        `least` messages, and reaches up to message `top`, if that is on show, and `above` beyond it. Raises NotFound.
         """
         with self._databases.of(conversation_id).read() as connection:
             head_id = find_conversation(connection, owner, conversation_id).head_id
             ids = ids_to(connection, owner, head_id) if head_id else []
-            start = max(0, len(ids) - least)
+            end = min(len(ids), ids.index(bottom) + 1 + below) if bottom in ids else len(ids)
+            start = max(0, end - least)
             if top in ids:
-                start = max(0, min(start, ids.index(top) - more))
-            end = with_attachments(connection, messages_of(connection, ids[start:]))
-            return start, with_siblings(connection, end) if end else []
+                start = max(0, min(start, ids.index(top) - above))
+            shown = with_attachments(connection, messages_of(connection, ids[start:end]))
+            return Excerpt(start, with_siblings(connection, shown) if shown else [], len(ids) - end)
+
+    def shows(self, owner: str, conversation_id: str, message_id: str) -> bool:
+        """Whether a message is on the branch that is on show. Raises NotFound."""
+        with self._databases.of(conversation_id).read() as connection:
+            head_id = find_conversation(connection, owner, conversation_id).head_id
+            return head_id is not None and message_id in ids_to(connection, owner, head_id)
 
     def path_to(self, owner: str, message_id: str) -> Messages:
         """The messages from the root to this one, without siblings. Raises NotFound."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from modules.attachments.extracted import MAX_PICTURE_SIDE, Extracted
 from modules.attachments.extracting import Extractor
+from modules.chat.aside import Aside
 from modules.chat.importing import Skipped, drawn, read_file
 from modules.chat.packing import printable
 from modules.chat.shelf import Outline, Shelf
@@ -24,6 +25,7 @@ from modules.messages import Conversation
 
 _DIGEST_SIGNS = 24
 DRAW_S = 120.0  # for the pictures of one file
+MB = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,24 @@ class TakenIn:
         }
 
 
-def take_in(shelf: Shelf, owner: str, text: str, extractor: Extractor, *, only: Sequence[str] | None = None) -> TakenIn:
+def take_in(
+    shelf: Shelf,
+    owner: str,
+    text: str,
+    extractor: Extractor,
+    *,
+    only: Sequence[str] | None = None,
+    aside: Aside | None = None,
+) -> TakenIn:
     """Keep the conversations of a file's text. With `only` those of these digests, though they are there already.
 
-    Pictures are drawn anew by `extractor`, within DRAW_S; what takes longer is left out.
+    `aside` has the pictures for which references stand in the text. Pictures are drawn anew by `extractor`, within
+    DRAW_S and a second for each megabyte; what takes longer is left out.
     Raises StoreFailed; then nothing of it is kept.
     """
     read = read_file(text)
-    new, known = _new(shelf, owner, read.trees) if only is None else (_of_digests(read.trees, only), [])
+    trees = [aside.filled(tree) for tree in read.trees] if aside else read.trees
+    new, known = _new(shelf, owner, trees) if only is None else (_of_digests(trees, only), [])
     added = shelf.add(owner, _drawn(new, extractor))
     return TakenIn(added, sum(len(tree.messages) for tree in new), tuple(known), read.skipped, read.notes)
 
@@ -76,7 +88,8 @@ def _said_by(file: TreeFile) -> list[str]:
 def _drawn(trees: Sequence[Tree], extractor: Extractor) -> list[Tree]:
     if not any(file.kind == "picture" for tree in trees for message in tree.messages for file in message.attachments):
         return list(trees)
-    ends_at = time.monotonic() + DRAW_S
+    size_bytes = sum(len(file.picture) for tree in trees for message in tree.messages for file in message.attachments)
+    ends_at = time.monotonic() + DRAW_S + size_bytes / MB
     with extractor.several() as read:
 
         def draw(name: str, data: bytes, *, most_side: int = MAX_PICTURE_SIDE) -> Extracted:

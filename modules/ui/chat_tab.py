@@ -41,23 +41,28 @@ from modules.ui.views import (
 )
 from modules.ui.widgets import Body, Pick, door, owner_of, read_body, scripted
 
-SHOWN = 200  # messages of a conversation that a page gets, unless it asks for more
-ABOVE_FOUND = 20  # messages above one that a search found
+SHOWN = 60  # messages of a conversation that a page gets, unless it asks for more
+AROUND_FOUND = 30  # messages above one that a search found, and below it
 RENDER_SHARE = 0.1  # of the time, at most, goes into rendering one reply
 LONG_RENDER_S = 0.02
 
 
 class Seen(Pick):
-    """A request about a conversation. `top` is the first of its messages that the page shows, None for the last few."""
+    """A request about a conversation, of which the page shows what lies between two messages.
+
+    `top` is the first of them, None for the last few; `bottom` is the last, None where that is the conversation's.
+    """
 
     top: str | None = Field(default=None, max_length=64)
+    bottom: str | None = Field(default=None, max_length=64)
 
 
 class Open(Seen):
-    """A conversation; with a message, the branch that holds it. `more` is how many to show above the first."""
+    """A conversation; with a message, what stands around it. `above` and `below` are how many more to show there."""
 
     message: str | None = Field(default=None, max_length=64)
-    more: int = Field(default=0, ge=0, le=1000)
+    above: int = Field(default=0, ge=0, le=1000)
+    below: int = Field(default=0, ge=0, le=1000)
 
 
 class Pulse(Body):
@@ -105,23 +110,40 @@ class ChatDoors:
         self.strip = Strip(services.models.machine)
         self.streams = not services.settings.no_stream
 
-    def thread(self, owner: str, conversation_id: str, top: str | None = None, more: int = 0) -> Json:
-        """The conversation as it stands, from `more` messages above `top` to its end; at least its last SHOWN."""
+    def thread(
+        self,
+        owner: str,
+        conversation_id: str,
+        top: str | None = None,
+        bottom: str | None = None,
+        *,
+        above: int = 0,
+        below: int = 0,
+    ) -> Json:
+        """The conversation as it stands: from `above` messages over `top` to `below` under `bottom`, or to its end."""
         running = self.chat.running(owner, conversation_id)
-        earlier, messages = self.store.tail(owner, conversation_id, least=SHOWN, top=top, more=more)
+        excerpt = self.store.excerpt(
+            owner, conversation_id, least=SHOWN, top=top, above=above, bottom=bottom, below=below
+        )
         return thread_view(
-            self.store.get(owner, conversation_id), messages, running.message_id if running else None, earlier=earlier
+            self.store.get(owner, conversation_id),
+            excerpt.messages,
+            running.message_id if running else None,
+            earlier=excerpt.earlier,
+            later=excerpt.later,
         )
 
+    def _seen(self, owner: str, body: Seen) -> Json:
+        """What the page has on show."""
+        return self.thread(owner, body.id, body.top, body.bottom)
+
     def open(self, owner: str, body: Open) -> Json:
-        """One conversation; with a message, the branch that holds it comes on show."""
-        if body.message and not self.chat.running(owner, body.id):
-            shown = {message.id for message in self.store.path(owner, body.id)}
-            if body.message not in shown:
-                self.store.set_head(owner, body.id, body.message)
-        if body.message:
-            return self.thread(owner, body.id, body.message, ABOVE_FOUND)
-        return self.thread(owner, body.id, body.top, body.more)
+        """One conversation; with a message, the branch that holds it comes on show, and of it what is near."""
+        if body.message is None:
+            return self.thread(owner, body.id, body.top, body.bottom, above=body.above, below=body.below)
+        if not self.chat.running(owner, body.id) and not self.store.shows(owner, body.id, body.message):
+            self.store.set_head(owner, body.id, body.message)
+        return self.thread(owner, body.id, body.message, body.message, above=AROUND_FOUND, below=AROUND_FOUND)
 
     def send(self, owner: str, body: Send) -> Json:
         """Store a message and start the reply. On failure the answer tells whether the message was stored."""
@@ -162,12 +184,12 @@ class ChatDoors:
     def regenerate(self, owner: str, body: Touch) -> Json:
         """Another version of a reply; the old one stays in the tree."""
         self.chat.regenerate(owner, body.id, body.message, body.params)
-        return self.thread(owner, body.id, body.top)
+        return self._seen(owner, body)
 
     def go_on(self, owner: str, body: Touch) -> Json:
         """Continue a reply where it ended."""
         self.chat.continue_reply(owner, body.id, body.message, body.params)
-        return self.thread(owner, body.id, body.top)
+        return self._seen(owner, body)
 
     def edit(self, owner: str, body: Edit) -> Json:
         """Change a message's text; a question without files keeps some, as the composer asks for."""
@@ -175,7 +197,7 @@ class ChatDoors:
         if not body.text.strip() and message.role == "user" and not message.attachments:
             raise BadValue("A message needs some text.", remedy="Write something, or cancel the edit.", param="text")
         self.chat.edit(owner, body.id, body.message, body.text)
-        return self.thread(owner, body.id, body.top)
+        return self._seen(owner, body)
 
     def delete_last(self, owner: str, body: Seen) -> Json:
         """Take the last exchange away; its question goes back into the composer, with copies of its files."""
@@ -183,17 +205,17 @@ class ChatDoors:
         question = deleted.content if deleted and deleted.role == "user" else ""
         files = [file_view(file) for file in deleted.attachments] if deleted else []
         undo = {"deleted": deleted.id if deleted else None, "question": printable(question), "files": files}
-        return self.thread(owner, body.id, body.top) | undo
+        return self._seen(owner, body) | undo
 
     def delete(self, owner: str, body: Touch) -> Json:
         """Take a message away with all that follows it."""
         self.chat.delete_message(owner, body.id, body.message)
-        return self.thread(owner, body.id, body.top) | {"deleted": body.message}
+        return self._seen(owner, body) | {"deleted": body.message}
 
     def undelete(self, owner: str, body: Touch) -> Json:
         """Bring deleted messages back."""
         self.chat.restore_message(owner, body.id, body.message)
-        return self.thread(owner, body.id, body.top)
+        return self._seen(owner, body)
 
     def branch(self, owner: str, body: Touch) -> Json:
         """A new conversation that begins as this one does, down to a message."""
@@ -228,7 +250,7 @@ class ChatDoors:
     def show_version(self, owner: str, body: Touch) -> Json:
         """Show the branch of another version of a message."""
         self.store.set_head(owner, body.id, body.message)
-        return self.thread(owner, body.id, body.top)
+        return self._seen(owner, body)
 
     async def follow(self, event: gr.EventData, request: gr.Request) -> AsyncIterator[Json]:
         """The running reply of a conversation, from now to its end."""

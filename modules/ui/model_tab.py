@@ -80,14 +80,14 @@ class ModelTab:
             raise BadValue("No model is chosen.", remedy="Choose one in the list.", param="model")
         self.models.start_load(options, remember=True)
 
-    def picked(self, name: str, offered: str) -> dict[gr.components.Component, Any]:
+    def picked(self, name: str, *, anew: bool) -> dict[gr.components.Component, Any]:
         """Updates that make the controls show a model as it was loaded last.
 
-        For one that never was they stay as they are, unless they show how another one, `offered`, was loaded.
+        For one that never was they stay as they are, unless what they show is another one's (`anew`).
         """
         known = self.models.memory.of(name).options
         usual = self.models.defaults.model_copy(update={"model": name})
-        return self.showing(known or usual) if known or offered else {self.controls["model"]: name}
+        return self.showing(known or usual) if known or anew else {self.controls["model"]: name}
 
     def list_html(self, chosen: str | None) -> str:
         """One card a model, the chosen one marked; what cannot be loaded says why, folded away below."""
@@ -318,6 +318,11 @@ def build(services: Services) -> None:
         visible="hidden",
         elem_classes=["channel"],
     )
+    turn = gr.HTML(
+        js_on_load="watch('value', () => snug.modelTabSeen(props.value || {}))",
+        visible="hidden",
+        elem_classes=["channel"],
+    )
     name, lora = tab.controls["model"], tab.controls["lora"]
     everything, drawn = {*tab.controls.values(), shown}, {plan, ways, load, unload, wrong, shown, lora}
 
@@ -325,7 +330,8 @@ def build(services: Services) -> None:
         chosen = str(event._data["name"])
         noted = tab.models.memory.of(chosen)
         seen = {models: tab.list_html(chosen), memory: memory_html(noted, tab.presets)}
-        return tab.picked(chosen, before) | seen | {offered: chosen if noted.options else ""}
+        anew = bool(before or event._data.get("anew"))
+        return tab.picked(chosen, anew=anew) | seen | {offered: chosen if noted.options else ""}
 
     @for_admins
     def forget(chosen: str | None) -> Any:
@@ -354,7 +360,8 @@ def build(services: Services) -> None:
         drawing = draw(data | updates, request)
         if lora in updates:
             drawing[lora] |= {"value": updates[lora]}
-        return seen | drawing
+            seen[offered] = chosen
+        return seen | drawing | {turn: {"turn": event._data.get("turn"), "mirrored": bool(updates)}}
 
     def take(data: Data, event: gr.EventData) -> Any:
         try:
@@ -394,7 +401,7 @@ def build(services: Services) -> None:
         trigger_mode="always_last",
         **DIRECT,
     )
-    card.refresh(look, inputs=everything, outputs={*everything, card, models, memory, *drawn}, **DIRECT)
+    card.refresh(look, inputs=everything, outputs={*everything, card, models, memory, offered, turn, *drawn}, **DIRECT)
     ways.take(take, inputs=everything, outputs={*everything, notices}, **DIRECT)
     context.set(set_context, outputs=tab.controls["ctx_size"], trigger_mode="always_last", **DIRECT)
     pulse = "() => snug.pulse()"

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from modules.chat.exporting import json_piece, to_markdown
+from modules.chat.exporting import MOST_OF_ONE, json_piece, to_markdown
 from modules.chat.incognito import is_incognito
 from modules.chat.searching import Found
 from modules.chat.taking_in import take_in
@@ -157,10 +157,12 @@ class SideDoors:
         """Pieces of a file, one a conversation; those deleted meanwhile are left out. Without ids, all ids.
 
         After MOST_EXPORTED characters, pictures among them, the rest has to be asked for: `done` says how many came.
+        `too_large` names those that no import would take.
         """
         if body.ids is None:
             return {"ids": list(self.shelf.ids(owner))}
         pieces: list[str] = []
+        too_large: list[str] = []
         done = 0
         for ident in body.ids:
             done += 1
@@ -168,10 +170,14 @@ class SideDoors:
                 tree = self.shelf.tree(owner, ident)
             except NotFound:
                 continue
-            pieces.append(json_piece(tree) if body.format == "json" else to_markdown(tree))
+            piece = json_piece(tree) if body.format == "json" else to_markdown(tree)
+            if len(piece) > MOST_OF_ONE - 1000:  # with what stands around it in a file
+                too_large.append(printable(tree.title) or t("New chat"))
+            else:
+                pieces.append(piece)
             if sum(map(len, pieces)) > MOST_EXPORTED:
                 break
-        return {"pieces": pieces, "done": done}
+        return {"pieces": pieces, "done": done, "too_large": too_large}
 
     def take_in(self, owner: str, body: Import) -> Json:
         """Keep the conversations of a file; the answer tells what was taken, what was there already, what failed."""

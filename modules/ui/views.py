@@ -111,11 +111,11 @@ def thought_view(parts: Parts, stats: ReplyStats | None) -> Json | None:
 
 
 def thread_view(
-    conversation: Conversation, messages: Sequence[Message], running_id: str | None, *, earlier: int = 0
+    conversation: Conversation, messages: Sequence[Message], running_id: str | None, *, earlier: int = 0, later: int = 0
 ) -> Json:
     """A conversation as the page shows it; `head` names what the page has seen, for the next request.
 
-    `earlier` messages stand above these.
+    `earlier` messages stand above these, `later` ones below.
     """
     return {
         "conversation": conversation_view(conversation),
@@ -123,6 +123,7 @@ def thread_view(
         "revision": revision(conversation),
         "messages": [message_view(message) for message in messages],
         "earlier": earlier,
+        "later": later,
         "running": running_id,
     }
 

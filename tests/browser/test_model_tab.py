@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from modules.hardware import Inventory
+from modules.settings import LoadOptions
+from modules.ui.model_tab import ModelTab
 from tests import page_rig
 from tests.browser.conftest import OpenPage
 from tests.browser.test_tabs import open_tab
@@ -242,3 +245,34 @@ def test_models_that_cannot_be_loaded_are_folded_below_the_others_with_their_rea
     expect(page.locator("#snug-models .entry-problem")).to_contain_text("not a sound safetensors file")
     page.locator("#snug-refresh").click()
     expect(page.locator("#snug-models .entry-problem")).to_be_visible()
+
+
+def test_a_model_chosen_while_a_loads_end_arrives_stays_chosen_with_options_of_its_own(
+    start: Start, visit: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snug = start(loaded=False)
+    make_model_folder(snug.services.settings.model_dir, "other")
+    page = visit(snug)
+    open_tab(page, "Model")
+    expect(page.locator("#snug-models .entry", has_text="other")).to_be_visible()
+    looking, held, shown = threading.Event(), threading.Event(), ModelTab.state_html
+
+    def late(tab: ModelTab) -> str:
+        if tab.models.state.status == "ready":
+            looking.set()
+            held.wait(10)
+        return shown(tab)
+
+    monkeypatch.setattr(ModelTab, "state_html", late)
+    snug.services.models.load(LoadOptions.model_validate({"model": "tiny", "load_in_8bit": True}))
+    assert looking.wait(10)
+    other = page.locator("#snug-models .entry", has_text="other")
+    other.click()
+    expect(page.locator("#snug-load")).to_be_enabled()
+    held.set()
+    expect(page.locator("#snug-model-card")).to_contain_text("tiny is loaded")
+    expect(other).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_label("Load in 8-bit")).not_to_be_checked()
+    expect(page.locator("#snug-load")).to_be_enabled()
+    page.locator("#snug-load").click()
+    expect(page.locator("#snug-model-card")).to_contain_text("other is loaded")

@@ -101,19 +101,19 @@ def test_a_conversation_of_many_messages_opens_at_its_end_and_shows_the_rest_on_
     store = snug.services.store
     (chat,) = store.shelf.add("", [long_tree(700)])
     page = visit(snug, f"/?c={chat.id}")
-    expect(page.locator(".message")).to_have_count(200)
+    expect(page.locator(".message")).to_have_count(60)
     expect(page.locator(".message").last).to_be_in_viewport()
-    earlier = page.locator("#snug-earlier")
-    expect(earlier).to_have_text("Show 200 of 500 earlier messages")
+    earlier, later = page.locator("#snug-earlier"), page.locator("#snug-later")
+    expect(earlier).to_have_text("Show 100 of 640 earlier messages")
     send(page, "One more")
-    expect(page.locator(".message")).to_have_count(202)
+    expect(page.locator(".message")).to_have_count(62)
     expect(last_reply(page)).to_have_text("Quick.")
-    top = page.locator(".message .body", has_text=re.compile("^500 "))
+    top = page.locator(".message .body", has_text=re.compile("^640 "))
     page.evaluate("document.querySelector('#snug-scroller').scrollTo({ top: 0, behavior: 'instant' })")
-    expect(page.locator(".message")).to_have_count(402)
+    expect(page.locator(".message")).to_have_count(162)
     expect(top).to_be_in_viewport()  # what was being read stays where it is
     send(page, "And another")
-    expect(page.locator(".message")).to_have_count(404)
+    expect(page.locator(".message")).to_have_count(164)
     expect(page.locator(".message").last).to_be_in_viewport()
     early = store.path("", chat.id)[5].id
     store.edit("", early, "a needle in the beginning")
@@ -124,8 +124,34 @@ def test_a_conversation_of_many_messages_opens_at_its_end_and_shows_the_rest_on_
     expect(found.locator(".body")).to_have_text("a needle in the beginning")
     expect(found).to_be_in_viewport()
     expect(earlier).to_be_hidden()
-    page.reload()
-    expect(page.locator(".message")).to_have_count(200)
+    expect(page.locator(".message")).to_have_count(36)  # what is near, not all that follows
+    expect(later).to_have_text("Show 100 of 668 later messages")
+    expect(page.locator('.message [data-act="delete"]')).to_have_count(0)  # the last exchange is not on show
+    lowest = page.locator(".message").nth(35)
+    later.click()
+    expect(page.locator(".message")).to_have_count(136)
+    expect(lowest).to_be_in_viewport()
+    page.locator(".jump").click()
+    expect(last_reply(page)).to_be_in_viewport()
+    expect(later).to_be_hidden()
+    expect(page.locator(".message")).to_have_count(60)
+
+
+def test_what_is_sent_far_above_the_end_goes_to_the_end(start: Start, visit: OpenPage) -> None:
+    snug = start(Script(reply="Quick."))
+    store = snug.services.store
+    (chat,) = store.shelf.add("", [long_tree(300)])
+    early = store.path("", chat.id)[20]
+    page = visit(snug)
+    page.evaluate(f"snug.openConversation('{chat.id}', {{ message: '{early.id}' }})")
+    expect(page.locator(f'.message[data-id="{early.id}"]')).to_be_in_viewport()
+    page.keyboard.press("Control+Shift+Backspace")  # deletes the last exchange, where that is on show
+    page.locator(f'.message[data-id="{early.id}"]').hover()
+    send(page, "At the end")
+    expect(last_reply(page)).to_have_text("Quick.")
+    expect(last_reply(page)).to_be_in_viewport()
+    path = store.path("", chat.id)
+    assert [len(path), path[-2].content] == [302, "At the end"]
 
 
 @pytest.mark.slow

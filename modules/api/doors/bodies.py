@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules.api.doors.lock import header_values
 from modules.api.errors import error_response
+from modules.chat.exporting import MOST_OF_ONE
 from modules.errors import BodyTooLarge
 from modules.units import KiB, MiB, format_size
 
@@ -22,7 +23,7 @@ class BodyLimits:
 
     body_bytes: int = 10 * MiB
     upload_bytes: int = 50 * MiB
-    import_bytes: int = 128 * MiB
+    import_bytes: int = MOST_OF_ONE
     small_bytes: int = 16 * KiB
 
     def of(self, path: str) -> int:

@@ -1,12 +1,18 @@
-"""The page before the page: where to log in, or to enter the secret of a server for one. No script, nothing loaded."""
+"""The page before the page: where to log in, or to enter the secret of a server for one. No script, nothing loaded.
+
+It speaks the language of the request (texts/negotiating.py), as the page behind it will.
+"""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 
 from fastapi.responses import HTMLResponse, Response
 
 from modules.errors import SnugError, Unauthorized
+from modules.texts.catalogue import Texts
+from modules.texts.spoken import texts_of
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; base-uri 'none'; "
@@ -48,38 +54,32 @@ button:focus-visible { outline: 3px solid var(--ring); outline-offset: 2px; }
 """
 
 
-def _page(title: str, said: str, fields: str, button: str, action: str, *, problem: SnugError | None) -> str:
-    told = f'<p class="bad" role="alert">{html.escape(str(problem))}</p>' if problem else ""
-    method = "get" if action == "/" else "post"
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Snug</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="referrer" content="same-origin"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style></head><body><main>{_LOGO}<h1>{title}</h1><p>{said}</p>{told}"
-        f'<form method="{method}" action="{action}">{fields}<button type="submit">{button}</button></form>'
-        "</main></body></html>"
-    )
-
-
-def login_page(problem: SnugError | None = None, *, name: str = "", status: int | None = None) -> Response:
-    """Where people log in; after a failure the name is still there, and the password is next."""
+def login_page(
+    headers: Mapping[str, str], problem: SnugError | None = None, *, name: str = "", status: int | None = None
+) -> Response:
+    """Where people log in, for a request with these headers; after a failure the name is still there."""
+    texts = texts_of(headers)
+    t = texts.get
     fields = (
-        '<label>Name<input name="name" autocomplete="username" autocapitalize="none" spellcheck="false" required '
-        f'maxlength="200" value="{html.escape(name[:200])}"{"" if name else " autofocus"}></label>'
-        '<label>Password<input name="password" type="password" autocomplete="current-password" required '
+        f'<label>{t("Name")}<input name="name" autocomplete="username" autocapitalize="none" spellcheck="false" '
+        f'required maxlength="200" value="{html.escape(name[:200])}"{"" if name else " autofocus"}></label>'
+        f'<label>{t("Password")}<input name="password" type="password" autocomplete="current-password" required '
         f'maxlength="1000"{" autofocus" if name else ""}></label>'
     )
-    page = _page("Welcome back", "Log in to your conversations.", fields, "Log in", "/login", problem=problem)
-    return HTMLResponse(page, status or (problem.http_status if problem else 200), {"cache-control": "no-store"})
+    title, said, button = t("Welcome back"), t("Log in to your conversations."), t("Log in")
+    page = _page(texts, title, said, fields, button, "/login", problem=problem)
+    return _answer(page, status or (problem.http_status if problem else 200))
 
 
-def locked_page(error: SnugError, *, wrong: bool) -> Response:
+def locked_page(headers: Mapping[str, str], error: SnugError, *, wrong: bool) -> Response:
     """What a browser without the secret sees: where to get it, and a place to put it."""
-    fields = '<label>Secret<input name="token" type="password" autocomplete="off" required autofocus></label>'
-    said = "Open the address that Snug printed when it started, or enter its secret here."
+    texts = texts_of(headers)
+    t = texts.get
+    fields = f'<label>{t("Secret")}<input name="token" type="password" autocomplete="off" required autofocus></label>'
+    said = t("Open the address that Snug printed when it started, or enter its secret here.")
     told = Unauthorized(error.message) if isinstance(error, Unauthorized) else error  # where it is, is said already
-    page = _page("Snug is locked", said, fields, "Open", "/", problem=told if wrong else None)
-    return HTMLResponse(page, error.http_status, {"cache-control": "no-store"})
+    page = _page(texts, t("Snug is locked"), said, fields, t("Open"), "/", problem=told if wrong else None)
+    return _answer(page, error.http_status)
 
 
 def once_more() -> Response:
@@ -89,3 +89,24 @@ def once_more() -> Response:
         '<meta http-equiv="refresh" content="0;url=/"></head><body></body></html>',
         headers={"cache-control": "no-store"},
     )
+
+
+def _page(
+    texts: Texts, title: str, said: str, fields: str, button: str, action: str, *, problem: SnugError | None
+) -> str:
+    told = f'<p class="bad" role="alert">{html.escape(texts.tell(str(problem)))}</p>' if problem else ""
+    method = "get" if action == "/" else "post"
+    language = texts.language
+    return (
+        f'<!doctype html><html lang="{language.code}" dir="{language.direction}">'
+        '<head><meta charset="utf-8"><title>Snug</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="referrer" content="same-origin"><link rel="icon" href="data:,">'
+        f"<style>{_STYLE}</style></head><body><main>{_LOGO}<h1>{title}</h1><p>{said}</p>{told}"
+        f'<form method="{method}" action="{action}">{fields}<button type="submit">{button}</button></form>'
+        "</main></body></html>"
+    )
+
+
+def _answer(page: str, status: int) -> Response:
+    return HTMLResponse(page, status, {"cache-control": "no-store", "vary": "Cookie, Accept-Language"})

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 from fastapi.responses import Response
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -200,14 +201,14 @@ class Doors:
         )
         if isinstance(error, Unauthorized | TooManyAttempts) and wants_page and not API_PATHS.match(scope["path"]):
             scope[POLICY_OF] = door_page.POLICY
+            headers = Headers(scope=scope)
             if not self.gate.has_accounts:
-                answer = door_page.locked_page(
-                    error, wrong=isinstance(error, TooManyAttempts) or error.param == "token"
-                )
+                wrong = isinstance(error, TooManyAttempts) or error.param == "token"
+                answer = door_page.locked_page(headers, error, wrong=wrong)
             elif _followed_a_link(scope) and not cookie_values(scope, self.session):
                 answer = door_page.once_more()
             else:
-                answer = door_page.login_page(status=error.http_status)
+                answer = door_page.login_page(headers, status=error.http_status)
         await answer(scope, receive, send)
 
 

@@ -9,9 +9,9 @@
     [t("Some code"), t("Write a Python function that counts the words in a text, with an example.")],
   ];
   const LOST_AFTER_MS = 2500, LONG_TEXT = 20000;
-  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, top: null, earlier: 0, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, wanted: null, eager: false, revision: null, atEnd: true, incognito: false, setup: snug.usualSetup?.() ?? {} };
+  const state = { server: null, trigger: null, id: null, head: null, messages: [], running: null, sending: false, opId: null, top: null, earlier: 0, later: 0, editing: null, systemPrompt: "", lastBeat: 0, opening: 0, wanted: null, eager: false, revision: null, atEnd: true, incognito: false, setup: snug.usualSetup?.() ?? {} };
   const unsaved = new Map();  // by message, edits that were begun
-  let scroller, column, secretLine, above, list, input, sendButton, stopButton, jump, prompt, empty, live, notice;
+  let scroller, column, secretLine, above, below, list, input, sendButton, stopButton, jump, prompt, empty, live, notice;
 
   snug.mountChat = (element, server, trigger) => {
     Object.assign(state, { server, trigger });
@@ -39,13 +39,14 @@
   function build() {
     list = el("div.messages");
     above = el("div.earlier", { hidden: true }, el("button.text-button", { id: "snug-earlier", onclick: showEarlier }));
+    below = el("div.earlier", { hidden: true }, el("button.text-button", { id: "snug-later", onclick: showLater }));
     prompt = el("div.system-prompt");
     empty = el("div.empty-chat");
     notice = el("div.thread-notice", { role: "status" });
     secretLine = el("div.incognito-slot");
-    column = el("div.column", {}, secretLine, prompt, empty, above, list, notice);
+    column = el("div.column", {}, secretLine, prompt, empty, above, list, below, notice);
     scroller = el("div.scroller", { id: "snug-scroller", onscroll: onScroll }, column);
-    jump = iconButton("down", t("Jump to the latest message"), () => toEnd(true), ".jump");
+    jump = iconButton("down", t("Jump to the latest message"), jumpToEnd, ".jump");
     live = el("div.visually-hidden", { "aria-live": "polite" });
     input = el("textarea", {
       id: "snug-input", rows: 1, placeholder: t("Write a message"), "aria-label": t("Message"),
@@ -76,7 +77,7 @@
     snug.flushSetup?.();  // what was typed belongs to the conversation that is left
     window.CSS?.highlights?.delete("snug-found");
     if (state.first) state.first.files = snug.tray.locals();  // they belong to the chat whose first message is on its way
-    Object.assign(state, { first: null, editing: null, opening: state.opening + 1, running: null, sending: false, opId: null, top: null, earlier: 0, wanted: null, eager: false, held: null });
+    Object.assign(state, { first: null, editing: null, opening: state.opening + 1, running: null, sending: false, opId: null, top: null, earlier: 0, later: 0, wanted: null, eager: false, held: null });
   }
 
   function openNew({ replace = false, keepUrl = false, incognito = false } = {}) {
@@ -153,6 +154,7 @@
     state.revision = thread.revision;
     state.messages = thread.messages;
     state.earlier = thread.earlier;
+    state.later = thread.later;
     state.top = thread.messages[0]?.id ?? null;
     state.systemPrompt = thread.conversation.system_prompt;
     state.setup = thread.conversation.setup;
@@ -175,6 +177,7 @@
     if (revision) state.revision = revision;
     drawAll();
   };
+  snug.chatEndShown = () => !state.later;
   snug.redrawChat = () => { if (list) drawAll(); };
   snug.redrawComposer = () => drawComposer();
   snug.setDraft = (text) => { input.value = text; onInput(); };
@@ -215,11 +218,12 @@
     if (!state.messages.some((message) => message.id === state.editing)) state.editing = null;
     state.messages.forEach((message, index) => {
       const editing = state.editing === message.id;
-      const key = editing ? "editing" : JSON.stringify([message, index === last, needsModel(message), index === 0 && !state.earlier, message.role === "assistant" && cast().character]);
+      const isLast = index === last && !state.later;
+      const key = editing ? "editing" : JSON.stringify([message, isLast, needsModel(message), index === 0 && !state.earlier, message.role === "assistant" && cast().character]);
       let node = known.get(message.id);
       known.delete(message.id);
       if (!node || node.key !== key) {
-        const fresh = drawMessage(message, index === last, index === 0 && !state.earlier);
+        const fresh = drawMessage(message, isLast, index === 0 && !state.earlier);
         fresh.key = key;
         if (node?.querySelector(":scope > .thought")?.open) fresh.querySelector(":scope > .thought")?.setAttribute("open", "");
         if (node) node.replaceWith(fresh);
@@ -231,25 +235,43 @@
     snug.markLeftOut?.();
   }
 
-  /* Of a long conversation the page gets the end; the rest by portions, when someone goes there. */
-  const EARLIER = 200;
+  /* Of a long conversation the page gets the end, or what is near a message that was searched for; the rest by portions,
+     when someone goes there. */
+  const PORTION = 100;
   function drawEarlier() {
     above.hidden = !state.earlier;
-    above.firstChild.textContent = t("Show {count} of {all} earlier messages", { count: Math.min(EARLIER, state.earlier), all: state.earlier });
+    above.firstChild.textContent = t("Show {count} of {all} earlier messages", { count: Math.min(PORTION, state.earlier), all: state.earlier });
+    below.hidden = !state.later;
+    below.firstChild.textContent = t("Show {count} of {all} later messages", { count: Math.min(PORTION, state.later), all: state.later });
   }
   async function showEarlier() {
-    if (state.fetching || !state.earlier) return;
+    const first = list.firstElementChild, before = first?.getBoundingClientRect().top;
+    if (await showMore({ above: PORTION })) scroller.scrollBy({ top: first.getBoundingClientRect().top - before, behavior: "instant" });
+  }
+  function showLater() { return showMore({ below: PORTION }); }
+  async function showMore(more) {
+    if (state.fetching || !(more.above ? state.earlier : state.later)) return false;
     state.fetching = true;
-    const turn = state.opening, first = list.firstElementChild, before = first?.getBoundingClientRect().top;
-    const answer = await ask("open", { id: state.id, more: EARLIER });
+    const turn = state.opening, answer = await ask("open", { id: state.id, ...more });
     state.fetching = false;
+    if (turn !== state.opening || !answer.conversation) return false;
+    showThread(answer);
+    return true;
+  }
+  async function jumpToEnd() {
+    if (!state.later) return toEnd(true);
+    const turn = state.opening, answer = await call(state.server, "open", { id: state.id });
     if (turn !== state.opening || !answer.conversation) return;
     showThread(answer);
-    scroller.scrollBy({ top: first.getBoundingClientRect().top - before, behavior: "instant" });
+    toEnd(false);
   }
 
-  /* A request about the conversation on show: the answer holds it from the first message that the page has. */
-  function ask(name, body) { return call(state.server, name, { ...body, top: state.top }); }
+  /* A request about the conversation on show: the answer holds it from the first message that the page has to the last;
+     what happens at its end shows its end. */
+  function ask(name, body) {
+    const shown = ["send", "delete_last"].includes(name) ? { top: state.later ? null : state.top } : { top: state.top, bottom: state.later ? state.messages.at(-1).id : null };
+    return call(state.server, name, { ...body, ...shown });
+  }
 
   function cast() { return snug.castOf?.(state.setup) ?? { character: null, persona: null }; }
 
@@ -349,7 +371,7 @@
   /* The arrow keys: other versions of the last reply, while it is in sight. */
   snug.turnVersion = (step) => {
     const message = state.messages.at(-1), node = list?.lastElementChild;
-    if (!message || message.role !== "assistant" || state.running || state.editing || message.versions.length < 2) return false;
+    if (!message || state.later || message.role !== "assistant" || state.running || state.editing || message.versions.length < 2) return false;
     const place = node.getBoundingClientRect(), seen = scroller.getBoundingClientRect();
     if (place.bottom < seen.top || place.top > seen.bottom) return false;
     const next = message.versions[message.versions.indexOf(message.id) + step];
@@ -456,9 +478,11 @@
 
   function onScroll() {
     if (!scroller.clientHeight) return;  // another tab is on show
-    state.atEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
+    const left = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight;
+    state.atEnd = !state.later && left < 60;
     jump.classList.toggle("shown", !state.atEnd);
     if (state.earlier && !state.atEnd && scroller.scrollTop < scroller.clientHeight) showEarlier();
+    else if (state.later && left < scroller.clientHeight) showLater();
   }
   function onResize() {
     drawComposer();
@@ -634,6 +658,7 @@
     if (view.gone) { if (state.running) { state.running = null; reload(); } return; }
     if (view.id !== state.running) return;
     state.lastBeat = Date.now();
+    if (state.later && !view.done) return;  // it is written far below what is on show
     const node = list.querySelector(`[data-id="${CSS.escape(view.id)}"]`);
     const message = state.messages.find((item) => item.id === view.id);
     if (!node || !message) return reload();

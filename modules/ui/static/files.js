@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const { el, call, toast, showProblem, t, tn } = snug;
-  const AT_ONCE = 50, WHOLE_CHARACTERS = 2000000, MAX_CHARACTERS = 450000000, MAX_SENT_BYTES = 10 * 1024 * 1024 - 4096, MAX_ONE_BYTES = 128 * 1024 * 1024;
+  const AT_ONCE = 50, WHOLE_CHARACTERS = 2000000, MAX_CHARACTERS = 450000000, MAX_SENT_BYTES = 10 * 1024 * 1024 - 4096, FILE_CHARACTERS = MAX_CHARACTERS - 1000;
 
   /* Exports these conversations, or all. */
   snug.exportConversations = async (server, format, ids = null, name = "conversations") => {
@@ -10,19 +10,36 @@
     try {
       if (!ids) ids = (await asked(server, "export", {})).ids;
       if (!ids.length) return toast(t("There is no conversation to export."));
-      const pieces = [];
+      const pieces = [], tooLarge = [];
       for (let at = 0; at < ids.length;) {
         progress.show(at, ids.length);
         const answer = await asked(server, "export", { ids: ids.slice(at, at + AT_ONCE), format });
         pieces.push(...answer.pieces);
+        tooLarge.push(...answer.too_large);
         at += Math.max(1, answer.done);
       }
       const json = format === "json", between = json ? ",\n" : "\n---\n\n";
-      const parts = pieces.flatMap((piece, index) => index ? [between, piece] : [piece]);
-      if (json) { parts.unshift('{"snug": 1, "conversations": [\n'); parts.push("\n]}\n"); }
-      save(new Blob(parts, { type: json ? "application/json" : "text/markdown" }), `${fileName(name)}.${json ? "json" : "md"}`);
+      const files = pieces.length ? inFiles(pieces) : [];
+      for (const [number, some] of files.entries()) {
+        const parts = some.flatMap((piece, index) => index ? [between, piece] : [piece]);
+        if (json) { parts.unshift('{"snug": 1, "conversations": [\n'); parts.push("\n]}\n"); }
+        save(new Blob(parts, { type: json ? "application/json" : "text/markdown" }), `${fileName(name)}${files.length > 1 ? ` ${number + 1}` : ""}.${json ? "json" : "md"}`);
+      }
+      if (tooLarge.length) toast(t("Too large for a file that can be imported again: {names}", { names: tooLarge.join(", ") }), { kind: "bad", seconds: 20, remedy: t("More than {size} MB, nearly all of it pictures. Branch off further up and export the branch, or export Markdown.", { size: MAX_CHARACTERS / 1000000 }) });
     } catch (error) { tell(error); } finally { progress.end(); }
   };
+
+  /* As few files as browsers can read again. */
+  function inFiles(pieces) {
+    const files = [[]];
+    let length = 0;
+    for (const piece of pieces) {
+      if (length && length + piece.length > FILE_CHARACTERS) { files.push([]); length = 0; }
+      files.at(-1).push(piece);
+      length += piece.length + 2;
+    }
+    return files;
+  }
 
   function fileName(title) { return title.replace(/[\p{C}\s\\\/:*?"<>|]+/gu, " ").trim().slice(0, 80) || "conversation"; }
 
@@ -66,7 +83,6 @@
   /* A portion that is too large for the page's own door takes the one for single conversations, with its progress. */
   async function sent(server, piece, only, progress) {
     const body = new Blob([piece.text]);
-    if (body.size > MAX_ONE_BYTES) throw new Error(t("It is larger than {size}, which is the most that Snug takes of one conversation.", { size: `${MAX_ONE_BYTES / 1048576} MB` }));
     if (new Blob([JSON.stringify(piece.text)]).size <= MAX_SENT_BYTES) return asked(server, "take_in", { text: piece.text, only });
     progress.name(t("Importing a large conversation"));
     return new Promise((done, failed) => {

@@ -29,7 +29,7 @@
       document.addEventListener(kind, (event) => { touched ||= Boolean(event.target.closest?.(".options .option, #snug-models [data-model], #snug-context, [data-take]")); }, true);
     }
     let drawnFor = [];
-    const refresh = () => { drawnFor = shares(); trigger("refresh", { mirror: !touched }); };
+    const refresh = () => turns.look((turn) => { drawnFor = shares(); trigger("refresh", { mirror: !touched, turn }); });
     snug.refreshModelTab = refresh;
     /* The picture rests on what is free: it is drawn anew as its tab opens, and where a device's memory has moved. */
     snug.memoryMoved = () => {
@@ -52,6 +52,24 @@
     });
     refresh();
   };
+
+  /* A look at the tab is slow, a choice of a model quick. A look that was asked for before the choice tells of the model
+     before: where it comes after all, what is chosen is asked for again. None is asked for while a choice is under way. */
+  const turns = { count: 0, picked: 0, picking: false, waiting: null };
+  turns.look = (send) => {
+    if (turns.picking) turns.waiting = send; else send(turns.count += 1);
+  };
+  turns.begin = () => { turns.picking = true; turns.picked = turns.count += 1; };
+  turns.end = () => {
+    const send = turns.waiting;
+    Object.assign(turns, { picking: false, waiting: null });
+    if (send) turns.look(send);
+  };
+  snug.modelTabSeen = ({ turn = Infinity, mirrored = false }) => {
+    if (turn > turns.picked) return;
+    if (mirrored) turns.pickAgain();
+    snug.refreshModelTab();
+  };
   function shares() { return snug.machine().flatMap((device) => [device.snug_share, device.others_share]); }
   snug.drawLoading = (model) => {
     document.querySelectorAll("[data-load-bar]").forEach((bar) => { bar.style.width = `${model.fraction * 100}%`; });
@@ -62,22 +80,29 @@
   snug.mountModelList = (element, trigger, watch) => {
     snug.keepFolds(element, watch);
     const pressed = () => element.querySelector("[aria-pressed=true]")?.dataset.model ?? "";
-    let chosen = pressed(), picking = false;
-    const hold = (held) => { picking = held; document.getElementById("snug-load").disabled = held; };
+    let chosen = pressed(), clicked = "", timer = 0;
+    const hold = (held) => {
+      document.getElementById("snug-load").disabled = held;
+      clearTimeout(timer);
+      if (held) timer = setTimeout(hold, HOLD_MS, false);
+      if (held) turns.begin(); else if (turns.picking) turns.end();
+    };
     const mark = () => element.querySelectorAll("[data-model]").forEach((button) =>
       button.setAttribute("aria-pressed", String(button.dataset.model === chosen)));
+    const pick = (name, anew) => {
+      chosen = clicked = name;
+      mark();
+      hold(true);
+      trigger("pick", { name, anew });
+    };
+    turns.pickAgain = () => pick(clicked, true);
     watch("value", () => {
-      if (!picking || pressed() === chosen) { chosen = pressed(); hold(false); }
+      if (!turns.picking || pressed() === chosen) { chosen = pressed(); hold(false); }
       mark();
     });
     element.addEventListener("click", (event) => {
       const button = event.target.closest("[data-model]");
-      if (!button || button.disabled || button.dataset.model === chosen) return;
-      chosen = button.dataset.model;
-      mark();
-      hold(true);
-      setTimeout(() => hold(false), HOLD_MS);
-      trigger("pick", { name: chosen });
+      if (button && !button.disabled && button.dataset.model !== chosen) pick(button.dataset.model, false);
     });
   };
 })();

@@ -98,8 +98,9 @@
     if (composer().value.trim()) document.getElementById("snug-send").click(); else return press(".message:last-child", "regenerate");
   }
 
-  /* The button under the last message of a kind, as if it were clicked. */
+  /* The button under the last message of a kind, as if it were clicked; nothing where the last one is not on show. */
   function press(which, act) {
+    if (!snug.chatEndShown?.()) return false;
     const button = [...document.querySelectorAll(`.messages > ${which}`)].at(-1)?.querySelector(`.actions [data-act="${act}"]`);
     button?.click();
     return Boolean(button);
