@@ -284,6 +284,12 @@ class Settings(LoadOptions):
     )
     auto_launch: Annotated[bool, Flag("page")] = Field(False, description="Open the page in the browser at start.")
     no_stream: Annotated[bool, Flag("page")] = Field(False, description="Show replies only when they are complete.")
+    queue_timeout: Annotated[float, Flag("page", "SECONDS")] = Field(
+        600.0,
+        ge=0,
+        le=86_400,
+        description="How long a request to the API waits for its turn before it is refused with 504. 0: without end.",
+    )
     settings: Annotated[UserPath | None, Flag("page", "FILE")] = Field(
         None, description="A YAML file with these settings. Default: settings.yaml in the user data folder."
     )

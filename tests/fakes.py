@@ -39,6 +39,7 @@ from modules.engine.base import (
     TokenLogprob,
     Usage,
 )
+from modules.engine.intake import waited_too_long
 from modules.errors import ContextLengthExceeded, GenerationFailed, LoadFailed, OutOfMemory, QueueFull, SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.forecast import RunSpec
@@ -162,6 +163,15 @@ class _Row:
         self.emit = emit
         self.cancelled = threading.Event()
         self.stopped_by = ""
+        self.late = False
+        self._submitted = time.monotonic()
+
+    @property
+    def left_s(self) -> float | None:
+        """How much longer it waits for its turn; None without end."""
+        if not self.request.queue_s:
+            return None
+        return max(self._submitted + self.request.queue_s - time.monotonic(), 0)
 
 
 class ScriptedEngine:
@@ -233,12 +243,12 @@ class ScriptedEngine:
         clock = _Clock(row.request)
         reason: FinishReason = "cancelled"
         error: SnugError | None = None
-        if self._take_turn(row):
-            clock.queue_s = time.monotonic() - clock.submitted
-            try:
+        try:
+            if self._take_turn(row):
+                clock.queue_s = time.monotonic() - clock.submitted
                 reason = self._reply(row, clock)
-            except SnugError as caught:
-                reason, error = "error", caught
+        except SnugError as caught:
+            reason, error = "error", caught
         with self._lock:
             del self._rows[row.request.id]
             self._turns.notify_all()
@@ -255,9 +265,13 @@ class ScriptedEngine:
                 if position != told:
                     told = position
                     row.emit(Queued(position))
-                self._turns.wait()
+                if not self._turns.wait(row.left_s) and row.left_s == 0:
+                    row.late = True
+                    break
             self._waiting.remove(row.request.id)
             self._turns.notify_all()
+        if row.late:
+            raise waited_too_long(row.request.queue_s)
         return not row.cancelled.is_set()
 
     def _reply(self, row: _Row, clock: _Clock) -> FinishReason:

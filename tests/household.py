@@ -16,6 +16,7 @@ from starlette.routing import Mount
 
 from modules.accounts import passwords
 from modules.accounts.directory import Accounts
+from modules.extensions.manager import Extensions
 from modules.services import Services
 from modules.settings import LoadOptions, Settings
 from tests.fakes import Script
@@ -89,12 +90,14 @@ class Household:
 
 
 @contextmanager
-def household(settings: Settings, script: Script | None = None, *, loaded: bool = True) -> Iterator[Household]:
+def household(
+    settings: Settings, script: Script | None = None, *, loaded: bool = True, extensions: Extensions | None = None
+) -> Iterator[Household]:
     """Start one; passwords are hashed quickly."""
     costly, passwords._hasher = passwords._hasher, QUICK
     with ExitStack() as parts:
         parts.callback(setattr, passwords, "_hasher", costly)
-        services = parts_of(settings, parts, script or Script())
+        services = parts_of(settings, parts, script or Script(), extensions=extensions)
         if loaded:
             services.models.load(LoadOptions.model_validate({"model": "tiny"}))
         home = Household(app_of(services), services)

@@ -17,7 +17,7 @@ from modules.engine.base import EXIT_GPU_LOST, Degraded, Delta, Event, Prefill, 
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.loop import LoopEngine
 from modules.engine.loops.sampler import Sampled, Sampler
-from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, OutOfMemory, QueueFull
+from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, OutOfMemory, QueueFull, TimedOut
 from modules.sampling import GenerationParams
 from tests.loop_rig import TIMEOUT_S, Ask, generated, greedy, load
 from tests.tiny_models import tiny_model
@@ -324,6 +324,22 @@ class LoopBehaviour:
         assert places == sorted(places, reverse=True)
         assert len(places) > 1
         assert places[-1] == 0
+
+    def test_who_waits_too_long_for_a_turn_is_told_and_the_others_go_on(self, models: Path, prompt: list[int]) -> None:
+        engine = self.make_engine(load(tiny_model("llama", models), kv_bytes=512 * 512))
+        started = threading.Event()
+        try:
+            first = Ask("first", prompt, greedy(300), user="zoe", at_event=lambda _: started.set()).submit(engine)
+            assert started.wait(TIMEOUT_S)
+            late = Ask("late", prompt, greedy(300), user="ann", queue_s=0.001).submit(engine)
+            patient = Ask("patient", prompt, greedy(2), user="bo", queue_s=TIMEOUT_S).submit(engine)
+            end = late.wait().end
+            assert end.reason == "error" and isinstance(end.error, TimedOut)
+            assert "--queue-timeout" in end.error.remedy and not late.tokens
+            assert not first.done.is_set(), "it ended while it waited"
+            assert (first.wait().end.reason, patient.wait().end.reason) == ("length", "length")
+        finally:
+            engine.close()
 
     def test_close_ends_everything_as_cancelled(self, loaded: LoadedModel, prompt: list[int]) -> None:
         engine = self.make_engine(loaded)

@@ -74,6 +74,7 @@ class Ask:
     at_event: Callable[[Event], None] | None = None
     shape: CallShape | None = None
     shows: tuple[str, ...] = ()
+    queue_s: float = 0.0
     events: list[Event] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -81,7 +82,7 @@ class Ask:
         """Hand it to `engine`."""
         request = GenerationRequest(
             self.id, self.user, tuple(self.prompt_ids), self.params, tuple(self.reply_ids), shape=self.shape,
-            shows=self.shows,
+            shows=self.shows, queue_s=self.queue_s,
         )  # fmt: skip
         engine.submit(request, self._on_event)
         return self

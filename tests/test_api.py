@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from modules.api.schemas import MAX_CHOICES, MAX_MESSAGES, NEUTRAL, RESHAPED
 from modules.engine.base import TextPiece
 from modules.sampling import GenerationParams
 from modules.settings import Settings
+from modules.units import MiB
 from tests.api_desk import (
     CHAT,
     COMPLETION,
@@ -34,6 +37,7 @@ from tests.api_desk import (
     streaming,
 )
 from tests.fakes import CONTROL_IDS, Script
+from tests.little_memory import memory_within
 
 __all__ = ["client", "desk"]
 
@@ -333,6 +337,45 @@ async def test_limits_and_missing_features_are_named(
     assert desk.engine.requests == []
 
 
+REASON = 10**5
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CHAT | {"messages": USER * REASON},
+        CHAT | {"messages": [USER[0] | {"content": [{"type": "text", "text": "x"}] * REASON}]},
+        CHAT | {"stop": ["x"] * REASON},
+        CHAT | {"logit_bias": {str(token): 1 for token in range(5 * REASON)}},
+        CHAT | {"tools": [{"type": "function", "function": {"name": "x"}}] * REASON},
+        CHAT | {"n": 10**6, "max_tokens": 10**9, "top_logprobs": 10**6},
+        CHAT | {f"field {number}": number for number in range(REASON)} | {"n": 0},
+    ],
+    ids=["messages", "parts", "stop", "logit_bias", "tools", "numbers", "unknown"],
+)
+async def test_counts_beyond_reason_cost_little_time_and_memory(
+    desk: Desk, client: httpx.AsyncClient, body: dict[str, object]
+) -> None:
+    content = json.dumps(body).encode()
+    with memory_within(300 * MiB):
+        started = time.process_time()
+        response = await client.post("/v1/chat/completions", content=content, headers=JSON)
+        assert time.process_time() - started < 10
+    assert response.status_code in (400, 413), response.text[:200]
+    assert error_of(response)["code"] and len(response.content) < 2000
+    assert desk.engine.requests == []
+
+
+async def test_a_packed_body_is_refused_as_it_came(client: httpx.AsyncClient) -> None:
+    packed = gzip.compress(b'{"messages": [' + b" " * 100 * MiB, 1)
+    assert len(packed) < MiB
+    for route in ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses", "/v1/embeddings"):
+        with memory_within(50 * MiB):
+            response = await client.post(route, content=packed, headers=JSON | {"content-encoding": "gzip"})
+        assert response.status_code in (400, 415), (route, response.text)
+
+
 async def test_the_form_of_a_reply_reaches_the_engine(desk: Desk, client: httpx.AsyncClient) -> None:
     schema = {"type": "object", "properties": {"ä": {"$ref": "#"}}}
     for given in (
@@ -435,6 +478,30 @@ def test_a_full_queue_is_refused_with_503_and_a_time_to_come_back(settings: Sett
         assert refused.status_code == 503
         assert error_of(refused)["code"] == "queue_full"
         assert int(refused.headers["retry-after"]) >= 1
+        assert desk.idle_within(2)
+
+
+def test_a_request_whose_turn_never_comes_is_ended_with_504(settings: Settings) -> None:
+    script = Script(endless=True, tokens_per_s=100, rows=1, queue=8)
+    hasty = settings.model_copy(update={"queue_timeout": 0.05})
+    with desk_with(hasty, script) as desk, served(desk.app) as port:
+        body = CHAT | {"stream": True, "max_tokens": 100_000}
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(streaming(port, body))
+            first.read_event()
+            for route, asked in (
+                ("chat/completions", CHAT),
+                ("chat/completions", CHAT | {"n": 3, "stream": True}),
+                ("completions", COMPLETION),
+                ("messages", CHAT | {"max_tokens": 5}),
+                ("responses", {"input": "Hello"}),
+            ):
+                late = httpx.post(f"http://127.0.0.1:{port}/v1/{route}", json=asked, timeout=30)
+                told = json.loads(late.text.splitlines()[-1 if not asked.get("stream") else -2].removeprefix("data: "))
+                told = told["error"]
+                assert (told["code"], late.status_code) == ("timed_out", 200 if asked.get("stream") else 504), late.text
+                assert "waited" in told["message"]
+            assert desk.models.stats().active == 1, "the one whose turn had come goes on"
         assert desk.idle_within(2)
 
 

@@ -24,6 +24,7 @@ from modules.characters.placeholders import fill
 from modules.characters.yaml_form import MAX_YAML_BYTES
 from modules.errors import BadCharacter, BadName, NotFound, SnugError
 from modules.units import MiB
+from tests.little_memory import memory_within
 
 ROOT = Path(__file__).parent.parent
 TGW = """name: Chiharu Yamada
@@ -199,7 +200,7 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_file_ends_in_a_named_error_and_leaves_nothing(case: str, characters: Characters) -> None:
     name, data, hint = HOSTILE[case]
-    with pytest.raises(BadCharacter) as raised:
+    with memory_within(100 * MiB), pytest.raises(BadCharacter) as raised:
         characters.import_file(data, name)
     assert hint in str(raised.value)
     assert raised.value.remedy

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import httpx
 import hypothesis
 import openai
 import pytest
@@ -25,6 +28,12 @@ from tests.tool_templates import TOOL_FAMILIES
 HERMES = TOOL_FAMILIES["hermes"]
 FUZZED = r"^/v1/(chat/completions|completions|embeddings|models.*|internal/token/.*)$"
 REFUSALS = {400, 404, 405, 413, 415}
+CANARY = "what somebody else has said"
+LEAKS = re.compile(
+    r"Traceback|File \"|, line \d+, in |[\w.]+\.py\b|0x[0-9a-f]{6,}|<[\w.]+ object at|"
+    r"(?<![\w.])/(home|root|tmp|usr|var|opt|work|proc)/|[A-Z]:\\\\Users|" + CANARY
+)
+"""What no error text may show: stack lines, addresses in memory, folders of this machine, what others have said."""
 
 
 class City(BaseModel):
@@ -111,6 +120,8 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Desk, int
     for path in folders.values():
         path.mkdir()
     with desk_with(Settings.model_validate(folders), Script()) as desk, served(desk.app) as port:
+        said = {"messages": [{"role": "user", "content": CANARY}]}
+        assert httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=said).status_code == 200
         yield desk, port
 
 
@@ -137,6 +148,9 @@ def test_no_made_up_request_breaks_the_server_or_goes_without_an_error_object(
                 assert set(error) == {"message", "type", "param", "code"}
                 assert error["code"] in codes
                 assert response.status_code in REFUSALS, error
+                shown = error["message"].replace(unquote(case.formatted_path), "").replace(case.formatted_path, "")
+                assert not LEAKS.search(shown), error
 
+        assert LEAKS.search("/home/somebody/model") and LEAKS.search('File "a.py", line 3, in f')
         with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # nothing can be wrong where nothing is sent
             holds()

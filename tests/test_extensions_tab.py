@@ -10,10 +10,14 @@ import pytest
 from gradio.context import Context
 
 from modules.errors import NotFound
+from modules.extensions.faults import is_text
 from modules.extensions.manager import Extensions
+from modules.settings import Settings
 from modules.ui.extensions_tab import ExtensionDoors, Switch, build_parts
 from modules.ui.widgets import Nothing
-from tests.test_extensions import started, write
+from tests.household import household
+from tests.test_extensions import SHIPPED, started, write
+from tests.test_guard import paths_of
 
 MOODS = """
 import gradio as gr
@@ -91,3 +95,61 @@ def test_the_page_hears_of_all_and_switches_started_ones_only(extensions: Extens
     for name in ("other", "../moods", "moods/script.py", ""):
         with pytest.raises(NotFound):
             doors.switch("", Switch(id=name, on=True))
+
+
+DOORS = """
+import gradio as gr
+called = []
+def ui():
+    gr.Button("Go").click(lambda: called.append("event"), api_name="go")
+    gr.api(lambda: called.append("api"), api_name="bare")
+    gr.HTML(js_on_load="", server_functions=[peek])
+    gr.FileExplorer(root_dir="/")
+def peek(what):
+    called.append("door")
+    return what
+def input_modifier(text):
+    return " ".join(called)
+"""
+
+
+async def test_what_an_extension_opens_on_the_page_is_for_administrators(settings: Settings, tmp_path: Path) -> None:
+    write(tmp_path, "opens", DOORS)
+    extensions = started(tmp_path, "opens")
+
+    def called() -> str:
+        values = {"string": "x", "state": {}, "is_chat": True}
+        return str(extensions.change("input_modifier", values, ("string",), is_text, print))
+
+    with household(settings, loaded=False, extensions=extensions) as home:
+        events = [number for number, event in home.page.fns.items() if event.api_name in ("go", "bare")]
+        (peek,), (listing,) = home.holders("peek"), home.holders("ls")
+        assert len(events) == 2
+        async with home.at_work(), home.client() as nobody, home.client("Ben") as ben, home.client("Ana") as ana:
+            for client, status in ((nobody, 401), (ben, 403), (ana, 200)):
+                for number in events:
+                    body = {"data": [], "fn_index": number, "session_hash": "a", "trigger_id": None}
+                    for path in ("queue/join", "run/predict", "api/predict"):
+                        answer = await client.post(f"/gradio_api/{path}", json=body)
+                        assert answer.status_code == status or (client is ana and answer.status_code != 403), path
+                for holder, name, data in ((peek, "peek", "x"), (listing, "ls", [])):
+                    for number in (holder, float(holder), str(holder), [holder]):
+                        asked = {"data": data, "component_id": number, "session_hash": "a", "fn_name": name}
+                        answer = await client.post("/gradio_api/component_server", json=asked)
+                        expected = status if number is holder or status == 401 else 400
+                        assert answer.status_code == expected, (name, number, answer.text)
+                if client is not ana:
+                    assert called() == "", "nothing of it ran"
+            assert "door" in called()
+
+
+async def test_the_extensions_that_come_with_snug_open_no_route(settings: Settings) -> None:
+    shipped = started(Path(__file__).parent.parent / "extensions", *SHIPPED)
+    assert shipped.names == SHIPPED
+    with household(settings, loaded=False) as plain:
+        without = sorted(set(paths_of(plain.app)))
+        plain.services.models.close()
+    elsewhere = settings.model_copy(update={"user_data_dir": settings.model_dir.parent})
+    with household(elsewhere, loaded=False, extensions=shipped) as more:
+        assert any(block.elem_id == "snug-extension-example" for block in more.page.blocks.values())
+        assert sorted(set(paths_of(more.app))) == without

@@ -1,13 +1,21 @@
-"""Names that lead elsewhere, at every door that takes one (R1, M8), and 40 spellings of files of nobody (B7)."""
+"""Names that lead elsewhere, at every door that takes one (R1, M8, C11), and 40 spellings of files of nobody (B7).
+
+Python tells of every file that it touches: what lies outside of Snug's own folders must not be among them.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from huggingface_hub.constants import HF_TOKEN_PATH
 
 from modules.settings import Settings
 from tests.household import Household, household
@@ -46,6 +54,39 @@ NAMES = (
     "\ud83d",
     "\u202etxt",
 )
+
+
+TOUCHING = ("open", "os.listdir", "os.scandir", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "sqlite3.connect")
+touched: list[str] | None = None
+
+
+def _note(event: str, values: tuple[Any, ...]) -> None:
+    if touched is not None and event in TOUCHING:
+        touched.extend(os.fsdecode(value) for value in values[:2] if isinstance(value, str | bytes | os.PathLike))
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """The paths that Python touches meanwhile. A hook cannot be taken away again; it is idle outside of this."""
+    global touched
+    if not hasattr(sys, "_snug_hostile_names"):
+        sys.addaudithook(_note)
+        sys._snug_hostile_names = True  # type: ignore[attr-defined]
+    seen: list[str] = []
+    touched = seen
+    try:
+        yield seen
+    finally:
+        touched = None
+
+
+def outside(paths: list[str], home: Household) -> set[str]:
+    """Those that are neither the program's nor in the folders of models and user data."""
+    settings, program = home.services.settings, Path(__file__).parent.parent
+    own = (settings.model_dir, settings.user_data_dir, program, Path(sys.prefix), Path(sys.base_prefix))
+    system = ("/proc", "/sys/", "/dev/null", "/dev/urandom", "file:", ":memory:", HF_TOKEN_PATH)
+    found = {os.path.normpath(Path.cwd() / path) for path in paths if not path.startswith(system)}
+    return {path for path in found if not any(Path(path).is_relative_to(folder) for folder in own)}
 
 
 @pytest.fixture(scope="module")
@@ -92,26 +133,66 @@ def tries(name: str) -> list[tuple[str, dict[str, Any]]]:
         ("erase", {"id": name}),
         ("pause", {"id": name}),
         ("cancel", {"id": name}),
+        *((door, {"id": name} | more) for door, more in CONVERSATION_DOORS if name in NAMES[::3]),
+        ("send", {"id": None, "parent": name, "text": "x", "op_id": "12345678", "folder": name}),
+        ("send", {"id": None, "text": "x", "op_id": "12345678", "attachments": [name]}),
+        ("export", {"ids": [name]}),
+        ("name_folder", {"id": name, "name": "x"}),
+        ("files_waiting", {"ids": [name]}),
+        ("export_card", {"id": name, "kind": "png"}),
     ]
+
+
+CONVERSATION_DOORS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("send", {"text": "x", "op_id": "12345678"}),
+    ("regenerate", {"message": "x"}),
+    ("go_on", {"message": "x"}),
+    ("show_version", {"message": "x"}),
+    ("edit", {"message": "x", "text": "x"}),
+    ("delete_last", {}),
+    ("delete", {"message": "x"}),
+    ("undelete", {"message": "x"}),
+    ("branch", {"message": "x"}),
+    ("stop", {}),
+    ("pulse", {}),
+    ("set_system_prompt", {"text": "x"}),
+    ("set_setup", {"setup": {}}),
+    ("preview", {}),
+    ("discard_file", {}),
+    ("rename", {"title": "x"}),
+    ("pin", {"pinned": True}),
+    ("move", {"folder": None}),
+    ("remove_folder", {}),
+)
 
 
 @pytest.mark.parametrize("name", NAMES, ids=[ascii(name[:12]) for name in NAMES])
 async def test_no_name_leads_out_of_its_folder(home: Household, name: str) -> None:
     before = state_of(home)
     async with home.client("Ana") as ana, home.program(home.keys["admin"]) as program:
-        for door, body in tries(name):
-            for holder in home.holders(door):
-                answer = await home.ask(ana, door, body, holder=holder)
-                assert "the canary" not in str(answer), (door, body)
-                assert isinstance(answer, dict), (door, answer)
-                problem = answer.get("problem", {})
-                assert problem.get("message") != "Something went wrong.", (door, body)
-        for path, field in (("/v1/internal/model/load", "model"), ("/v1/internal/downloads", "name")):
-            refused = await program.post(
-                path, content=home.json({field: name}), headers={"content-type": "application/json"}
-            )
-            assert 400 <= refused.status_code < 500, (path, refused.text)
+        assert all(home.holders(door) for door, _ in tries(name)), "every door is there"
+        with watched() as seen:
+            Path(__file__).read_bytes()
+            await knock(home, ana, program, name)
+    assert __file__ in seen, "the watch sees"
+    assert outside(seen, home) == set()
     assert state_of(home) == before
+
+
+async def knock(home: Household, ana: httpx.AsyncClient, program: httpx.AsyncClient, name: str) -> None:
+    """Ask for `name` at every door, and hear no more than that there is no such thing."""
+    for door, body in tries(name):
+        for holder in home.holders(door):
+            answer = await home.ask(ana, door, body, holder=holder)
+            assert "the canary" not in str(answer), (door, body)
+            assert isinstance(answer, dict), (door, answer)
+            problem = answer.get("problem", {})
+            assert problem.get("message") != "Something went wrong.", (door, body)
+    for path, field in (("/v1/internal/model/load", "model"), ("/v1/internal/downloads", "name")):
+        refused = await program.post(
+            path, content=home.json({field: name}), headers={"content-type": "application/json"}
+        )
+        assert 400 <= refused.status_code < 500, (path, refused.text)
 
 
 SPELLINGS = (

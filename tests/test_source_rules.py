@@ -107,6 +107,17 @@ def test_nothing_is_run_that_came_as_data() -> None:
             assert path == "modules/yaml_files.py", where
 
 
+def test_no_assert_checks_what_came_from_outside() -> None:
+    """`python -O` leaves them out: one may tell the type checker that a value is there, and nothing else."""
+    for path in sources():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Assert):
+                test = node.test
+                named = isinstance(test, ast.Compare) and isinstance(test.left, ast.Name | ast.Attribute)
+                assert named and ast.unparse(test).endswith(" is not None"), f"{path}:{node.lineno}"
+            assert not (isinstance(node, ast.Name) and node.id == "__debug__"), f"{path}:{node.lineno}"
+
+
 def test_secrets_are_not_compared_letter_by_letter() -> None:
     mine = [path for path in sources() if path.startswith(("modules/api", "modules/acc", "modules/ui"))]
     for path, node in ((own, node) for own in mine for node in ast.walk(tree(own))):

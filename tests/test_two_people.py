@@ -10,11 +10,12 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from modules.settings import Settings
 from modules.ui import side
 from tests.fakes import Script
-from tests.household import Household, household
+from tests.household import HERE, Household, household
 
 CANARY = "the canary sings at dawn"
 
@@ -145,6 +146,111 @@ async def test_a_stream_cannot_be_read_or_ended_by_who_knows_its_session_and_eve
         assert "and so on" not in told, "nothing of a conversation that is another's"
         assert CANARY not in told
         await home.ask(ana, "stop", {"id": begun["running"]})
+
+
+async def until_written(home: Household, ident: str, more: int) -> str:
+    """The reply's text once it is that much longer than nothing."""
+    running = home.services.chat.running(home.accounts.named("Ana").person.owner, ident)
+    assert running is not None
+    with anyio.fail_after(30):
+        async for view in running.updates():
+            if len(view.text) >= more:
+                return view.text
+    raise AssertionError("it ended by itself")
+
+
+async def test_who_logs_out_reads_nothing_further_and_the_reply_goes_on_and_is_kept(home: Household) -> None:
+    async with home.at_work(), home.client("Ana") as page, home.client("Ana") as other, home.client() as same:
+        same.cookies.update(page.cookies)
+        begun = await begin(home, page)
+        ident = begun["conversation"]["id"]
+        for client, session in ((page, "leaving"), (other, "staying")):
+            assert (await join(home, client, ident, session)).status_code == 200
+        streams = [asyncio.create_task(read_stream(*one)) for one in ((page, "leaving"), (other, "staying"))]
+        await until_written(home, ident, 1)
+        assert (await same.post("/logout", headers={"origin": HERE})).status_code == 303
+        with anyio.fail_after(10):
+            told = await streams[0]
+        written = await until_written(home, ident, 0)
+        assert "process_completed" not in told, "it was cut off"
+        assert (await page.get("/gradio_api/queue/data", params={"session_hash": "leaving"})).status_code == 401
+        assert len(await until_written(home, ident, len(written) + 40)) >= len(written) + 40, "nobody stopped it"
+        assert not streams[1].done(), "another browser of hers goes on"
+        await home.ask(other, "stop", {"id": begun["running"]})
+        with anyio.fail_after(30):
+            assert "process_completed" in await streams[1]
+        kept = (await home.ask(other, "open", {"id": ident}))["messages"]
+        assert written in str(kept), "and is there when she comes back"
+
+
+class Hearing(httpx.ASGITransport):
+    """Tells what has been sent so far."""
+
+    heard = b""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        app = self.app
+
+        async def listening(scope: Scope, receive: Receive, send: Send) -> None:
+            async def hear(message: Message) -> None:
+                self.heard += message.get("body", b"")
+                await send(message)
+
+            await app(scope, receive, hear)
+
+        self.app = listening
+        return await super().handle_async_request(request)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_program_whose_key_is_revoked_reads_nothing_further(home: Household, stream: bool) -> None:
+    ana, models = home.accounts.named("Ana"), home.services.models
+    key, secret = home.accounts.make_key(ana.id, "short-lived")
+    asked = {"messages": [{"role": "user", "content": CANARY}], "stream": stream, "max_tokens": 100_000}
+    ear = Hearing(home.app, raise_app_exceptions=False)
+    headers = {"authorization": f"Bearer {secret}"}
+    async with httpx.AsyncClient(transport=ear, base_url=HERE, headers=headers, timeout=30) as program:
+        answer = asyncio.create_task(program.post("/v1/chat/completions", json=asked))
+        with anyio.fail_after(30):
+            while not (ear.heard.count(b"data:") > 3 if stream else models.stats().active):
+                await anyio.sleep(0.01)
+            home.accounts.revoke_key(key.id)
+            if stream:
+                cut = await answer
+                assert cut.status_code == 200 and "[DONE]" not in cut.text
+            else:
+                models.engine().stop(f"api {ana.id}")
+                assert (await answer).status_code == 401, "what was written for it is not told"
+    assert models.engine().wait_idle(10)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("page.html", "text/html"),
+        ("picture.svg", "image/svg+xml"),
+        ("code.js", "text/javascript"),
+        ("paper.pdf", "application/pdf"),
+        ("page.xhtml", "application/xhtml+xml"),
+        ("page.png", "text/html"),
+    ],
+)
+async def test_an_uploaded_file_that_is_opened_directly_is_saved_and_does_nothing(
+    home: Household, name: str, kind: str
+) -> None:
+    async with home.client("Ana") as ana:
+        own = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+        path = (await ana.post("/gradio_api/upload", files={"files": (name, own, kind)})).json()[0]
+        opened = await ana.get(f"/gradio_api/file={path}", headers={"sec-fetch-dest": "document"})
+        assert opened.status_code == 200 and opened.content == own
+        assert opened.headers["x-content-type-options"] == "nosniff"
+        assert "sandbox" in opened.headers["content-security-policy"]
+        saved = opened.headers.get("content-disposition", "").startswith("attachment")
+        assert saved or opened.headers["content-type"] == "image/png", "a picture by name is shown as one, or not"
+        attached = (await ana.post("/attachments", content=own, params={"name": name})).json()
+        assert "problem" in attached or attached["kind"] != "picture"
+        if "id" in attached:
+            assert (await ana.get(f"/attachments/{attached['id']}/picture")).status_code == 404
 
 
 async def test_an_uploaded_file_is_its_uploaders(home: Household) -> None:

@@ -76,6 +76,8 @@ class Accounts:
         with suppress(OSError):  # where the system has such rights
             path.chmod(0o600)
         self._now = now
+        self.endings = 0
+        """How many sessions and keys this process has ended: whoever holds a long answer open looks again."""
         self.attempts = Attempts()  # at the old password, by who is logged in already
 
     def close(self) -> None:
@@ -144,6 +146,7 @@ class Accounts:
         with self._file.write() as file:
             file.execute("UPDATE people SET password = ? WHERE id = ?", (kept, ident))
             file.execute("DELETE FROM sessions WHERE person_id = ? AND hash <> ?", (ident, keep))
+        self.endings += 1
 
     def set_admin(self, ident: str, admin: bool) -> None:
         """Give or take the right of an administrator. Raises BadValue for the last one's."""
@@ -160,6 +163,7 @@ class Accounts:
             file.execute("DELETE FROM sessions WHERE person_id = ?", (ident,))
             file.execute("DELETE FROM keys WHERE person_id = ?", (ident,))
             _require_an_admin(file)
+        self.endings += 1
 
     def restore(self, ident: str) -> None:
         """Let a removed person in again, with the old password."""
@@ -222,6 +226,7 @@ class Accounts:
         """Log out."""
         with self._file.write() as file:
             file.execute("DELETE FROM sessions WHERE hash = ?", (_hash(token),))
+        self.endings += 1
 
     # Keys
 
@@ -263,6 +268,7 @@ class Accounts:
             gone = file.execute("DELETE FROM keys WHERE id = ? AND (? IS NULL OR person_id = ?)", (key_id, of, of))
             if not gone.rowcount:
                 raise NotFound("There is no such key.", remedy="Look at the list again.")
+        self.endings += 1
 
     def by_key(self, secret: str) -> Person | None:
         """Whose key it is, with the rights of the key; None for one that was revoked, ran out or never was."""

@@ -34,7 +34,7 @@ class Job:
     shape: CallShape | None = None
     shows: tuple[str, ...] = ()
 
-    def request(self, user: str, names: str = "") -> GenerationRequest:
+    def request(self, user: str, names: str = "", queue_s: float = 0.0) -> GenerationRequest:
         """What the engine gets; the prompt's own stop strings join the client's. `names` are what it goes by."""
         return GenerationRequest(
             id=f"{uuid.uuid4().hex} {names}".strip(),
@@ -46,6 +46,7 @@ class Job:
             pictures=self.prompt.pictures,
             shape=self.shape,
             shows=self.shows,
+            queue_s=queue_s,
             params=self.params.model_copy(update={"stop": (*self.params.stop, *self.prompt.stop)}),
         )
 
@@ -59,14 +60,16 @@ def seeded(params: GenerationParams, number: int) -> GenerationParams:
 async def running(engine: EngineHost, jobs: Sequence[Job], user: str, key: str = "") -> AsyncIterator[list[Generation]]:
     """The generations of `jobs`, which end with this context at the latest.
 
-    They can be stopped by `key`, the answer's id, and by the number of the request.
+    They can be stopped by `key`, the answer's id, and by the number of the request. The first one waits for its turn
+    as long as the engine's queue lets it; once that has come, the others may take what they need.
     """
     generations: list[Generation] = []
     names = f"{key} {CURRENT_REQUEST.get()}".strip()
 
     def submit_all() -> None:
         for job in jobs:
-            generations.append(engine.submit(job.request(user, names)))
+            queue_s = 0.0 if generations else engine.queue_s
+            generations.append(engine.submit(job.request(user, names, queue_s)))
 
     try:
         # Not abandoned when cancelled: what was submitted must be known, to be cancelled below.

@@ -50,6 +50,7 @@ class GenerationRequest:
     The last `held_ids` of `reply_ids` belong to the form that the reply is held to; what is before them does not.
     `scripts` are extensions whose logits processors take part; engines that have no logits ignore them. `pictures`
     are those of the prompt in order, whose tokens stand in `prompt_ids` (ModelInfo.image_token, as often as encoded).
+    `queue_s` is how long it waits for its turn before it ends with TimedOut, in seconds; 0 without end.
     """
 
     id: str
@@ -64,6 +65,7 @@ class GenerationRequest:
     shape: CallShape | None = None
     shows: tuple[str, ...] = ()
     held_ids: int = 0
+    queue_s: float = 0.0
 
     @property
     def has_form(self) -> bool:

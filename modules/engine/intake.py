@@ -6,7 +6,9 @@ What a request does when its turn has come is the subclass's. It knows nothing o
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -14,7 +16,8 @@ from typing import Generic, TypeVar
 from modules.engine.admission import FairQueue
 from modules.engine.base import GenerationRequest, ModelInfo
 from modules.engine.telling import Telling
-from modules.errors import BadValue, ContextLengthExceeded, NoModelLoaded, NotAvailableHere
+from modules.errors import BadValue, ContextLengthExceeded, NoModelLoaded, NotAvailableHere, TimedOut
+from modules.units import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ class Intake(Generic[Taken]):
         self._changed = threading.Condition()
         self._news = False  # submitted or cancelled since the thread last looked
         self._closing = False
+        self._due = math.inf  # when the first of those that wait has waited too long (time.monotonic)
         self._longest_seen = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -62,6 +66,8 @@ class Intake(Generic[Taken]):
                 raise BadValue(f"The request id {request.id!r} is in use.", remedy="Give each request its own id.")
             self._queue.push(request.user, taken)
             self._waiting[request.id] = taken
+            if request.queue_s:
+                self._due = min(self._due, time.monotonic() + request.queue_s)
             self._tell()
 
     def cancel(self, request_id: str) -> None:
@@ -96,23 +102,31 @@ class Intake(Generic[Taken]):
                 worked = True
             if not worked:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._news or self._closing, timeout=60)
+                    left_s = max(self._due - time.monotonic(), 0)
+                    self._changed.wait_for(lambda: self._news or self._closing, timeout=min(left_s, 60))
         self._attend()
         self._shut_down()
 
     def _attend(self) -> None:
-        """End cancelled requests that wait, and tell the others where they stand. Cheap where nothing happened."""
-        if not self._news:
+        """End requests that wait and were cancelled, or have waited too long; tell the others where they stand.
+
+        Cheap where nothing happened.
+        """
+        if not self._news and time.monotonic() < self._due:
             return
         with self._changed:
             self._news = False
             cancelled = [taken for taken in self._waiting.values() if taken.cancelled]
-            for taken in cancelled:
+            late = [taken for taken in self._waiting.values() if taken.left_s <= 0 and not taken.cancelled]
+            for taken in (*cancelled, *late):
                 self._queue.remove(taken)
                 del self._waiting[taken.request.id]
+            self._due = time.monotonic() + min((taken.left_s for taken in self._waiting.values()), default=math.inf)
             order = self._queue.order()
         for taken in cancelled:
             taken.finish("cancelled")
+        for taken in late:
+            taken.finish("error", waited_too_long(taken.request.queue_s))
         for position, taken in enumerate(order):
             taken.wait_at(position)
 
@@ -141,6 +155,14 @@ class Intake(Generic[Taken]):
         self._longest_seen = max(self._longest_seen, len(taken.ids))
         with self._changed:
             self._active.pop(taken.request.id, None)
+
+
+def waited_too_long(seconds: float) -> TimedOut:
+    """Why a request ends whose turn never came."""
+    return TimedOut(
+        f"The request waited {format_duration(seconds)} for its turn, and was ended.",
+        remedy="Send it again when fewer are waiting, or start Snug with a longer --queue-timeout.",
+    )
 
 
 def check_fits(total: int, longest: int, *, can_grow: bool) -> None:

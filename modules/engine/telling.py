@@ -7,6 +7,7 @@ Not here: choosing tokens (reply.py), llama.cpp (llamacpp.py). Only `cancel` may
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -82,6 +83,13 @@ class Telling:
     def new_tokens(self) -> int:
         """Tokens made so far, end token and `reply_ids` not counted."""
         return len(self.tokens) - len(self.request.reply_ids)
+
+    @property
+    def left_s(self) -> float:
+        """How much longer it waits for its turn."""
+        if not self.request.queue_s:
+            return math.inf
+        return self.request.queue_s - (time.perf_counter() - self._submitted)
 
     @property
     def ids(self) -> list[int]:

@@ -72,7 +72,8 @@ class ModelManager:
             settings, self._records, read_inventory=read_inventory, speeds=speeds, dry_runs=dry_runs
         )
         self._starter = EngineStarter(
-            self._slot, self._records, loaders=loaders, patience=patience, in_process=in_process,
+            self._slot, self._records, loaders=loaders, in_process=in_process,
+            patience=replace(patience, queue_s=settings.queue_timeout),
             on_starved=self._save_replies, meter=self.meter,
         )  # fmt: skip
         self._rescue = Rescue(self._slot, self._starter, self._planning)

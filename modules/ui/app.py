@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -105,7 +105,7 @@ def mount_ui(app: App, services: Services) -> App:
         app,
         page,
         path="/",
-        app_kwargs={"middleware": [Middleware(OwnSessions, session_of=_session_of(page), admin_events=_admins(page))]},
+        app_kwargs={"middleware": [_own_sessions(page)]},
         theme=theme.theme(),
         head=theme.head(),
         favicon_path=str(theme.FAVICON),
@@ -123,6 +123,16 @@ def mount_ui(app: App, services: Services) -> App:
     return app
 
 
+def _own_sessions(page: gr.Blocks) -> Middleware:
+    """What keeps people's sessions of this page apart."""
+    return Middleware(
+        OwnSessions,
+        session_of=_session_of(page),
+        admin_events=_admins({number: event.fn for number, event in page.fns.items()}),
+        admin_parts=_admins(page.blocks),
+    )
+
+
 def _session_of(page: gr.Blocks) -> Callable[[str], str | None]:
     """Whose an event is that is under way."""
 
@@ -133,6 +143,6 @@ def _session_of(page: gr.Blocks) -> Callable[[str], str | None]:
     return session_of
 
 
-def _admins(page: gr.Blocks) -> frozenset[int]:
-    """The events that only administrators may start."""
-    return frozenset(number for number, event in page.fns.items() if is_for_admins(event.fn))
+def _admins(things: Mapping[int, object]) -> frozenset[int]:
+    """The events that only administrators may start, or the parts of the page whose doors are theirs."""
+    return frozenset(number for number, thing in things.items() if is_for_admins(thing))

@@ -123,6 +123,8 @@ def _part(extensions: Extensions, name: str) -> Part | None:
     for function in blocks.fns.values():
         if function.fn is not None:
             function.fn = for_admins(_guarded(extensions, name, function, kept))
+    for block in blocks.blocks.values():
+        for_admins(block)  # a component may have doors of its own, a list of files for one
     with blocks:
         kept.restore_on(blocks)
     return Part(name, extensions.title(name), blocks, extensions.own_tab(name))

@@ -43,10 +43,14 @@ Event = Callable[[str], str | None]
 class OwnSessions:
     """ASGI around Gradio's app."""
 
-    def __init__(self, app: ASGIApp, *, session_of: Event, admin_events: Collection[int]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, session_of: Event, admin_events: Collection[int], admin_parts: Collection[int] = ()
+    ) -> None:
+        """`admin_events`, `admin_parts`: numbers of Gradio's events, and of components, that are for administrators."""
         self.app = app
         self._session_of = session_of
         self._admin_events = admin_events
+        self._admin_parts = admin_parts
         self._uploads: OrderedDict[str, set[str]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +105,10 @@ class OwnSessions:
         number = asked.get("fn_index")
         if type(number) is not int and (number is not None or path.rstrip("/").endswith(("/join", "/predict"))):
             raise BadValue("An event is known by its number.")
-        if number in self._admin_events and not person.admin:
+        part = asked.get("component_id")
+        if part is not None and type(part) is not int:
+            raise BadValue("The page's request is no object.")
+        if (number in self._admin_events or part in self._admin_parts) and not person.admin:
             raise Forbidden("This is for administrators.")
         return json.dumps(asked).encode()
 

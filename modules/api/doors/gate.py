@@ -46,6 +46,23 @@ class Gate:
             return THE_ONE, False
         return THE_ONE, self.lock.check(scope)
 
+    @property
+    def endings(self) -> int:
+        """How many sessions and keys were ended by this process."""
+        return 0 if self._accounts is None else self._accounts.endings
+
+    def admits(self, scope: Scope, person: Person, *, cookies: bool) -> bool:
+        """Whether `person`, who was let in with this request, would be again. No attempt is counted."""
+        if self._accounts is None or not person.id:
+            return True
+        keys = header_secrets(scope)
+        if keys:
+            found = self._accounts.by_key(_text(keys[0]))
+        else:
+            sessions = cookie_values(scope, self._cookie) if cookies else []
+            found = self._accounts.by_session(_text(sessions[0])) if sessions else None
+        return found is not None and found.id == person.id
+
     def _with_account(self, scope: Scope, accounts: Accounts, cookies: bool) -> Person:
         keys = set(header_secrets(scope))
         if keys:

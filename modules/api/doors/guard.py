@@ -28,6 +28,7 @@ from modules.api.doors.gate import Gate, session_cookie
 from modules.api.doors.headers import API_PATHS, POLICY_OF, PlainFace
 from modules.api.doors.lock import Lock, cookie_values, header_values
 from modules.api.doors.rights import check_right, need_of
+from modules.api.doors.staying import Staying
 from modules.api.errors import error_response
 from modules.errors import Forbidden, SnugError, TooManyAttempts, Unauthorized, WrongHost
 
@@ -162,7 +163,22 @@ class Doors:
         elif named and scope.get("method") == "OPTIONS":
             await PREFLIGHT(scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, self._while_let_in(scope, receive, send, cookies=not named))
+
+    def _while_let_in(self, scope: Scope, receive: Receive, send: Send, *, cookies: bool) -> Send:
+        """How the answer goes out: to somebody with an account, only as long as that person may come in."""
+        person = scope["state"].get(STATE)
+        if person is None or not person.id or scope["type"] != "http" or scope["path"] == "/logout":
+            return send
+        gate = self.gate
+        staying = Staying(
+            scope,
+            receive,
+            send,
+            admitted=lambda: gate.admits(scope, person, cookies=cookies),
+            endings=lambda: gate.endings,
+        )
+        return staying.send
 
     def _let_in(self, scope: Scope, *, cookies: bool) -> bool:
         """Put who asks into the request's state; whether the secret came in the address. Raises a SnugError."""

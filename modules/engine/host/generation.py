@@ -135,6 +135,7 @@ class Generation:
                 reply_ids=(*self._request.reply_ids, *self._made),
                 held_ids=self._request.held_ids + len(self._made),
                 params=self._request.params.model_copy(update={"max_new_tokens": left}),
+                queue_s=0.0,  # its turn has come already
             )
 
     def push(self, event: Event) -> None:

@@ -145,6 +145,11 @@ class EngineHost:
         return self._starved
 
     @property
+    def queue_s(self) -> float:
+        """How long a request to the API waits here for its turn, in seconds; 0 without end."""
+        return self._patience.queue_s
+
+    @property
     def pid(self) -> int | None:
         """The engine's process; None for one in a thread."""
         return self._child.pid if self._child else None

@@ -16,7 +16,7 @@ class Patience:
 
     `load_s` without a sign of progress, or `reply_s` without an event while a request runs, and the engine counts as
     hung. One token of a model on a slow disk may take minutes. A cancelled reply ends for its reader after `cancel_s`
-    even if the engine is still busy with a step.
+    even if the engine is still busy with a step. A request to the API waits `queue_s` for its turn, 0 is without end.
     """
 
     load_s: float = 1800.0
@@ -24,6 +24,7 @@ class Patience:
     cancel_s: float = 0.8
     call_s: float = 60.0
     close_s: float = 3.0
+    queue_s: float = 600.0
 
     def verdict(self, silent_s: float, *, loaded: bool) -> SnugError | None:
         """Why an engine that has said nothing for `silent_s` is given up; None while it is not."""

@@ -1,0 +1,65 @@
+"""Answers that take long, to somebody who meanwhile may come in no more: they end there.
+
+Whoever logged out, was removed, or whose key was revoked reads nothing further, on any page that is still open. What
+runs for an answer alone ends with it, as for a client that left; a reply in a conversation belongs to the
+conversation, goes on, and is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from starlette.types import Message, Receive, Scope, Send
+
+from modules.api.doors.lock import header_values
+from modules.api.errors import error_response
+from modules.errors import SnugError, Unauthorized
+
+LOOK_EVERY_S = 1.0
+"""How soon an ending from the terminal is noticed; one in this process is at once."""
+
+
+class Staying:
+    """One answer on its way out. `admitted` says whether who asked may still come in."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, admitted: Callable[[], bool], endings: Callable[[], int]
+    ) -> None:
+        """`endings` counts the sessions and keys that this process has ended."""
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._admitted = admitted
+        self._endings = endings
+        self._seen = (endings(), time.monotonic())
+        self._whole = False
+        self._over = False
+
+    async def send(self, message: Message) -> None:
+        """Pass `message` on, while who asked may hear it."""
+        if self._over:
+            return
+        starts = message["type"] == "http.response.start"
+        if not self._may_stay() and (starts or not self._whole):
+            self._over = True
+            if starts:
+                await error_response(_left())(self._scope, self._receive, self._send)
+            else:
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        if starts:  # an answer whose length was told is whole, or broken
+            self._whole = bool(header_values({"headers": message.get("headers", ())}, b"content-length"))
+        await self._send(message)
+
+    def _may_stay(self) -> bool:
+        endings, looked = self._seen
+        now, ended = time.monotonic(), self._endings()
+        if ended == endings and now - looked < LOOK_EVERY_S:
+            return True
+        self._seen = (ended, now)
+        return self._admitted()
+
+
+def _left() -> SnugError:
+    return Unauthorized("This session has ended.", remedy="Log in again.")
