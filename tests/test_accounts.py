@@ -208,6 +208,15 @@ def test_wrong_tries_are_counted_by_who_sends_them() -> None:
     attempts.check(["10.0.0.3"])
 
 
+def test_a_right_password_undoes_no_guesses_at_another_name() -> None:
+    attempts = Attempts(lambda: 0.0)
+    for number in range(WRONG_TRIES):
+        attempts.wrong(["10.0.0.1"], [f"ana {number}".encode()], at="ana")
+        attempts.right(["10.0.0.1"], at="ben")
+    with pytest.raises(TooManyAttempts):
+        attempts.check(["10.0.0.1"])
+
+
 @pytest.mark.parametrize(
     ("address", "place"),
     [

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from modules.accounts import passwords
 from modules.accounts.attempts import WRONG_TRIES
+from modules.accounts.directory import Account
 from modules.settings import Settings
 from tests.household import HERE, WORDS, Household, household
 
@@ -108,6 +113,51 @@ async def test_a_hundred_wrong_passwords_are_slowed_down_and_the_owner_gets_in(h
         assert (await log_in(known, "Ben", WORDS["Ben"])).status_code == 303, "from where Ben has logged in before"
     async with home.client(address="198.51.100.2") as elsewhere:
         assert (await log_in(elsewhere, "Ben", "guess")).status_code == 429, "the name waits too"
+
+
+async def test_who_has_an_account_guesses_no_faster_at_another(home: Household) -> None:
+    home.accounts.add("Eve", "evening primrose")
+    home.accounts.add("Una", "under a nimbus")
+    spellings = ["Una", "ＵＮＡ", "𝐔na", "U𝐧a", "𝐔𝐧𝐚", " una ", "Ⓤna", "ᵁna", "uｎa", "unａ"]
+    guesses = []
+    async with home.client(address="192.0.2.20") as eve:
+        for round_, name in enumerate(spellings):
+            for number in range(3):
+                guesses.append((await log_in(eve, name, f"guess {round_} {number}")).status_code)
+            assert (await log_in(eve, "Eve", "evening primrose")).status_code in (303, 429)
+    assert guesses.count(401) == WRONG_TRIES, "one name in many letters, her own password in between"
+    async with home.client(address="192.0.2.21") as shared:  # a machine at which Cleo logs in too
+        home.accounts.add("Cleo", "nile and barge")
+        assert (await log_in(shared, "Cleo", "nile and barge")).status_code == 303
+        tried = []
+        for number in range(2 * WRONG_TRIES):
+            tried.append((await log_in(shared, "Cleo", f"guess {number}")).status_code)
+            await log_in(shared, "Eve", "evening primrose")
+    assert tried.count(401) == WRONG_TRIES
+
+
+async def test_a_flood_of_guesses_is_counted_and_takes_nobody_elses_turn(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify, together, most, counting = home.accounts.verify, 0, 0, threading.Lock()
+
+    def slow(name: str, password: str) -> Account:
+        nonlocal together, most
+        with counting:
+            together, most = together + 1, max(most, together + 1)
+        time.sleep(0.01)
+        try:
+            return verify(name, password)
+        finally:
+            with counting:
+                together -= 1
+
+    monkeypatch.setattr(home.accounts, "verify", slow)
+    async with home.client(address="192.0.2.30") as flood:
+        guesses = [log_in(flood, f"nobody {number}", f"guess {number}") for number in range(60)]
+        statuses = [answer.status_code for answer in await asyncio.gather(*guesses)]
+    assert most <= passwords.AT_ONCE
+    assert WRONG_TRIES <= statuses.count(401) < WRONG_TRIES + passwords.AT_ONCE
 
 
 async def test_a_login_from_another_sites_form_is_refused(home: Household) -> None:

@@ -41,7 +41,7 @@ class Attempts:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._turn = threading.Lock()
-        self._wrong: OrderedDict[str, set[bytes]] = OrderedDict()
+        self._wrong: OrderedDict[str, dict[bytes, str]] = OrderedDict()  # of each: a try's hash → at whom it was
         self._locked_until: OrderedDict[str, float] = OrderedDict()
 
     def check(self, who: Iterable[str], what: str = "Too many wrong secrets came from your address.") -> None:
@@ -51,12 +51,12 @@ class Attempts:
         if wait_s > 0:
             raise TooManyAttempts(what, remedy=f"Wait {wait_s:.0f} s.")
 
-    def wrong(self, who: Iterable[str], secrets: Sequence[bytes]) -> None:
-        """Count wrong secrets."""
+    def wrong(self, who: Iterable[str], secrets: Sequence[bytes], *, at: str = "") -> None:
+        """Count wrong secrets, tried `at` a name where there are names."""
         with self._turn:
             for one in who:
-                tries = self._wrong.setdefault(one, set())
-                tries.update(hashlib.sha256(secret).digest() for secret in secrets)
+                tries = self._wrong.setdefault(one, {})
+                tries.update((hashlib.sha256(secret).digest(), at) for secret in secrets)
                 self._wrong.move_to_end(one)
                 if len(tries) >= WRONG_TRIES:
                     del self._wrong[one]
@@ -65,8 +65,12 @@ class Attempts:
                 while len(remembered) > _MAX_REMEMBERED:
                     remembered.popitem(last=False)
 
-    def right(self, who: Iterable[str]) -> None:
-        """Forget the wrong ones of who then knew it."""
+    def right(self, who: Iterable[str], *, at: str = "") -> None:
+        """Forget the wrong ones of who then knew it, but those at other names: nobody's guesses at others are undone
+        by a password of their own.
+        """
         with self._turn:
             for one in who:
-                self._wrong.pop(one, None)
+                left = {tried: name for tried, name in self._wrong.pop(one, {}).items() if name != at}
+                if left:
+                    self._wrong[one] = left

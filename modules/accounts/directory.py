@@ -100,7 +100,7 @@ class Accounts:
     def named(self, name: str) -> Account:
         """The person of a name, removed or not. Raises NotFound."""
         with self._file.read() as file:
-            row = file.execute("SELECT * FROM people WHERE folded = ?", (_folded(name),)).fetchone()
+            row = file.execute("SELECT * FROM people WHERE folded = ?", (folded(name),)).fetchone()
         if row is None:
             raise NotFound(f"Nobody here is called {name[:60]!r}.", remedy="See server.py users list.", param="name")
         return _account(row)
@@ -114,7 +114,7 @@ class Accounts:
         passwords.check_new(password, name)
         kept, ident = passwords.hashed(password), uuid4().hex
         with self._file.write() as file:
-            taken = file.execute("SELECT removed_at FROM people WHERE folded = ?", (_folded(name),)).fetchone()
+            taken = file.execute("SELECT removed_at FROM people WHERE folded = ?", (folded(name),)).fetchone()
             if taken is not None:
                 remedy = "Choose another name." if taken[0] is None else (
                     f"server.py users restore {name!r} lets that person in again; "
@@ -125,7 +125,7 @@ class Accounts:
             alone = file.execute("SELECT 1 FROM people WHERE removed_at IS NULL LIMIT 1").fetchone() is None
             file.execute(
                 "INSERT INTO people VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
-                (ident, name, _folded(name), "" if first else ident, admin or alone, kept, self._now()),
+                (ident, name, folded(name), "" if first else ident, admin or alone, kept, self._now()),
             )
         return self.named(name)
 
@@ -191,7 +191,7 @@ class Accounts:
         """Who has this name and password. Takes a tenth of a second, right or wrong. Raises Unauthorized."""
         with self._file.read() as file:
             row = file.execute(
-                "SELECT * FROM people WHERE folded = ? AND removed_at IS NULL", (_folded(name),)
+                "SELECT * FROM people WHERE folded = ? AND removed_at IS NULL", (folded(name),)
             ).fetchone()
         if not passwords.matches(password, None if row is None else row[5]):
             raise Unauthorized("Name and password do not belong together.", remedy="Try again.")
@@ -297,8 +297,8 @@ def _account(row: tuple[object, ...]) -> Account:
     return Account(str(ident), str(name), str(owner), bool(admin), created_at, removed_at)  # type: ignore[arg-type]
 
 
-def _folded(name: str) -> str:
-    """Names that look alike to people are the same name."""
+def folded(name: str) -> str:
+    """How a name is looked up and counted: names that look alike to people are the same name."""
     return unicodedata.normalize("NFKC", name.strip()).casefold()
 
 

@@ -2,7 +2,8 @@
 page's and the terminal's business.
 
 Wrong guesses are counted by address and by name. Somebody who guesses at a name from elsewhere does not keep its
-owner out: an address from which that person logged in before waits for its own guesses only.
+owner out: an address from which that person logged in before waits for its own guesses only. Passwords are tried in
+places of their own, a few at once, so that a flood of guesses takes nobody else's.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections import OrderedDict
 from functools import partial
 from urllib.parse import parse_qsl
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.types import Scope
 
+from modules.accounts import passwords
 from modules.accounts.attempts import Attempts
-from modules.accounts.directory import Account, Accounts
+from modules.accounts.directory import Account, Accounts, folded
 from modules.accounts.person import person_in
 from modules.api.doors import door_page
 from modules.api.doors.gate import session_cookie
@@ -40,15 +42,16 @@ class Logins:
 
     def try_one(self, name: str, password: str, client: str) -> tuple[Account, str]:
         """Who that is, and the token of a new session. Raises Unauthorized or TooManyAttempts."""
-        tried = (f"name {name.strip().casefold()[:200]}", client)
-        who = [client] if tried in self._familiar else [client, tried[0]]
+        called = f"name {folded(name)[:200]}"  # as the account is looked up: one name in many letters is one name
+        tried = (called, client)
+        who = [client, f"familiar {client} {called}" if tried in self._familiar else called]
         self.attempts.check(who, "Too many wrong passwords.")
         try:
             account = self._accounts.verify(name, password)
         except Unauthorized:
-            self.attempts.wrong(who, [f"{name}\n{password}".encode("utf-8", "replace")])
+            self.attempts.wrong(who, [f"{called}\n{password}".encode("utf-8", "replace")], at=called)
             raise
-        self.attempts.right(who)
+        self.attempts.right(who, at=called)
         self._familiar[tried] = None
         while len(self._familiar) > _FAMILIAR:
             self._familiar.popitem(last=False)
@@ -59,6 +62,7 @@ def account_routes(services: Services) -> APIRouter:
     """GET and POST /login, POST /logout, GET /account."""
     accounts, cookie = services.accounts, session_cookie(services.settings.listen_port)
     logins = Logins(accounts) if accounts else None
+    places = CapacityLimiter(passwords.AT_ONCE)
     router = APIRouter(include_in_schema=False)
 
     @router.get("/login")
@@ -81,7 +85,7 @@ def account_routes(services: Services) -> APIRouter:
             if not name or not password:
                 raise BadValue("Both name and password are needed.")
             work = partial(logins.try_one, name, password, client_of(request.scope))
-            _, token = await to_thread.run_sync(work)
+            _, token = await to_thread.run_sync(work, limiter=places)
         except SnugError as error:
             return door_page.login_page(request.headers, error, name=name)
         response = RedirectResponse("/", 303)
