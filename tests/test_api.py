@@ -102,6 +102,19 @@ def test_the_openai_client_gets_its_own_error_types(desk: Desk) -> None:
     assert (empty.value.status_code, empty.value.code) == (503, "no_model_loaded")
 
 
+def test_the_openai_client_asks_again_only_where_that_makes_sense(settings: Settings) -> None:
+    sent: list[str] = []
+    http = openai.DefaultHttpxClient(event_hooks={"request": [lambda request: sent.append(str(request.url))]})
+    desk = Desk(settings)  # without a model
+    try:
+        with sdk(desk) as client, http, pytest.raises(openai.InternalServerError) as caught:
+            client.with_options(http_client=http, max_retries=2).chat.completions.create(model=MODEL, messages=USER)
+    finally:
+        desk.close()
+    assert caught.value.code == "no_model_loaded"
+    assert len(sent) == 1, "asking three times costs seconds and loads no model"
+
+
 def test_the_openai_client_cancels_by_closing_its_stream(settings: Settings) -> None:
     script = Script(endless=True, tokens_per_s=200)
     with desk_with(settings, script) as desk, sdk(desk) as client:
@@ -435,6 +448,7 @@ def test_a_full_queue_is_refused_with_503_and_a_time_to_come_back(settings: Sett
         assert refused.status_code == 503
         assert error_of(refused)["code"] == "queue_full"
         assert int(refused.headers["retry-after"]) >= 1
+        assert "x-should-retry" not in refused.headers
         assert desk.idle_within(2)
 
 
