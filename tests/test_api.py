@@ -115,6 +115,28 @@ def test_the_openai_client_asks_again_only_where_that_makes_sense(settings: Sett
     assert len(sent) == 1, "asking three times costs seconds and loads no model"
 
 
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("//v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("/models", "/v1/models"),
+        ("/v1/somewhere/else", "docs/api.md"),
+    ],
+)
+async def test_a_wrong_base_url_is_told_the_route_that_was_meant(
+    client: httpx.AsyncClient, path: str, route: str
+) -> None:
+    response = await client.post(httpx.URL("http://127.0.0.1:7860").copy_with(raw_path=path.encode()), json=CHAT)
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "not_found"
+    what, _, remedy = error_of(response)["message"].partition(". ")
+    assert what.endswith(path.lstrip("/"))
+    assert route in remedy
+
+
 def test_the_openai_client_cancels_by_closing_its_stream(settings: Settings) -> None:
     script = Script(endless=True, tokens_per_s=200)
     with desk_with(settings, script) as desk, sdk(desk) as client:

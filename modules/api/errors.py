@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from modules.api.asking import Dialect, dialect_of, request_id_of
+from modules.api.lost import no_route
 from modules.errors import (
     BadValue,
     Busy,
@@ -26,7 +27,6 @@ from modules.errors import (
     LoadFailed,
     MethodNotAllowed,
     NoModelLoaded,
-    NotFound,
     OutOfMemory,
     QueueFull,
     SnugError,
@@ -130,7 +130,7 @@ def from_http(error: HTTPException, request: Request) -> SnugError:
     """What Starlette and FastAPI refuse by themselves: unknown routes, wrong methods, unreadable bodies."""
     place = f"{request.method} {request.scope['path'][:200]}"
     if error.status_code == 404:
-        return NotFound(f"There is no {place}.", remedy="docs/api.md lists every route.")
+        return no_route(request.method, request.scope["path"])
     if error.status_code == 405:
         return MethodNotAllowed(f"{place} is not a way to call this route.", remedy="docs/api.md lists every route.")
     return BadValue("The body cannot be read.", remedy="Send JSON in UTF-8 with Content-Type: application/json.")

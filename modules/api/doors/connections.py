@@ -21,8 +21,8 @@ BODY_BYTES_PER_S = 8 * KiB  # at least, after the grace
 READING_S = 30.0
 """Seconds in which a client must take in what lies ready for it, some tens of KiB."""
 IDLE_S = 120
-"""How long a connection may wait for its next request: longer than clients keep theirs (Go's 90 s are the longest of the
-usual ones), since one that this side closes while a request is on its way fails that request."""
+"""Seconds in which a connection may wait for its next request: longer than clients keep theirs (Go's 90 are the most of
+the usual ones), since one that this side closes while a request is on its way fails that request."""
 
 
 class _TooMuch(Exception):

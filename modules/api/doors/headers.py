@@ -92,8 +92,9 @@ class PlainFace:
 
 
 def _headers_allowed(scope: Scope) -> list[str]:
-    """What a named origin's page may send: the usual ones, and what it asks for. OpenAI's and Anthropic's libraries send
-    a dozen of their own (`x-stainless-…`), new ones with every version.
+    """What a named origin's page may send: the usual ones, and what it asks for.
+
+    OpenAI's and Anthropic's libraries send a dozen of their own (`x-stainless-…`), new ones with every version.
     """
     given = b",".join(header_values(scope, b"access-control-request-headers")).decode("latin-1").lower()
     asked = [name.strip() for name in given.split(",")[:MOST_ASKED_HEADERS]]
