@@ -81,7 +81,7 @@ def _networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
 
 def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     for origin in origins:
-        if not re.fullmatch(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", origin):
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", origin):
             raise ValueError(f"{origin[:60]!r} is no origin: write it like https://app.example.org, without a path")
     return tuple(origin.lower() for origin in origins)
 
@@ -279,7 +279,8 @@ class Settings(LoadOptions):
         tuple[str, ...], BeforeValidator(_words), AfterValidator(_origins), Flag("page", "ORIGIN")
     ] = Field(
         (),
-        description="Web pages of other origins that may use the API from a browser: https://app.example.org. "
+        description="Web pages of other origins that may use the API from a browser: https://app.example.org, or "
+        "app://obsidian.md and chrome-extension://ID of apps that are pages inside. "
         "They need a key where others do, and never get at the page.",
     )
     auto_launch: Annotated[bool, Flag("page")] = Field(False, description="Open the page in the browser at start.")

@@ -106,6 +106,41 @@ def test_the_openai_client_gets_its_own_error_types(desk: Desk) -> None:
     assert (empty.value.status_code, empty.value.code) == (503, "no_model_loaded")
 
 
+def test_the_openai_client_asks_again_only_where_that_makes_sense(settings: Settings) -> None:
+    sent: list[str] = []
+    http = openai.DefaultHttpxClient(event_hooks={"request": [lambda request: sent.append(str(request.url))]})
+    desk = Desk(settings)  # without a model
+    try:
+        with sdk(desk) as client, http, pytest.raises(openai.InternalServerError) as caught:
+            client.with_options(http_client=http, max_retries=2).chat.completions.create(model=MODEL, messages=USER)
+    finally:
+        desk.close()
+    assert caught.value.code == "no_model_loaded"
+    assert len(sent) == 1, "asking three times costs seconds and loads no model"
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("//v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("/models", "/v1/models"),
+        ("/v1/somewhere/else", "docs/api.md"),
+    ],
+)
+async def test_a_wrong_base_url_is_told_the_route_that_was_meant(
+    client: httpx.AsyncClient, path: str, route: str
+) -> None:
+    response = await client.post(httpx.URL("http://127.0.0.1:7860").copy_with(raw_path=path.encode()), json=CHAT)
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "not_found"
+    what, _, remedy = error_of(response)["message"].partition(". ")
+    assert what.endswith(path.lstrip("/"))
+    assert route in remedy
+
+
 def test_the_openai_client_cancels_by_closing_its_stream(settings: Settings) -> None:
     script = Script(endless=True, tokens_per_s=200)
     with desk_with(settings, script) as desk, sdk(desk) as client:
@@ -478,6 +513,7 @@ def test_a_full_queue_is_refused_with_503_and_a_time_to_come_back(settings: Sett
         assert refused.status_code == 503
         assert error_of(refused)["code"] == "queue_full"
         assert int(refused.headers["retry-after"]) >= 1
+        assert "x-should-retry" not in refused.headers
         assert desk.idle_within(2)
 
 

@@ -60,7 +60,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(echo, http=Hasty, log_level="critical", lifespan="off", ws="none", timeout_keep_alive=30)
+    config = uvicorn.Config(echo, http=Hasty, log_level="critical", lifespan="off", ws="none", timeout_keep_alive=0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -104,6 +104,18 @@ def drip(client: socket.socket, byte: bytes) -> bytes:
             return found
         found += piece
     raise AssertionError("the server waits for ever")
+
+
+def test_a_connection_that_rests_is_kept_for_the_next_request(port: int) -> None:
+    with connected(port) as client:
+        for _ in range(2):
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"\r\n\r\n0"):
+                piece = client.recv(1000)
+                assert piece, "closed between two requests"
+                answer += piece
+            time.sleep(0.05)  # uvicorn's own patience, 0 s here, is over
 
 
 def test_headers_that_drip_are_not_waited_for(port: int) -> None:

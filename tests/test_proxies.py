@@ -124,6 +124,13 @@ async def test_a_named_origin_may_use_the_api_and_nothing_else() -> None:
         )
         assert asked.status_code == 204
         assert "authorization" in asked.headers["access-control-allow-headers"]
+        wanted = {"access-control-request-headers": "authorization,x-stainless-os, X-Stainless-Lang,b@d"}
+        asked = await browser.options("/v1/thing", headers={"origin": APP} | wanted | sites)
+        allowed = asked.headers["access-control-allow-headers"].split(", ")
+        assert {"x-stainless-os", "x-stainless-lang", "x-api-key"} < set(allowed), "what OpenAI's own library sends"
+        assert "b@d" not in allowed
+        assert len(allowed) == len(set(allowed))
+        assert "x-request-id" in asked.headers["access-control-expose-headers"]
         assert (await browser.get("/", headers={"origin": APP} | sites)).status_code == 403, "the page is not the API"
         for origin in ("https://app.example.org.evil.example", "http://app.example.org", "null", f"{APP}:444", "*"):
             refused = await browser.post("/v1/thing", headers={"origin": origin} | sites)
@@ -178,6 +185,8 @@ async def test_accounts_close_a_server_and_its_secret_opens_it_no_more(accounts:
         ("--cors-origin", "app.example.org"),
         ("--cors-origin", "https://app.example.org/path"),
         ("--cors-origin", "null"),
+        ("--cors-origin", "app://"),
+        ("--cors-origin", "file:///"),
     ],
 )
 def test_flags_that_would_open_too_much_or_mean_nothing_are_refused(flags: tuple[str, str]) -> None:
@@ -189,6 +198,8 @@ def test_several_of_each_may_be_named() -> None:
     settings = read_settings(["--allowed-host", "A.example", "b.example", "--trusted-proxy", "10.0.0.0/8,::1"], {})
     assert settings.allowed_host == ("a.example", "b.example")
     assert settings.trusted_proxy == ("10.0.0.0/8", "::1")
+    apps = ("app://obsidian.md", "chrome-extension://abcdefghijklmnop")
+    assert read_settings(["--cors-origin", *apps], {}).cors_origin == apps
     assert read_settings([], {"SNUG_CORS_ORIGIN": "https://a.example http://b.example:8080"}).cors_origin == (
         "https://a.example",
         "http://b.example:8080",

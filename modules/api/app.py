@@ -15,6 +15,7 @@ from modules.api.conversations import conversation_routes
 from modules.api.downloads import download_routes
 from modules.api.errors import install_error_handlers
 from modules.api.internal import internal_routes
+from modules.api.lost import lost_routes
 from modules.api.metrics import metrics_routes
 from modules.api.openai import openai_routes
 from modules.api.pictures import picture_routes
@@ -50,5 +51,6 @@ def build_api(services: Services, *, patience: Patience = Patience()) -> FastAPI
     app.include_router(conversation_routes(services))
     app.include_router(anthropic_routes(services, **waits))
     app.include_router(responses_routes(services, **waits))
+    app.include_router(lost_routes())
     app.include_router(openai_routes(services, **waits))
     return app

@@ -18,7 +18,22 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from modules.api.asking import Dialect, dialect_of, request_id_of
-from modules.errors import BadValue, Busy, EngineDied, MethodNotAllowed, NotFound, QueueFull, SnugError
+from modules.api.lost import no_route
+from modules.errors import (
+    BadValue,
+    Busy,
+    DiskFull,
+    EngineDied,
+    LoadFailed,
+    MethodNotAllowed,
+    NoModelLoaded,
+    OutOfMemory,
+    QueueFull,
+    SnugError,
+    StaleView,
+    TimedOut,
+    TooManyAttempts,
+)
 from modules.files import without_folders
 
 log = logging.getLogger(__name__)
@@ -32,6 +47,9 @@ _ANTHROPIC_TYPES = {
     429: "rate_limit_error", 504: "timeout_error",
 }  # fmt: skip
 _RETRY_AFTER_S: dict[type[SnugError], int] = {Busy: 5, QueueFull: 2, EngineDied: 5}
+_IN_VAIN = (NoModelLoaded, OutOfMemory, DiskFull, LoadFailed, TimedOut, StaleView, TooManyAttempts)
+"""What the same request meets again. OpenAI's and Anthropic's libraries send a request that ends with 409, 429 or 5xx
+two more times, unless they are told otherwise."""
 
 
 def problem(error: SnugError, tell: Callable[[str], str]) -> dict[str, Any]:
@@ -64,7 +82,9 @@ class ErrorResponse(Response):
     def __init__(self, error: SnugError) -> None:
         wait_s = _RETRY_AFTER_S.get(type(error))
         self.error = error
-        super().__init__(status_code=error.http_status, headers={} if wait_s is None else {"Retry-After": str(wait_s)})
+        headers = {"X-Should-Retry": "false"} if isinstance(error, _IN_VAIN) else {}
+        headers |= {} if wait_s is None else {"Retry-After": str(wait_s)}
+        super().__init__(status_code=error.http_status, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
@@ -110,7 +130,7 @@ def from_http(error: HTTPException, request: Request) -> SnugError:
     """What Starlette and FastAPI refuse by themselves: unknown routes, wrong methods, unreadable bodies."""
     place = f"{request.method} {request.scope['path'][:200]}"
     if error.status_code == 404:
-        return NotFound(f"There is no {place}.", remedy="docs/api.md lists every route.")
+        return no_route(request.method, request.scope["path"])
     if error.status_code == 405:
         return MethodNotAllowed(f"{place} is not a way to call this route.", remedy="docs/api.md lists every route.")
     return BadValue("The body cannot be read.", remedy="Send JSON in UTF-8 with Content-Type: application/json.")

@@ -20,6 +20,7 @@ from modules.api import sse
 from modules.api.asking import asker, dialect_of
 from modules.api.embeddings import embed
 from modules.api.image_parts import look_at
+from modules.api.lost import no_route
 from modules.api.model_list import anthropic_model, anthropic_models
 from modules.api.prompting import form_of
 from modules.api.replies import Collected, Job, collect, relay, running, seeded, total_usage
@@ -32,7 +33,7 @@ from modules.chat.offering import Toolbox
 from modules.chat.prompts import BuiltPrompt, free_tokens
 from modules.engine.base import Degraded, Delta, Event, Finished, ModelInfo, Usage
 from modules.engine.host.host import EngineHost
-from modules.errors import BadValue, ContextLengthExceeded, MethodNotAllowed, ModelNotFound, NotFound
+from modules.errors import BadValue, ContextLengthExceeded, MethodNotAllowed, ModelNotFound
 from modules.sampling import GenerationParams
 from modules.services import Services
 
@@ -114,7 +115,7 @@ def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: fl
     def unknown(request: Request, rest: str) -> Json:
         if any(route.path == f"/v1/{rest}" for route in iter_route_contexts(request.app.routes)):
             raise MethodNotAllowed(f"/v1/{rest} takes no {request.method}.", remedy="docs/api.md lists every route.")
-        raise NotFound(f"There is no {request.method} /v1/{rest[:200]}.", remedy="docs/api.md lists every route.")
+        raise no_route(request.method, request.scope["path"])
 
     return router
 

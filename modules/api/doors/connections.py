@@ -20,6 +20,9 @@ BODY_GRACE_S = 20.0
 BODY_BYTES_PER_S = 8 * KiB  # at least, after the grace
 READING_S = 30.0
 """Seconds in which a client must take in what lies ready for it, some tens of KiB."""
+IDLE_S = 120
+"""Seconds in which a connection may wait for its next request: longer than clients keep theirs (Go's 90 are the most of
+the usual ones), since one that this side closes while a request is on its way fails that request."""
 
 
 class _TooMuch(Exception):
@@ -32,6 +35,7 @@ class Connection(HttpToolsProtocol):
     headers_s = HEADERS_S
     body_grace_s = BODY_GRACE_S
     reading_s = READING_S
+    idle_s = IDLE_S
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there: its headers are due."""
@@ -41,6 +45,7 @@ class Connection(HttpToolsProtocol):
         self._body_since = 0.0
         self._reads_headers = True
         self._answer = b""
+        self.timeout_keep_alive = self.idle_s  # uvicorn's own 5 s are what httpx waits too
         super().connection_made(transport)
         self._wait(self.headers_s, self._headers_late)
 

@@ -245,7 +245,10 @@ def _check_origin(scope: Scope, host: str, named: Collection[str]) -> bool:
     if header_values(scope, b"sec-fetch-site") in ([b"cross-site"], [b"same-site"]):
         foreign = foreign or not _followed_a_link(scope)
     if foreign:
-        raise Forbidden("Another site's page may not do this.", remedy="Use Snug's own page, or a program.")
+        raise Forbidden(
+            "Another site's page may not do this.",
+            remedy="Use Snug's own page, or a program; or name that page's origin with --cors-origin.",
+        )
     return False
 
 

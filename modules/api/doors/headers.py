@@ -14,6 +14,9 @@ from modules.api.doors.lock import header_values
 from modules.api.errors import error_response, public
 
 API_PATHS = re.compile(r"/(v1|health|metrics|account|openapi\.json)(/|$)")
+_ASKED_HEADER = re.compile(r"[a-z0-9-]{1,64}")
+_SENT_HEADERS = ("authorization", "content-type", "x-api-key", "anthropic-version")
+MOST_ASKED_HEADERS = 32
 POLICY_OF = "snug.policy"
 """Under which name a scope holds a stricter content policy than its path's."""
 
@@ -82,10 +85,20 @@ class PlainFace:
             (b"vary", b"origin"),
             (b"access-control-allow-origin", origins[0]),
             (b"access-control-allow-methods", b"GET, POST, DELETE"),
-            (b"access-control-allow-headers", b"authorization, content-type, x-api-key, anthropic-version"),
-            (b"access-control-expose-headers", b"retry-after"),
+            (b"access-control-allow-headers", ", ".join(_headers_allowed(scope)).encode()),
+            (b"access-control-expose-headers", b"retry-after, x-should-retry, x-request-id, request-id"),
             (b"access-control-max-age", b"600"),
         ]
+
+
+def _headers_allowed(scope: Scope) -> list[str]:
+    """What a named origin's page may send: the usual ones, and what it asks for.
+
+    OpenAI's and Anthropic's libraries send a dozen of their own (`x-stainless-…`), new ones with every version.
+    """
+    given = b",".join(header_values(scope, b"access-control-request-headers")).decode("latin-1").lower()
+    asked = [name.strip() for name in given.split(",")[:MOST_ASKED_HEADERS]]
+    return list(dict.fromkeys([*_SENT_HEADERS, *filter(_ASKED_HEADER.fullmatch, asked)]))
 
 
 def _hardened(headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> list[tuple[bytes, bytes]]:
