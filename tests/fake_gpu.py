@@ -1,20 +1,25 @@
 """Graphics cards for llama.cpp that are none (fake_gpu.c): what it places where, and what it allocates there, is real.
 
 `code` that runs in a process of its own begins with `ADD`, which registers cards of so many GiB with the installed
-llama.cpp: `python -c ADD+… 12,24`.
+llama.cpp. The processes are forks of one that has llama.cpp's libraries already (`Forks`): to start Python anew would
+cost more than most dry fits.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -78,27 +83,98 @@ def library() -> Path:
     return built
 
 
-def _command(code: str, path: Path, run: RunSpec, cards: Sequence[float], layers: Sequence[int]) -> list[str]:
-    return [
-        sys.executable, "-c", ADD + code, str(library()), ",".join(map(str, cards)), str(path),
-        str(run.context_tokens), str(run.prefill_chunk), run.kv_cache, ",".join(map(str, layers)),
-    ]  # fmt: skip
+# Reads jobs, a line of JSON each, and forks for each of them; answers with the fork's id, then with its exit code.
+_FORKS = """
+import json, os, sys, traceback, xllamacpp
+from modules.memory.dryruns import llamacpp_params
+for line in sys.stdin:
+    code, sys.argv, *paths = json.loads(line)
+    files = [os.open(path, os.O_RDWR) for path in (os.devnull, *paths)]
+    if (fork := os.fork()) == 0:
+        status = 1
+        try:
+            for number, file in enumerate(files):
+                os.dup2(file, number)
+            exec(compile(code, "job", "exec"), {"__name__": "__main__"})
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    for file in files:
+        os.close(file)
+    print(fork, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
+"""
 
 
-def dry_log(path: Path, run: RunSpec, cards: Sequence[float], layers: Sequence[int]) -> list[str]:
+class Forks:
+    """The process that forks, and its jobs, one at a time."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+
+    def start(self, code: str, arguments: Sequence[object], out: Path, log: Path) -> int:
+        """Run `code` with `ADD` before it, output and log to these files; the id of its process."""
+        words = ["-c", str(library()), *map(str, arguments)]
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([ADD + code, words, str(out), str(log)]) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def wait(self) -> int:
+        """The exit code of the job that was started."""
+        return self._answer()
+
+    def run(self, code: str, arguments: Sequence[object]) -> tuple[str, str]:
+        """What `code` prints, and its log; it must end well."""
+        with tempfile.TemporaryDirectory(prefix="snug-") as folder:
+            out, log = Path(folder, "out"), Path(folder, "log")
+            out.touch()
+            log.touch()
+            self.start(code, arguments, out, log)
+            status, told = self.wait(), log.read_text(encoding="utf-8", errors="replace")
+            assert status == 0, told[-2000:]
+            return out.read_text(encoding="utf-8", errors="replace"), told
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=60)
+
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+
+def _about(path: Path, run: RunSpec, cards: Sequence[float], layers: Sequence[int]) -> list[object]:
+    sizes, counts = ",".join(map(str, cards)), ",".join(map(str, layers))
+    return [sizes, path, run.context_tokens, run.prefill_chunk, run.kv_cache, counts]
+
+
+def dry_log(forks: Forks, path: Path, run: RunSpec, cards: Sequence[float], layers: Sequence[int]) -> list[str]:
     """What llama.cpp says that it would allocate, of a file whose weights may be missing."""
-    with tempfile.TemporaryDirectory(prefix="snug-") as folder, subprocess.Popen(
-        [*_command(_DRY, path, run, cards, layers), f"{folder}/dry.sock"], stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace", cwd=ROOT,
-    ) as process:  # fmt: skip
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if _DONE in line:
-                break
-        process.kill()
-    return lines
+    with tempfile.TemporaryDirectory(prefix="snug-") as folder:
+        log = Path(folder, "log")
+        os.mkfifo(log)
+        reading = os.open(log, os.O_RDONLY | os.O_NONBLOCK)  # before there is a writer, whom this would wait for
+        with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
+            job = forks.start(_DRY, [*_about(path, run, cards, layers), f"{folder}/dry.sock"], Path(os.devnull), log)
+            os.set_blocking(reading, True)
+            told = list(up_to(_DONE, lines))
+            os.kill(job, signal.SIGKILL)
+        forks.wait()
+    return told
+
+
+def up_to(end: str, lines: IO[str]) -> Iterator[str]:
+    """The lines up to the one that holds `end`."""
+    for line in lines:
+        yield line
+        if end in line:
+            return
 
 
 def dry_buffers(lines: list[str]) -> dict[str, Buffers]:
@@ -113,11 +189,9 @@ def dry_buffers(lines: list[str]) -> dict[str, Buffers]:
 
 
 def loaded(
-    path: Path, run: RunSpec, cards: Sequence[float], layers: Sequence[int], *, draft: Path | None = None
+    forks: Forks, path: Path, run: RunSpec, cards: Sequence[float], layers: Sequence[int], *, draft: Path | None = None
 ) -> tuple[dict[str, Buffers], str, str]:
     """Load `path` for real and write a reply: the buffers by device, the reply, the whole log."""
     with tempfile.TemporaryDirectory(prefix="snug-") as folder:
-        command = [*_command(_LOAD, path, run, cards, layers), f"{folder}/load.sock", str(draft or "")]
-        done = subprocess.run(command, capture_output=True, timeout=300, check=True, cwd=ROOT)
-    log = done.stderr.decode("utf-8", "replace")
-    return read_load(log.splitlines()), done.stdout.decode("utf-8", "replace"), log
+        reply, log = forks.run(_LOAD, [*_about(path, run, cards, layers), f"{folder}/load.sock", draft or ""])
+    return read_load(log.splitlines()), reply, log

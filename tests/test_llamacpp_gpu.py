@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from enum import Enum
 from functools import cache, partial
@@ -43,7 +42,7 @@ from modules.settings_reading import read_settings
 from modules.ui.ways import options_of
 from modules.units import GiB, MiB
 from tests.big_gguf import Size, big_gguf
-from tests.fake_gpu import ADD, ROOT, dry_buffers, dry_log, library, loaded
+from tests.fake_gpu import Forks, dry_buffers, dry_log, library, loaded
 from tests.fakes import Script, ScriptedEngine, ScriptedLoad
 from tests.llamacpp_rig import ignore, plan_of
 from tests.shapes import NO_FLAGS, llama, machine
@@ -51,6 +50,14 @@ from tests.tiny_models import tiny_gguf
 
 SLOW = pytest.mark.slow
 CPU_BUILD = pytest.mark.skipif(can_use_gpus(), reason="the installed xllamacpp computes on GPUs")
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """Processes with cards that are none."""
+    library()
+    with closing(Forks()) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +115,7 @@ def check_limits(plan: Plan, there: Inventory) -> None:
     [(1024, 128, "plain"), (8192, 512, "plain"), (32768, 512, "plain"), (8192, 512, "int8"), (32768, 512, "int4")],
 )
 def test_weights_caches_and_buffers_of_a_split_are_what_llama_cpp_would_allocate(
-    folder: Path, size: Size, share: float, context: int, chunk: int, kept: KVCache
+    forks: Forks, folder: Path, size: Size, share: float, context: int, chunk: int, kept: KVCache
 ) -> None:
     spec = spec_of(folder, size)
     run = RunSpec("float16", context_tokens=context, prefill_chunk=chunk, kv_cache=kept, runtime="llamacpp")
@@ -120,14 +127,19 @@ def test_weights_caches_and_buffers_of_a_split_are_what_llama_cpp_would_allocate
         )
         for device in ("cpu", "cuda:0")
     }
-    compare(spec, run, budgets, (layers,), [900])
+    compare(forks, spec, run, budgets, (layers,), [900])
 
 
 def compare(
-    spec: ModelSpec, run: RunSpec, budgets: Mapping[str, Budget], layers: tuple[int, ...], cards: list[float]
+    forks: Forks,
+    spec: ModelSpec,
+    run: RunSpec,
+    budgets: Mapping[str, Budget],
+    layers: tuple[int, ...],
+    cards: list[float],
 ) -> None:
     """Hold budgets to llama.cpp's dry fit: weights and caches to its table's MiB, buffers from above."""
-    real = dry_buffers(dry_log(spec.path, run, cards, layers))
+    real = dry_buffers(dry_log(forks, spec.path, run, cards, layers))
     told = []
     for device, buffers in real.items():
         if not buffers.total:
@@ -151,14 +163,14 @@ def compare(
     ],
 )  # fmt: skip
 def test_splits_over_several_cards_lie_where_the_plan_says(
-    folder: Path, size: Size, layers: int, cards: tuple[float, ...]
+    forks: Forks, folder: Path, size: Size, layers: int, cards: tuple[float, ...]
 ) -> None:
     spec = spec_of(folder, size)
     there = several(*cards)
     plan = chosen(spec, there, gpu_layers=layers, ctx_size=4096, kv_cache="plain")
     assert sum(plan.gpu_layers) == layers and sum(1 for count in plan.gpu_layers if count) == len(cards)
     check_limits(plan, there)
-    compare(spec, plan.run, plan.budgets, plan.gpu_layers, list(cards))
+    compare(forks, spec, plan.run, plan.budgets, plan.gpu_layers, list(cards))
 
 
 def several(*cards: float, ram_gib: float = 64) -> Inventory:
@@ -171,11 +183,13 @@ def several(*cards: float, ram_gib: float = 64) -> Inventory:
     return replace(there, gpus=gpus)
 
 
-def test_no_pipeline_is_built_over_several_cards_and_nothing_on_a_card_for_the_cpu_alone(folder: Path) -> None:
+def test_no_pipeline_is_built_over_several_cards_and_nothing_on_a_card_for_the_cpu_alone(
+    forks: Forks, folder: Path
+) -> None:
     path, run = spec_of(folder, "7B").path, RunSpec("float16", context_tokens=4096)
-    log = "".join(dry_log(path, run, (24, 24), (16, 17)))
+    log = "".join(dry_log(forks, path, run, (24, 24), (16, 17)))
     assert "sched copies = 1" in log and "pipeline parallelism enabled" not in log
-    alone = "".join(dry_log(path, run, (24, 24), ()))
+    alone = "".join(dry_log(forks, path, run, (24, 24), ()))
     assert "CUDA0 compute buffer" not in alone
 
 
@@ -464,16 +478,25 @@ def test_the_engine_refuses_layers_that_the_installed_build_cannot_compute(tiny:
 # The engine, with cards that are none: llama.cpp's own load and its own reply.
 
 
+SHORT = RunSpec("float16", context_tokens=1024, prefill_chunk=128)
+
+
+@pytest.fixture(scope="module")
+def expected(forks: Forks, tiny: Path) -> str:
+    """The reply of a model that lies in CPU memory."""
+    return loaded(forks, tiny, SHORT, (8, 8), ())[1]
+
+
 @pytest.mark.parametrize("layers", [(4,), (7,), (3, 4), (0, 7), (2, 2)])
-def test_wherever_the_layers_lie_the_reply_is_the_same(tiny: Path, layers: tuple[int, ...]) -> None:
-    run = RunSpec("float16", context_tokens=1024, prefill_chunk=128)
-    _, expected, _ = loaded(tiny, run, (8, 8), ())
-    buffers, reply, _ = loaded(tiny, run, (8, 8), layers)
+def test_wherever_the_layers_lie_the_reply_is_the_same(
+    forks: Forks, tiny: Path, expected: str, layers: tuple[int, ...]
+) -> None:
+    buffers, reply, _ = loaded(forks, tiny, SHORT, (8, 8), layers)
     assert reply == expected and len(reply) > 20
     used = {f"cuda:{number}" for number, count in enumerate(layers) if count}
     assert used <= set(buffers) <= {*used, "cpu"}
     spec = inspect(tiny)
-    parts = parts_of(spec, replace(run, runtime="llamacpp"))
+    parts = parts_of(spec, replace(SHORT, runtime="llamacpp"))
     layout = lay_out(parts, [f"cuda:{number}" for number in range(len(layers))], layers)
     for device, weights in layout.weights.items():
         if weights:
@@ -482,21 +505,23 @@ def test_wherever_the_layers_lie_the_reply_is_the_same(tiny: Path, layers: tuple
             assert buffers[device].context == pytest.approx(kept, abs=MiB // 50)
 
 
-def test_a_draft_model_goes_to_the_one_card_and_beside_several_stays_in_cpu_memory(tiny: Path, folder: Path) -> None:
+def test_a_draft_model_goes_to_the_one_card_and_beside_several_stays_in_cpu_memory(
+    forks: Forks, tiny: Path, folder: Path
+) -> None:
     small, run = tiny_gguf(folder, readable=True), RunSpec("float16", context_tokens=512, prefill_chunk=64)
     for layers, offloaded in (((7,), "offloaded 3/3"), ((3, 4), "offloaded 0/3")):
-        _, _, log = loaded(tiny, run, (8, 8), layers, draft=small)
+        _, _, log = loaded(forks, tiny, run, (8, 8), layers, draft=small)
         assert offloaded in log
 
 
 _ENGINE = """
-from modules.engine.base import TextPiece
+import queue
+from modules.engine.base import Delta, Finished, GenerationRequest, TextPiece
 from modules.engine.llamacpp.engine import load
 from modules.memory.model.spec import inspect
 from modules.memory.planning.planner import Question, make_plan
 from modules.settings import LoadOptions
 from tests.llamacpp_rig import TEXT, ignore, long
-from tests.loop_rig import Ask
 from tests.shapes import machine
 options = LoadOptions(loader="llamacpp", ctx_size=1024, gpu_layers=int(sys.argv[8]))
 plan = make_plan(Question(inspect(Path(sys.argv[3])), options, machine(1, 8), Path("cache"), llamacpp_gpu=True))
@@ -513,18 +538,19 @@ for name, budget in plan.budgets.items():
         told = budget.weights + budget.kv_cache
         assert told <= peak[name] + 2**15 and peak[name] < told + 2**26, (name, peak, budget)
         assert engine.stats().gpu_bytes[name] == peak[name]
-print(plan.gpu_layers, Ask("one", engine.encode([TextPiece(TEXT)]), long(30)).run(engine).tokens)
+events = queue.SimpleQueue()
+engine.submit(GenerationRequest("one", "", tuple(engine.encode([TextPiece(TEXT)])), long(30)), events.put)
+told = list(iter(lambda: isinstance(event := events.get(timeout=120), Finished) or event, True))
+print(plan.gpu_layers, [token for event in told if isinstance(event, Delta) for token in event.token_ids])
 engine.close()
 """
 
 
-def test_the_engine_runs_a_plan_with_layers_on_a_card(tiny: Path) -> None:
-    command = [sys.executable, "-c", ADD + _ENGINE, str(library()), "8", str(tiny), "1024", "512", "plain", ""]
+def test_the_engine_runs_a_plan_with_layers_on_a_card(forks: Forks, tiny: Path) -> None:
     replies = []
     for layers in (0, 3, 7):
-        done = subprocess.run([*command, str(layers)], capture_output=True, text=True, timeout=300, cwd=ROOT)
-        assert done.returncode == 0, done.stderr[-2000:]
-        placed, _, reply = done.stdout.strip().partition(") ")
+        printed, _ = forks.run(_ENGINE, ["8", tiny, 1024, 512, "plain", "", layers])
+        placed, _, reply = printed.strip().partition(") ")
         assert placed == (f"({layers}," if layers else "(")
         replies.append(reply)
     assert len(replies[0]) > 100 and replies == [replies[0]] * 3
@@ -550,25 +576,21 @@ except OutOfMemory as error:
 """
 
 
-def test_a_card_that_others_have_filled_since_is_told_as_out_of_memory(tiny: Path) -> None:
-    told = out_of_memory(tiny, "0.01")
+def test_a_card_that_others_have_filled_since_is_told_as_out_of_memory(forks: Forks, tiny: Path) -> None:
+    told = out_of_memory(forks, tiny, "0.01")
     assert "GPU 0 has no room for 16.1 MiB more" in told and "fewer --gpu-layers" in told
 
 
 @pytest.mark.parametrize("mib", [1, 14])
-def test_a_card_that_refuses_although_it_says_that_it_is_free_is_told_as_out_of_memory(tiny: Path, mib: int) -> None:
-    assert "GPU 0 has no room for 16.1 MiB more" in out_of_memory(tiny, "8", str(mib * MiB))
+def test_a_card_that_refuses_although_it_says_that_it_is_free_is_told_as_out_of_memory(
+    forks: Forks, tiny: Path, mib: int
+) -> None:
+    assert "GPU 0 has no room for 16.1 MiB more" in out_of_memory(forks, tiny, "8", str(mib * MiB))
 
 
-def out_of_memory(tiny: Path, gib: str, most_at_once: str = "") -> str:
+def out_of_memory(forks: Forks, tiny: Path, gib: str, most_at_once: str = "") -> str:
     """What a load of all layers onto a card of `gib` that is too full is told."""
-    command = [
-        sys.executable, "-c", ADD + _TOO_SMALL, str(library()), gib, str(tiny), "1024", "512", "plain", "",
-        most_at_once,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return forks.run(_TOO_SMALL, [gib, tiny, 1024, 512, "plain", "", most_at_once])[0]
 
 
 def test_what_a_load_takes_of_each_card_is_told() -> None:

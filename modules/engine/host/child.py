@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -127,9 +128,7 @@ class ThreadChild:
 
     def __init__(self) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
-        self._thread = threading.Thread(
-            target=serve, args=(theirs,), kwargs={"on_host_gone": theirs.close}, name="engine in process", daemon=True
-        )
+        self._thread = threading.Thread(target=_serve, args=(theirs,), name="engine in process", daemon=True)
         self._thread.start()
 
     def exit_code(self) -> int | None:
@@ -148,6 +147,15 @@ class ThreadChild:
         """Leave it behind: once the host's end of the pipe is closed it serves nobody."""
         if self._thread.is_alive():
             log.warning("An engine in a thread does not end; its memory stays in use")
+
+
+def _serve(pipe: Pipe) -> None:
+    """`serve` in a thread; the host hears of the end at once, as it does of a process's."""
+    serve(pipe, on_host_gone=pipe.close)
+    if sys.platform != "win32":
+        # Closed it may not be: a thread of `serve` still reads it, until the host has closed its own end.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(pipe.fileno())) as end:
+            end.shutdown(socket.SHUT_WR)
 
 
 def engine_environment(base: Mapping[str, str]) -> dict[str, str]:

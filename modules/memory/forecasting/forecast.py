@@ -12,6 +12,7 @@ from typing import Literal
 
 from modules.memory.forecasting import llamacpp_sizes
 from modules.memory.forecasting.kv_cache import BITS, LAYERS_ON_GPU, UNPACKING, KVCache, packed_bytes, work_bytes
+from modules.memory.forecasting.remembered import PerSpec
 from modules.memory.model.layers import LayerKind
 from modules.memory.model.spec import ModelSpec, TensorInfo
 from modules.units import MiB
@@ -86,6 +87,28 @@ def is_quantizable(spec: ModelSpec, tensor: TensorInfo) -> bool:
     if spec.fused_experts and routed:
         return False
     return not (spec.model_type in _KEPT_WO and tensor.name.endswith(".wo.weight"))
+
+
+def quantizable(spec: ModelSpec) -> tuple[TensorInfo, ...]:
+    """The stored tensors that bitsandbytes would quantize."""
+    return _QUANTIZABLE(spec, "")
+
+
+def largest_quantizable(spec: ModelSpec) -> int:
+    """How many numbers the largest of them holds; 0 without any."""
+    return _LARGEST_QUANTIZABLE(spec, "")
+
+
+def _find_quantizable(spec: ModelSpec, _: str) -> tuple[TensorInfo, ...]:
+    return tuple(tensor for tensor in spec.tensors if is_quantizable(spec, tensor))
+
+
+def _find_largest(spec: ModelSpec, _: str) -> int:
+    return max((elements(tensor) for tensor in quantizable(spec)), default=0)
+
+
+_QUANTIZABLE = PerSpec(_find_quantizable)
+_LARGEST_QUANTIZABLE = PerSpec(_find_largest)
 
 
 def _rows_and_columns(spec: ModelSpec, tensor: TensorInfo) -> tuple[int, int]:
@@ -273,7 +296,6 @@ def dequantize_bytes(spec: ModelSpec, run: RunSpec) -> int:
     """
     if run.quantization == "none":
         return 0
-    matrices = [tensor for tensor in spec.tensors if is_quantizable(spec, tensor)]
     if run.quantization == "int8":
-        return max((run.prefill_chunk * (2 * t.shape[1] + 6 * t.shape[0]) for t in matrices), default=0)
-    return max((elements(t) for t in matrices), default=0) * element_bytes(run.compute_dtype)
+        return max((run.prefill_chunk * (2 * t.shape[1] + 6 * t.shape[0]) for t in quantizable(spec)), default=0)
+    return largest_quantizable(spec) * element_bytes(run.compute_dtype)

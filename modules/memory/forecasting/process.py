@@ -7,7 +7,13 @@ resident pages, so the libraries' own code counts. Pure arithmetic.
 from __future__ import annotations
 
 from modules.memory.forecasting.budget import Figure, Purpose
-from modules.memory.forecasting.forecast import RunSpec, element_bytes, elements, is_quantizable, prefill_peak_bytes
+from modules.memory.forecasting.forecast import (
+    RunSpec,
+    element_bytes,
+    largest_quantizable,
+    prefill_peak_bytes,
+    quantizable,
+)
 from modules.memory.model.spec import ModelSpec
 from modules.units import MiB
 
@@ -54,7 +60,7 @@ def conversion_bytes(spec: ModelSpec, run: RunSpec, *, device: str) -> int:
     """
     if run.quantization == "none" or spec.prequantized != "none":
         return 0
-    largest = max((elements(tensor) for tensor in spec.tensors if is_quantizable(spec, tensor)), default=0)
+    largest = largest_quantizable(spec)
     if device != "cpu":
         return largest * element_bytes(run.dtype)
     return largest * (9 if run.quantization == "int8" else 14)
@@ -142,8 +148,8 @@ def _int8_block_bytes(spec: ModelSpec, run: RunSpec) -> int:
     if run.quantization != "int8":
         return 0
     blocks: dict[str, int] = {}
-    for tensor in spec.tensors:
-        if tensor.block and is_quantizable(spec, tensor):
+    for tensor in quantizable(spec):
+        if tensor.block:
             rows, columns = tensor.shape
             blocks[tensor.block] = blocks.get(tensor.block, 0) + 13 * columns + 10 * rows
     return min(run.prefill_chunk, run.context_tokens) * max(blocks.values(), default=0)
