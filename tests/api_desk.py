@@ -223,6 +223,22 @@ def all_codes() -> set[str]:
     return {kind.code for kind in family(SnugError) if kind.__module__ == errors.__name__}
 
 
+@contextlib.contextmanager
+def real_api(model: Path, user_data: Path, **options: Any) -> Iterator[str]:
+    """The address of a real API, in this process, over a real model, loaded as `options` say."""
+    settings = Settings.model_validate({"model_dir": model.parent, "user_data_dir": user_data, "listen_port": 7860})
+    models = ModelManager(settings, read_inventory=lambda _: fake_inventory(), drain_s=0.0, in_process=True)
+    prompts = Prompts(TemplateWorker())
+    services = Services(
+        settings=settings, models=models, chat=UNUSED, store=UNUSED, prompts=prompts, presets=UNUSED, people=UNUSED,
+        downloads=UNUSED,
+    )  # fmt: skip
+    with contextlib.closing(prompts), contextlib.closing(models):
+        models.load(LoadOptions.model_validate({"model": model.name} | options))
+        with served(api_of(services)) as port:
+            yield f"http://127.0.0.1:{port}/v1"
+
+
 class RawClient:
     """A socket that speaks just enough HTTP to misbehave."""
 

@@ -6,7 +6,6 @@ import base64
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ import numpy
 import openai
 import pytest
 
-from modules.chat.prompts import Prompts
-from modules.chat.templates import TemplateWorker
 from modules.engine.base import Delta, Embedding, Engine, Event, Finished, GenerationRequest, TextPiece
 from modules.engine.embedding import EmbeddingTelling
 from modules.engine.llamacpp import embedding as llamacpp_embedding
@@ -27,13 +24,10 @@ from modules.memory.model.spec import inspect
 from modules.memory.planning.candidates import list_ways
 from modules.memory.planning.native import embedding_figure
 from modules.memory.planning.planner import Plan, Question, make_plan
-from modules.models.manager import ModelManager
 from modules.sampling import GenerationParams
-from modules.services import Services
 from modules.settings import LoadOptions, Settings, check_together
 from tests import peers
-from tests.api_desk import UNUSED, Desk, api_of, served
-from tests.fakes import fake_inventory
+from tests.api_desk import Desk, real_api
 from tests.llamacpp_rig import TEXT, engine_of, long, plan_of
 from tests.loop_rig import TIMEOUT_S, Ask
 from tests.shapes import llama, machine
@@ -73,19 +67,8 @@ def engine(file: Path) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def base(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Snug's API with the file loaded as asked."""
-    settings = Settings.model_validate(
-        {"model_dir": file.parent, "user_data_dir": tmp_path_factory.mktemp("data"), "listen_port": 7860}
-    )
-    models = ModelManager(settings, read_inventory=lambda _: fake_inventory(), drain_s=0.0, in_process=True)
-    prompts = Prompts(TemplateWorker())
-    services = Services(
-        settings=settings, models=models, chat=UNUSED, store=UNUSED, prompts=prompts, presets=UNUSED, people=UNUSED,
-        downloads=UNUSED,
-    )  # fmt: skip
-    with closing(prompts), closing(models):
-        models.load(LoadOptions.model_validate({"model": file.name, "embeddings": True, "ctx_size": 512}))
-        with served(api_of(services)) as port:
-            yield f"http://127.0.0.1:{port}/v1"
+    with real_api(file, tmp_path_factory.mktemp("data"), embeddings=True, ctx_size=512) as base:
+        yield base
 
 
 def embedding_plan(file: Path) -> Plan:

@@ -1,4 +1,4 @@
-"""OpenAI's `image_url` parts of a message: pictures as data: addresses, read as attached files are.
+"""Pictures in messages: OpenAI's `image_url` parts, and what every dialect does with them. Read as attached files are.
 
 Only data: addresses. Fetching others would let whoever may ask this API have the server ask any machine it can reach.
 """
@@ -25,6 +25,7 @@ from modules.units import format_size
 
 MAX_PICTURES = 16
 OR_IMAGE = ', or {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}'
+ONLY_USERS = "only the user's messages may hold pictures"
 _DATA = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 
 
@@ -62,14 +63,24 @@ def bytes_of(part: object) -> bytes:
     url = inner.get("url") if isinstance(inner, dict) else inner
     if not isinstance(url, str):
         raise PydanticCustomError("image_url", 'image_url must be {"url": "data:image/png;base64,…"}')
+    return bytes_at(url)
+
+
+def bytes_at(url: str) -> bytes:
+    """The file that a data: address holds. Raises PydanticCustomError with what to do instead."""
     head = _DATA.match(url)
     if head is None:
         raise PydanticCustomError(
             "image_address",
             "Snug fetches nothing from other machines; send the picture itself: data:image/png;base64,…",
         )
+    return bytes_in(url[head.end() :])
+
+
+def bytes_in(text: str) -> bytes:
+    """The file that base64 holds. Raises PydanticCustomError with what to do instead."""
     try:
-        data = base64.b64decode(url[head.end() :], validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise PydanticCustomError("image_base64", "the picture is no base64") from error
     if not data or len(data) > MAX_FILE_BYTES:
@@ -86,15 +97,18 @@ def files_of(parts: object) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def look_at(files: Sequence[Sequence[bytes]], services: Services, info: ModelInfo) -> list[tuple[Picture, ...]]:
-    """The pictures of each message, drawn anew. Raises NotAvailableHere for a model that cannot see, BadAttachment."""
+def look_at(
+    files: Sequence[Sequence[bytes]], services: Services, info: ModelInfo, *, param: str = "messages"
+) -> list[tuple[Picture, ...]]:
+    """The pictures of each message, drawn anew. Raises NotAvailableHere for a model that cannot see, BadAttachment.
+
+    `param` is the field that they came in.
+    """
     count = sum(map(len, files))
     check_sees(info, count)
     if count > MAX_PICTURES:
-        raise BadValue(
-            f"{count} pictures are more than {MAX_PICTURES}.", remedy="Leave out the oldest.", param="messages"
-        )
-    return [tuple(_picture(data, services) for data in message) for message in files]
+        raise BadValue(f"{count} pictures are more than {MAX_PICTURES}.", remedy="Leave out the oldest.", param=param)
+    return [tuple(_picture(data, services, param) for data in message) for message in files]
 
 
 def picture_side(services: Services) -> int:
@@ -103,8 +117,8 @@ def picture_side(services: Services) -> int:
     return max(services.models.defaults.picture_side, loaded.picture_side if loaded else 0)
 
 
-def _picture(data: bytes, services: Services) -> Picture:
+def _picture(data: bytes, services: Services, param: str) -> Picture:
     taken = services.extractor.extract("The picture", data, most_side=picture_side(services))
     if taken.kind != "picture":
-        raise BadAttachment("A picture is none: it holds text.", remedy="Send PNG, JPEG or WebP.", param="messages")
+        raise BadAttachment("A picture is none: it holds text.", remedy="Send PNG, JPEG or WebP.", param=param)
     return taken.as_picture()

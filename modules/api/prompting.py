@@ -20,13 +20,15 @@ from modules.tools import Offer
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A conversation: its `turns`, what the reply begins with, the tools that are offered, the `effort` of thinking in
-    the words of OpenAI's reasoning_effort ("" for the template's own way).
+    the words of OpenAI's reasoning_effort ("" for the template's own way). `files` are the pictures of each turn as
+    they came, empty where none has any; see sent.py.
     """
 
     turns: Sequence[ChatMessage]
     reply_start: str | None = None
     offer: Offer | None = None
     effort: str = ""
+    files: Sequence[tuple[bytes, ...]] = ()
 
     @property
     def has_tools(self) -> bool:

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from modules.api.image_parts import OR_IMAGE, ImagePart, bytes_of, files_of, is_image, pictures_apart
+from modules.api.image_parts import ONLY_USERS, OR_IMAGE, ImagePart, bytes_of, files_of, is_image, pictures_apart
 from modules.api.tool_schemas import MAX_CALLS, MAX_TOOLS, Choice, ToolSpec, WrittenCall, offer_of, schema_text
 from modules.api.whole import whole
 from modules.errors import BadValue
@@ -215,7 +215,7 @@ class RequestMessage(BaseModel):
     @model_validator(mode="after")
     def _pictures_from_users(self) -> Self:
         if self.pictures and self.role != "user":
-            raise PydanticCustomError("image_role", "only the user's messages may hold pictures")
+            raise PydanticCustomError("image_role", ONLY_USERS)
         return self
 
 

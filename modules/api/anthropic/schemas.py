@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from modules.api.image_parts import ONLY_USERS, bytes_at, bytes_in
 from modules.api.prompting import Asked
 from modules.api.schemas import MAX_MESSAGES, SamplingFields, sampling
+from modules.api.sent import Sent, shown_by_users
 from modules.api.tool_schemas import (
     MAX_TOOLS,
     NO_NAME,
@@ -52,14 +54,22 @@ class Thought:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """A picture as it came."""
+
+    file: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """What a tool answered to the call of that id."""
+    """What a tool answered to the call of that id, with the pictures that it returned."""
 
     call_id: str
     text: str
+    files: tuple[bytes, ...] = ()
 
 
-Block = Text | Thought | ToolCall | Result
+Block = Text | Thought | ToolCall | Result | Image
 
 
 def _refused(place: str, problem: str) -> PydanticCustomError:
@@ -83,8 +93,16 @@ def _document(block: Mapping[str, Any], place: str) -> Text:
     return Text(heading + _string(source, "data", place))
 
 
-def _image(_: Mapping[str, Any], place: str) -> Text:
-    raise _refused(place, "is an image, which this route does not take: /v1/chat/completions does, as image_url")
+def _image(block: Mapping[str, Any], place: str) -> Image:
+    source = block.get("source")
+    kind = source.get("type") if isinstance(source, dict) else None
+    if not isinstance(source, dict) or kind not in _SOURCES:
+        raise _refused(place, 'needs a source: {"type": "base64", "media_type": "image/png", "data": "…"}')
+    name, read = _SOURCES[kind]
+    try:
+        return Image(read(_string(source, name, place)))
+    except PydanticCustomError as error:
+        raise error if error.type == "content_block" else _refused(f"{place}:", error.message()) from error
 
 
 def _tool_use(block: Mapping[str, Any], place: str) -> ToolCall:
@@ -104,11 +122,15 @@ def _tool_use(block: Mapping[str, Any], place: str) -> ToolCall:
 def _tool_result(block: Mapping[str, Any], place: str) -> Result:
     content = block.get("content")
     blocks = () if content in (None, []) else _blocks(content)
-    if not all(isinstance(each, Text) for each in blocks):
-        raise _refused(place, "is a result that is no text, and Snug reads text only")
+    if not all(isinstance(each, (Text, Image)) for each in blocks):
+        raise _refused(place, "is a result that is neither text nor image, and Snug reads no others")
     text = "\n\n".join(each.text for each in blocks if isinstance(each, Text))
-    return Result(_string(block, "tool_use_id", place), f"Error: {text}" if block.get("is_error") else text)
+    files = tuple(each.file for each in blocks if isinstance(each, Image))
+    return Result(_string(block, "tool_use_id", place), f"Error: {text}" if block.get("is_error") else text, files)
 
+
+_SOURCES: dict[str, tuple[str, Callable[[str], bytes]]] = {"base64": ("data", bytes_in), "url": ("url", bytes_at)}
+"""Where an image may come from: the field that holds it, and how it is read."""
 
 _READERS: dict[str, Callable[[Mapping[str, Any], str], Block]] = {
     "text": lambda block, place: Text(_string(block, "text", place)),
@@ -167,19 +189,26 @@ class AnthropicMessage(BaseModel):
         """Its words, an empty line between blocks."""
         return "\n\n".join(block.text for block in self.content if isinstance(block, Text))
 
-    def turns(self, names: dict[str, str]) -> list[ChatMessage]:
+    def sent(self, names: dict[str, str]) -> list[Sent]:
         """It as turns: results of tools first, then what was said. `names` are those of the tools called so far."""
         calls = tuple(block for block in self.content if isinstance(block, ToolCall))
         if self.role == "assistant":
             names |= {call.id: call.name for call in calls}
-            return [ChatMessage("assistant", self.text, tool_calls=calls)]
+            return [Sent(ChatMessage("assistant", self.text, tool_calls=calls))]
         results = [block for block in self.content if isinstance(block, Result)]
         turns = [
-            ChatMessage("tool", block.text, call_id=block.call_id, tool=names.get(block.call_id, ""))
+            Sent(ChatMessage("tool", block.text, call_id=block.call_id, tool=names.get(block.call_id, "")), block.files)
             for block in results
         ]
-        said = any(isinstance(block, Text) for block in self.content)
-        return [*turns, *([ChatMessage(self.role, self.text)] if said or not results else [])]
+        files = tuple(block.file for block in self.content if isinstance(block, Image))
+        said = files or any(isinstance(block, Text) for block in self.content)
+        return [*turns, *([Sent(ChatMessage(self.role, self.text), files)] if said or not results else [])]
+
+    @model_validator(mode="after")
+    def _pictures_from_users(self) -> Self:
+        if self.role != "user" and any(isinstance(block, Image) for block in self.content):
+            raise PydanticCustomError("image_role", ONLY_USERS)
+        return self
 
 
 class Thinking(BaseModel):
@@ -278,9 +307,10 @@ class Conversation(BaseModel):
     @property
     def asked(self) -> Asked:
         """The conversation. Thinking is off unless asked for, where that can be chosen. Raises BadValue."""
-        system = [ChatMessage("system", self.system)] if self.system.strip() else []
+        system = [Sent(ChatMessage("system", self.system))] if self.system.strip() else []
         names: dict[str, str] = {}
-        turns = [*system, *(turn for message in self.messages for turn in message.turns(names))]
+        sent = shown_by_users([*system, *(one for message in self.messages for one in message.sent(names))])
+        turns = [one.turn for one in sent]
         begun = turns[-1].role == "assistant" and not turns[-1].tool_calls
         effort = (self.output_config.effort if self.output_config else None) or ("medium" if self.thinks else "none")
         choice = self.tool_choice
@@ -288,7 +318,8 @@ class Conversation(BaseModel):
             [tool.spec for tool in self.tools or ()], choice.choice if choice else None,
             parallel=not (choice and choice.disable_parallel_tool_use),
         )  # fmt: skip
-        return Asked(turns[:-1] if begun else turns, turns[-1].content if begun else None, offer, effort)
+        start = turns.pop().content if begun else None
+        return Asked(turns, start, offer, effort, [one.files for one in sent[: len(turns)]])
 
 
 class MessagesRequest(SamplingFields, Conversation):

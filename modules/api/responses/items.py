@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pydantic_core import PydanticCustomError
 
+from modules.api.image_parts import ONLY_USERS, bytes_at
 from modules.api.schemas import MAX_MESSAGES
+from modules.api.sent import Sent
 from modules.api.tool_schemas import NO_NAME, is_tool_name
 from modules.api.whole import whole
 from modules.messages import ChatMessage, Role, ToolCall
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_PARTS = """{"type": "input_text", "text": "…"} or {"type": "input_image", "image_url": "data:…"}"""
 _TEXTS = ("input_text", "output_text", "text")
 
 
@@ -17,28 +20,28 @@ def _bad(place: str, problem: str) -> PydanticCustomError:
     return PydanticCustomError("input", f"{place}{problem}")
 
 
-def read_items(value: object) -> tuple[ChatMessage, ...]:
+def read_items(value: object) -> tuple[Sent, ...]:
     """A text, or items: messages, calls and their results, and thoughts, which no model is told again.
 
     Calls belong to the assistant's message before them. Raises PydanticCustomError.
     """
     if isinstance(value, str):
-        return (ChatMessage("user", whole(value)),)
+        return (Sent(ChatMessage("user", whole(value))),)
     if not isinstance(value, list) or not value:
         raise _bad("", "it must be a text, or a list of items that is not empty")
     if len(value) > MAX_MESSAGES:
         raise _bad("", f"it has more than {MAX_MESSAGES} items")
-    turns: list[ChatMessage] = []
+    sent: list[Sent] = []
     names: dict[str, str] = {}
     for number, item in enumerate(value):
-        _take(item, f"item {number} ", turns, names)
-    if not turns or turns[-1].role not in ("user", "tool"):
+        _take(item, f"item {number} ", sent, names)
+    if not sent or sent[-1].turn.role not in ("user", "tool"):
         raise _bad("", "the last message must be the user's, or a tool's result")
-    return tuple(turns)
+    return tuple(sent)
 
 
-def _take(item: object, place: str, turns: list[ChatMessage], names: dict[str, str]) -> None:
-    """Add one item to `turns`; `names` are those of the tools called so far."""
+def _take(item: object, place: str, sent: list[Sent], names: dict[str, str]) -> None:
+    """Add one item to `sent`; `names` are those of the tools called so far."""
     if not isinstance(item, dict):
         raise _bad(place, "must be an object")
     kind = item.get("type", "message")
@@ -46,18 +49,21 @@ def _take(item: object, place: str, turns: list[ChatMessage], names: dict[str, s
         role = item.get("role")
         if not isinstance(role, str) or role not in _ROLES:
             raise _bad(place, f"must have a role: {', '.join(_ROLES)}")
-        turns.append(ChatMessage(_ROLES[role], _content(item.get("content"), place)))
+        text, files = _content(item.get("content"), place)
+        if files and role != "user":
+            raise _bad(place, f"holds an image; {ONLY_USERS}")
+        sent.append(Sent(ChatMessage(_ROLES[role], text), files))
     elif kind == "function_call":
         call = ToolCall(*(_string(item, name, place) for name in ("call_id", "name", "arguments")))
         if not is_tool_name(call.name):
             raise _bad(place, NO_NAME)
         names[call.id] = call.name
-        last = turns.pop() if turns and turns[-1].role == "assistant" else ChatMessage("assistant", "")
-        turns.append(ChatMessage("assistant", last.content, tool_calls=(*last.tool_calls, call)))
+        last = sent.pop().turn if sent and sent[-1].turn.role == "assistant" else ChatMessage("assistant", "")
+        sent.append(Sent(ChatMessage("assistant", last.content, tool_calls=(*last.tool_calls, call))))
     elif kind == "function_call_output":
         call_id = _string(item, "call_id", place)
-        output = _content(item.get("output"), place, "output")
-        turns.append(ChatMessage("tool", output, call_id=call_id, tool=names.get(call_id, "")))
+        text, files = _content(item.get("output"), place, "output")
+        sent.append(Sent(ChatMessage("tool", text, call_id=call_id, tool=names.get(call_id, "")), files))
     elif kind != "reasoning":
         known = "message, function_call, function_call_output and reasoning"
         raise _bad(place, f"is of type {str(kind)[:40]!r}; Snug reads {known}")
@@ -70,18 +76,32 @@ def _string(item: dict[str, object], name: str, place: str) -> str:
     return whole(value)
 
 
-def _content(content: object, place: str, name: str = "content") -> str:
+def _content(content: object, place: str, name: str = "content") -> tuple[str, tuple[bytes, ...]]:
+    """The text of a content, and its pictures."""
     if isinstance(content, str):
-        return whole(content)
+        return whole(content), ()
     if not isinstance(content, list):
         raise _bad(place, f"must have {name}: a text or a list of parts")
-    return "".join(_part(part, place) for part in content)
+    parts = [_part(part, place) for part in content]
+    texts = "".join(part for part in parts if isinstance(part, str))
+    return texts, tuple(part for part in parts if isinstance(part, bytes))
 
 
-def _part(part: object, place: str) -> str:
+def _part(part: object, place: str) -> str | bytes:
+    """The text of a part, or its picture."""
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(part, dict) and kind in _TEXTS and isinstance(part.get("text"), str):
         return whole(part["text"])
-    if kind == "input_image":
-        raise _bad(place, "holds an image, which this route does not take: /v1/chat/completions does, as image_url")
-    raise _bad(place, 'holds a part that is not {"type": "input_text", "text": "…"}')
+    if isinstance(part, dict) and kind == "input_image":
+        return _picture(part, place)
+    raise _bad(place, f"holds a part that is not {_PARTS}")
+
+
+def _picture(part: dict[str, object], place: str) -> bytes:
+    url = part.get("image_url")
+    if not isinstance(url, str):
+        raise _bad(place, 'holds an image without "image_url": "data:image/png;base64,…" (Snug keeps no files)')
+    try:
+        return bytes_at(url)
+    except PydanticCustomError as error:
+        raise _bad(place, f"holds an image: {error.message()}") from error

@@ -11,6 +11,7 @@ from modules.api import sse
 from modules.api.prompting import Prompting, form_of
 from modules.api.responses.schemas import ResponsesRequest
 from modules.api.responses.shapes import ResponseShape
+from modules.api.sent import looked_at
 from modules.api.shapes import Json
 from modules.api.single import Order, Waits, answer
 from modules.engine.host.host import EngineHost
@@ -27,14 +28,14 @@ def responses_routes(services: Services, *, keep_alive_s: float, send_timeout_s:
     @router.post("/responses")
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         """Answer an input, as OpenAI's Responses API does; nothing is kept."""
-        make = partial(_order, prompting, body)
+        make = partial(_order, services, prompting, body)
         return await answer(services, request, make, sse.OPENAI, waits if body.stream else None)
 
     return router
 
 
-def _order(prompting: Prompting, body: ResponsesRequest, engine: EngineHost) -> Order:
-    asked = body.asked
+def _order(services: Services, prompting: Prompting, body: ResponsesRequest, engine: EngineHost) -> Order:
+    asked = looked_at(body.asked, services, engine.info, param="input")
     params, held = form_of(body.params, asked.offer)
     cuts = body.truncation == "auto"
     prompt = prompting.build(engine, asked, max_new_tokens=params.max_new_tokens, held=held, truncate=cuts)

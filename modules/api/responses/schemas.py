@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from modules.api.prompting import Asked
 from modules.api.responses.items import read_items
 from modules.api.schemas import SamplingFields, sampling, strings
+from modules.api.sent import Sent, shown_by_users
 from modules.api.tool_schemas import (
     MAX_TOOLS,
     Choice,
@@ -117,7 +118,7 @@ class ResponsesRequest(SamplingFields):
         None, description="Any name: the loaded model answers, under its own name. A request never loads a model."
     )
     input: Annotated[
-        tuple[ChatMessage, ...], BeforeValidator(read_items, json_schema_input_type=str | list[dict[str, Any]])
+        tuple[Sent, ...], BeforeValidator(read_items, json_schema_input_type=str | list[dict[str, Any]])
     ] = Field(description="A text, or the conversation as items; the last message is the user's.")
     instructions: Annotated[str, AfterValidator(whole)] | None = Field(None, description="The system prompt.")
     max_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -159,7 +160,7 @@ class ResponsesRequest(SamplingFields):
     def asked(self) -> Asked:
         """The conversation, instructions first. Raises BadValue."""
         told = (self.instructions or "").strip()
-        turns = [*([ChatMessage("system", told)] if told else []), *self.input]
+        sent = [*([Sent(ChatMessage("system", told))] if told else []), *shown_by_users(self.input)]
         effort = (self.reasoning.effort or "") if self.reasoning else ""
         named = self.tool_choice
         choice: Choice | None
@@ -168,4 +169,5 @@ class ResponsesRequest(SamplingFields):
         else:
             choice = named
         specs = [tool.spec for tool in self.tools or ()]
-        return Asked(turns, None, offer_of(specs, choice, parallel=self.parallel_tool_calls is not False), effort)
+        offer = offer_of(specs, choice, parallel=self.parallel_tool_calls is not False)
+        return Asked([one.turn for one in sent], None, offer, effort, [one.files for one in sent])
