@@ -18,6 +18,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from babel.messages.catalog import Catalog
 from babel.messages.jslexer import Token, tokenize, unquote_string
 from babel.messages.pofile import read_po, write_po
@@ -85,12 +86,13 @@ def calls_in_script(source: str) -> Iterator[tuple[str, str]]:
     """The texts in `t("…")`, and those in `tn("…", "…"`, also within template strings."""
     for tokens in _levels(source):
         for at, token in enumerate(tokens):
-            if token.type != "name" or token.value not in ("t", "tn") or tokens[at - 1].value == "function":
+            name = token.value.removeprefix("snug.")
+            if token.type != "name" or name not in ("t", "tn") or tokens[at - 1].value == "function":
                 continue
             following = tokens[at + 1 : at + 5]
             if len(following) < 2 or following[0].value != "(" or following[1].type != "string":
                 continue
-            plural = unquote_string(following[3].value) if token.value == "tn" else ""
+            plural = unquote_string(following[3].value) if name == "tn" else ""
             yield unquote_string(following[1].value), plural
 
 
@@ -120,7 +122,7 @@ def bare_in_script(source: str) -> Iterator[str]:
     """Strings that look like words for people and are not given to `t`."""
     for tokens in _levels(source):
         for at, token in enumerate(tokens):
-            before = [other.value for other in tokens[max(0, at - 4) : at]]
+            before = [other.value.removeprefix("snug.") for other in tokens[max(0, at - 4) : at]]
             if token.type == "string" and is_human(text := unquote_string(token.value)):
                 said = before[-2:] in (["t", "("], ["tn", "("]) or before[:2] == ["tn", "("]
                 compared = before[-2:] in (["==", "="], ["!=", "="]) or "".join(before).endswith("selectTab(")
@@ -192,6 +194,38 @@ def html_texts(html: str) -> list[str]:
     parser = _Texts()
     parser.feed(html)
     return parser.found
+
+
+# What comes with Snug
+
+
+def from_extensions() -> Iterator[Found]:
+    """Names, first lines and controls of the extensions that come with Snug, and what their scripts give to `t`."""
+    for path in sorted((ROOT / "extensions").glob("*/script.py")):
+        name = path.relative_to(ROOT).as_posix()
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        yield Found((ast.get_docstring(tree) or "").partition("\n")[0], "", name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Dict):
+                titled = (value for key, value in zip(node.keys, node.values, strict=True) if _is(key, "display_name"))
+                yield from (Found(str(title.value), "", name) for title in titled if isinstance(title, ast.Constant))
+            elif isinstance(node, ast.Call):
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+                yield from (Found(text, "", name) for text in control_texts(node, called))
+        if (script := path.with_name("page.js")).exists():
+            source, name = script.read_text(encoding="utf-8"), script.relative_to(ROOT).as_posix()
+            yield from (Found(text, plural, name) for text, plural in calls_in_script(source))
+
+
+def from_characters() -> Iterator[Found]:
+    """What the gallery says of the characters that come with Snug."""
+    for path in sorted((ROOT / "characters").glob("*.yaml")):
+        notes = str(yaml.safe_load(path.read_text(encoding="utf-8")).get("creator_notes", ""))
+        yield Found(" ".join(notes.split()), "", path.relative_to(ROOT).as_posix())
+
+
+def _is(node: ast.AST | None, text: str) -> bool:
+    return isinstance(node, ast.Constant) and node.value == text
 
 
 # What is declared once
@@ -347,7 +381,8 @@ def _name(node: ast.AST) -> str:
 def found() -> dict[tuple[str, str], list[str]]:
     """Every message with the files that say it, in the order of the files."""
     messages: dict[str, tuple[str, list[str]]] = {}
-    for text, plural, path in itertools.chain(from_scripts(), declared(), from_page(), from_rooms()):
+    said = (from_scripts(), declared(), from_page(), from_extensions(), from_characters(), from_rooms())
+    for text, plural, path in itertools.chain.from_iterable(said):
         known, paths = messages.get(text, ("", []))
         messages[text] = (known or plural, paths if path in paths else [*paths, path])
     return {(text, plural): paths for text, (plural, paths) in messages.items()}

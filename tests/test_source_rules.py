@@ -160,3 +160,18 @@ def test_the_rules_see_what_they_should() -> None:
     assert "http.client" in set(imported("modules/engine/llamacpp/question.py"))
     assert "subprocess.Popen" in {name for name, _ in calls("modules/killable.py")}
     assert SECRET_NAMES.fullmatch("password") and not SECRET_NAMES.fullmatch("tokens")
+
+
+def test_every_screenshot_is_made_anew_by_its_script_and_shown_by_some_page() -> None:
+    """What no page shows grows old unseen; what nothing makes anew cannot be kept true."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = {
+        (path.parent / name).resolve()
+        for path in pages
+        for name in re.findall(r'(?:\]\(|src=")([^)"]*screenshots/[^)"]+)[)"]', path.read_text(encoding="utf-8"))
+    }
+    folder = ROOT / "docs" / "screenshots"
+    made = {
+        folder / f"{name}.png" for name in re.findall(r'shoot\(.*"([\w-]+)"\)', (folder / "make.py").read_text("utf-8"))
+    }
+    assert shown == made == set(folder.glob("*.png"))

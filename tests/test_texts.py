@@ -85,6 +85,20 @@ def test_german_says_nearly_all_that_the_page_says() -> None:
     assert len([text for text in on_page if text in said]) > 0.9 * len(on_page)
 
 
+def test_what_comes_with_snug_is_german_too() -> None:
+    said = make_texts.translations(LOCALES / "de.po")
+    texts = {found.text for found in (*make_texts.from_extensions(), *make_texts.from_characters())}
+    assert {"Web search", "Shortest reply (tokens)", "0 is off", "Read aloud"} <= texts
+    assert [text for text in texts if text not in said] == []
+    assert all(MESSAGES[found.text].on_page for found in make_texts.from_extensions())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "extensions").glob("*/page.js")), ids=lambda path: path.parent.name)
+def test_the_extensions_scripts_put_no_bare_words_on_the_page(path: Path) -> None:
+    known = {"`${one.name} (${one.lang})`"}
+    assert [text for text in make_texts.bare_in_script(path.read_text(encoding="utf-8")) if text not in known] == []
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "modules/ui/static").glob("*.js")), ids=lambda path: path.name)
 def test_scripts_put_no_bare_words_on_the_page(path: Path) -> None:
     source = path.read_text(encoding="utf-8")

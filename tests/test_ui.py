@@ -22,7 +22,7 @@ from modules.sampling import GenerationParams, controls
 from modules.settings import LoadOptions
 from modules.ui import theme
 from modules.ui.labels import label_of
-from modules.ui.markdown import StreamingMarkdown, render
+from modules.ui.markdown import MAX_FORMULAS, StreamingMarkdown, render
 from modules.ui.parameters_tab import read
 from modules.ui.picture import info_html, layer_devices, layers_html
 from modules.ui.views import (
@@ -134,6 +134,15 @@ def test_hostile_markdown_leaves_no_live_html_at_any_length(vector: str) -> None
             assert not any("onerror=" in tag or ("onmouseover=" in tag and "href" not in tag) for tag in tags)
             assert 'href="javascript' not in page.lower()
             assert 'href="data' not in page.lower()
+
+
+def test_of_very_many_formulas_the_first_are_drawn_and_the_rest_stays_readable() -> None:
+    for formula, shown in (("$x_1$ ", "<code>x_1</code>"), ("$$x_1$$\n\n", "x_1")):
+        page = render(formula * (MAX_FORMULAS + 50))
+        assert page.count("<math") == MAX_FORMULAS
+        assert page.count(shown) >= 50
+        assert page.count("<em>Of 2,050 formulas the first 2,000 are drawn.</em>") == 1
+    assert "are drawn" not in render("$x$ " * MAX_FORMULAS)
 
 
 def test_a_formula_that_never_ends_is_text_and_those_after_it_are_formulas() -> None:

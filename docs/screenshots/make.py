@@ -338,9 +338,8 @@ def extensions(browser: Browser) -> None:
 
 
 def chat(browser: Browser, address: str) -> None:
-    """A first look, a conversation, the list, files; in light, dark and on a phone."""
+    """A conversation, the list, files; in light, dark and on a phone."""
     page = open_page(browser, address)
-    shoot(page, "start")
     for prompts in CHATS:
         talk(page, prompts)
     shoot(page, "chat")

@@ -30,6 +30,8 @@ PAGE = "modules/ui/static/"
 """Where a message must come from to be sent to every page."""
 DECLARED = "modules/ui/labels.py"
 """The location of what Gradio's controls say: it comes with the page's config."""
+EXTENSIONS = "extensions/"
+"""Where those that come with Snug are; their controls are the page's too."""
 COMPOSING = ("modules/memory/planning/", "modules/memory/forecasting/")
 """Where sentences are put together of pieces."""
 _PSEUDO = (ACCENTED, MIRRORED)
@@ -296,7 +298,7 @@ def read_messages(path: Path) -> dict[str, Message]:
 
 
 def _on_page(locations: list[tuple[str, int]]) -> bool:
-    return any(path.startswith((PAGE, DECLARED)) for path, _ in locations)
+    return any(path.startswith((PAGE, DECLARED, EXTENSIONS)) for path, _ in locations)
 
 
 def _composed(locations: list[tuple[str, int]]) -> bool:

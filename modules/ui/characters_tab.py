@@ -18,7 +18,7 @@ from modules.ui import lorebook_panel
 from modules.ui.lorebook_panel import LorebookDoors
 from modules.ui.views import Json, printable, problem_view
 from modules.ui.widgets import Body, Nothing, decoded, door
-from modules.ui.words import told
+from modules.ui.words import t, told
 
 _SHOWN_CHARACTERS = 160
 _FIELDS = ("name", "description", "personality", "scenario", "first_mes", "alternate_greetings", "mes_example",
@@ -174,7 +174,7 @@ def character_view(listed: Listed) -> Json:
     about = (who.creator_notes or who.description or who.first_mes) if who else ""
     return person_view(found, "characters", who.name if who else found.id) | {
         "own": listed.own,
-        "about": printable(" ".join(about.split())[:_SHOWN_CHARACTERS]),
+        "about": printable(t(" ".join(about.split()))[:_SHOWN_CHARACTERS]),
         "tags": [printable(tag)[:40] for tag in who.tags[:4]] if who else [],
         "lore": len(who.character_book.entries) if who and who.character_book else 0,
     }

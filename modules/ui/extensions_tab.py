@@ -22,7 +22,7 @@ from modules.extensions.manager import Card, Extensions
 from modules.services import Services
 from modules.ui.views import Json, printable
 from modules.ui.widgets import Body, Nothing, door, for_admins
-from modules.ui.words import told
+from modules.ui.words import t, told
 
 _EVERYWHERE = "chat, notebook, your next message"
 WHERE = {
@@ -211,8 +211,8 @@ def card_view(card: Card) -> Json:
     """A card for the page; texts of scripts are text there."""
     return {
         "name": card.name,
-        "title": printable(card.title),
-        "about": printable(card.about),
+        "title": t(printable(card.title)),
+        "about": t(printable(card.about)),
         "running": card.running,
         "started": bool(card.hooks) or card.running is True,
         "hooks": [{"name": name, "where": told(WHERE[name])} for name in card.hooks],

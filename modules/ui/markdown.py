@@ -34,6 +34,7 @@ MAX_MARKDOWN_CHARS = 100_000
 MAX_OWN_CHARS = 400_000  # with the tags
 MAX_CODE_CHARS = 50_000
 MAX_MATH_CHARS = 5_000
+MAX_FORMULAS = 2_000  # of one text; a browser takes as long again as it takes here
 
 _HTML_NAMES = """p br hr h1 h2 h3 h4 h5 h6 em strong s del a code pre span div blockquote ul ol li table thead tbody
 tr th td button"""
@@ -211,6 +212,7 @@ def _parser(*, own_tags: bool = False) -> MarkdownIt:
     parser.block.ruler.at("amsmath", _amsmath, {"alt": ["paragraph", "reference", "blockquote", "list"]})
     parser.inline.ruler.before("escape", "bracket_math", _bracket_math)
     parser.core.ruler.push("images_to_links", _images_to_links)
+    parser.core.ruler.push("few_formulas", _few_formulas)
     parser.add_render_rule("math_inline_double", _display_math)
     parser.add_render_rule("fence", _fence)
     parser.add_render_rule("code_block", _fence)
@@ -317,6 +319,28 @@ def _highlight(code: str, language: str) -> str:
 _FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
 _NUMBERED = re.compile(r"\\(begin|end)\{(align|alignat|equation|gather|multline|eqnarray)\}")
 _UNSAFE_MATH = re.compile(r"\\(?:href|url|html\w*|includegraphics|def|newcommand|renewcommand|require|class|style)\b")
+
+
+def _few_formulas(state: StateCore) -> None:
+    """After MAX_FORMULAS the others stay as written, in code; the last line says so."""
+    inline = ("math_inline", "math_inline_double")
+    formulas = [
+        token
+        for top in state.tokens
+        for token in (top, *(top.children or []))
+        if token.type in (*inline, "math_block", "amsmath")
+    ]
+    for token in formulas[MAX_FORMULAS:]:
+        within = token.type in inline
+        token.type, token.tag, token.info = ("code_inline" if within else "code_block"), "code", ""
+    if len(formulas) > MAX_FORMULAS:
+        said = t("Of {count} formulas the first {shown} are drawn.", count=len(formulas), shown=MAX_FORMULAS)
+        note = [Token("em_open", "em", 1), Token("text", "", 0, content=said), Token("em_close", "em", -1)]
+        state.tokens += [
+            Token("paragraph_open", "p", 1, block=True),
+            Token("inline", "", 0, content=said, children=note, block=True),
+            Token("paragraph_close", "p", -1, block=True),
+        ]
 
 
 def _display_math(_: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType) -> str:

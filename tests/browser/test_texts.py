@@ -175,3 +175,22 @@ def test_the_phone_holds_long_words_from_right_to_left(start: Start, visit: Open
     page.evaluate("snug.selectTab('Chat')")
     box = page.locator(".composer").bounding_box()
     assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
+
+
+def test_a_language_that_runs_from_right_to_left_has_its_sidebar_on_the_right(start: Start, visit: OpenPage) -> None:
+    page = visit(start(), "/?language=ar-XB")
+    expect(page.locator("#snug-input")).to_be_visible()
+
+    def edges(selector: str) -> tuple[float, float]:
+        page.wait_for_function("document.getAnimations().every((one) => one.playState !== 'running')")
+        box = page.locator(selector).bounding_box()
+        assert box is not None
+        return box["x"], box["x"] + box["width"]
+
+    left, right = edges("#snug-sidebar")
+    assert right == 1280
+    assert edges(".chat") == (0, left)
+    assert edges("#snug-send")[1] < 640 < edges("#snug-tab-chat-button")[0]
+    page.locator("#snug-sidebar .brand button").click()
+    assert edges(".chat") == (0, 1280)
+    assert edges("#snug-sidebar")[0] >= 1280
