@@ -22,7 +22,6 @@ from modules.chat.prompts import Prompts
 from modules.chat.scripts_model import ModelForScripts
 from modules.chat.service import ChatService
 from modules.chat.store import Store
-from modules.chat.templates import TemplateWorker
 from modules.downloads.manager import Downloads
 from modules.engine.base import LoadEngine
 from modules.engine.host.host import Patience
@@ -34,6 +33,7 @@ from modules.services import Services
 from modules.settings import LoadOptions, Settings
 from modules.ui.app import mount_ui
 from tests.fakes import Script, ScriptedLoad, fake_inventory, make_model_folder
+from tests.rendering import TEMPLATES
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -91,14 +91,12 @@ def _services(
     parts.callback(accounts.close)
     store = Store(settings.user_data_dir / "snug.db")
     parts.callback(store.close)
-    worker = TemplateWorker()
-    parts.callback(worker.close)
     models = ModelManager(
         settings, loaders={"transformers": load}, read_inventory=fake_machine, patience=PATIENCE, drain_s=0.5,
         dry_runs=dry_runs,
     )  # fmt: skip
     parts.callback(models.close)
-    prompts = Prompts(worker)
+    prompts = Prompts(TEMPLATES)
     people = People.of(ROOT / "characters", settings.user_data_dir)
     extensions = extensions or Extensions(ROOT / "extensions")
     extensions.connect(ModelForScripts(models))
