@@ -238,7 +238,7 @@ def test_a_completion_does_not_start_below_a_text_that_another_tab_changed(start
 
 
 def test_an_engine_that_dies_below_the_notebook_is_told_once(start: Start, visit: OpenPage) -> None:
-    snug = start(ENDLESS)
+    snug = start(ENDLESS, processes=True)
     page = visit(snug)
     open_notebook(page).fill("Once ")
     page.click("#snug-generate")
