@@ -13,11 +13,13 @@ import hypothesis
 import psutil
 import pytest
 
+from modules.engine.process import spinning
 from modules.settings import Settings
 
 # One thread a core over all workers: more of them wait for each other by spinning, for four times the CPU time.
 CORES, WORKERS = psutil.cpu_count(logical=False) or 1, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
+os.environ.setdefault(spinning.NAME, spinning.FOR_TORCH)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
