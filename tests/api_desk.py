@@ -27,7 +27,6 @@ from modules.api.watching import install_watching
 from modules.characters.library import People
 from modules.chat.prompts import Prompts
 from modules.chat.store import Store
-from modules.chat.templates import TemplateWorker
 from modules.downloads.manager import Downloads
 from modules.engine.base import Emit, Engine, GenerationRequest, ModelInfo, OnProgress
 from modules.errors import SnugError
@@ -36,6 +35,7 @@ from modules.models.manager import ModelManager
 from modules.services import Services
 from modules.settings import LoadOptions, Settings
 from tests.fakes import Script, ScriptedEngine, ScriptedLoad, fake_inventory, make_model_folder
+from tests.rendering import TEMPLATES
 
 UNUSED: Any = None
 MODEL = "scripted"
@@ -112,7 +112,7 @@ class Desk:
             drain_s=0.0,
             in_process=True,
         )
-        self.prompts = Prompts(TemplateWorker())
+        self.prompts = Prompts(TEMPLATES)
         self.downloads = Downloads(settings.model_dir)
         services = Services(
             settings=settings, models=self.models, chat=UNUSED, store=store or UNUSED, prompts=self.prompts,

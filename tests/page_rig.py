@@ -22,7 +22,6 @@ from modules.chat.prompts import Prompts
 from modules.chat.scripts_model import ModelForScripts
 from modules.chat.service import ChatService
 from modules.chat.store import Store
-from modules.chat.templates import TemplateWorker
 from modules.downloads.manager import Downloads
 from modules.engine.base import LoadEngine
 from modules.engine.host.host import Patience
@@ -34,6 +33,7 @@ from modules.services import Services
 from modules.settings import LoadOptions, Settings
 from modules.ui.app import mount_ui
 from tests.fakes import Script, ScriptedLoad, fake_inventory, make_model_folder
+from tests.rendering import TEMPLATES
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -58,9 +58,15 @@ def start_snug(
     load: LoadEngine | None = None,
     extensions: Extensions | None = None,
     port: int = 0,
+    in_process: bool = False,
 ) -> Snug:
-    """A Snug whose model "tiny" plays `script`, by `load` if one is given; `parts` ends it. `port` 0: a free one."""
-    services = parts_of(settings, parts, script, dry_runs=dry_runs, load=load, extensions=extensions)
+    """A Snug whose model "tiny" plays `script`, by `load` if one is given; `parts` ends it. `port` 0: a free one.
+
+    With `in_process` its engines are threads: sooner there than processes, and nobody can kill them.
+    """
+    services = parts_of(
+        settings, parts, script, dry_runs=dry_runs, load=load, extensions=extensions, in_process=in_process
+    )
     if loaded:
         services.models.load(LoadOptions.model_validate({"model": "tiny"}))
     return Snug(_serve(services, parts, port), services)
@@ -74,10 +80,11 @@ def parts_of(
     dry_runs: DryRunner | None = None,
     load: LoadEngine | None = None,
     extensions: Extensions | None = None,
+    in_process: bool = False,
 ) -> Services:
     """The same without its faces, nothing loaded yet."""
     make_model_folder(settings.model_dir, "tiny", script)
-    return _services(settings, parts, dry_runs, load or ScriptedLoad(), extensions)
+    return _services(settings, parts, dry_runs, load or ScriptedLoad(), extensions, in_process)
 
 
 def fake_machine(_: Path) -> Inventory:
@@ -85,20 +92,23 @@ def fake_machine(_: Path) -> Inventory:
 
 
 def _services(
-    settings: Settings, parts: ExitStack, dry_runs: DryRunner | None, load: LoadEngine, extensions: Extensions | None
+    settings: Settings,
+    parts: ExitStack,
+    dry_runs: DryRunner | None,
+    load: LoadEngine,
+    extensions: Extensions | None,
+    in_process: bool,
 ) -> Services:
     accounts = Accounts(settings.user_data_dir / "users.db")
     parts.callback(accounts.close)
     store = Store(settings.user_data_dir / "snug.db")
     parts.callback(store.close)
-    worker = TemplateWorker()
-    parts.callback(worker.close)
     models = ModelManager(
         settings, loaders={"transformers": load}, read_inventory=fake_machine, patience=PATIENCE, drain_s=0.5,
-        dry_runs=dry_runs,
+        dry_runs=dry_runs, in_process=in_process,
     )  # fmt: skip
     parts.callback(models.close)
-    prompts = Prompts(worker)
+    prompts = Prompts(TEMPLATES)
     people = People.of(ROOT / "characters", settings.user_data_dir)
     extensions = extensions or Extensions(ROOT / "extensions")
     extensions.connect(ModelForScripts(models))

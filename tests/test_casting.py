@@ -15,10 +15,10 @@ from modules.characters.library import People
 from modules.chat.casting import COMMAND, Cast, cast_of, history_of
 from modules.chat.forms import Form
 from modules.chat.prompts import BuiltPrompt, Prompts
-from modules.chat.templates import TemplateWorker
 from modules.errors import BadCharacter, BadChatTemplate, NotFound
 from modules.messages import ChatMessage, Conversation, Message, Setup
 from tests.chat_templates import FAMILIES
+from tests.rendering import TEMPLATES
 from tests.test_prompts import Tokens, family_engine, info_of
 
 ADA = checked(
@@ -42,7 +42,7 @@ def cast(manner: Any = "chat", persona: Persona | None = KIM, **setup: Any) -> C
 
 @pytest.fixture(scope="module")
 def prompts() -> Iterator[Prompts]:
-    made = Prompts(TemplateWorker())
+    made = Prompts(TEMPLATES)
     yield made
     made.close()
 

@@ -52,6 +52,7 @@ from modules.errors import (
 from modules.memory.planning.planner import Plan
 from modules.units import MiB
 from tests.fakes import Script, ScriptedEngine, ScriptedLoad, decode_tokens, encode_piece, fake_plan, fake_request
+from tests.rendering import TEMPLATES
 
 QUICK = Patience(load_s=60.0, reply_s=1.0, cancel_s=0.2, call_s=20.0, close_s=1.0)
 ENDLESS = Script(reply="and so on ", endless=True, tokens_per_s=200)
@@ -721,7 +722,7 @@ def garbled(plan: Plan, on_progress: OnProgress) -> ScriptedEngine:
 
 
 def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
+    return {child.pid for child in psutil.Process().children(recursive=True)} - {TEMPLATES.pid}
 
 
 def tree_bytes() -> int:

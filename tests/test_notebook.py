@@ -21,7 +21,6 @@ from modules.chat.prompts import Prompts
 from modules.chat.running import ReplyView
 from modules.chat.service import ChatService
 from modules.chat.store import Store
-from modules.chat.templates import TemplateWorker
 from modules.engine.base import ModelInfo, OnProgress, TextPiece
 from modules.errors import Busy, NotAvailableHere, NotFound, StaleView
 from modules.memory.planning.planner import Plan
@@ -30,6 +29,7 @@ from modules.sampling import GenerationParams
 from modules.settings import LoadOptions, Settings
 from tests import fakes
 from tests.fakes import Script, ScriptedEngine, fake_plan, make_model_folder, read_script
+from tests.rendering import TEMPLATES
 from tests.test_service import PATIENCE, roomy
 
 PARAMS = GenerationParams(max_new_tokens=200)
@@ -111,7 +111,7 @@ def world_of(models: ModelManager, settings: Settings, parts: ExitStack, **optio
     parts.callback(models.close)
     store = Store(settings.user_data_dir / "snug.db")
     parts.callback(store.close)
-    prompts = Prompts(TemplateWorker())
+    prompts = Prompts(TEMPLATES)
     parts.callback(prompts.close)
     chat = ChatService(models, store, prompts)
     parts.callback(chat.shutdown, 2)

@@ -169,7 +169,10 @@ def run(manager: ModelManager, ids: list[int]) -> tuple[list[int], list[Event]]:
     return [token for event in events if isinstance(event, Delta) for token in event.token_ids], events
 
 
-@pytest.mark.parametrize(("kind", "first"), [("torch", 1), ("python", 2), ("torch", 51)])
+# Every kind at every moment is told apart without a manager above; a manager loads two engines for each row here.
+@pytest.mark.parametrize(
+    ("kind", "first"), [("torch", 1), pytest.param("python", 2, marks=pytest.mark.slow), ("torch", 51)]
+)
 def test_where_the_engine_has_nothing_left_to_give_up_the_model_is_loaded_smaller_and_the_reply_goes_on(
     kind: Kind, first: int, make_manager: MakeManager, small: LoadedModel, prompt: list[int]
 ) -> None:
@@ -230,7 +233,7 @@ def test_a_reply_that_no_engine_has_memory_for_ends_after_a_few_reloads(settings
         manager.close()
 
 
-@pytest.mark.parametrize("kind", ["torch", "python", "allocator"])
+@pytest.mark.parametrize("kind", ["torch", pytest.param("python", marks=pytest.mark.slow), "allocator"])
 def test_memory_that_runs_out_in_the_load_leads_to_a_smaller_plan_that_is_told(
     kind: Kind, make_manager: MakeManager
 ) -> None:

@@ -10,10 +10,10 @@ import pytest
 from modules.chat.forms import Form
 from modules.chat.gauge import Gauges
 from modules.chat.prompts import Prompts
-from modules.chat.templates import TemplateWorker
 from modules.engine.base import TextPiece
 from modules.errors import BadChatTemplate, ContextLengthExceeded
 from modules.messages import ChatMessage, Picture
+from tests import rendering
 from tests.fakes import CHAT_TEMPLATE, CONTROL_IDS, IMAGE_TOKEN, SEEING_TEMPLATE, Script, ScriptedEngine, fake_plan
 
 IMAGE_ID = CONTROL_IDS[IMAGE_TOKEN]
@@ -29,7 +29,7 @@ TEMPLATES = {"parts": SEEING_TEMPLATE, "smolvlm": SMOLVLM, "none": "", "strings"
 
 @pytest.fixture
 def prompts() -> Iterator[Prompts]:
-    made = Prompts(TemplateWorker())
+    made = Prompts(rendering.TEMPLATES)
     yield made
     made.close()
 

@@ -22,7 +22,6 @@ from modules.chat.prompts import Prompts
 from modules.chat.running import ReplyView, RunningReply
 from modules.chat.service import ChatService
 from modules.chat.store import Store
-from modules.chat.templates import TemplateWorker
 from modules.engine.host.host import Patience
 from modules.errors import BadValue, Busy, NotFound, SnugError, StaleView, StoreFailed
 from modules.extensions.manager import Extensions
@@ -32,6 +31,7 @@ from modules.models.manager import ModelManager
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions, Settings
 from tests.fakes import Script, ScriptedLoad, fake_inventory, make_model_folder, quoted, write_script
+from tests.rendering import TEMPLATES
 
 PARAMS = GenerationParams(max_new_tokens=200)
 LONG = GenerationParams(max_new_tokens=100_000)
@@ -76,7 +76,7 @@ MakeWorld = Callable[..., World]
 @pytest.fixture
 def make_world(settings: Settings) -> Iterator[MakeWorld]:
     made: list[World] = []
-    prompts = Prompts(TemplateWorker())
+    prompts = Prompts(TEMPLATES)
     make_model_folder(settings.model_dir, "tiny", Script())
 
     def make(script: Script | None = None, *, in_process: bool = True) -> World:
@@ -127,7 +127,7 @@ def test_extensions_change_what_the_model_reads_and_what_is_shown_and_both_texts
     extensions.start()
     world = make_world(Script(reply="fine"))
     plain = end_of(world.ask("How are you?"))
-    with closing(Prompts(TemplateWorker())) as prompts:
+    with closing(Prompts(TEMPLATES)) as prompts:
         loud = ChatService(world.models, world.store, prompts, extensions)
         view = end_of(loud.regenerate("", world.conversation.id, plain.message_id, PARAMS))
     assert (view.text, view.modified, world.texts()) == ("fine", "FINE", ["How are you?", "fine"])

@@ -347,7 +347,9 @@ def idle_layers(loaded: LoadedModel, times: int) -> LoadedModel:
 
 
 @pytest.mark.parametrize("kind", [SerialEngine, BatchedEngine])
-@pytest.mark.parametrize("params", [greedy(80), *SAMPLERS[:4]])
+@pytest.mark.parametrize(
+    "params", [greedy(80), SAMPLERS[0], *(pytest.param(params, marks=pytest.mark.slow) for params in SAMPLERS[1:4])]
+)
 def test_a_draft_model_that_is_the_model_is_always_right_and_another_changes_nothing(
     kind: type[LoopEngine], params: GenerationParams, models: Path
 ) -> None:

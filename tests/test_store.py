@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -274,41 +274,66 @@ def test_odd_and_huge_texts_come_back_identical(store: Store, text: str) -> None
     assert store.path("", chat.id)[0].content == text
 
 
-WRITER = """
-import sys
+# For each line that it reads it forks a writer, and says when that one is gone: to start Python anew 200 times would take
+# longer than all that is written.
+WRITERS = """
+import os, sys
 from pathlib import Path
 from modules.chat.store import Store
-store = Store(Path(sys.argv[1]))
-chat = store.create("")
-print("chat", chat.id, flush=True)
-parent = None
-for n in range(1_000_000):
-    user = store.append("", chat.id, parent, "user", f"question {n}", op_id=f"u{n}")
-    print("saved", user.id, flush=True)
-    reply = store.append("", chat.id, user.id, "assistant", "", op_id=f"a{n}", status="streaming")
-    for part in range(3):
-        store.journal(reply.id, "word " * part)
-        print("journal", reply.id, len("word " * part), flush=True)
-    store.finish(reply.id, "the whole reply", "complete", None)
-    print("saved", reply.id, flush=True)
-    parent = reply.id
+
+def write():
+    print("writer", os.getpid(), flush=True)
+    store = Store(Path(sys.argv[1]))
+    chat = store.create("")
+    print("chat", chat.id, flush=True)
+    parent = None
+    for n in range(1_000_000):
+        user = store.append("", chat.id, parent, "user", f"question {n}", op_id=f"u{n}")
+        print("saved", user.id, flush=True)
+        reply = store.append("", chat.id, user.id, "assistant", "", op_id=f"a{n}", status="streaming")
+        for part in range(3):
+            store.journal(reply.id, "word " * part)
+            print("journal", reply.id, len("word " * part), flush=True)
+        store.finish(reply.id, "the whole reply", "complete", None)
+        print("saved", reply.id, flush=True)
+        parent = reply.id
+
+for _ in sys.stdin:
+    writer = os.fork()
+    if writer == 0:
+        try:
+            write()
+        finally:
+            os._exit(1)
+    print("gone", os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]), flush=True)
 """
 
 
-def kill_a_writer(path: Path, randomness: random.Random) -> tuple[set[str], dict[str, int]]:
+@contextmanager
+def writers_of(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The process that forks writers to the store at `path`."""
+    command = [sys.executable, "-c", WRITERS, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        yield process
+        process.communicate(timeout=60)
+
+
+def kill_a_writer(writers: subprocess.Popen[bytes], randomness: random.Random) -> tuple[set[str], dict[str, int]]:
     """Let a process write, kill it at a random moment; the ids it was told are saved, and journalled lengths."""
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
-    assert writer.stdout is not None
-    acknowledged = writer.stdout.readline()
+    assert writers.stdin is not None and writers.stdout is not None
+    writers.stdin.write(b"\n")
+    kind, number = writers.stdout.readline().split()
+    assert kind == b"writer"
+    acknowledged = writers.stdout.readline()
     lines_until_kill = randomness.randrange(0, 60)
     for _ in range(lines_until_kill):
-        acknowledged += writer.stdout.readline()
+        acknowledged += writers.stdout.readline()
     if randomness.random() < 0.5:
         time.sleep(randomness.random() * 0.01)  # not a wait for anything: it moves the kill between two writes
-    os.kill(writer.pid, signal.SIGKILL)
-    acknowledged += writer.stdout.read()
-    writer.wait(timeout=10)
-    writer.stdout.close()
+    os.kill(int(number), signal.SIGKILL)
+    while not (line := writers.stdout.readline()).startswith(b"gone"):
+        acknowledged += line
+    assert line == b"gone -9\n"
     saved: set[str] = set()
     journalled: dict[str, int] = {}
     for line in acknowledged.decode().splitlines():
@@ -322,22 +347,26 @@ def kill_a_writer(path: Path, randomness: random.Random) -> tuple[set[str], dict
 
 def survive_kills(path: Path, rounds: int) -> None:
     randomness = random.Random(rounds)
-    total = 0
-    for _ in range(rounds):
-        saved, journalled = kill_a_writer(path, randomness)
-        total += len(saved)
-        started = time.perf_counter()
-        with closing(Store(path)) as store:
-            assert time.perf_counter() - started < 3
-            with store._database.read() as connection:
-                assert connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
-                rows = {r[0]: r[1:] for r in connection.execute("SELECT id, content, status FROM messages")}
-            assert saved <= rows.keys()
-            for ident, length in journalled.items():
-                content, status = rows[ident]
-                assert len(content) >= length
-                assert status in ("complete", "interrupted")
+    with writers_of(path) as writers:
+        total = sum(survive_a_kill(path, writers, randomness) for _ in range(rounds))
     assert total > rounds
+
+
+def survive_a_kill(path: Path, writers: subprocess.Popen[bytes], randomness: random.Random) -> int:
+    """How many messages were saved by the writer that was killed; all of them are still there."""
+    saved, journalled = kill_a_writer(writers, randomness)
+    started = time.perf_counter()
+    with closing(Store(path)) as store:
+        assert time.perf_counter() - started < 3
+        with store._database.read() as connection:
+            assert connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+            rows = {r[0]: r[1:] for r in connection.execute("SELECT id, content, status FROM messages")}
+        assert saved <= rows.keys()
+        for ident, length in journalled.items():
+            content, status = rows[ident]
+            assert len(content) >= length
+            assert status in ("complete", "interrupted")
+    return len(saved)
 
 
 def test_no_acknowledged_message_is_lost_in_200_kills(tmp_path: Path) -> None:

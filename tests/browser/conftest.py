@@ -51,15 +51,23 @@ class Watch:
 def start(settings: Settings) -> Iterator[Callable[..., Snug]]:
     """Start a Snug whose model "tiny" plays a script; with `loaded=False` no model is loaded yet.
 
-    `dry_runs` sharpen its plans; without them they are formulas' for good.
+    `dry_runs` sharpen its plans; without them they are formulas' for good. Its engines are threads unless
+    `processes`.
     """
     with ExitStack() as parts:
 
         def begin(
-            script: Script | None = None, *, loaded: bool = True, dry_runs: DryRunner | None = None, **flags: object
+            script: Script | None = None,
+            *,
+            loaded: bool = True,
+            dry_runs: DryRunner | None = None,
+            processes: bool = False,
+            **flags: object,
         ) -> Snug:
             chosen = settings.model_copy(update=flags)
-            return start_snug(chosen, parts, script or Script(), loaded=loaded, dry_runs=dry_runs)
+            return start_snug(
+                chosen, parts, script or Script(), loaded=loaded, dry_runs=dry_runs, in_process=not processes
+            )
 
         yield begin
 

@@ -196,7 +196,7 @@ def test_conversations_are_searched_in_their_text_renamed_and_deleted(start: Sta
 
 
 def test_a_killed_engine_shows_an_error_card_and_the_next_message_works(start: Start, visit: OpenPage) -> None:
-    snug = start(ENDLESS)
+    snug = start(ENDLESS, processes=True)
     page = visit(snug)
     send(page, "Go on")
     expect(last_reply(page)).to_contain_text("and so on")

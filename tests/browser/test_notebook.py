@@ -163,15 +163,20 @@ def test_two_thousand_tokens_do_not_make_the_page_slow(start: Start, visit: Open
             const pieces = [...Array(2000)].map((_, n) => [` w${n}`, n / 2000]);
             view.show([{ run: 1, first: 0, pieces }]);
             view.begin(pieces.map((piece) => piece[0]).join(""), "");
-            const first = view.page.querySelector('.tok'), before = performance.now();
-            for (let n = 0; n < 100; n++) { view.write([[" x", 0.5]], n); view.page.scrollHeight; }
-            const took = (performance.now() - before) / 100, same = first.isConnected;
+            const first = view.page.querySelector('.tok'), looks = [];
+            for (let n = 0; n < 100; n++) {
+                const before = performance.now();
+                view.write([[" x", 0.5]], n);
+                view.page.scrollHeight;
+                looks.push(performance.now() - before);
+            }
+            const same = first.isConnected;
             view.page.remove();
-            return { took, same };
+            return { took: looks.sort((a, b) => a - b)[50], same };
         }"""
     )
     assert spent["same"]  # what is on show is never drawn anew
-    assert spent["took"] < 20  # milliseconds a look, layout included; it takes about one
+    assert spent["took"] < 20  # milliseconds: the median look, layout included, takes one
 
 
 def test_the_reply_in_the_notebook_goes_on_after_a_reload(start: Start, visit: OpenPage) -> None:
@@ -238,7 +243,7 @@ def test_a_completion_does_not_start_below_a_text_that_another_tab_changed(start
 
 
 def test_an_engine_that_dies_below_the_notebook_is_told_once(start: Start, visit: OpenPage) -> None:
-    snug = start(ENDLESS)
+    snug = start(ENDLESS, processes=True)
     page = visit(snug)
     open_notebook(page).fill("Once ")
     page.click("#snug-generate")
