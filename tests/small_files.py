@@ -111,3 +111,21 @@ def archive(**parts: bytes) -> bytes:
         for name, data in parts.items():
             new.writestr(name.replace("__", "/").replace("_", "."), data)
     return sink.getvalue()
+
+
+def endless_jpeg(scans: int, side: int = 64) -> bytes:
+    """A progressive JPEG, grey, that goes over its picture again so many times: 7 ms each at 4000 × 4000 pixels."""
+
+    def segment(mark: int, body: bytes) -> bytes:
+        return b"\xff" + bytes([mark]) + (len(body) + 2).to_bytes(2, "big") + body
+
+    size = side.to_bytes(2, "big")
+    blocks = (side // 8) ** 2
+    head = (
+        b"\xff\xd8" + segment(0xDB, b"\x00" + b"\x01" * 64) + segment(0xC2, b"\x08" + size + size + b"\x01\x01\x11\x00")
+    )
+    codes = b"\x01" + b"\x00" * 15  # one code, of one bit
+    tables = segment(0xC4, b"\x00" + codes + b"\x00") + segment(0xC4, b"\x10" + codes + b"\xe0")
+    first = segment(0xDA, b"\x01\x01\x00\x00\x00\x00") + b"\x00" * -(-blocks // 8)
+    nothing_more = segment(0xDA, b"\x01\x01\x00\x01\x3f\x00") + b"\x00\x01" * -(-blocks // 16_384)
+    return head + tables + first + nothing_more * scans + b"\xff\xd9"

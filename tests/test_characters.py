@@ -19,12 +19,13 @@ from modules.characters import card
 from modules.characters.character import Character, Persona, checked
 from modules.characters.library import Characters, People, free_id
 from modules.characters.lorebook import Lore, matching
-from modules.characters.pictures import KEPT_SIDE, MAX_PICTURE_BYTES
+from modules.characters.pictures import KEPT_SIDE, MAX_PICTURE_BYTES, kept_picture
 from modules.characters.placeholders import fill
 from modules.characters.yaml_form import MAX_YAML_BYTES
 from modules.errors import BadCharacter, BadName, NotFound, SnugError
 from modules.units import MiB
 from tests.little_memory import memory_within
+from tests.small_files import endless_jpeg
 
 ROOT = Path(__file__).parent.parent
 TGW = """name: Chiharu Yamada
@@ -195,6 +196,11 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
     "a jpeg": ("a.png", picture(kind="JPEG"), "PNG"),
     "too large a file": ("a.png", card.PNG_SIGNATURE + b"\0" * MAX_PICTURE_BYTES, "larger"),
 }  # fmt: skip
+
+
+def test_a_picture_that_would_be_drawn_for_an_hour_is_refused() -> None:
+    with pytest.raises(BadCharacter, match="drawn over"):
+        kept_picture(endless_jpeg(100_000), "The picture")
 
 
 @pytest.mark.parametrize("case", HOSTILE)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +51,16 @@ from modules.errors import (
 )
 from modules.memory.planning.planner import Plan
 from modules.units import MiB
-from tests.fakes import Script, ScriptedEngine, ScriptedLoad, decode_tokens, encode_piece, fake_plan, fake_request
+from tests.fakes import (
+    Script,
+    ScriptedEngine,
+    ScriptedLoad,
+    decode_tokens,
+    encode_piece,
+    fake_plan,
+    fake_request,
+    load_scripted,
+)
 from tests.rendering import TEMPLATES
 
 QUICK = Patience(load_s=60.0, reply_s=1.0, cancel_s=0.2, call_s=20.0, close_s=1.0)
@@ -256,6 +265,28 @@ def test_a_call_that_gets_no_answer_times_out(start: StartHost) -> None:
         host.stats()
     host.close()
     assert not psutil.pid_exists(host.pid)
+
+
+def test_what_nobody_waits_for_any_more_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_go_on, encoded = threading.Event(), []
+
+    def slow(_: ScriptedEngine, pieces: Sequence[TextPiece]) -> list[int]:
+        encoded.append(pieces[0].text)
+        may_go_on.wait(60)
+        return [1]
+
+    monkeypatch.setattr(ScriptedEngine, "encode", slow)
+    quick = replace(QUICK, call_s=0.1)
+    with contextlib.closing(EngineHost.start(fake_plan(), load_scripted, in_process=True, patience=quick)) as host:
+        try:
+            for number in range(5):
+                with pytest.raises(TimedOut):
+                    host.encode([TextPiece(f"{number}")])
+        finally:
+            may_go_on.set()
+        host._patience = QUICK
+        assert host.encode([TextPiece("last")]) == [1]
+    assert encoded == ["0", "1", "last"], "two were under way, three waited until nobody asked any more"
 
 
 @pytest.mark.parametrize(("fault", "kind"), [("raise", GenerationFailed), ("oom", OutOfMemory)])

@@ -14,6 +14,8 @@ from modules.attachments.extracting import Extractor
 from modules.attachments.picture import MAX_PIXELS, read_picture
 from modules.attachments.reading import read
 from modules.errors import BadAttachment
+from modules.jpeg_scans import MOST_SCANS
+from tests.small_files import endless_jpeg
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -96,6 +98,7 @@ def bomb(width: int, height: int) -> bytes:
         (bomb(20_000, 10), "too narrow"),
         (bomb(500, 500), "damaged picture"),
         (b"\x89PNG\r\n\x1a\n", "damaged picture"),
+        (endless_jpeg(100_000), "drawn over"),
         (b"\xff\xd8\xff\xe0" + b"x" * 50, "damaged picture"),
         (b"RIFF\x00\x00\x00\x00WEBP", "damaged picture"),
         (saved(Image.effect_noise((400, 200), 90), "PNG")[:-900], "damaged picture"),
@@ -112,6 +115,14 @@ def test_bombs_and_ruins_are_refused_with_a_remedy_and_svg_stays_text(data: byte
     with pytest.raises(BadAttachment) as refused:
         read(data, "a.png", most_side=1000)
     assert said in f"{refused.value.message} {refused.value.remedy}" and refused.value.remedy
+
+
+def test_a_jpeg_in_a_few_passes_is_an_ordinary_one() -> None:
+    image = Image.effect_noise((640, 480), 60).convert("RGB")
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=95, progressive=True)
+    assert read_picture(sink.getvalue(), "a.jpg", most_side=500).kind == "picture"
+    assert read_picture(endless_jpeg(MOST_SCANS - 1), "a.jpg", most_side=500).width == 64
 
 
 def test_animations_show_their_first_frame() -> None:

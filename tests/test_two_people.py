@@ -318,11 +318,26 @@ async def test_one_sees_ones_own_keys_and_an_administrator_all(home: Household) 
         await home.ask(ben, "revoke_key", {"id": new})
 
 
+async def test_a_key_of_an_administrator_lets_nobody_in(home: Household) -> None:
+    ben = home.accounts.named("Ben").id
+    async with home.program(home.keys["admin"]) as program:
+        for name, body in (
+            ("add_person", {"name": "Eve", "password": "evening primrose", "admin": True}),
+            ("set_right", {"id": ben, "admin": True}),
+            ("give_password", {"id": ben, "password": "evening primrose"}),
+            ("restore_person", {"id": ben}),
+        ):
+            refused = await home.ask(program, name, body)
+            assert refused["problem"]["code"] == "forbidden", name
+    assert [account.admin for account in home.accounts.people()] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
         (b"not json", "application/json"), (b"[]", "application/json"), (b'{"session_hash": 5}', "application/json"),
         (b'{"session_hash": "a/b"}', "application/json"), (b'{"session_hash": ""}', "application/json"),
+        (b"[" * 200_000, "application/json"), (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "application/json"),
         (b"{}", "text/plain"), (b"--b--", "multipart/form-data; boundary=b"), (b"\xff\xfe", "application/json"),
     ],
 )  # fmt: skip

@@ -45,8 +45,9 @@ def attachment_routes(services: Services) -> APIRouter:
             except SnugError as error:
                 return problem(error, tell)
 
-        async with places:  # uploads that wait hold neither a thread of the page's nor their bytes
-            return await to_thread.run_sync(take, await request.body())
+        data = await request.body()  # before a place is taken: a slow client holds none (doors/places.py bounds each)
+        async with places:  # uploads that wait hold no thread of the page's
+            return await to_thread.run_sync(take, data)
 
     @router.get("/attachments/{ident}/picture", include_in_schema=False)
     def picture(request: Request, ident: str) -> Response:

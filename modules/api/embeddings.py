@@ -10,8 +10,7 @@ import struct
 from collections.abc import Sequence
 from functools import partial
 
-from anyio import to_thread
-
+from modules.api.doors.places import in_place
 from modules.api.replies import Collected, Job, collect, running
 from modules.api.schemas import EmbeddingRequest, Prompt
 from modules.api.shapes import Json
@@ -31,7 +30,7 @@ _NO_TOKENS = GenerationParams(max_new_tokens=1)
 async def embed(services: Services, body: EmbeddingRequest, user: str) -> Json:
     """The vectors of all inputs, in their order. Raises SnugError."""
     prepare = partial(services.models.with_engine, partial(_jobs, body))
-    engine, jobs = await to_thread.run_sync(prepare, abandon_on_cancel=True)
+    engine, jobs = await in_place(prepare)
     replies: list[Collected] = []
     for start in range(0, len(jobs), AT_ONCE):
         async with running(engine, jobs[start : start + AT_ONCE], user) as generations:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from modules.api import sse
 from modules.api.asking import asker
+from modules.api.doors.places import in_place
 from modules.api.image_parts import look_at
 from modules.api.prompting import Asked, Prompting
 from modules.api.replies import Job, collect, running
@@ -166,7 +166,7 @@ async def _logits(services: Services, body: LogitsRequest, user: str) -> Json:
     def prepare(engine: EngineHost) -> tuple[EngineHost, BuiltPrompt]:
         return engine, services.prompts.completion(engine, body.prompt, max_new_tokens=1)
 
-    engine, prompt = await to_thread.run_sync(services.models.with_engine, prepare, abandon_on_cancel=True)
+    engine, prompt = await in_place(partial(services.models.with_engine, prepare))
     async with running(engine, [Job(prompt, body.params)], user) as generations:
         (reply,) = await collect(generations)
     return _probabilities(reply.logprobs)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import iter_route_contexts
 
 from modules.api import sse
 from modules.api.asking import asker, dialect_of
+from modules.api.doors.places import in_place
 from modules.api.embeddings import embed
 from modules.api.image_parts import look_at
 from modules.api.lost import no_route
@@ -122,7 +122,7 @@ def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: fl
 
 async def _whole(prepare: Callable[[], Order]) -> Json:
     """The answer in one piece."""
-    order = await to_thread.run_sync(prepare, abandon_on_cancel=True)
+    order = await in_place(prepare)
     async with running(order.engine, order.jobs, order.user, order.envelope.id) as generations:
         replies = await collect(generations, order.envelope.shape.settled)
     return order.envelope.whole(order.kept(replies), order.usage([reply.end.usage for reply in replies]))
@@ -130,7 +130,7 @@ async def _whole(prepare: Callable[[], Order]) -> Json:
 
 async def _stream(prepare: Callable[[], Order], include_usage: bool, write: sse.Write) -> None:
     """The answer as chunks: an opening, the text as it comes, a closing for each reply; then the counts, if asked."""
-    order = await to_thread.run_sync(prepare, abandon_on_cancel=True)
+    order = await in_place(prepare)
     shape = order.envelope.shape
     lengths = [-1] * len(order.jobs)
     usages = [Usage(0, 0, 0)] * len(order.jobs)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from anyio import to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from modules.api import sse
 from modules.api.asking import asker
+from modules.api.doors.places import in_place
 from modules.api.replies import Job, collect, relay, running
 from modules.api.shapes import Json, degraded_json
 from modules.chat.offering import OfferedPrompt
@@ -113,7 +113,7 @@ async def answer(
 
 
 async def _whole(prepare: Callable[[], Order], user: str) -> Json:
-    order = await to_thread.run_sync(prepare, abandon_on_cancel=True)
+    order = await in_place(prepare)
     parts: list[Part] = []
 
     def settled(_: int, text: str) -> bool:
@@ -128,7 +128,7 @@ async def _whole(prepare: Callable[[], Order], user: str) -> Json:
 
 async def _stream(prepare: Callable[[], Order], user: str, begun: list[Events], write: sse.Write) -> None:
     """Write the events; `begun` gets their maker when the first of them goes out."""
-    order = await to_thread.run_sync(prepare, abandon_on_cancel=True)
+    order = await in_place(prepare)
     reader, degraded = order.reader, list[Degraded]()
     events = order.told.events(len(order.job.prompt.prompt_ids))
 

@@ -12,6 +12,7 @@ import warnings
 from PIL import Image
 
 from modules.attachments.extracted import Extracted, refuse
+from modules.jpeg_scans import has_too_many_scans
 from modules.messages import PictureType
 from modules.units import MiB
 
@@ -41,6 +42,8 @@ def read_picture(data: bytes, name: str, *, most_side: int) -> Extracted:
 
     Raises BadAttachment for one that is damaged, has too many pixels or a form that no model could see.
     """
+    if has_too_many_scans(data):
+        refuse(f"{name} is a JPEG that is drawn over more often than any real one.", _REMEDY)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from modules.errors import BadCharacter
+from modules.jpeg_scans import has_too_many_scans
 from modules.units import MiB, format_size
 
 MAX_PICTURE_BYTES = 7 * MiB  # as base64 it must fit into one request
@@ -26,6 +27,8 @@ def open_picture(data: bytes, where: str) -> Image.Image:
     """The first frame of a PNG, JPEG or WebP, decoded. Raises BadCharacter for anything else or too much of it."""
     if len(data) > MAX_PICTURE_BYTES:
         _refuse(where, f"is larger than {format_size(MAX_PICTURE_BYTES)}")
+    if has_too_many_scans(data):
+        _refuse(where, "is a JPEG that is drawn over more often than any real one")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -101,16 +101,19 @@ class PeopleDoors:
 
     def add_person(self, person: Person, body: NewPerson) -> Json:
         """Let somebody in."""
+        _require_login(person)
         self._accounts.add(body.name, body.password, admin=body.admin)
         return self.account(person, Nothing())
 
     def set_right(self, person: Person, body: Right) -> Json:
         """Give or take the right of an administrator."""
+        _require_login(person)
         self._accounts.set_admin(body.id, body.admin)
         return self.account(person, Nothing())
 
     def give_password(self, person: Person, body: Given) -> Json:
         """A new password for somebody who forgot theirs."""
+        _require_login(person)
         self._accounts.set_password(body.id, body.password)
         return self.account(person, Nothing())
 
@@ -121,8 +124,15 @@ class PeopleDoors:
 
     def restore_person(self, person: Person, body: Pick) -> Json:
         """Let somebody in again."""
+        _require_login(person)
         self._accounts.restore(body.id)
         return self.account(person, Nothing())
+
+
+def _require_login(person: Person) -> None:
+    """Raise Forbidden for who came by a key: whom it let in would outlast it."""
+    if not person.session:
+        raise Forbidden("A key cannot say who may come in.", remedy="Log in, and do it on the page.")
 
 
 def _person_view(account: Account, person: Person) -> Json:

@@ -93,7 +93,7 @@ class OwnSessions:
     def _check_body(self, person: Person, path: str, body: bytes) -> bytes:
         try:
             asked: Any = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # nested too deeply, too
             raise BadValue("The page's request is not JSON.") from error
         if not isinstance(asked, dict):
             raise BadValue("The page's request is no object.")

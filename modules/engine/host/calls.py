@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -39,7 +40,7 @@ class Calls:
                 raise copy.copy(self._over)  # one instance raised again and again would grow its traceback
             number = next(self._numbers)
             self._futures[number] = future
-        self._post(Call(number, method, arguments))
+        self._post(Call(number, method, arguments, time.monotonic() + timeout_s))
         try:
             return future.result(timeout_s)
         except TimeoutError as error:

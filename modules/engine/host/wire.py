@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import pickle
 import queue
 import select
@@ -65,11 +66,14 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Host → engine: call `method`; its Answer carries the same number."""
+    """Host → engine: call `method`; its Answer carries the same number. Past the moment `until` (time.monotonic, one
+    clock for all processes of a machine) nobody waits for it any more.
+    """
 
     number: int
     method: Method
     arguments: tuple[Any, ...]
+    until: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

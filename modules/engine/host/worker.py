@@ -16,6 +16,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -217,6 +218,8 @@ def _emit(writer: Writer, request_id: str, event: object) -> None:
 
 
 def _answer(engine: Engine, call: Call, writer: Writer) -> None:
+    if time.monotonic() > call.until:  # who asked gave up: those behind it do not wait for that
+        return
     methods: dict[str, Callable[..., object]] = {
         "encode": engine.encode,
         "decode": engine.decode,

@@ -1,0 +1,91 @@
+"""A person's requests wait for one another where they take threads: nobody holds all of the server's or the engine's.
+
+What is quick by itself can be asked thousands of times at once: texts to count, plans, files, the page's own doors.
+Replies have a fair queue of their own in the engine; of them only the building of prompts waits here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from modules.accounts.person import STATE, Person
+
+T = TypeVar("T")
+PROMPTS_AT_ONCE = 4
+_ROUTES: tuple[tuple[re.Pattern[str], int], ...] = (
+    (re.compile(r"/v1/internal/(token/.*|encode|decode|token-count|chat-prompt|plan)"), 2),
+    (re.compile(r"/attachments"), 2),
+    (re.compile(r"/conversations"), 1),
+    (re.compile(r"/gradio_api/(component_server|run/predict|api/predict)/?"), 6),
+)
+"""Which routes, and how many of a person's requests to them are worked on at once."""
+_PROMPTS: ContextVar[CapacityLimiter | None] = ContextVar("prompts", default=None)
+
+
+class Places:
+    """ASGI behind the doors: who asks is known, and nothing of the body has been read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._limiters: WeakValueDictionary[tuple[str, int], CapacityLimiter] = WeakValueDictionary()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        who = _who(scope)
+        prompts = self._limiter(who, -1, PROMPTS_AT_ONCE)
+        token = _PROMPTS.set(prompts)
+        try:
+            for number, (path, at_once) in enumerate(_ROUTES):
+                if scope["method"] == "POST" and path.fullmatch(scope["path"]):
+                    async with self._limiter(who, number, at_once):
+                        await self.app(scope, receive, send)
+                    return
+            await self.app(scope, receive, send)
+        finally:
+            _PROMPTS.reset(token)
+
+    def _limiter(self, who: str, number: int, at_once: int) -> CapacityLimiter:
+        """The same one for as long as a request holds it."""
+        found = self._limiters.get((who, number))
+        if found is None:
+            found = self._limiters[who, number] = CapacityLimiter(at_once)
+        return found
+
+
+def _who(scope: Scope) -> str:
+    """Whose turn it is: each person's, and where nobody has an account each address's."""
+    person = scope.get("state", {}).get(STATE)
+    if isinstance(person, Person) and person.id:
+        return f"person {person.id}"
+    return f"address {scope['client'][0]}" if scope.get("client") else ""
+
+
+async def in_place(work: Callable[[], T]) -> T:
+    """What `work` makes, in a thread, when it is this person's turn. Who leaves while it waits has nothing made; once
+    begun it keeps its place to its end, so that leaving and asking anew takes no more threads.
+    """
+    left = False
+
+    def unless_left() -> T:
+        if left:
+            raise ClientDisconnect
+        return work()
+
+    task = asyncio.ensure_future(to_thread.run_sync(unless_left, limiter=_PROMPTS.get()))
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # where nobody waits any more
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        left = True
+        raise

@@ -1,0 +1,121 @@
+"""One person's requests wait for one another; nobody else's wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from modules.api.doors.places import PROMPTS_AT_ONCE, in_place
+from modules.engine.base import TextPiece
+from modules.engine.host.host import EngineHost
+from modules.settings import Settings
+from tests.household import HERE, Household, household
+
+COUNT = "/v1/internal/token-count"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Household]:
+    folder: Path = tmp_path_factory.mktemp("home")
+    for name in ("models", "user_data"):
+        (folder / name).mkdir()
+    settings = Settings.model_validate({"model_dir": folder / "models", "user_data_dir": folder / "user_data"})
+    with household(settings) as made:
+        yield made
+
+
+class Encoder:
+    """Encodes what begins with "slow" only when it may, and counts how much of that is under way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_go_on = threading.Event()
+        self.together = self.most = 0
+        self._counting = threading.Lock()
+        self._encode = EngineHost.encode
+        monkeypatch.setattr(EngineHost, "encode", lambda host, pieces: self.encode(host, pieces))
+
+    def encode(self, host: EngineHost, pieces: Sequence[TextPiece]) -> list[int]:
+        if not any("slow" in piece.text for piece in pieces):
+            return self._encode(host, pieces)
+        with self._counting:
+            self.together += 1
+            self.most = max(self.most, self.together)
+        self.may_go_on.wait(60)
+        with self._counting:
+            self.together -= 1
+        return [1]
+
+    async def busy(self, count: int) -> None:
+        while self.together < count:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_flood_of_one_person_takes_no_thread_of_another(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder(monkeypatch)
+    async with home.program(home.keys["Ben"]) as ben, home.program(home.keys["Ana"]) as ana:
+        slow = [asyncio.create_task(ben.post(COUNT, json={"text": f"slow {number}"})) for number in range(50)]
+        chats = [
+            asyncio.create_task(
+                ben.post("/v1/completions", json={"prompt": f"slow {number}", "max_tokens": 1}, timeout=60)
+            )
+            for number in range(50)
+        ]
+        try:
+            await encoder.busy(2 + PROMPTS_AT_ONCE)
+            async with asyncio.timeout(20):
+                assert (await ana.post(COUNT, json={"text": "quick"})).status_code == 200
+                assert (await ana.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 1})).status_code == 200
+            assert encoder.together == encoder.most == 2 + PROMPTS_AT_ONCE
+            for left in chats[1:]:
+                left.cancel()
+        finally:
+            encoder.may_go_on.set()
+        assert {answer.status_code for answer in await asyncio.gather(*slow)} == {200}
+        assert (await chats[0]).status_code == 200
+
+
+async def test_a_slow_upload_holds_nobodys_place(home: Household) -> None:
+    drips = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a"
+        await drips.wait()
+        yield b"b"
+
+    headers = {"origin": HERE, "content-type": "application/octet-stream"}
+    home.accounts.add("Eve", "evening primrose")
+    async with home.client("Ben") as ben, home.client("Eve") as eve, home.client("Ana") as ana:
+        send = [partial(one.post, "/attachments", params={"name": "slow.txt"}, headers=headers) for one in (ben, eve)]
+        slow = [asyncio.create_task(one(content=body())) for one in send * 4]
+        await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(30):
+                quick = await ana.post("/attachments", params={"name": "a.txt"}, headers=headers, content=b"Some text.")
+            assert quick.json().get("name") == "a.txt", quick.text
+        finally:
+            drips.set()
+        assert all(answer.json().get("name") == "slow.txt" for answer in await asyncio.gather(*slow))
+
+
+async def test_who_leaves_while_it_waits_has_nothing_made() -> None:
+    made: list[int] = []
+
+    async def leave() -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await in_place(lambda: made.append(1))
+
+    await leave()
+    await asyncio.sleep(0.1)
+    assert not made
+    assert await in_place(lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        await in_place(lambda: 1 // 0)
