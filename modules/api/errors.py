@@ -7,6 +7,7 @@ word of what went wrong inside; the log has it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +38,9 @@ from modules.errors import (
 from modules.files import without_folders
 
 log = logging.getLogger(__name__)
+
+_UNION_TAG = re.compile(r"[A-Z]\w*|[a-z-]+\[.*\]")
+"""How pydantic names the branches of a union among the fields of a place: `NamedTool`, `literal['none','auto']`."""
 
 CLIENT_CLOSED_REQUEST = 499
 """The status of a response that nobody is there to read (nginx's number; no standard has one)."""
@@ -109,7 +113,8 @@ def public(error: Exception) -> SnugError:
 def parameter_name(location: Sequence[str | int]) -> str:
     """pydantic's `("body", "messages", 0, "content")` → `messages[0].content`."""
     name = ""
-    for part in location[1:] if location[:1] in (("body",), ["body"]) else location:
+    places = [part for part in location if isinstance(part, int) or not _UNION_TAG.fullmatch(part)]
+    for part in places[1:] if places[:1] == ["body"] else places:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
     return name
 

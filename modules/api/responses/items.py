@@ -6,6 +6,7 @@ from pydantic_core import PydanticCustomError
 
 from modules.api.schemas import MAX_MESSAGES
 from modules.api.tool_schemas import NO_NAME, is_tool_name
+from modules.api.turns import answerable
 from modules.api.whole import whole
 from modules.messages import ChatMessage, Role, ToolCall
 
@@ -32,9 +33,9 @@ def read_items(value: object) -> tuple[ChatMessage, ...]:
     names: dict[str, str] = {}
     for number, item in enumerate(value):
         _take(item, f"item {number} ", turns, names)
-    if not turns or turns[-1].role not in ("user", "tool"):
-        raise _bad("", "the last message must be the user's, or a tool's result")
-    return tuple(turns)
+    if not turns or turns[-1].tool_calls:
+        raise _bad("", "it must end with a message, or with the results of the tools that were called")
+    return tuple(answerable(turns))
 
 
 def _take(item: object, place: str, turns: list[ChatMessage], names: dict[str, str]) -> None:
