@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from modules import startup
-from modules.api.schemas import MAX_CHOICES, MAX_MESSAGES, NEUTRAL, RESHAPED
+from modules.api.schemas import LEAST_TOP_P, MAX_CHOICES, MAX_MESSAGES, MAX_REPLIES, MOST_NEW_TOKENS, NEUTRAL, RESHAPED
 from modules.engine.base import TextPiece
 from modules.sampling import GenerationParams
 from modules.settings import Settings
@@ -196,6 +196,91 @@ async def test_stop_strings_end_the_reply_before_them(client: httpx.AsyncClient,
     assert reply["choices"][0]["message"]["content"] == text
 
 
+ASKED = "<|im_start|>user\nHello<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("messages", "prompt"),
+    [
+        ([{"role": "system", "content": "Go"}], "<|im_start|>user\nGo<|im_end|>\n"),
+        (
+            [{"role": "developer", "content": "Be brief."}, {"role": "system", "content": "Go"}],
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nGo<|im_end|>\n",
+        ),
+        ([*USER, {"role": "system", "content": "Go"}], f"{ASKED}<|im_start|>system\nGo<|im_end|>\n"),
+        ([*USER, {"role": "assistant", "content": "Yes?"}], f"{ASKED}<|im_start|>assistant\nYes?<|im_end|>\n"),
+        (
+            [*USER, {"role": "assistant", "content": None, "refusal": "No."}],
+            f"{ASKED}<|im_start|>assistant\nNo.<|im_end|>\n",
+        ),
+        (
+            [*USER, {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}],
+            f"{ASKED}<|im_start|>assistant\nNo.<|im_end|>\n",
+        ),
+    ],
+)
+async def test_whoever_spoke_last_gets_an_answer(
+    desk: Desk, client: httpx.AsyncClient, messages: list[dict[str, Any]], prompt: str
+) -> None:
+    for path, name in (("chat/completions", "messages"), ("responses", "input")):
+        if name == "input" and "refusal" in str(messages):
+            continue
+        response = await client.post(f"/v1/{path}", json={name: messages})
+        assert response.status_code == 200, response.text
+        told = desk.engine.decode(desk.engine.requests[-1].prompt_ids)
+        assert told == prompt + "<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("field", ["continue_final_message", "continue_"])
+async def test_a_reply_goes_on_from_the_last_message_where_the_client_says_so(
+    desk: Desk, client: httpx.AsyncClient, field: str
+) -> None:
+    body = {"messages": [*USER, {"role": "assistant", "content": "The qu"}], field: True}
+    reply = (await client.post("/v1/chat/completions", json=body)).json()
+    assert reply["choices"][0]["message"]["content"] == FOX.removeprefix("The qu"), "what is new alone"
+    request = desk.engine.requests[-1]
+    assert desk.engine.decode(request.prompt_ids + request.reply_ids) == f"{ASKED}<|im_start|>assistant\nThe qu"
+    shown = (await client.post("/v1/internal/chat-prompt", json=body)).json()
+    assert shown["tokens"] == len(request.prompt_ids) + len(request.reply_ids)
+    await client.post("/v1/chat/completions", json={"messages": USER, field: True})
+    assert desk.engine.decode(desk.engine.requests[-1].prompt_ids) == f"{ASKED}<|im_start|>assistant\n"
+
+
+async def test_what_other_servers_clients_write_otherwise_is_understood(desk: Desk, client: httpx.AsyncClient) -> None:
+    given = {"top_k": -1, "top_p": 0, "max_tokens": -1, "grammar_string": 'root ::= "x"'}
+    assert (await client.post("/v1/completions", json=COMPLETION | given)).status_code == 200
+    params = sent_params(desk)
+    assert (params.top_k, params.top_p, params.max_new_tokens) == (0, LEAST_TOP_P, MOST_NEW_TOKENS)
+    assert params.grammar == 'root ::= "x"'
+    for name in ("top_k", "max_tokens"):
+        refused = await client.post("/v1/completions", json=COMPLETION | {name: -2})
+        assert error_of(refused)["param"] == name
+
+
+def test_twenty_prompts_go_in_one_request_as_langchain_sends_them(desk: Desk) -> None:
+    with sdk(desk) as client:
+        reply = client.completions.create(model=MODEL, prompt=["Once"] * 20, max_tokens=3)
+    assert [choice.text for choice in reply.choices] == ["The"] * 20
+
+
+@pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        ("any", "tool_choice"),
+        (5, "tool_choice"),
+        ({"type": "allowed_tools", "function": {"name": "f"}}, "tool_choice.type"),
+        ({"type": "function"}, "tool_choice.function"),
+        ({"type": "function", "function": {}}, "tool_choice.function.name"),
+    ],
+)
+async def test_a_field_with_several_forms_is_named_plainly(
+    client: httpx.AsyncClient, choice: object, param: str
+) -> None:
+    response = await client.post("/v1/chat/completions", json=CHAT | {"tool_choice": choice})
+    assert error_of(response)["param"] == param
+    assert error_of(response)["message"].startswith(f"{param}: ")
+
+
 async def test_messages_reach_the_template_in_their_roles(desk: Desk, client: httpx.AsyncClient) -> None:
     messages = [
         {"role": "developer", "content": "Be brief."},
@@ -261,6 +346,9 @@ async def test_log_probabilities_come_in_openais_shape(client: httpx.AsyncClient
     assert plain["choices"][0]["logprobs"] is None
 
 
+OTHER_WORDS = {("top_k", "-1"): 0, ("top_p", "0"): LEAST_TOP_P, ("max_new_tokens", "-1"): MOST_NEW_TOKENS}
+
+
 def numeric_fields() -> list[str]:
     fields = GenerationParams.model_json_schema()["properties"]
     numeric = [name for name, field in fields.items() if field.get("type") in ("number", "integer", "boolean")]
@@ -280,7 +368,8 @@ async def test_every_number_is_accepted_or_refused_by_its_name(
                 assert response.status_code == 400, (name, value)
                 assert error_of(response)["param"] == name, (name, value)
             elif name in GenerationParams.model_fields and value != "null" and name not in RESHAPED:
-                assert getattr(sent_params(desk), name) == json.loads(value), (name, value)
+                meant = OTHER_WORDS.get((name, value), json.loads(value))
+                assert getattr(sent_params(desk), name) == meant, (name, value)
 
 
 @pytest.mark.parametrize(
@@ -289,8 +378,10 @@ async def test_every_number_is_accepted_or_refused_by_its_name(
         ([], "messages"),
         (None, "messages"),
         ("Hello", "messages"),
-        ([{"role": "system", "content": "x"}], "messages"),
-        ([*USER, {"role": "assistant", "content": "x"}], "messages"),
+        (
+            [*USER, {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{}"}}]}],
+            "messages",
+        ),
         ([{"role": "wizard", "content": "x"}], "messages[0].role"),
         ([{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
         ([{"role": "tool", "tool_call_id": "a"}], "messages[0].content"),
@@ -332,7 +423,7 @@ async def test_prompts_that_make_no_sense_are_refused(client: httpx.AsyncClient,
     [
         ("chat/completions", {"n": 10**6}, "n"),
         ("chat/completions", {"n": MAX_CHOICES + 1}, "n"),
-        ("completions", {"prompt": ["a"] * (MAX_CHOICES + 1)}, "n"),
+        ("completions", {"prompt": ["a"] * (MAX_REPLIES + 1)}, "n"),
         ("chat/completions", {"max_tokens": 10**9}, "max_tokens"),
         ("chat/completions", {"logprobs": True, "top_logprobs": 10**6}, "top_logprobs"),
         ("chat/completions", {"top_logprobs": 5}, "top_logprobs"),
@@ -358,7 +449,7 @@ async def test_prompts_that_make_no_sense_are_refused(client: httpx.AsyncClient,
         ("completions", {"best_of": 1, "n": 2}, "best_of"),
         ("completions", {"best_of": 2, "stream": True}, "best_of"),
         ("completions", {"best_of": MAX_CHOICES + 1}, "best_of"),
-        ("completions", {"best_of": MAX_CHOICES, "prompt": ["a", "b"]}, "best_of"),
+        ("completions", {"best_of": MAX_CHOICES, "prompt": ["a"] * 5}, "best_of"),
         ("completions", {"suffix": "end"}, "suffix"),
     ],
 )

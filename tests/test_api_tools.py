@@ -125,7 +125,7 @@ async def test_what_has_to_be_a_call_is_held_to_its_form_by_the_engine(settings:
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [OTHER], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
-        ({"tools": [OTHER], "tool_choice": "sometimes"}, "tool_choice.literal['none','auto','required']"),
+        ({"tools": [OTHER], "tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [OTHER], "parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"reasoning_effort": "heroic"}, "reasoning_effort"),
     ],

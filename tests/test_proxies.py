@@ -99,6 +99,7 @@ async def test_guesses_through_a_proxy_are_the_guessers() -> None:
             headers = {"x-api-key": f"wrong {number}", "x-forwarded-for": "198.51.100.7"}
             last = await guest.get("/v1/thing", headers=headers)
         assert last.status_code == 429
+        assert (last.headers["retry-after"], last.headers["x-should-retry"]) == ("60", "false")
         assert (await guest.get("/v1/thing", headers=KEY | {"x-forwarded-for": "192.0.2.1"})).status_code == 200
 
 

@@ -7,6 +7,7 @@ word of what went wrong inside; the log has it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,9 @@ from modules.files import without_folders
 
 log = logging.getLogger(__name__)
 
+_UNION_TAG = re.compile(r"[A-Z]\w*|[a-z-]+\[.*\]")
+"""How pydantic names the branches of a union among the fields of a place: `NamedTool`, `literal['none','auto']`."""
+
 CLIENT_CLOSED_REQUEST = 499
 """The status of a response that nobody is there to read (nginx's number; no standard has one)."""
 
@@ -46,7 +50,7 @@ _ANTHROPIC_TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
     429: "rate_limit_error", 504: "timeout_error",
 }  # fmt: skip
-_RETRY_AFTER_S: dict[type[SnugError], int] = {Busy: 5, QueueFull: 2, EngineDied: 5}
+_RETRY_AFTER_S: dict[type[SnugError], int] = {Busy: 5, QueueFull: 2, EngineDied: 5, TooManyAttempts: 60}
 _IN_VAIN = (NoModelLoaded, OutOfMemory, DiskFull, LoadFailed, TimedOut, StaleView, TooManyAttempts)
 """What the same request meets again. OpenAI's and Anthropic's libraries send a request that ends with 409, 429 or 5xx
 two more times, unless they are told otherwise."""
@@ -109,14 +113,27 @@ def public(error: Exception) -> SnugError:
 def parameter_name(location: Sequence[str | int]) -> str:
     """pydantic's `("body", "messages", 0, "content")` → `messages[0].content`."""
     name = ""
-    for part in location[1:] if location[:1] in (("body",), ["body"]) else location:
+    places = [part for part in location if not _is_tag(part)]
+    for part in places[1:] if places[:1] == ["body"] else places:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
     return name
 
 
+def _is_tag(part: str | int) -> bool:
+    return isinstance(part, str) and _UNION_TAG.fullmatch(part) is not None
+
+
+def _most_telling(problems: Sequence[Any]) -> Any:
+    """The first of pydantic's records; of a field with several forms that of the form it came nearest."""
+    place = problems[0]["loc"]
+    tags = [number for number, part in enumerate(place) if _is_tag(part)]
+    forms = [each for each in problems if tags and each["loc"][: tags[0]] == place[: tags[0]]]
+    return max(forms or problems[:1], key=lambda each: len(each["loc"]))
+
+
 def from_validation(problems: Sequence[Any]) -> BadValue:
     """The first of pydantic's error records in one sentence, without the value (it may be long, or private)."""
-    first = problems[0]
+    first = _most_telling(problems)
     if first["type"] == "json_invalid":
         return BadValue(f"The body is not JSON: {first.get('ctx', {}).get('error', 'it cannot be read')}.")
     name = parameter_name(first["loc"])

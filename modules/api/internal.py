@@ -151,7 +151,10 @@ def _chat_prompt(services: Services, prompting: Prompting, body: ChatRequest, en
     params, offer = body.params(), body.offer
     held = bool(params.json_schema or params.grammar) and not (offer and offer.must_call)
     pictures = look_at([message.pictures for message in body.messages], services, engine.info)
-    asked = Asked(turns_of(body.messages, pictures), None, offer, body.reasoning_effort or "")
+    turns, begun = turns_of(body.messages, pictures), None
+    if body.continues:
+        begun = turns.pop().content
+    asked = Asked(turns, begun, offer, body.reasoning_effort or "")
     built = prompting.whole(engine, asked, held=held).built
     return {
         "prompt": None if built.words else engine.decode(built.prompt_ids),

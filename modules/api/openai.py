@@ -22,18 +22,19 @@ from modules.api.embeddings import embed
 from modules.api.image_parts import look_at
 from modules.api.lost import no_route
 from modules.api.model_list import anthropic_model, anthropic_models
-from modules.api.prompting import form_of
+from modules.api.prompting import Asked, Prompting, form_of
 from modules.api.replies import Collected, Job, collect, relay, running, seeded, total_usage
 from modules.api.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt, TextRequest
 from modules.api.shapes import ChatShape, CompletionShape, Envelope, Json, degraded_json
 from modules.api.turns import turns_of
 from modules.chat import thinking
 from modules.chat.filling import Filling
-from modules.chat.offering import Toolbox
+from modules.chat.offering import OfferedPrompt, Toolbox
 from modules.chat.prompts import BuiltPrompt, free_tokens
 from modules.engine.base import Degraded, Delta, Event, Finished, ModelInfo, Usage
 from modules.engine.host.host import EngineHost
 from modules.errors import BadValue, ContextLengthExceeded, MethodNotAllowed, ModelNotFound
+from modules.messages import ChatMessage
 from modules.sampling import GenerationParams
 from modules.services import Services
 
@@ -177,19 +178,38 @@ def _chat_order(services: Services, toolbox: Toolbox, body: ChatRequest, user: s
     params, held = form_of(body.params(), body.offer)
     check_biases(params, engine.info)
     pictures = look_at([message.pictures for message in body.messages], services, engine.info)
-    made = toolbox.chat(
-        engine,
-        turns_of(body.messages, pictures),
-        body.offer,
-        max_new_tokens=params.max_new_tokens,
-        thinks=thinking.choice_for(engine.info.chat_template, body.reasoning_effort or ""),
-        held=held,
+    turns = turns_of(body.messages, pictures)
+    made = (
+        _continued(services, body, turns, engine, params.max_new_tokens, held=held)
+        if body.continues
+        else toolbox.chat(
+            engine,
+            turns,
+            body.offer,
+            max_new_tokens=params.max_new_tokens,
+            thinks=thinking.choice_for(engine.info.chat_template, body.reasoning_effort or ""),
+            held=held,
+        )
     )
     jobs = [
         Job(made.built, seeded(params, number), shape=made.shape, shows=made.shows) for number in range(body.choices)
     ]
     shape = ChatShape(body.alternatives, [made.reader() for _ in jobs])
     return Order(engine, jobs, Envelope(shape, engine.info.name), body.choices, user)
+
+
+def _continued(
+    services: Services,
+    body: ChatRequest,
+    turns: Sequence[ChatMessage],
+    engine: EngineHost,
+    max_new_tokens: int,
+    *,
+    held: bool,
+) -> OfferedPrompt:
+    """The prompt of a reply that goes on from the last message. Raises BadValue with tools."""
+    asked = Asked(turns[:-1], turns[-1].content, body.offer, body.reasoning_effort or "")
+    return Prompting(services.prompts).build(engine, asked, max_new_tokens=max_new_tokens, held=held)
 
 
 def _completion_order(

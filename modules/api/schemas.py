@@ -33,6 +33,10 @@ from modules.settings import LoadOptions, flag_of
 from modules.tools import Offer
 
 MAX_CHOICES = 8
+MAX_REPLIES = 32
+"""Of one request with several prompts: LangChain sends 20 at once. Half of what may wait in the engine's queue."""
+MOST_NEW_TOKENS = 1_000_000
+LEAST_TOP_P = 1e-6
 MAX_MESSAGES = 2048
 MAX_INPUTS = 2048
 MAX_LOGPROBS = 20
@@ -51,6 +55,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Fields of OpenAI's that Snug does not have yet, and the values of each that ask for nothing."""
 
+_LENGTHS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
@@ -142,6 +147,8 @@ def _text_of(content: object) -> object:
         if is_image(part):
             bytes_of(part)
             continue
+        if isinstance(part, dict) and part.get("type") == "refusal" and isinstance(part.get("refusal"), str):
+            part = {"type": "text", "text": part["refusal"]}
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise PydanticCustomError("content_part", 'every part must be {"type": "text", "text": "…"}' + OR_IMAGE)
         texts.append(whole(part["text"]))
@@ -162,10 +169,36 @@ def _prompt(value: object) -> Prompt:
     raise PydanticCustomError("prompt", "it must be a text, a list of token ids, or a list of either, and not empty")
 
 
-def _user_last(messages: list[RequestMessage]) -> list[RequestMessage]:
-    if messages[-1].role not in ("user", "tool"):
-        raise PydanticCustomError("user_last", "the last message must be the user's, or a tool's result")
+def _answerable(messages: list[RequestMessage]) -> list[RequestMessage]:
+    if messages[-1].tool_calls:
+        raise PydanticCustomError("calls_last", "the last message calls tools: their results must follow")
     return messages
+
+
+def _with_refusal(values: object) -> object:
+    """A message with what OpenAI's models call a refusal as its content, where it has no other."""
+    if isinstance(values, dict) and values.get("content") is None and isinstance(values.get("refusal"), str):
+        return values | {"content": values["refusal"]}
+    return values
+
+
+def _unlimited(value: object) -> object:
+    """-1, which other servers take for no limit, as the most that can be asked for."""
+    return MOST_NEW_TOKENS if type(value) is int and value == -1 else value
+
+
+def _by_other_names(body: object) -> object:
+    """What other servers' clients write otherwise: -1 for a top_k that is off, 0 for the likeliest token alone."""
+    if not isinstance(body, dict):
+        return body
+    body = body | {name: _unlimited(body[name]) for name in _LENGTHS if name in body}
+    if body.get("top_k") == -1:
+        body["top_k"] = 0
+    if body.get("top_p") == 0:
+        body["top_p"] = LEAST_TOP_P
+    if body.get("grammar") in (None, "") and body.get("grammar_string"):
+        body["grammar"] = body["grammar_string"]
+    return body
 
 
 def _answered(call_id: str | None, info: ValidationInfo) -> str | None:
@@ -210,7 +243,7 @@ class RequestMessage(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _pictures_apart(cls, values: object) -> object:
-        return pictures_apart(values)
+        return pictures_apart(_with_refusal(values))
 
     @model_validator(mode="after")
     def _pictures_from_users(self) -> Self:
@@ -286,6 +319,11 @@ class TextRequest(DerivedFields):
         None, description="Token ids, and what is added to the score of each: -100 forbids it, 100 all but forces it."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ours(cls, body: object) -> object:
+        return _by_other_names(body)
+
     @property
     def choices(self) -> int:
         """How many replies to make."""
@@ -307,15 +345,14 @@ class TextRequest(DerivedFields):
         return GenerationParams(stop=self.stop, **{name: value for name, value in given.items() if value is not None})
 
     def _length(self) -> int | None:
-        names = ("max_completion_tokens", "max_tokens", "max_new_tokens")
-        return next((value for name in names if (value := getattr(self, name)) is not None), None)
+        return next((value for name in _LENGTHS if (value := getattr(self, name)) is not None), None)
 
 
 class ChatRequest(TextRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[
-        list[RequestMessage], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(_user_last)
+        list[RequestMessage], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(_answerable)
     ]  # fmt: skip
     logprobs: bool | None = Field(None, description="Report the log-probability of each token.")
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
@@ -329,9 +366,18 @@ class ChatRequest(TextRequest):
         None, description="Whether it calls any (auto, the default), none, must call some, or one by its name."
     )
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call a reply.")
+    continue_final_message: bool | None = Field(
+        None, description="True: the reply goes on from the last message, which is the assistant's."
+    )
+    continue_: bool | None = Field(None, description="The same under text-generation-webui's name.")
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="How much a thinking model thinks first, where its chat template offers a choice."
     )
+
+    @property
+    def continues(self) -> bool:
+        """Whether the reply goes on from the last message."""
+        return bool(self.continue_final_message or self.continue_) and self.messages[-1].role == "assistant"
 
     @property
     def offer(self) -> Offer | None:
@@ -380,8 +426,8 @@ class CompletionRequest(TextRequest):
     @model_validator(mode="after")
     def _few_enough(self) -> Self:
         for name, count in (("n", self.choices), ("best_of", self.made)):
-            if len(self.prompt) * count > MAX_CHOICES:
-                problem = f"{len(self.prompt)} prompts × {name} = {count} are more than {MAX_CHOICES} replies."
+            if len(self.prompt) * count > MAX_REPLIES:
+                problem = f"{len(self.prompt)} prompts × {name} = {count} are more than {MAX_REPLIES} replies."
                 raise BadValue(problem, remedy="Ask for fewer.", param=name)
         if self.made < self.choices:
             raise BadValue(f"best_of ({self.made}) is less than n ({self.choices}).", param="best_of")

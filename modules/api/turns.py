@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from modules.api.schemas import RequestMessage
 from modules.messages import ChatMessage, Picture, Role
@@ -28,4 +29,11 @@ def turns_of(
             turns.append(ChatMessage("tool", content, call_id=call_id, tool=names.get(call_id, "")))
         else:
             turns.append(ChatMessage(_ROLES[message.role], content, shown, tool_calls=calls))
-    return turns
+    return answerable(turns)
+
+
+def answerable(turns: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The turns; where the system alone speaks, its last message is the user's, which every chat template can take."""
+    if turns and all(turn.role == "system" for turn in turns):
+        return [*turns[:-1], replace(turns[-1], role="user")]
+    return list(turns)

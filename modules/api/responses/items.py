@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic_core import PydanticCustomError
 
 from modules.api.image_parts import ONLY_USERS, bytes_at
 from modules.api.schemas import MAX_MESSAGES
 from modules.api.sent import Sent
 from modules.api.tool_schemas import NO_NAME, is_tool_name
+from modules.api.turns import answerable
 from modules.api.whole import whole
 from modules.messages import ChatMessage, Role, ToolCall
 
@@ -35,9 +38,10 @@ def read_items(value: object) -> tuple[Sent, ...]:
     names: dict[str, str] = {}
     for number, item in enumerate(value):
         _take(item, f"item {number} ", sent, names)
-    if not sent or sent[-1].turn.role not in ("user", "tool"):
-        raise _bad("", "the last message must be the user's, or a tool's result")
-    return tuple(sent)
+    if not sent or sent[-1].turn.tool_calls:
+        raise _bad("", "it must end with a message, or with the results of the tools that were called")
+    turns = answerable([one.turn for one in sent])
+    return tuple(replace(one, turn=turn) for one, turn in zip(sent, turns, strict=True))
 
 
 def _take(item: object, place: str, sent: list[Sent], names: dict[str, str]) -> None:
