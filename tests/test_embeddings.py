@@ -112,6 +112,13 @@ def theirs(server: str, text: Any) -> list[float]:
     return [float(value) for value in answer["data"][0]["embedding"]]
 
 
+def test_llamacpp_says_that_it_tells_nothing_of_a_prompts_own_tokens(base: str) -> None:
+    for extra in ({"logprobs": 1}, {"max_tokens": 0}):
+        answer = httpx.post(f"{base}/completions", json={"prompt": TEXT, "echo": True} | extra, timeout=60)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "not_available_here", "echo")
+
+
 def test_vectors_are_those_of_llama_cpps_own_server_and_of_length_1(engine: Engine, server: str) -> None:
     ids = engine.encode([TextPiece(TEXT)])[:CHUNK]
     asked = Asked(engine, ids)
