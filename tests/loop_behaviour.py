@@ -96,7 +96,12 @@ class LoopBehaviour:
         busy = Ask("busy", prompt, greedy(60), user="bob").submit(engine)
         read: list[int] = []
         score = scoring.Scoring.score
-        monkeypatch.setattr(scoring.Scoring, "score", lambda *a: (read.append(len(a[2])), score(*a))[1])
+
+        def watched(self: scoring.Scoring, start: int, logits: torch.Tensor) -> Scored:
+            read.append(len(logits))
+            return score(self, start, logits)
+
+        monkeypatch.setattr(scoring.Scoring, "score", watched)
         for at_once in (10_000, 5, 1):
             monkeypatch.setattr(scoring, "LOGITS_BYTES", 4 * loaded.info.vocab_size * at_once)
             read.clear()

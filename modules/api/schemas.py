@@ -411,12 +411,6 @@ class CompletionRequest(TextRequest):
         return self
 
 
-def _own_length(value: object) -> object:
-    if value is not None:
-        raise PydanticCustomError("unsupported", "the vectors have the model's own length, and Snug does not cut them")
-    return value
-
-
 class EmbeddingRequest(BaseModel):
     """The body of POST /v1/embeddings."""
 
@@ -430,8 +424,8 @@ class EmbeddingRequest(BaseModel):
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="Numbers (the default), or their 32-bit floats in base64."
     )
-    dimensions: Annotated[Any, AfterValidator(_own_length)] = Field(
-        None, description="Not supported; null is accepted."
+    dimensions: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="Only so many first numbers of each vector, brought to length 1 again."
     )
 
     @model_validator(mode="after")
