@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from modules.engine.base import EXIT_GPU_LOST, Degraded, Delta, Event, Prefill, Queued
+from modules.engine.base import EXIT_GPU_LOST, Degraded, Delta, Event, Prefill, Queued, Scored, TokenLogprob
+from modules.engine.loops import scoring
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.loop import LoopEngine
 from modules.engine.loops.sampler import Sampled, Sampler
 from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, OutOfMemory, QueueFull, TimedOut
 from modules.sampling import GenerationParams
-from tests.loop_rig import TIMEOUT_S, Ask, generated, greedy, load
+from tests.loop_rig import TIMEOUT_S, Ask, generated, greedy, load, plain_copy
 from tests.tiny_models import tiny_model
 
 PROMPT = "The harbour wakes before the town does. "
@@ -28,6 +29,16 @@ MIXED = (
     GenerationParams(temperature=0.8, min_p=0.02, dry_multiplier=0.8, seed=6, max_new_tokens=20),
     GenerationParams(temperature=1, mirostat_mode=2, presence_penalty=0.4, logprobs=2, seed=7, max_new_tokens=25),
 )
+
+
+def scores(ask: Ask) -> list[TokenLogprob]:
+    """What a request was told of its prompt."""
+    found: list[TokenLogprob] = []
+    for event in ask.events:
+        if isinstance(event, Scored):
+            assert event.start == len(found)
+            found += event.tokens
+    return found
 
 
 class LoopBehaviour:
@@ -75,6 +86,46 @@ class LoopBehaviour:
         assert end.timings.decoded_tokens == 50
         assert 0 <= end.timings.queue_s <= end.timings.first_token_s
         assert end.timings.tokens_per_s > 0
+
+    def test_a_prompts_own_logprobs_are_those_of_a_plain_forward_however_it_is_read(
+        self, engine: LoopEngine, loaded: LoadedModel, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ids = [*prompt, *prompt]
+        with torch.no_grad():
+            plain = plain_copy(loaded)(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        busy = Ask("busy", prompt, greedy(60), user="bob").submit(engine)
+        read: list[int] = []
+        score = scoring.Scoring.score
+
+        def watched(self: scoring.Scoring, start: int, logits: torch.Tensor) -> Scored:
+            read.append(len(logits))
+            return score(self, start, logits)
+
+        monkeypatch.setattr(scoring.Scoring, "score", watched)
+        for at_once in (10_000, 5, 1):
+            monkeypatch.setattr(scoring, "LOGITS_BYTES", 4 * loaded.info.vocab_size * at_once)
+            read.clear()
+            ask = Ask(f"scored {at_once}", ids, greedy(3, logprobs=3), scored=True).run(engine)
+            told = scores(ask)
+            assert [token.token_id for token in told] == ids and ask.end.usage.cached_tokens == 0
+            assert max(read) <= min(at_once, 16) + 2  # two rows may write beside it
+            assert told[0].logprob != told[0].logprob and told[0].top == ()
+            for place, token in enumerate(told[1:]):
+                assert token.logprob == pytest.approx(float(plain[place, ids[place + 1]]), abs=2e-4)
+                best = plain[place].topk(3)
+                assert [found for found, _, _ in token.top] == best.indices.tolist()
+                assert [value for _, _, value in token.top] == pytest.approx(best.values.tolist(), abs=2e-4)
+            assert "".join(token.adds for token in told) == engine.decode(ids)
+            assert ask.tokens == generated(loaded, ids, 3)
+        assert busy.wait().tokens == generated(loaded, prompt, 60)
+
+    def test_a_prompt_can_be_scored_without_a_reply(self, engine: LoopEngine, prompt: list[int]) -> None:
+        for ids in (prompt, prompt[:1]):
+            ask = Ask(f"{len(ids)}", ids, greedy(1, logprobs=1), scored=True, writes=False).run(engine)
+            assert [token.token_id for token in scores(ask)] == list(ids)
+            assert (ask.end.reason, ask.tokens, ask.end.usage.completion_tokens) == ("length", [], 0)
+        again = Ask("again", prompt, greedy(5)).run(engine)
+        assert len(again.tokens) == 5
 
     def test_prefill_is_told_in_stretches_before_the_first_text(self, engine: LoopEngine, prompt: list[int]) -> None:
         ask = Ask("1", prompt, greedy(3)).run(engine)

@@ -75,6 +75,8 @@ class Ask:
     shape: CallShape | None = None
     shows: tuple[str, ...] = ()
     queue_s: float = 0.0
+    scored: bool = False
+    writes: bool = True
     events: list[Event] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -82,7 +84,7 @@ class Ask:
         """Hand it to `engine`."""
         request = GenerationRequest(
             self.id, self.user, tuple(self.prompt_ids), self.params, tuple(self.reply_ids), shape=self.shape,
-            shows=self.shows, queue_s=self.queue_s,
+            shows=self.shows, queue_s=self.queue_s, scored=self.scored, writes=self.writes,
         )  # fmt: skip
         engine.submit(request, self._on_event)
         return self
@@ -127,13 +129,16 @@ def greedy(max_new_tokens: int, **more: Any) -> GenerationParams:
     return GenerationParams(temperature=0, top_p=1, max_new_tokens=max_new_tokens, **more)
 
 
-def generated(loaded: LoadedModel, prompt_ids: Sequence[int], count: int) -> list[int]:
-    """The `count` tokens, or fewer up to an end token, that model.generate gives greedily with transformers' attention.
-
-    A copy of the model generates: an engine may have changed the attention of its own.
-    """
+def plain_copy(loaded: LoadedModel) -> Any:
+    """A copy of the model with transformers' own attention: an engine may have changed that of its own."""
     model = copy.deepcopy(loaded.model)
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    return model
+
+
+def generated(loaded: LoadedModel, prompt_ids: Sequence[int], count: int) -> list[int]:
+    """The `count` tokens, or fewer up to an end token, that a plain copy's model.generate gives greedily."""
+    model = plain_copy(loaded)
     out = model.generate(
         torch.tensor([list(prompt_ids)]),
         attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),

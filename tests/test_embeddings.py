@@ -112,6 +112,13 @@ def theirs(server: str, text: Any) -> list[float]:
     return [float(value) for value in answer["data"][0]["embedding"]]
 
 
+def test_llamacpp_says_that_it_tells_nothing_of_a_prompts_own_tokens(base: str) -> None:
+    for extra in ({"logprobs": 1}, {"max_tokens": 0}):
+        answer = httpx.post(f"{base}/completions", json={"prompt": TEXT, "echo": True} | extra, timeout=60)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "not_available_here", "echo")
+
+
 def test_vectors_are_those_of_llama_cpps_own_server_and_of_length_1(engine: Engine, server: str) -> None:
     ids = engine.encode([TextPiece(TEXT)])[:CHUNK]
     asked = Asked(engine, ids)
@@ -275,6 +282,16 @@ def test_base64_holds_the_same_32_bit_floats(base: str) -> None:
     assert struct.unpack(f"<{len(raw) // 4}f", raw) == pytest.approx(embed("float"), abs=1e-7)
 
 
+def test_shorter_vectors_are_the_beginning_of_whole_ones_at_length_one(base: str) -> None:
+    with openai.OpenAI(base_url=base, api_key="none", max_retries=0) as client:
+        whole = client.embeddings.create(model="any", input="a harbour").data[0].embedding
+        same = client.embeddings.create(model="any", input="a harbour", dimensions=len(whole)).data[0].embedding
+        cut = client.embeddings.create(model="any", input="a harbour", dimensions=5).data[0].embedding
+    kept = numpy.array(whole[:5])
+    assert cut == pytest.approx((kept / numpy.linalg.norm(kept)).tolist(), abs=1e-6)
+    assert same == pytest.approx(whole, abs=1e-7)
+
+
 def test_more_texts_than_fit_at_once_keep_their_order(base: str) -> None:
     texts = [chr(97 + number % 26) * (1 + number) for number in range(20)]
     answer = httpx.post(f"{base}/embeddings", json={"input": texts}, timeout=120).json()
@@ -289,7 +306,8 @@ def test_more_texts_than_fit_at_once_keep_their_order(base: str) -> None:
         ({}, "input", "bad_value"), ({"input": ""}, "input", "bad_value"), ({"input": []}, "input", "bad_value"),
         ({"input": ["a", ""]}, "input", "bad_value"), ({"input": 5}, "input", "bad_value"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", "bad_value"),
-        ({"input": "a", "dimensions": 8}, "dimensions", "bad_value"),
+        ({"input": "a", "dimensions": 0}, "dimensions", "bad_value"),
+        ({"input": "a", "dimensions": 10**5}, "dimensions", "bad_value"),
         ({"input": ["a"] * 2049}, "input", "bad_value"), ({"input": [70, 10**6]}, "input[0]", "bad_value"),
         ({"input": ["a", "b" * 512]}, "input[1]", "context_length_exceeded"),
         ({"input": "b" * 200_000}, "input[0]", "context_length_exceeded"),

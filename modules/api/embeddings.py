@@ -6,6 +6,7 @@ Every input is tokenized and measured before the first of them is computed.
 from __future__ import annotations
 
 import base64
+import math
 import struct
 from collections.abc import Sequence
 from functools import partial
@@ -31,11 +32,14 @@ async def embed(services: Services, body: EmbeddingRequest, user: str) -> Json:
     """The vectors of all inputs, in their order. Raises SnugError."""
     prepare = partial(services.models.with_engine, partial(_jobs, body))
     engine, jobs = await in_place(prepare)
-    replies: list[Collected] = []
+    vectors: list[Sequence[float]] = []
+    tokens = 0
     for start in range(0, len(jobs), AT_ONCE):
         async with running(engine, jobs[start : start + AT_ONCE], user) as generations:
-            replies += await collect(generations)
-    return _answer(engine.info.name, replies, packed=body.encoding_format == "base64")
+            replies = await collect(generations)
+        vectors += [_cut(_vector(reply), body.dimensions, engine.info.name) for reply in replies]
+        tokens += sum(reply.end.usage.prompt_tokens for reply in replies)
+    return _answer(engine.info.name, vectors, tokens, packed=body.encoding_format == "base64")
 
 
 def _jobs(body: EmbeddingRequest, engine: EngineHost) -> tuple[EngineHost, list[Job]]:
@@ -72,14 +76,13 @@ def _written(engine: EngineHost, info: ModelInfo, text: str, param: str) -> Buil
     return BuiltPrompt(prompt_ids=ids)
 
 
-def _answer(model: str, replies: Sequence[Collected], *, packed: bool) -> Json:
+def _answer(model: str, vectors: Sequence[Sequence[float]], tokens: int, *, packed: bool) -> Json:
     """OpenAI's list of embeddings."""
-    tokens = sum(reply.end.usage.prompt_tokens for reply in replies)
     return {
         "object": "list",
         "data": [
             {"object": "embedding", "index": index, "embedding": _packed(vector) if packed else list(vector)}
-            for index, vector in enumerate(map(_vector, replies))
+            for index, vector in enumerate(vectors)
         ],
         "model": model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
@@ -90,6 +93,24 @@ def _vector(reply: Collected) -> tuple[float, ...]:
     if not reply.embedding:
         raise GenerationFailed("The engine ended without an embedding.", remedy="Try again.")
     return reply.embedding
+
+
+def _cut(vector: Sequence[float], dimensions: int | None, model: str) -> Sequence[float]:
+    """The first `dimensions` numbers at length 1, as models that are trained for it (Matryoshka) are cut short.
+
+    Raises BadValue for more than there are.
+    """
+    if dimensions is None or dimensions == len(vector):
+        return vector
+    if dimensions > len(vector):
+        raise BadValue(
+            f"The vectors of {model} have {len(vector):,} numbers, not {dimensions:,}.",
+            remedy=f"Ask for {len(vector):,} or fewer, or leave dimensions out.",
+            param="dimensions",
+        )
+    kept = vector[:dimensions]
+    length = math.hypot(*kept)
+    return [value / length for value in kept] if length else kept
 
 
 def _packed(vector: Sequence[float]) -> str:

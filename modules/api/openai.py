@@ -33,7 +33,13 @@ from modules.chat.offering import OfferedPrompt, Toolbox
 from modules.chat.prompts import BuiltPrompt, free_tokens
 from modules.engine.base import Degraded, Delta, Event, Finished, ModelInfo, Usage
 from modules.engine.host.host import EngineHost
-from modules.errors import BadValue, ContextLengthExceeded, MethodNotAllowed, ModelNotFound
+from modules.errors import (
+    BadValue,
+    ContextLengthExceeded,
+    MethodNotAllowed,
+    ModelNotFound,
+    NotAvailableHere,
+)
 from modules.messages import ChatMessage
 from modules.sampling import GenerationParams
 from modules.services import Services
@@ -215,8 +221,12 @@ def _continued(
 def _completion_order(
     services: Services, filling: Filling, body: CompletionRequest, user: str, engine: EngineHost
 ) -> Order:
-    if body.echo and body.logprobs is not None:
-        raise BadValue("echo and logprobs together are not supported.", remedy="Ask for one of them.", param="echo")
+    if (body.scored or not body.writes) and not engine.info.scores:
+        raise NotAvailableHere(
+            f"{engine.info.name} tells no log-probabilities of a prompt: only causal models that transformers runs do.",
+            remedy="Load it from safetensors, or leave out echo.",
+            param="echo",
+        )
     params = body.params()
     check_biases(params, engine.info)
     chooses = body.made > body.choices
@@ -228,7 +238,11 @@ def _completion_order(
         else _built(services, engine, prompt, params.max_new_tokens)
         for prompt in body.prompt
     ]
-    jobs = [Job(prompt, seeded(params, number)) for prompt in prompts for number in range(body.made)]
+    jobs = [
+        Job(prompt, seeded(params, number), scored=body.scored, writes=body.writes)
+        for prompt in prompts
+        for number in range(body.made)
+    ]
     echoes = tuple(
         _echo(engine, prompt) if body.echo else "" for prompt in body.prompt for _ in range(body.choices)
     )  # fmt: skip

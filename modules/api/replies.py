@@ -8,14 +8,24 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 from anyio import to_thread
 
 from modules.api.asking import CURRENT_REQUEST
 from modules.chat.prompts import BuiltPrompt
-from modules.engine.base import Degraded, Delta, Embedding, Event, Finished, GenerationRequest, TokenLogprob, Usage
+from modules.engine.base import (
+    Degraded,
+    Delta,
+    Embedding,
+    Event,
+    Finished,
+    GenerationRequest,
+    Scored,
+    TokenLogprob,
+    Usage,
+)
 from modules.engine.host.host import EngineHost, Generation
 from modules.errors import EngineDied
 from modules.sampling import GenerationParams
@@ -26,13 +36,17 @@ Handle = Callable[[int, Event], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One reply to make: the prompt, and how; or the prompt to `embed`. `shape` and `shows` are the request's."""
+    """One reply to make: the prompt, and how; or the prompt to `embed`. `shape`, `shows`, `scored` and `writes` are the
+    request's.
+    """
 
     prompt: BuiltPrompt
     params: GenerationParams
     embed: bool = False
     shape: CallShape | None = None
     shows: tuple[str, ...] = ()
+    scored: bool = False
+    writes: bool = True
 
     def request(self, user: str, names: str = "", queue_s: float = 0.0) -> GenerationRequest:
         """What the engine gets; the prompt's own stop strings join the client's. `names` are what it goes by."""
@@ -47,6 +61,8 @@ class Job:
             shape=self.shape,
             shows=self.shows,
             queue_s=queue_s,
+            scored=self.scored,
+            writes=self.writes,
             params=self.params.model_copy(update={"stop": (*self.params.stop, *self.prompt.stop)}),
         )
 
@@ -119,6 +135,7 @@ class Collected:
 
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
+    scored: list[TokenLogprob] = field(default_factory=list)
     degraded: tuple[Degraded, ...] = ()
     embedding: tuple[float, ...] = ()
     finished: Finished | None = None
@@ -128,6 +145,8 @@ class Collected:
         if isinstance(event, Delta):
             self.text += event.text
             self.logprobs += event.logprobs
+        elif isinstance(event, Scored):
+            self.scored[event.start :] = event.tokens
         elif isinstance(event, Embedding):
             self.embedding = event.values
         elif isinstance(event, Degraded):

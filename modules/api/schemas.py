@@ -402,7 +402,10 @@ class CompletionRequest(TextRequest):
         tuple[Prompt, ...],
         PlainValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
     ] = Field(description="The text to continue, or its token ids; several of either for several replies.")
-    echo: bool | None = Field(None, description="Begin the reply with the prompt.")
+    echo: bool | None = Field(None, description="Begin the reply with the prompt, its log-probabilities with logprobs.")
+    max_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
+        None, description="The reply ends after this many tokens at the latest; 0, with echo, writes none."
+    )
     suffix: Annotated[str, Field(max_length=1_000_000)] | None = Field(
         None, description="What follows the gap to be filled, for models with tokens for that."
     )
@@ -413,6 +416,19 @@ class CompletionRequest(TextRequest):
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="Report the log-probability of each token and of this many alternatives."
     )
+
+    @property
+    def scored(self) -> bool:
+        """Whether the log-probabilities of the prompt's own tokens are wanted."""
+        return bool(self.echo) and self.logprobs is not None
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is to be a reply."""
+        return super()._length() != 0
+
+    def _length(self) -> int | None:
+        return super()._length() if self.writes else 1  # what is not written needs no room, but a limit
 
     @property
     def made(self) -> int:
@@ -431,15 +447,14 @@ class CompletionRequest(TextRequest):
                 raise BadValue(problem, remedy="Ask for fewer.", param=name)
         if self.made < self.choices:
             raise BadValue(f"best_of ({self.made}) is less than n ({self.choices}).", param="best_of")
+        if not self.writes and not self.echo:
+            raise BadValue("max_tokens of 0 needs echo: there would be nothing to tell.", param="max_tokens")
+        if self.scored and (self.stream or self.suffix):
+            with_ = "suffix" if self.suffix else "stream"
+            raise BadValue(f"echo with logprobs does not go with {with_}.", remedy=f"Leave out {with_}.", param="echo")
         if self.stream and self.made > self.choices:
             raise BadValue("best_of cannot be streamed.", remedy="Leave out one of them.", param="best_of")
         return self
-
-
-def _own_length(value: object) -> object:
-    if value is not None:
-        raise PydanticCustomError("unsupported", "the vectors have the model's own length, and Snug does not cut them")
-    return value
 
 
 class EmbeddingRequest(BaseModel):
@@ -455,8 +470,8 @@ class EmbeddingRequest(BaseModel):
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="Numbers (the default), or their 32-bit floats in base64."
     )
-    dimensions: Annotated[Any, AfterValidator(_own_length)] = Field(
-        None, description="Not supported; null is accepted."
+    dimensions: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="Only so many first numbers of each vector, brought to length 1 again."
     )
 
     @model_validator(mode="after")

@@ -6,11 +6,13 @@ request, and its replies are told to it in order.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
 from modules.api.replies import Collected
@@ -191,9 +193,11 @@ class CompletionShape:
 
     def whole(self, index: int, reply: Collected) -> Json:
         echo = self.echoes[index]
-        return _choice(
-            index, reply.end, text=echo + reply.text, logprobs=self._logprobs(reply.logprobs, len(echo))
-        )  # fmt: skip
+        logprobs = self._logprobs(reply.logprobs, len(echo))
+        if logprobs is not None and reply.scored:
+            scored = self._told(reply.scored, _offsets_in(echo, reply.scored))
+            logprobs = {name: scored[name] and scored[name] + logprobs[name] for name in logprobs}
+        return _choice(index, reply.end, text=echo + reply.text, logprobs=logprobs)
 
     def _logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> Json | None:
         if self.alternatives is None:
@@ -202,16 +206,33 @@ class CompletionShape:
         for token in tokens:
             offsets.append(offset)
             offset += len(token.text)
+        return self._told(tokens, offsets)
+
+    def _told(self, tokens: Sequence[TokenLogprob], offsets: list[int]) -> Json:
         return {
             "tokens": [token.text for token in tokens],
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [
-                {text: value for _, text, value in token.top[: self.alternatives]} for token in tokens
-            ]
-            if self.alternatives
-            else None,
+            "token_logprobs": [_number(token.logprob) for token in tokens],
+            "top_logprobs": [self._top(token) for token in tokens] if self.alternatives else None,
             "text_offset": offsets,
-        }  # fmt: skip
+        }
+
+    def _top(self, token: TokenLogprob) -> Json | None:
+        """The alternatives by their texts; of those that look alike, the likeliest. None where nothing came before."""
+        likeliest_last = reversed(token.top[: self.alternatives])
+        return None if math.isnan(token.logprob) else {text: _number(value) for _, text, value in likeliest_last}
+
+
+def _offsets_in(text: str, tokens: Sequence[TokenLogprob]) -> list[int]:
+    """Where each token of a prompt begins in its `text`; 0 for what the tokenizer put before that."""
+    ends = [0, *accumulate(len(token.adds) for token in tokens)]
+    whole = "".join(token.adds for token in tokens)
+    before = len(whole) - len(text) if whole.endswith(text) else 0
+    return [min(max(0, end - before), len(text)) for end in ends[:-1]]
+
+
+def _number(logprob: float) -> float | None:
+    """As JSON knows it; OpenAI's own value for "very unlikely" is -9999."""
+    return None if math.isnan(logprob) else max(logprob, -9999.0)
 
 
 def _delta(part: Part) -> Json:
@@ -268,5 +289,4 @@ def _timings_json(timings: Timings) -> Json:
 
 
 def _token(text: str, logprob: float) -> Json:
-    # JSON knows no infinity; OpenAI's own value for "very unlikely" is -9999.
-    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+    return {"token": text, "logprob": _number(logprob), "bytes": list(text.encode())}

@@ -51,6 +51,8 @@ class GenerationRequest:
     `scripts` are extensions whose logits processors take part; engines that have no logits ignore them. `pictures`
     are those of the prompt in order, whose tokens stand in `prompt_ids` (ModelInfo.image_token, as often as encoded).
     `queue_s` is how long it waits for its turn before it ends with TimedOut, in seconds; 0 without end.
+    With `scored` the prompt's own tokens are told of as Scored, and the end token of the reply as a token of it;
+    without `writes` the prompt is only read. Both only where ModelInfo.scores.
     """
 
     id: str
@@ -66,6 +68,8 @@ class GenerationRequest:
     shows: tuple[str, ...] = ()
     held_ids: int = 0
     queue_s: float = 0.0
+    scored: bool = False
+    writes: bool = True
 
     @property
     def has_form(self) -> bool:
@@ -143,6 +147,18 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """How likely tokens of the prompt are, each after those before it, from the one at `start` on.
+
+    The first token of a prompt follows nothing: its log-probability is NaN. Where a prompt is read again, `start` goes
+    back, and what was told from there on counts no more.
+    """
+
+    start: int
+    tokens: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Embedding:
     """The vector of a text, of length 1 unless a server of others made it otherwise."""
 
@@ -172,7 +188,7 @@ class Finished:
     stopped_by: str = ""
 
 
-Event = Queued | Prefill | Delta | Embedding | Degraded | Finished
+Event = Queued | Prefill | Delta | Scored | Embedding | Degraded | Finished
 Emit = Callable[[Event], None]
 
 
@@ -239,6 +255,11 @@ class ModelInfo:
     tells_logprobs: bool = True
     sees: bool = False
     image_token: str = ""
+
+    @property
+    def scores(self) -> bool:
+        """Whether it tells the log-probabilities of a prompt's own tokens (GenerationRequest.scored)."""
+        return self.loop in ("batched", "serial") and not self.is_encoder_decoder
 
     @property
     def can_grow(self) -> bool:

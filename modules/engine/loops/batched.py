@@ -111,6 +111,8 @@ class BatchedEngine(LoopEngine):
         row_id = reply.request.id
         self._reserved[row_id] = self._paged.units(_most_tokens(reply))
         self._paged.add(row_id, reply.ids, reserved_units=sum(self._reserved.values()))
+        if reply.scoring is not None and reply.scores_prompt:
+            self._paged.score(row_id, reply.scoring, reply.score)
         self._rows[row_id] = reply
         self._unproven.add(row_id)
 
@@ -145,6 +147,9 @@ class BatchedEngine(LoopEngine):
         if not reply.new_tokens:
             reply.prefilled(stretch.end, total)
         if not stretch.chose:
+            return None
+        if not reply.request.writes:
+            self._end(reply, "cancelled" if reply.cancelled else "length")
             return None
         chosen = self._chosen[stretch.row_id]
         for sampled in chosen.tokens:

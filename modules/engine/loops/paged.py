@@ -24,7 +24,9 @@ from transformers.utils.generic import is_flash_attention_requested
 from modules.engine.loops.attention import prefer_cpu_attention
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.paged_drafts import PagedDrafts
+from modules.engine.loops.paged_scores import PagedScores, Tell
 from modules.engine.loops.pages import lay_out_by_layer, take_lowest_first
+from modules.engine.loops.scoring import Scoring
 from modules.engine.loops.serial import release_memory
 from modules.engine.process.heap import LARGE_STEP_TOKENS, give_back
 from modules.engine.process.mappings import let_go_of_zeros
@@ -98,6 +100,7 @@ class PagedModel:
             raise
         self._allocators: list[Any] = list(self._cache.cache_allocators.values())
         self._processor.model_runner._sample = self._sample
+        self._scores = PagedScores(self._processor)
         self._drafts = PagedDrafts(self._processor)
         self.closed = False
         self.limit_batch(self._budget)
@@ -167,13 +170,19 @@ class PagedModel:
         """What the row reads in this step behind its last token."""
         return self._drafts.tokens.get(row_id, ())
 
+    def score(self, row_id: str, scoring: Scoring, tell: Tell) -> None:
+        """Have the logits of a new row's prompt told. See PagedScores."""
+        self._scores.put(row_id, scoring, tell)
+
     def remove(self, row_id: str) -> None:
         """Forget a row; its whole pages may serve others that begin alike."""
+        self._scores.forget(row_id)
         self._processor.scheduler.set_request_cancellation(row_id)
         self._processor.scheduler.clear_cancelled_requests()
 
     def reset(self, *, forget_prefixes: bool = False) -> None:
         """Forget every row, after an error in a step or before the end."""
+        self._scores.forget()
         self._processor.reset()
         if forget_prefixes:
             self._cache.evict_cached_blocks()
@@ -187,6 +196,7 @@ class PagedModel:
     @torch.inference_mode()
     def step(self) -> list[Stretch]:
         """One forward step for as many rows as fit; what each did. After an error, `reset` and add the rows again."""
+        self._processor.max_batch_tokens = min(self._budget, self._scores.most_tokens or self._budget)
         if not self._processor.prepare_next_batch():
             return []
         batch = [
@@ -221,6 +231,7 @@ class PagedModel:
         """Take ModelRunner._sample's place. Rows that read only a part of their prompt come last and get no token."""
         batch = self._processor.inputs_and_outputs.requests_in_batch
         row_ids = self._drafts.row_ids(batch)
+        self._scores.take(scores[0])
         if row_ids:
             tokens = self._choose(row_ids, scores[0, : len(row_ids)])
             if self._drafts.tokens:

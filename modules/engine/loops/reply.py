@@ -22,6 +22,7 @@ from modules.engine.loops.held import Held
 from modules.engine.loops.loaded import LoadedModel, PieceCodec
 from modules.engine.loops.processors import Penalty
 from modules.engine.loops.sampler import Sampled, Sampler
+from modules.engine.loops.scoring import Scoring
 from modules.engine.telling import Telling
 from modules.engine.text import TextStream
 from modules.errors import GenerationFailed, OutOfMemory, SnugError
@@ -64,6 +65,16 @@ class Reply(Telling):
         self._codec = codec
         self._foreign = foreign
         self._held = held
+        self.scoring = (
+            Scoring(
+                request.prompt_ids,
+                alternatives=request.params.logprobs,
+                vocab_size=loaded.info.vocab_size,
+                decode=codec.decode,
+            )
+            if request.scored
+            else None
+        )
         self.drafter: Drafter | None = None  # made where tokens are drafted for it
         self._guesses: deque[int] = deque()
         self._sampler: Sampler | None = None
@@ -104,6 +115,16 @@ class Reply(Telling):
         self._sampled = self.sample(logits)
         return self._sampled.token_id
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether logits of its whole prompt are wanted."""
+        return self.scoring is not None and not self.scoring.done
+
+    def score(self, start: int, logits: torch.Tensor) -> None:
+        """Tell how likely the prompt's tokens are after the places from `start` on, by the `logits` (places, vocab)."""
+        assert self.scoring is not None  # only such prompts are scored
+        self._send(self.scoring.score(start, logits))
+
     def expect(self, drafted: Sequence[int]) -> None:
         """The next tokens are guessed to be `drafted`: counted as drafted, and as accepted as far as they are.
 
@@ -132,7 +153,8 @@ class Reply(Telling):
         else:
             self._guesses.clear()
         if token in self._loaded.eos_ids:
-            if self.request.params.sampled_logprobs and self._sampled is not None and self._sampled.logprob is not None:
+            shows_end = self.request.params.sampled_logprobs or self.request.scored
+            if shows_end and self._sampled is not None and self._sampled.logprob is not None:
                 self._pending_logprobs.append(self._sampled.logprob)  # who asks for what was drawn wants to see the end
             return "stop"
         self.tokens.append(token)

@@ -39,10 +39,11 @@ DEFAULT_SHELF_BYTES = 256 * 1024**2  # where the plan names no KV budget
 
 Choose = Callable[[torch.Tensor], int | None]
 Draft = Callable[[], list[int]]
+Score = Callable[[int, torch.Tensor], None]
 
 
 def steps(
-    row: Row, ids: Sequence[int], choose: Choose, *, chunk: int, draft: Draft | None = None
+    row: Row, ids: Sequence[int], choose: Choose, *, chunk: int, draft: Draft | None = None, score: Score | None = None
 ) -> Iterator[Prefill | int]:
     """Read what `row` lacks of `ids` in stretches of `chunk` tokens, then yield token after token without end.
 
@@ -52,13 +53,13 @@ def steps(
 
     `draft` gives tokens that may follow, [] where none: the model reads them with the token before, and those are
     yielded as if read one by one that `choose` takes in their places. A caller that stops among them finds the rest of
-    them in `row`.
+    them in `row`. `score` gets each stretch's place and its logits (tokens, vocab), for which `chunk` must be small.
     """
     done = len(row.tokens)
     yield Prefill(done, len(ids))
     while done < len(ids):
         stretch = ids[done : done + chunk]
-        logits = row.read(stretch)
+        logits = row.read(stretch) if score is None else _scored(row, stretch, score)
         done += len(stretch)
         if len(stretch) >= LARGE_STEP_TOKENS:
             give_back()
@@ -71,6 +72,15 @@ def steps(
             token = yield from _checked(row, token, drafted, choose)
         else:
             token = choose(row.read([token]))
+
+
+def _scored(row: Row, stretch: Sequence[int], score: Score) -> torch.Tensor:
+    """Read `stretch` and have each of its tokens' logits looked at; the last one's."""
+    assert isinstance(row, CausalRow)  # what an encoder reads has no logits, and such models score nothing
+    start = len(row.tokens)
+    logits = row.read_each(stretch)
+    score(start, logits)
+    return logits[-1]
 
 
 def _checked(row: CausalRow, token: int, drafted: list[int], choose: Choose) -> Generator[int, None, int | None]:
@@ -173,16 +183,20 @@ class SerialEngine(LoopEngine):
 
     def _run_steps(self, reply: Reply, row: Row, ids: list[int], chunk: int) -> FinishReason:
         draft = partial(self._draft, reply, row) if isinstance(row, CausalRow) else None
-        for step in steps(row, ids, reply.choose, chunk=chunk, draft=draft):
+        score = None
+        if reply.scoring is not None and reply.scores_prompt:
+            score, chunk = reply.score, min(chunk, reply.scoring.stretch_tokens)
+        choose = reply.choose if reply.request.writes else _none
+        for step in steps(row, ids, choose, chunk=chunk, draft=draft, score=score):
             self._attend()
             if reply.cancelled:
-                break
+                return "cancelled"
             if isinstance(step, int):
                 if reason := reply.take(step):
                     return reason
             elif isinstance(row, CausalRow):  # an encoder has told its own progress
                 reply.prefilled(step.done, step.total)
-        return "cancelled"
+        return "length"
 
     def _draft(self, reply: Reply, row: CausalRow) -> list[int]:
         return self._speculation.draft(reply, row.droppable(MOST_DRAFTED))
@@ -198,7 +212,8 @@ class SerialEngine(LoopEngine):
         eyes = self.loaded.eyes
         seen = eyes.look(request.prompt_ids, request.pictures) if eyes is not None else None
         ids = [*seen.keys, *reply.tokens] if seen else reply.ids
-        row = self._shelf.take(ids) or self._new_causal_row() if self._fixed is None else self._fixed.begin(ids)
+        known = () if reply.scores_prompt else ids  # what is not read anew has no logits
+        row = self._shelf.take(known) or self._new_causal_row() if self._fixed is None else self._fixed.begin(known)
         if not reply.new_tokens:
             reply.cached_tokens = len(row.tokens)
         self._shelf.make_room((len(ids) + reply.limit) * self._bytes_per_token)
@@ -230,6 +245,10 @@ class SerialEngine(LoopEngine):
     def _kv_tokens(self) -> tuple[int, int]:
         row = self._row or self._fixed
         return self._shelf.token_count + (len(row.tokens) if row else 0), self.loaded.info.context_tokens
+
+
+def _none(_logits: torch.Tensor) -> None:
+    """The choice of who only reads."""
 
 
 def release_memory() -> None:
