@@ -24,7 +24,7 @@ def serve_bytes(source: BinaryIO, sink: BinaryIO, answer: Callable[[bytes], dict
 
 def told(error: SnugError) -> dict[str, Any]:
     """The answer that is an error."""
-    return {"error": {"code": error.code, "message": error.message, "remedy": error.remedy}}
+    return {"error": {"code": error.code, "message": error.message, "remedy": error.remedy, "param": error.param}}
 
 
 def no_core_dumps() -> None:

@@ -74,6 +74,11 @@ class CallShape:
     several: bool = False
 
 
+def shape_from(value: Mapping[str, Any]) -> CallShape:
+    """The shape of which `value` is dataclasses.asdict."""
+    return CallShape(**(dict(value) | {"calls": tuple(CallPattern(**call) for call in value["calls"])}))
+
+
 def deeper_than(limit: int, value: Any) -> bool:
     """Whether lists and objects nest in `value` deeper than `limit`; without recursion."""
     level = [value]

@@ -15,6 +15,7 @@ import torch
 from modules.chat.call_formats import GENERIC
 from modules.chat.reply_reading import ReplyReader, put_together
 from modules.engine.base import Delta, GenerationRequest
+from modules.engine.form_reading import FormReader
 from modules.engine.host.generation import Generation
 from modules.engine.loops.held import Forms, Held
 from modules.engine.loops.loaded import LoadedModel
@@ -32,8 +33,15 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def forms(loaded: LoadedModel) -> Forms:
-    return Forms(loaded)
+def reader() -> Iterator[FormReader]:
+    reader = FormReader(read_s=30)
+    yield reader
+    reader.close()
+
+
+@pytest.fixture(scope="module")
+def forms(loaded: LoadedModel, reader: FormReader) -> Forms:
+    return Forms(loaded, reader)
 
 
 def request(shape: CallShape | None = None, **params: Any) -> GenerationRequest:
@@ -164,8 +172,8 @@ def test_any_walk_through_a_schema_that_ends_is_valid(
         assert fits(json.loads(text)), text
 
 
-def test_a_form_is_read_once_and_each_reply_follows_it_by_itself(loaded: LoadedModel) -> None:
-    forms = Forms(loaded)
+def test_a_form_is_read_once_and_each_reply_follows_it_by_itself(loaded: LoadedModel, reader: FormReader) -> None:
+    forms = Forms(loaded, reader)
     large = request(json_schema=json.dumps({"type": "object", "properties": {f"k{n}": {} for n in range(2000)}}))
     forms.held(request(grammar='root ::= "a"'))  # the tokenizer is read with the first
     spent = []
@@ -221,7 +229,9 @@ def test_a_model_that_rules_out_all_that_may_follow_still_follows(forms: Forms, 
     assert 0 < int((allowed == 0).sum()) < 10 and bool((allowed[-8:] == -torch.inf).all())
 
 
-def test_forms_are_refused_where_they_cannot_end_or_the_tokenizer_is_unknown(forms: Forms, loaded: LoadedModel) -> None:
+def test_forms_are_refused_where_they_cannot_end_or_the_tokenizer_is_unknown(
+    forms: Forms, loaded: LoadedModel, reader: FormReader
+) -> None:
     with pytest.raises(BadValue, match="ban_eos_token"):
         forms.held(request(grammar='root ::= "a"', ban_eos_token=True))
     assert forms.held(request()) is None
@@ -230,7 +240,7 @@ def test_forms_are_refused_where_they_cannot_end_or_the_tokenizer_is_unknown(for
         added_tokens_decoder: dict[int, Any] = {}  # noqa: RUF012 - a tokenizer's own shape
 
     with pytest.raises(NotAvailableHere, match="tokenizer"):
-        Forms(replace(loaded, tokenizer=Slow())).held(request(grammar='root ::= "a"'))
+        Forms(replace(loaded, tokenizer=Slow()), reader).held(request(grammar='root ::= "a"'))
 
 
 @pytest.fixture(scope="module")

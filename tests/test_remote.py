@@ -622,8 +622,8 @@ def test_a_form_for_the_reply_goes_to_servers_that_hold_it_and_is_refused_for_ot
         assert form["json_schema"]["schema"] == {"type": "object"}
     assert "json_schema" not in ask_for("snug", schema, chat=True, context_tokens=0).fields
     assert ask_for("snug", grammar, chat=True, context_tokens=0).fields["grammar"] == grammar.grammar
-    for params in (schema, grammar):
-        assert ask_for("llamacpp", params, chat=True, context_tokens=0).fields["grammar"]
+    read = ask_for("llamacpp", schema, chat=True, context_tokens=0, grammar=grammar.grammar).fields
+    assert read["grammar"] == grammar.grammar and "response_format" not in read
     lacking: tuple[Kind, ...] = ("transformers", "openai", "vllm")
     for kind in lacking:
         with pytest.raises(NotAvailableHere):

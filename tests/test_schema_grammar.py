@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from modules.engine.base import GenerationRequest
+from modules.engine.form_reading import form_of
 from modules.engine.llamacpp.gbnf import MAX_REPEATS, check_gbnf
-from modules.engine.llamacpp.sampling import check_params, grammar_for
-from modules.engine.llamacpp.schema_grammar import _digits, grammar_of
+from modules.engine.llamacpp.schema_grammar import _digits, checked_grammar_of, grammar_of
 from modules.errors import BadValue
 from modules.sampling import GenerationParams
 
@@ -100,7 +101,7 @@ def test_hostile_and_wrong_grammars_are_refused_at_once(grammar: str, problem: s
 )
 def test_what_no_grammar_can_hold_is_refused_by_place_and_name(schema: Any, problem: str) -> None:
     with pytest.raises(BadValue, match=problem) as caught:
-        check_params(GenerationParams(json_schema=json.dumps(schema)))
+        checked_grammar_of(json.dumps(schema))
     assert caught.value.param == "response_format" and caught.value.remedy
 
 
@@ -117,13 +118,13 @@ EXPRESSION = {
 
 
 def test_recursive_schemas_pass_where_their_first_members_tell_them_apart() -> None:
-    check_params(GenerationParams(json_schema=json.dumps(EXPRESSION)))
+    checked_grammar_of(json.dumps(EXPRESSION))
     alike = json.loads(json.dumps(EXPRESSION).replace('"op"', '"zz"').replace('{"const": "mul"}', "true"))
     for schema in alike["$defs"].values():
         schema["properties"].pop("zz")
         schema["required"].remove("zz")
     with pytest.raises(BadValue, match="leads back to itself") as caught:
-        check_params(GenerationParams(json_schema=json.dumps(alike)))
+        checked_grammar_of(json.dumps(alike))
     assert caught.value.param == "response_format"
 
 
@@ -153,5 +154,5 @@ def test_a_grammar_and_a_schema_or_a_ban_of_the_end_do_not_go_together() -> None
     with pytest.raises(BadValue, match="not both"):
         GenerationParams(grammar='root ::= "a"', json_schema="{}")
     with pytest.raises(BadValue, match="ban_eos_token"):
-        check_params(GenerationParams(json_schema="true", ban_eos_token=True))
-    assert grammar_for(GenerationParams()) == ""
+        form_of(GenerationRequest("r", "u", (1,), GenerationParams(json_schema="true", ban_eos_token=True)), "llamacpp")
+    assert form_of(GenerationRequest("r", "u", (1,), GenerationParams()), "llamacpp") is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
 
 from modules.engine.llamacpp.gbnf import check_gbnf
 from modules.engine.llamacpp.schema_grammar import grammar_of
@@ -16,7 +15,6 @@ _ANY_OBJECT = '{"type": "object"}'
 _PARTS = re.compile(r'("(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\])|([A-Za-z][A-Za-z0-9-]*)')
 
 
-@lru_cache(maxsize=32)
 def calls_grammar(shape: CallShape, instead: str = "") -> str:
     """The grammar of a reply that is `shape`, or follows the JSON schema `instead` where there is one.
 

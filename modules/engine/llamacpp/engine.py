@@ -28,8 +28,8 @@ from modules.engine.base import (
     TextPiece,
 )
 from modules.engine.control_tokens import CHAT_END_TOKENS
+from modules.engine.form_reading import FormReader, form_of
 from modules.engine.intake import QUEUE_LIMIT, Intake, check_embeds, check_fits, check_ids, check_sees
-from modules.engine.llamacpp.call_grammar import calls_grammar
 from modules.engine.llamacpp.embedding import LlamaEmbedding, longest_input, pooling_of
 from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, lacks, notices
@@ -92,6 +92,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         self._info = info
         # A guess that overruns the shared cache, which others fill, ends the reply with an exception of llama.cpp's.
         self._rows = 1 if server.guesses else SLOTS
+        self._forms = FormReader()
         self._readers = ThreadPoolExecutor(self._rows, thread_name_prefix="llama.cpp row")
         self._start()
 
@@ -102,7 +103,8 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
         """Queue a request. Raises ContextLengthExceeded, QueueFull, or BadValue: an empty prompt, a known id, a
-        parameter for which llama.cpp has no sampler. NotAvailableHere for embeddings where they were not asked for.
+        parameter for which llama.cpp has no sampler. BadGrammar for a form that cannot be held, NotAvailableHere for
+        embeddings where they were not asked for.
         """
         check_ids(request, self._info.vocab_size)
         check_sees(self._info, len(request.pictures))
@@ -110,18 +112,19 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
             check_embeds(self._info, len(request.prompt_ids))
             self._enqueue(LlamaEmbedding(request, emit))
             return
-        check_params(request.params, calls=request.shape is not None)
-        if request.shape is not None:
-            calls_grammar(request.shape, request.params.json_schema)
-        if request.has_form and request.held_ids:
+        check_params(request.params)
+        form = form_of(request, "llamacpp")
+        if form is not None and request.held_ids:
             raise GenerationFailed(
                 "The engine stopped in the middle of a reply that follows a form, and llama.cpp cannot go on with one.",
                 remedy="Ask again.",
             )
         held = len(request.prompt_ids) + len(request.reply_ids)
         check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
+        grammar = self._forms.read(form) if form is not None else ""
         longest, guesses = self._info.context_tokens, self._server.guesses
-        self._enqueue(LlamaReply(request, emit, self._tokens.encode_text, longest=longest, guesses=guesses))
+        encode = self._tokens.encode_text
+        self._enqueue(LlamaReply(request, emit, encode, longest=longest, guesses=guesses, grammar=grammar))
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
         """Token ids of the pieces; content never yields control tokens."""
@@ -202,6 +205,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
 
     def _shut_down(self) -> None:
         self._readers.shutdown(wait=True)
+        self._forms.close()
         self._server.close()
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogprob
-from modules.engine.llamacpp.call_grammar import calls_grammar
 from modules.engine.llamacpp.sampling import sampling_fields
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.telling import Telling, with_text
@@ -25,9 +24,10 @@ class LlamaReply(Telling):
         *,
         longest: int,
         guesses: bool = False,
+        grammar: str = "",
     ) -> None:
         """`encode` gives the ids of plain text; `longest`: tokens that one sequence may have. `guesses`: whether
-        tokens are guessed ahead, which are counted then."""
+        tokens are guessed ahead, which are counted then. `grammar`: the GBNF that it follows."""
         self._text = ReadyText(request.params.stop)
         super().__init__(
             request, emit, self._text, held=len(request.prompt_ids) + len(request.reply_ids), longest=longest
@@ -36,6 +36,7 @@ class LlamaReply(Telling):
         self._encode = encode
         self._longest = longest
         self._guesses = guesses
+        self._grammar = grammar
         self._written = 0
 
     @property
@@ -51,10 +52,9 @@ class LlamaReply(Telling):
     @property
     def body(self) -> dict[str, Any]:
         """The completion to ask of llama.cpp."""
-        shape, shows = self.request.shape, self.request.shows
+        shows = self.request.shows
         return {
-            **sampling_fields(self.request.params, self._longest),
-            **({"grammar": calls_grammar(shape, self.request.params.json_schema)} if shape else {}),
+            **sampling_fields(self.request.params, self._longest, self._grammar),
             **({"preserved_tokens": list(shows)} if shows else {}),
             "prompt": [*self.request.prompt_ids, *self.request.reply_ids],
             "n_predict": self.limit,

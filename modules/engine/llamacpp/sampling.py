@@ -6,12 +6,9 @@ Pure. The order is the one documented at GenerationParams.
 from __future__ import annotations
 
 import secrets
-from functools import lru_cache
 from typing import Any
 
-from modules.engine.llamacpp.gbnf import check_gbnf
-from modules.engine.llamacpp.schema_grammar import grammar_of
-from modules.errors import BadGrammar, BadValue
+from modules.errors import BadValue
 from modules.sampling import GenerationParams
 
 _SEEDS = 2**32 - 1  # the last one means "draw one" to llama.cpp
@@ -26,16 +23,8 @@ _PENALTIES: dict[str, float] = {
 REPLY_PENALTIES = "The presence and frequency penalties count the prompt's tokens too."
 
 
-def check_params(params: GenerationParams, *, calls: bool = False) -> None:
-    """Raise BadValue for what llama.cpp has no sampler for, and for grammars that it cannot take. `calls`: the reply is
-    held to calls of tools.
-    """
-    if (grammar_for(params) or calls) and params.ban_eos_token:
-        raise BadValue(
-            "A reply that follows a grammar ends with it; ban_eos_token forbids that.",
-            remedy="Leave out one of them.",
-            param="ban_eos_token",
-        )
+def check_params(params: GenerationParams) -> None:
+    """Raise BadValue for what llama.cpp has no sampler for."""
     for name, off in MISSING.items():
         if getattr(params, name) != off:
             raise _refusal(params, name, f"llama.cpp has no sampler for {name}", f"Set it to {off:g}")
@@ -50,36 +39,15 @@ def lacks() -> dict[str, str]:
     return {name: f"llama.cpp cannot do this: set it to {off:g}, or no reply begins." for name, off in MISSING.items()}
 
 
-def grammar_for(params: GenerationParams) -> str:
-    """The GBNF grammar that the reply is to follow, "" for none. Raises BadValue."""
-    return _schema_grammar(params.json_schema) if params.json_schema else _own_grammar(params.grammar)
-
-
-@lru_cache(maxsize=32)
-def _schema_grammar(schema: str) -> str:
-    grammar = grammar_of(schema)
-    try:
-        check_gbnf(grammar)
-    except BadValue as error:
-        problem = error.message.replace("The grammar", "The JSON schema, written as a grammar,")
-        raise BadGrammar(problem, remedy="Make it smaller, or less ambiguous.", param="response_format") from error
-    return grammar
-
-
-@lru_cache(maxsize=32)
-def _own_grammar(grammar: str) -> str:
-    if grammar:
-        check_gbnf(grammar)
-    return grammar
-
-
 def notices(params: GenerationParams) -> tuple[str, ...]:
     """What comes out otherwise than with transformers, for people."""
     return (REPLY_PENALTIES,) if params.presence_penalty or params.frequency_penalty else ()
 
 
-def sampling_fields(params: GenerationParams, context_tokens: int) -> dict[str, Any]:
-    """The fields of a completion request. Penalties look at the whole text, DRY breaks at the same four characters."""
+def sampling_fields(params: GenerationParams, context_tokens: int, grammar: str = "") -> dict[str, Any]:
+    """The fields of a completion request, which is to follow the GBNF `grammar`. Penalties look at the whole text, DRY
+    breaks at the same four characters.
+    """
     chain = _chain(params)
     fields: dict[str, Any] = {
         "samplers": chain,
@@ -109,7 +77,7 @@ def sampling_fields(params: GenerationParams, context_tokens: int) -> dict[str, 
         "seed": params.seed % _SEEDS if params.seed >= 0 else secrets.randbelow(_SEEDS),
         "n_probs": params.logprobs,
         "post_sampling_probs": params.sampled_logprobs,
-        "grammar": grammar_for(params),
+        "grammar": grammar,
         "logit_bias": [[token, bias] for token, bias in params.logit_bias],
     }
     return fields

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modules.engine.llamacpp.gbnf import MAX_REPEATS
+from modules.engine.llamacpp.gbnf import MAX_REPEATS, check_gbnf
 from modules.errors import BadGrammar
 from modules.units import KiB
 
@@ -73,7 +73,21 @@ def grammar_of(text: str) -> str:
         raise _bad("", "it is not JSON", "Correct it.") from error
     if _too_deep(schema):
         raise _bad("", f"it nests deeper than {MAX_DEPTH}", "Use $defs and $ref.")
-    return _Writer(schema).grammar()
+    try:
+        return _Writer(schema).grammar()
+    except RecursionError as error:
+        raise _bad("", "its references lead too far", "Use fewer, one after the other.") from error
+
+
+def checked_grammar_of(text: str) -> str:
+    """The same, if llama.cpp can take it. Raises BadGrammar."""
+    grammar = grammar_of(text)
+    try:
+        check_gbnf(grammar)
+    except BadGrammar as error:
+        problem = error.message.replace("The grammar", "The JSON schema, written as a grammar,")
+        raise BadGrammar(problem, remedy="Make it smaller, or less ambiguous.", param="response_format") from error
+    return grammar
 
 
 class _Writer:

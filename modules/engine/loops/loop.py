@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from modules.engine.base import Emit, EngineStats, GenerationRequest
+from modules.engine.form_reading import FormReader
 from modules.engine.intake import QUEUE_LIMIT, Intake, check_embeds, check_fits, check_ids, check_sees
 from modules.engine.loops.foreign import ForeignScripts
 from modules.engine.loops.held import Forms
@@ -23,7 +24,8 @@ class LoopEngine(Intake[Reply], TokenizerFace):
     def __init__(self, loaded: LoadedModel, *, queue_limit: int = QUEUE_LIMIT) -> None:
         TokenizerFace.__init__(self, loaded)
         self._foreign = ForeignScripts(loaded)
-        self._forms = Forms(loaded)
+        self._form_reader = FormReader()
+        self._forms = Forms(loaded, self._form_reader)
         Intake.__init__(self, f"{loaded.info.loop} loop", queue_limit=queue_limit)
 
     @abstractmethod
@@ -37,6 +39,11 @@ class LoopEngine(Intake[Reply], TokenizerFace):
         self._check(request)
         longest, held = self._longest_sequence(), self._forms.held(request)
         self._enqueue(Reply(request, emit, self.loaded, self._codec, longest=longest, foreign=self._foreign, held=held))
+
+    def close(self) -> None:
+        """Cancel everything, wait for the thread, and let go of the caches."""
+        super().close()
+        self._form_reader.close()
 
     def stats(self) -> EngineStats:
         """How busy the engine is now."""

@@ -59,10 +59,10 @@ class Asked:
     told: tuple[str, ...] = ()
 
 
-def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens: int) -> Asked:
+def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens: int, grammar: str = "") -> Asked:
     """How to ask a server of `kind` for `params`. Raises BadValue for log-probabilities that it does not give.
 
-    `context_tokens` 0: not known.
+    `context_tokens` 0: not known. `grammar`: the GBNF that a reply of llama-server's follows.
     """
     if params.logprobs and kind == "transformers":
         raise BadValue("transformers serve gives no log-probabilities.", remedy="Leave logprobs out.", param="logprobs")
@@ -84,7 +84,7 @@ def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens:
             exclude={"stop", "logprobs", "sampled_logprobs", "max_new_tokens", "json_schema", "logit_bias"}
         )
     elif kind == "llamacpp":
-        fields = sampling_fields(params, context_tokens)
+        fields = sampling_fields(params, context_tokens, grammar)
         told += notices(params)
     elif kind == "transformers":
         fields |= {"generation_config": json.dumps(_generation_config(params))}

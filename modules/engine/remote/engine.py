@@ -24,6 +24,7 @@ from modules.engine.base import (
     Progress,
     TextPiece,
 )
+from modules.engine.form_reading import FormReader, form_of
 from modules.engine.intake import QUEUE_LIMIT, Intake, check_fits, check_ids, check_sees
 from modules.engine.remote.client import PATIENCE, Json, Patience, RemoteClient, Unreached
 from modules.engine.remote.connecting import Found, find_out
@@ -84,6 +85,7 @@ class RemoteEngine(Intake[RemoteReply | RemoteEmbedding]):
         self._client = client
         self._found = found
         self._info = info
+        self._forms = FormReader()
         self._start()
 
     @property
@@ -105,7 +107,9 @@ class RemoteEngine(Intake[RemoteReply | RemoteEmbedding]):
             check_sees(self._info, len(request.pictures))
             held = len(request.prompt_ids) + len(request.reply_ids)
             check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
-        self._enqueue(RemoteReply(request, emit, self._found))
+        form = form_of(request, "llamacpp") if self._found.kind == "llamacpp" else None
+        grammar = self._forms.read(form) if form is not None else ""
+        self._enqueue(RemoteReply(request, emit, self._found, grammar))
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
         """Token ids of the pieces. Raises NotAvailableHere where the server lends no tokenizer."""
@@ -183,6 +187,7 @@ class RemoteEngine(Intake[RemoteReply | RemoteEmbedding]):
         with self._changed:
             self._changed.wait_for(lambda: not self._active, max(0.0, deadline - time.monotonic()))
         self._client.close()
+        self._forms.close()
 
 
 class _Pauses:

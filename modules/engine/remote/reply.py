@@ -28,8 +28,9 @@ _THINK, _THOUGHT_OUT = "<think>\n", "\n</think>\n\n"
 class RemoteReply(Telling):
     """One request: a server's chunks → our events."""
 
-    def __init__(self, request: GenerationRequest, emit: Emit, found: Found) -> None:
-        """Raises BadValue for what this server cannot do at all."""
+    def __init__(self, request: GenerationRequest, emit: Emit, found: Found, grammar: str = "") -> None:
+        """`grammar`: the GBNF that it follows where that is for llama-server to hold. Raises BadValue for what this
+        server cannot do at all."""
         self._text = ReadyText(request.params.stop)
         self._found = found
         self._words = request.words
@@ -37,7 +38,7 @@ class RemoteReply(Telling):
         longest = found.context_tokens or UNKNOWN_LENGTH
         held = len(request.prompt_ids) + len(request.reply_ids)
         super().__init__(request, emit, self._text, held=held, longest=longest)
-        self._asked = ask_for(found.kind, request.params, chat=chat, context_tokens=longest)
+        self._asked = ask_for(found.kind, request.params, chat=chat, context_tokens=longest, grammar=grammar)
         self._going_on = continuing(found.kind) if chat and request.words and request.words.reply_start else {}
         self.told = self._asked.told
         self.ended: FinishReason | None = None

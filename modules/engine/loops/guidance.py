@@ -1,0 +1,127 @@
+"""Forms of replies as llguidance's grammars: JSON schemas, GBNF, tool calls. No model, no tokenizer, no torch: the
+process that tries forms (engine/form_worker.py) imports this too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import llguidance
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from modules.engine.llamacpp.gbnf import check_gbnf
+from modules.errors import BadGrammar
+from modules.tools import MAX_DEPTH, CallShape, deeper_than
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+MAX_SCHEMA_BYTES = 65_536
+# Small models love white space: it must end.
+_JSON: JsonCompileOptions = {"whitespace_pattern": r"[ \n\t]{1,24}"}
+# As chat templates write arguments, and models learn them.
+_AS_TEMPLATES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# The library's own limits, tightened: a matcher that meets one ends its reply with an error.
+_LIMITS = llguidance.LLParserLimits(initial_lexer_fuel=500_000, max_lexer_states=50_000, verbose_errors=False)
+
+
+def matcher_of(tokenizer: Any, grammar: str, param: str) -> Any:
+    """What follows `grammar`, at its beginning. Raises BadGrammar."""
+    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
+    if matcher.is_error():
+        raise _refusal(matcher.get_error(), param)
+    return matcher
+
+
+def try_form(grammar: str, param: str) -> None:
+    """Raise BadGrammar for a grammar that cannot be read, or lets nothing begin. Over bytes: what reading it costs
+    depends on the grammar, hardly on the vocabulary.
+    """
+    matcher = matcher_of(llguidance.LLTokenizer("byte"), grammar, param)
+    matcher.compute_bitmask()
+    if matcher.is_error():
+        raise _refusal(matcher.get_error(), param)
+
+
+def schema_grammar(text: str) -> str:
+    """The grammar of replies that follow the JSON schema `text`. Raises BadGrammar."""
+    schema = _checked_schema(text, "response_format")
+    return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON)
+
+
+def gbnf_grammar(text: str) -> str:
+    """The grammar that `text` says in GBNF. Raises BadGrammar."""
+    check_gbnf(text)
+    try:
+        return llguidance.LLMatcher.grammar_from_lark(gbnf_to_lark(text))
+    except Exception as error:  # the library raises plain exceptions for what it does not read
+        raise _refusal(str(error), "grammar") from error
+
+
+def calls_grammar(shape: CallShape, instead: str, special: Mapping[str, int]) -> str:
+    """Tool calls as a grammar: fixed text around arguments that follow each tool's own schema. Or, `instead` of calls,
+    JSON of a schema, where there is one. `special` are the ids of control tokens that are written as such.
+    """
+    more = f" ({_literal(shape.between, special)} call)*" if shape.several else ""
+    lines = [
+        "start: calls | answer" if instead else "start: calls",
+        f"calls: {_literal(shape.lead, special)} call{more} {_literal(shape.trail, special)}",
+        f"call: {' | '.join(f'c{number}' for number in range(len(shape.calls)))}",
+    ]
+    for number, pattern in enumerate(shape.calls):
+        before, after = _literal(pattern.before, special), _literal(pattern.after, special)
+        schema = _checked_schema(pattern.schema, "tools")
+        own = schema if isinstance(schema, dict) else {}
+        held = _as_object(own) | {"x-guidance": _AS_TEMPLATES}
+        lines += [f"c{number}: {before} a{number} {after}", f"a{number}: %json {json.dumps(held)}"]
+    if instead:
+        schema = _checked_schema(instead, "response_format")
+        answer = schema | {"x-guidance": _JSON} if isinstance(schema, dict) else schema
+        lines.append(f"answer: %json {json.dumps(answer)}")
+    return llguidance.LLMatcher.grammar_from_lark("\n".join(lines) + "\n")
+
+
+def marks_in(shape: CallShape, special: Collection[str]) -> list[str]:
+    """Those of `special` that stand in the text around calls."""
+    fixed = {shape.lead, shape.between, shape.trail}
+    for pattern in shape.calls:
+        fixed |= {pattern.before, pattern.after}
+    whole = "\0".join(fixed)
+    return [mark for mark in special if mark in whole]
+
+
+def _checked_schema(text: str, param: str) -> Any:
+    if len(text.encode()) > MAX_SCHEMA_BYTES:
+        raise _refusal("it is larger than 64 KiB", param)
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _refusal("it is not JSON, or nests too deeply", param) from error
+    if deeper_than(MAX_DEPTH, schema):
+        raise _refusal(f"it nests deeper than {MAX_DEPTH}", param)
+    return schema
+
+
+def _as_object(schema: dict[str, Any]) -> dict[str, Any]:
+    """Arguments are an object, also where the schema does not say so."""
+    return schema if "type" in schema or "$ref" in schema or "anyOf" in schema else {"type": "object"} | schema
+
+
+def _literal(text: str, special: Mapping[str, int]) -> str:
+    """`text` in a Lark rule, control tokens by their ids."""
+    found = [mark for mark in special if mark in text]
+    marks = "|".join(map(re.escape, sorted(found, key=len, reverse=True)))
+    parts = re.split(f"({marks})", text) if found else [text]
+    written = [f"<[{special[part]}]>" if part in special else json.dumps(part) for part in parts if part]
+    return " ".join(written) or '""'
+
+
+def _refusal(problem: str, param: str) -> BadGrammar:
+    what = {"grammar": "The grammar", "tools": "A tool's schema"}.get(param, "The JSON schema")
+    told = " ".join(problem.split())[:300].rstrip(".")
+    return BadGrammar(
+        f"{what} cannot be held here: {told}.", remedy="Write it otherwise, or leave it out.", param=param
+    )
