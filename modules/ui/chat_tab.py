@@ -104,6 +104,7 @@ class ChatDoors:
         self.downloads = services.downloads
         self.strip = Strip(services.models.machine)
         self.streams = not services.settings.no_stream
+        self.kept = not services.settings.read_only
 
     def thread(self, owner: str, conversation_id: str, top: str | None = None, more: int = 0) -> Json:
         """The conversation as it stands, from `more` messages above `top` to its end; at least its last SHOWN."""
@@ -213,6 +214,7 @@ class ChatDoors:
         """The state of model and memory, and whether the list or the conversation on show has changed elsewhere."""
         answer: Json = {
             "model": model_view(self.models.state),
+            "kept": self.kept,
             "machine": self.strip.view(),
             "dry_runs": asdict(self.models.dry_run_progress),
             "downloads": downloads_view(self.downloads),
