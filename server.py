@@ -51,8 +51,9 @@ def main(argv: Sequence[str]) -> int:
 def serve(settings: Settings) -> int:
     """Serve page and API until told to stop."""
     from modules import startup
+    from modules.read_only import copied
 
-    with startup.bind(settings) as listener, startup.user_data(settings) as user_data:
+    with startup.bind(settings) as listener, copied(settings) as settings, startup.user_data(settings) as user_data:
         for hint in startup.hints(settings, os.environ):
             print(hint)
         model = startup.first_model(settings)

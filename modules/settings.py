@@ -251,6 +251,11 @@ class Settings(LoadOptions):
     user_data_dir: Annotated[UserPath, Flag("page", "FOLDER")] = Field(
         Path("user_data"), description="Where conversations, presets of your own and settings are kept."
     )
+    read_only: Annotated[bool, Flag("page")] = Field(
+        False,
+        description="Work on a copy of the user data folder that ends with the program: everything works, and nothing "
+        "is kept. For folders that can only be read, and to look at the last backup of conversations that are damaged.",
+    )
     listen: Annotated[bool, Flag("page")] = Field(
         False,
         description="Let other machines connect. People log in; without accounts a secret address is printed once.",

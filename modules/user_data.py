@@ -49,9 +49,16 @@ def lock_user_data(folder: Path) -> UserDataLock:
     except OSError as error:
         lock.release()
         raise StoreFailed(
-            f"The user data folder {folder} cannot be written: {error.strerror or error}.", remedy=remedy
+            f"The user data folder {folder} cannot be written: {error.strerror or error}.",
+            remedy="Choose another folder with --user-data-dir, or add --read-only: "
+            "it shows what is there and keeps nothing.",
         ) from error
     return UserDataLock(lock, note)
+
+
+def holder_of(folder: Path) -> str:
+    """The pid of the server that holds `folder`, as it wrote it down; "unknown" where none did."""
+    return _holder(folder / ".lock.pid")
 
 
 def _holder(note: Path) -> str:

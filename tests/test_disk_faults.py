@@ -189,6 +189,33 @@ def test_without_a_descriptor_left_it_is_told_and_later_all_goes_on(folder: Path
     assert set(without.values()) == {"not_saved"}
 
 
+FAILING = """
+flag = Path(os.environ["EIO_WHILE"])
+for number, kind in enumerate(("", "-sync", ""), start=2):
+    broken = Path(f"{flag}{kind}")
+    broken.touch()
+    attempt(number)
+    broken.unlink()
+attempt(5)
+"""
+
+
+def test_a_disk_that_fails_is_told_and_nothing_old_is_lost(folder: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if sys.platform != "linux" or compiler is None:
+        pytest.skip("a failing disk needs Linux and a C compiler")
+    disk = tmp_path.parent / f"{tmp_path.name}-disk.so"
+    source = Path(__file__).with_name("failing_disk.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(disk), str(source), "-ldl"], check=True, timeout=60)
+    flag = tmp_path.parent / f"{tmp_path.name}-fails"
+    preloaded = ("env", f"LD_PRELOAD={disk}", f"EIO_WHILE={flag}", f"EIO_UNDER={folder}/")
+    first, unwritten, unsynced, again, last = run(folder, FAILING, *preloaded)
+    assert first == last == {}
+    assert set(unwritten) == set(again) == TELL
+    assert "message" in unsynced
+    assert {*unwritten.values(), *unsynced.values(), *again.values()} == {"not_saved"}
+
+
 START = """
 import os, resource, sys
 from pathlib import Path

@@ -165,7 +165,7 @@ class Database:
     def _damaged(self, what: str) -> StoreFailed:
         backups = self._backups()
         offer = (
-            f"The last backup is {backups[-1]}: copy it to {self.path.name}"
+            f"The last backup is {backups[-1]}: copy it to {self.path.name}, or look at it with --read-only"
             if backups
             else "There is no backup: start with another --user-data-dir"
         )

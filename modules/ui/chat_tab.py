@@ -109,6 +109,7 @@ class ChatDoors:
         self.downloads = services.downloads
         self.strip = Strip(services.models.machine)
         self.streams = not services.settings.no_stream
+        self.kept = not services.settings.read_only
 
     def thread(
         self,
@@ -235,6 +236,7 @@ class ChatDoors:
         """The state of model and memory, and whether the list or the conversation on show has changed elsewhere."""
         answer: Json = {
             "model": model_view(self.models.state),
+            "kept": self.kept,
             "machine": self.strip.view(),
             "dry_runs": asdict(self.models.dry_run_progress),
             "downloads": downloads_view(self.downloads),

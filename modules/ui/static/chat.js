@@ -58,7 +58,7 @@
     const { strip, zone, controls } = snug.tray.mount(state.server, onTray, () => { state.held = null; });
     return el("section.chat", {},
       scroller,
-      el("div.dock", {}, jump,
+      el("div.dock", {}, jump, snug.unkept(),
         el("div.gauge", { id: "snug-gauge", role: "meter", "aria-label": t("Context in use"), "aria-valuemin": "0", "aria-valuemax": "100", hidden: true }, el("i")),
         el("div.composer", { onclick: (event) => { if (event.target.classList.contains("composer")) input.focus(); } }, strip, ...controls, input, sendButton, stopButton),
         el("p.hint", {}, el("span.keys", {}, t("Enter sends · Shift+Enter new line · Esc stops · ? all keys")), el("span.gauge-text", { id: "snug-gauge-text" }))),

@@ -17,12 +17,15 @@
     document.addEventListener("visibilitychange", () => { if (!document.hidden) pulse(); });
   };
 
+  /* Shown while Snug works on a copy of the user data. */
+  snug.unkept = () => el("p.unkept", { role: "status", hidden: true }, t("Read-only: what you do here works, and nothing of it is kept."));
+
   function buildSidebar() {
     const themes = { system: ["screen", t("As the system")], light: ["sun", t("Light")], dark: ["moon", t("Dark")] };
     return el("aside.sidebar", { id: "snug-sidebar" },
       el("div.brand", {}, logo(), el("span.wordmark", {}, "Snug"), iconButton("panel", t("Hide the sidebar"), () => turn(false))),
       ...snug.buildSide(state.server, narrow),
-      el("div.sidebar-foot", {},
+      snug.unkept(), el("div.sidebar-foot", {},
         el("div.segmented", { role: "group", "aria-label": t("Colours") },
           ...Object.entries(themes).map(([name, [glyph, label]]) =>
             el("button", { title: label, "aria-label": label, "data-theme-choice": name, onclick: () => setTheme(name) }, icon(glyph)))),
@@ -96,6 +99,7 @@
       snug.memoryMoved?.();
       snug.followDryRuns?.(answer.dry_runs);
       snug.drawDownloads(answer.downloads);
+      document.querySelectorAll(".unkept").forEach((line) => { line.hidden = answer.kept; });
       snug.noticeElsewhere?.(answer);
       if (answer.conversations !== state.revision && !snug.sideMenuOpen()) { state.revision = answer.conversations; snug.refreshConversations(); }
     } else if (answer?.problem?.code === "not_found") snug.noticeElsewhere?.({ missing: true });
