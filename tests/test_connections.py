@@ -189,3 +189,28 @@ def test_two_hundred_slow_clients_keep_nobody_waiting(port: int) -> None:
         for _ in range(200):
             held.enter_context(connected(port)).sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n")
         assert httpx.post(f"http://127.0.0.1:{port}/", content=b"123", timeout=WAIT_S).text == "3"
+
+
+def test_in_a_crowd_who_asks_for_nothing_gives_way_and_who_asks_does_not(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for patience in ("headers_s", "body_grace_s"):
+        monkeypatch.setattr(Hasty, patience, 10 * WAIT_S)
+    monkeypatch.setattr(Hasty, "hurry_s", SHORT_S)
+    monkeypatch.setattr(Hasty, "most_open", 8)
+    with contextlib.ExitStack() as held:
+        asks = held.enter_context(connected(port))
+        asks.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        early = [held.enter_context(connected(port)) for _ in range(5)]
+        late = [held.enter_context(connected(port)) for _ in range(20)]
+        assert b" 408 " in until_closed(late[-1]), "one too many, that says nothing"
+        time.sleep(SHORT_S)
+        for number in range(3):
+            with httpx.Client(timeout=WAIT_S) as client:
+                told = client.post(f"http://127.0.0.1:{port}/", content=b"x" * number).text
+            assert told == str(number), "while the others are held"
+        crowd = [held.enter_context(connected(port)) for _ in range(20)]
+        assert until_closed(early[0]) == b"", "the oldest gave way"
+        assert b" 408 " in until_closed(crowd[-1])
+        asks.sendall(b"123456789")
+        assert asks.recv(1000).endswith(b"9")

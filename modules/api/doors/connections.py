@@ -1,19 +1,22 @@
 """One connection of the server: how long a client may take to ask and to read, and how much its headers may be.
 
 uvicorn's own protocol with deadlines. Without them a socket that sends a byte a minute, or reads nothing of a stream,
-is held for ever. Bodies' sizes are bodies.py's.
+is held for ever. Where more are open than half of the files that this process may have, those that asked for nothing
+for seconds give way, the oldest first: whoever has something to ask says so at once. Bodies' sizes are bodies.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import sys
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from modules.units import KiB
 
 HEADERS_S = 20.0
+HURRY_S = 3.0  # the same where too many connections are open
 MAX_HEADER_BYTES = 64 * KiB
 MAX_HEADERS = 100
 BODY_GRACE_S = 20.0
@@ -25,6 +28,16 @@ IDLE_S = 120
 the usual ones), since one that this side closes while a request is on its way fails that request."""
 
 
+def _most_open() -> int:
+    """How many connections may be open before idle ones are closed."""
+    if sys.platform == "win32":
+        return 4096
+    import resource
+
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 8192 if files == resource.RLIM_INFINITY else max(16, min(8192, files // 2))
+
+
 class _TooMuch(Exception):
     """The headers are too large or too many."""
 
@@ -33,9 +46,12 @@ class Connection(HttpToolsProtocol):
     """uvicorn's connection, which ends in time."""
 
     headers_s = HEADERS_S
+    hurry_s = HURRY_S
     body_grace_s = BODY_GRACE_S
     reading_s = READING_S
     idle_s = IDLE_S
+    most_open = _most_open()
+    _asking_nothing: ClassVar[dict[Connection, None]] = {}  # the longest first
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there: its headers are due."""
@@ -47,10 +63,33 @@ class Connection(HttpToolsProtocol):
         self._answer = b""
         self.timeout_keep_alive = self.idle_s  # uvicorn's own 5 s are what httpx waits too
         super().connection_made(transport)
-        self._wait(self.headers_s, self._headers_late)
+        crowded = len(self.connections) > self.most_open
+        self._headers_within = self.hurry_s if crowded else self.headers_s
+        self._wait(self._headers_within, self._headers_late)
+        if crowded:
+            self._make_room()
+        self._begin_to_idle()
+
+    def _begin_to_idle(self) -> None:
+        self._idle_since = self.loop.time()
+        self._asking_nothing[self] = None
+
+    def _make_room(self) -> None:
+        """Close the connection that has asked for nothing the longest, if that is long."""
+        oldest = next(iter(self._asking_nothing), None)
+        if oldest is not None and oldest._idle_since + self.hurry_s < self.loop.time():
+            del self._asking_nothing[oldest]
+            oldest.transport.abort()
+
+    def on_response_complete(self) -> None:
+        """It has its answer, and may ask something else."""
+        super().on_response_complete()
+        if self._is_idle and not self.transport.is_closing():
+            self._begin_to_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It left."""
+        self._asking_nothing.pop(self, None)
         for handle in (self._due, self._unread):
             if handle is not None:
                 handle.cancel()
@@ -64,7 +103,7 @@ class Connection(HttpToolsProtocol):
         if self._reads_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self._refuse(b"431 Request Header Fields Too Large")
         elif self._due is None and self.timeout_keep_alive_task is None and self._is_idle:
-            self._wait(self.headers_s, self._headers_late)  # an empty line between requests begins none
+            self._wait(self._headers_within, self._headers_late)  # an empty line between requests begins none
 
     @property
     def _is_idle(self) -> bool:
@@ -74,7 +113,7 @@ class Connection(HttpToolsProtocol):
         """A request begins, perhaps the second one of this connection."""
         super().on_message_begin()
         self._reads_headers = True
-        self._wait(self.headers_s, self._headers_late)
+        self._wait(self._headers_within, self._headers_late)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
@@ -92,6 +131,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The body is due."""
+        self._asking_nothing.pop(self, None)
         self._reads_headers = False
         self._header_bytes = self._body_bytes = 0
         self._body_since = self.loop.time()
