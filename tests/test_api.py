@@ -252,8 +252,8 @@ async def test_what_other_servers_clients_write_otherwise_is_understood(desk: De
     params = sent_params(desk)
     assert (params.top_k, params.top_p, params.max_new_tokens) == (0, LEAST_TOP_P, MOST_NEW_TOKENS)
     assert params.grammar == 'root ::= "x"'
-    for name in ("top_k", "max_tokens"):
-        refused = await client.post("/v1/completions", json=COMPLETION | {name: -2})
+    for name, value in (("top_k", -2), ("max_tokens", -2), ("top_p", False)):
+        refused = await client.post("/v1/completions", json=COMPLETION | {name: value})
         assert error_of(refused)["param"] == name
 
 

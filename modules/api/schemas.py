@@ -194,7 +194,7 @@ def _by_other_names(body: object) -> object:
     body = body | {name: _unlimited(body[name]) for name in _LENGTHS if name in body}
     if body.get("top_k") == -1:
         body["top_k"] = 0
-    if body.get("top_p") == 0:
+    if body.get("top_p") == 0 and body["top_p"] is not False:
         body["top_p"] = LEAST_TOP_P
     if body.get("grammar") in (None, "") and body.get("grammar_string"):
         body["grammar"] = body["grammar_string"]
