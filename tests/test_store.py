@@ -274,8 +274,8 @@ def test_odd_and_huge_texts_come_back_identical(store: Store, text: str) -> None
     assert store.path("", chat.id)[0].content == text
 
 
-# For each line that it reads it forks a writer, and says when that one is gone: to start Python anew 200 times would take
-# longer than all that is written.
+# For each line that it reads it forks a writer, and says when that one is gone: to start Python anew 200 times would
+# take longer than all that is written.
 WRITERS = """
 import os, sys
 from pathlib import Path
@@ -331,9 +331,9 @@ def kill_a_writer(writers: subprocess.Popen[bytes], randomness: random.Random) -
     if randomness.random() < 0.5:
         time.sleep(randomness.random() * 0.01)  # not a wait for anything: it moves the kill between two writes
     os.kill(int(number), signal.SIGKILL)
-    while not (line := writers.stdout.readline()).startswith(b"gone"):
-        acknowledged += line
-    assert line == b"gone -9\n"
+    while not (told := writers.stdout.readline()).startswith(b"gone"):
+        acknowledged += told
+    assert told == b"gone -9\n"
     saved: set[str] = set()
     journalled: dict[str, int] = {}
     for line in acknowledged.decode().splitlines():

@@ -20,7 +20,7 @@ from modules.settings import LoadOptions, Settings
 from tests.fakes import Script, ScriptedLoad, fake_inventory, fake_request, make_model_folder
 from tests.test_disk_faults import TELL, full, mood, run
 from tests.test_kills import survive
-from tests.test_store import TwoTabs, kill_a_writer
+from tests.test_store import TwoTabs, kill_a_writer, writers_of
 
 
 def kills(scale: Scale) -> Outcome:
@@ -29,16 +29,17 @@ def kills(scale: Scale) -> Outcome:
     chance, saved_in_all, lost, unreadable, slowest_s = random.Random(rounds), 0, 0, 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snug.db"
-        for _ in range(rounds):
-            saved, journalled = kill_a_writer(path, chance)
-            saved_in_all += len(saved)
-            started = time.perf_counter()
-            with closing(Store(path)) as store, store._database.read() as connection:
-                slowest_s = max(slowest_s, time.perf_counter() - started)
-                unreadable += connection.execute("PRAGMA quick_check").fetchone() != ("ok",)
-                rows = {row[0]: row[1] for row in connection.execute("SELECT id, content FROM messages")}
-            lost += len(saved - rows.keys())
-            lost += sum(len(rows.get(ident, "")) < length for ident, length in journalled.items())
+        with writers_of(path) as writers:
+            for _ in range(rounds):
+                saved, journalled = kill_a_writer(writers, chance)
+                saved_in_all += len(saved)
+                started = time.perf_counter()
+                with closing(Store(path)) as store, store._database.read() as connection:
+                    slowest_s = max(slowest_s, time.perf_counter() - started)
+                    unreadable += connection.execute("PRAGMA quick_check").fetchone() != ("ok",)
+                    rows = {row[0]: row[1] for row in connection.execute("SELECT id, content FROM messages")}
+                lost += len(saved - rows.keys())
+                lost += sum(len(rows.get(ident, "")) < length for ident, length in journalled.items())
         told = survive(Path(folder) / "changes.db", changes)
     return Outcome(
         "200 kill -9: 0 acknowledged messages lost, 0 unreadable stores, restart within 3 s",
