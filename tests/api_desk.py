@@ -228,7 +228,7 @@ def real_api(model: Path, user_data: Path, **options: Any) -> Iterator[str]:
     """The address of a real API, in this process, over a real model, loaded as `options` say."""
     settings = Settings.model_validate({"model_dir": model.parent, "user_data_dir": user_data, "listen_port": 7860})
     models = ModelManager(settings, read_inventory=lambda _: fake_inventory(), drain_s=0.0, in_process=True)
-    prompts = Prompts(TemplateWorker())
+    prompts = Prompts(TEMPLATES)
     services = Services(
         settings=settings, models=models, chat=UNUSED, store=UNUSED, prompts=prompts, presets=UNUSED, people=UNUSED,
         downloads=UNUSED,
