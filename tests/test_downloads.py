@@ -321,8 +321,13 @@ print(downloads.wait("name", 60).state)
 """
 
 
-def test_a_server_that_is_killed_midway_leaves_a_download_that_the_next_one_shows_and_resumes(rig: Rig) -> None:
-    rig.hub.hold_at = 200_000
+@pytest.mark.parametrize(
+    "hold_at", [200_000, *(pytest.param(at, marks=pytest.mark.slow) for at in range(140_000, 322_000, 13_000))]
+)
+def test_a_server_that_is_killed_midway_leaves_a_download_that_the_next_one_shows_and_resumes(
+    rig: Rig, hold_at: int
+) -> None:
+    rig.hub.hold_at = hold_at
     root = str(Path(__file__).parent.parent)
     code = RUN.format(root=root, endpoint=rig.hub.endpoint, models=str(rig.settings.model_dir))
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}

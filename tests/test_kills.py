@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
@@ -179,26 +179,35 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture
+@contextmanager
 def switching(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    for name in "ab":
-        make_model_folder(tmp_path / "models", name)
-    (tmp_path / "user_data").mkdir()
+    """A program in the midst of a switch of models."""
     process = subprocess.Popen(
         [sys.executable, "-c", LOADS, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    yield process
-    process.kill()
-    process.communicate()
+    try:
+        assert process.stdout is not None
+        assert int(process.stdout.readline())
+        assert process.stdout.readline() == "switching\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
-def test_a_kill_in_a_switch_of_models_leaves_no_process(switching: subprocess.Popen[str], tmp_path: Path) -> None:
-    assert switching.stdout is not None
-    assert int(switching.stdout.readline())
-    assert switching.stdout.readline() == "switching\n"
-    engines = psutil.Process(switching.pid).children(recursive=True)
-    assert engines
-    os.kill(switching.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(engines, timeout=20)
-    assert alive == []
-    assert not [file for file in tmp_path.rglob("*") if file.name.startswith(".tmp-")]
+def test_a_kill_in_a_switch_of_models_leaves_no_process_and_the_next_start_works(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    for name in "ab":
+        make_model_folder(tmp_path / "models", name)
+    (tmp_path / "user_data").mkdir()
+    chance = random.Random(4)
+    for _ in range(15 if pytestconfig.getoption("--all") else 2):  # the second is the start after the first
+        with switching(tmp_path) as process:
+            time.sleep(chance.random() * 0.4)  # no wait for anything: it moves the kill within the load and past it
+            engines = psutil.Process(process.pid).children(recursive=True)
+            assert engines
+            os.kill(process.pid, signal.SIGKILL)
+            _, alive = psutil.wait_procs(engines, timeout=20)
+            assert alive == []
+        assert not [file for file in tmp_path.rglob("*") if file.name.startswith(".tmp-")]

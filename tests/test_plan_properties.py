@@ -27,6 +27,8 @@ KERNELS = frozenset({"avx512f", "avx512_bf16"})
 CARDS = ("RTX 3060", "RTX 3090", "RTX 4090", "A100 80GB", "unknown card")
 # What two forecasts of speed may differ by and still count as the same, with room for rounding.
 TIE = 1.11
+MORE = 1 if settings().derandomize else 25
+"""With `--all` (tests/conftest.py) so many times the examples, new ones each time: a thousand of what matters most."""
 
 
 @st.composite
@@ -100,7 +102,7 @@ def reading_decides(plan: Plan) -> bool:
     return 128 / middle(plan.prefill_tokens_per_s) > 256 / middle(plan.tokens_per_s)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20 * MORE, deadline=None)
 @given(spec=models(), machine=machines(), flags=FLAGS)
 def test_a_plan_that_says_it_fits_fits_and_the_same_question_has_the_same_answer(
     spec: ModelSpec, machine: Inventory, flags: dict[str, object]
@@ -120,7 +122,7 @@ def test_a_plan_that_says_it_fits_fits_and_the_same_question_has_the_same_answer
     assert table(spec, machine, flags).plans == found.plans
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40 * MORE, deadline=None)
 @given(data=st.data(), spec=models(), machine=machines(), flags=FLAGS)
 def test_more_memory_is_never_slower_than_comfortable_never_worse_for_nothing_and_never_shorter_for_nothing(
     data: st.DataObject, spec: ModelSpec, machine: Inventory, flags: dict[str, object]
