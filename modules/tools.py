@@ -62,9 +62,21 @@ class CallPattern:
 
 
 @dataclass(frozen=True, slots=True)
+class Tags:
+    """Arguments that each stand between tags: `key_before` KEY `key_after` VALUE `value_after`. Strings stand as they
+    are, all else as JSON. `closing` ends a call: neither it nor `value_after` can stand in a string.
+    """
+
+    key_before: str
+    key_after: str
+    value_after: str
+    closing: str
+
+
+@dataclass(frozen=True, slots=True)
 class CallShape:
     """A reply that consists of calls: `lead`, one of `calls`, more of them each after `between` where `several` may be,
-    `trail`. Control tokens are written as their texts.
+    `trail`. Control tokens are written as their texts. With `tags` arguments are no JSON object, but tagged.
     """
 
     calls: tuple[CallPattern, ...]
@@ -72,11 +84,13 @@ class CallShape:
     between: str = ""
     trail: str = ""
     several: bool = False
+    tags: Tags | None = None
 
 
 def shape_from(value: Mapping[str, Any]) -> CallShape:
     """The shape of which `value` is dataclasses.asdict."""
-    return CallShape(**(dict(value) | {"calls": tuple(CallPattern(**call) for call in value["calls"])}))
+    calls, tags = tuple(CallPattern(**call) for call in value["calls"]), value["tags"]
+    return CallShape(**(dict(value) | {"calls": calls, "tags": Tags(**tags) if tags else None}))
 
 
 def deeper_than(limit: int, value: Any) -> bool:

@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from modules.chat.call_formats import GENERIC
 from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, Queued, Words
+from modules.engine.form_reading import FormReader, form_of
 from modules.engine.remote.client import PATIENCE, Patience
 from modules.engine.remote.complaints import complaint
+from modules.engine.remote.connecting import Found
 from modules.engine.remote.dialect import TITLES, Kind, ask_for, lacks
 from modules.engine.remote.engine import RemoteEngine, connect
+from modules.engine.remote.reply import RemoteReply
 from modules.errors import (
     BadFlag,
     BadValue,
@@ -33,6 +37,7 @@ from modules.memory.planning.elsewhere import plan_elsewhere
 from modules.messages import ChatMessage
 from modules.remote_server import RemoteServer, check_url
 from modules.sampling import GenerationParams, controls
+from modules.tools import Offer, Tool
 from tests.fake_server import CARD, FakeServer, Json, Line, chat_chunk, fake_server, say
 from tests.server_rig import free_port
 
@@ -628,3 +633,17 @@ def test_a_form_for_the_reply_goes_to_servers_that_hold_it_and_is_refused_for_ot
     for kind in lacking:
         with pytest.raises(NotAvailableHere):
             ask_for(kind, schema if kind == "transformers" else grammar, chat=True, context_tokens=0)
+
+
+def test_calls_that_must_be_made_are_held_by_llama_servers_grammar() -> None:
+    shape = GENERIC.shape(Offer((Tool("now"),), only="now"))
+    asked = GenerationRequest("r", "u", (1,), GenerationParams(), shape=shape, shows=("<tool_call>",))
+    form = form_of(asked, "llamacpp")
+    assert form is not None and form.shape == shape
+    reader = FormReader()
+    grammar = reader.read(form)
+    reader.close()
+    body = RemoteReply(asked, lambda _: None, Found("llamacpp", "m", "llama-server"), grammar).body
+    assert "now" in body["grammar"] and body["preserved_tokens"] == ["<tool_call>"]
+    other = RemoteReply(asked, lambda _: None, Found("vllm", "m", "vLLM")).body
+    assert not {"grammar", "preserved_tokens"} & other.keys()

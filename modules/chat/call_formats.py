@@ -17,7 +17,7 @@ from modules.chat.rendering import ChatTemplate
 from modules.chat.thinking import reads
 from modules.errors import BadChatTemplate
 from modules.messages import ChatMessage, ToolCall
-from modules.tools import EMPTY, CallPattern, CallShape, Offer, Tool
+from modules.tools import EMPTY, CallPattern, CallShape, Offer, Tags, Tool
 
 Style = Literal["json", "tags", "harmony"]
 
@@ -53,13 +53,17 @@ class CallFormat:
         """Whether name and arguments are members of one JSON object."""
         return self.style == "json" and self.head.lstrip().startswith("{")
 
-    def shape(self, offer: Offer) -> CallShape | None:
-        """What a reply must look like that has to call; None where the format is not made of JSON."""
-        if self.style == "tags":
-            return None
+    @property
+    def closing(self) -> str:
+        """What ends a call whose arguments stand between tags."""
+        return self.tail.strip().lstrip(">").strip()
+
+    def shape(self, offer: Offer) -> CallShape:
+        """What a reply must look like that has to call."""
         calls = tuple(self._pattern(tool) for tool in offer.callable)
         several = self.several and offer.parallel and not offer.only
-        return CallShape(calls, self.lead, self.between, self.trail, several)
+        tags = Tags(self.key_before, self.key_after, self.value_after, self.closing) if self.style == "tags" else None
+        return CallShape(calls, self.lead, self.between, self.trail, several, tags)
 
     def _pattern(self, tool: Tool) -> CallPattern:
         schema = json.dumps(dict(tool.parameters) or EMPTY, ensure_ascii=False)
@@ -242,8 +246,11 @@ def _tags_format(written: str) -> CallFormat | None:
 
 def _with_between(found: CallFormat, two: str) -> CallFormat:
     """`found`, with what stands between two calls; as it is where they are written otherwise."""
-    if found.name_last or found.style == "tags":
+    if found.name_last:
         return found
+    if found.style == "tags":
+        end, other = two.find(found.tail) + len(found.tail), two.find(_OTHER) - len(found.head)
+        return replace(found, between=two[end:other]) if 0 < end <= other else found
     start = two.find(_OTHER) - len(found.head)
     arguments = list(_ARGUMENTS.finditer(two))
     if start < 0 or len(arguments) < 2:

@@ -46,7 +46,7 @@ class OfferedPrompt:
     """A prompt, and what is needed to hold the reply to its form and to read it.
 
     `shape` is what the reply must look like where it has to call, or may instead of following a form of its own, None
-    where it need not or no grammar can say it;
+    where it need not;
     `shows` are control tokens whose text the engine must not leave out.
     """
 

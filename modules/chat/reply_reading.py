@@ -296,7 +296,7 @@ class _CallReader:
 
     def _read_tags(self, last: bool) -> list[Part]:  # noqa: ARG002
         """A call whose arguments stand between tags: read when it is whole."""
-        closing = self._form.tail.strip().lstrip(">").strip()
+        closing = self._form.closing
         place = self._buffer.find(closing)
         if place < 0:
             return []

@@ -14,7 +14,8 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from modules.engine.llamacpp.gbnf import check_gbnf
 from modules.errors import BadGrammar
-from modules.tools import MAX_DEPTH, CallShape, deeper_than
+from modules.tagged_arguments import Argument, arguments_of
+from modules.tools import MAX_DEPTH, CallShape, Tags, deeper_than
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -74,9 +75,14 @@ def calls_grammar(shape: CallShape, instead: str, special: Mapping[str, int]) ->
     for number, pattern in enumerate(shape.calls):
         before, after = _literal(pattern.before, special), _literal(pattern.after, special)
         schema = _checked_schema(pattern.schema, "tools")
+        lines.append(f"c{number}: {before} a{number} {after}")
+        if shape.tags is not None:
+            lines += _tagged(f"a{number}", schema, shape.tags, special)
+            continue
         own = schema if isinstance(schema, dict) else {}
-        held = _as_object(own) | {"x-guidance": _AS_TEMPLATES}
-        lines += [f"c{number}: {before} a{number} {after}", f"a{number}: %json {json.dumps(held)}"]
+        lines.append(f"a{number}: %json {json.dumps(_as_object(own) | {'x-guidance': _AS_TEMPLATES})}")
+    if shape.tags is not None:
+        lines += _tagged_text(shape.tags, special)
     if instead:
         schema = _checked_schema(instead, "response_format")
         answer = schema | {"x-guidance": _JSON} if isinstance(schema, dict) else schema
@@ -86,11 +92,54 @@ def calls_grammar(shape: CallShape, instead: str, special: Mapping[str, int]) ->
 
 def marks_in(shape: CallShape, special: Collection[str]) -> list[str]:
     """Those of `special` that stand in the text around calls."""
+    tags = shape.tags
     fixed = {shape.lead, shape.between, shape.trail}
+    if tags is not None:
+        fixed |= {tags.key_before, tags.key_after, tags.value_after, tags.closing}
     for pattern in shape.calls:
         fixed |= {pattern.before, pattern.after}
     whole = "\0".join(fixed)
     return [mark for mark in special if mark in whole]
+
+
+def _tagged(name: str, schema: object, tags: Tags, special: Mapping[str, int]) -> list[str]:
+    """The rules of one tool's arguments that stand between tags."""
+    found = arguments_of(schema, tags)
+    listed = [f"{name}p{number}" + ("" if one.required else "?") for number, one in enumerate(found)]
+    lines = [f"{name}: {' '.join(listed) or _literal('', {})}"]
+    for number, argument in enumerate(found):
+        begins = _literal(tags.key_before + argument.key + tags.key_after, special)
+        value, more = _value(f"{name}v{number}", argument, _literal(tags.value_after, special))
+        lines += [f"{name}p{number}: {begins} {value}", *more]
+    return lines
+
+
+def _value(name: str, argument: Argument, ends: str) -> tuple[str, list[str]]:
+    """An argument's value with the tag that `ends` it, and the rules that it needs."""
+    if argument.kind == "text":
+        return "tagged", []
+    if argument.kind == "words":
+        return f"({' | '.join(_literal(word, {}) for word in argument.words)}) {ends}", []
+    schema = json.loads(argument.schema)
+    held = schema | {"x-guidance": _AS_TEMPLATES} if isinstance(schema, dict) else schema
+    return f"{name} {ends}", [f"{name}: %json {json.dumps(held)}"]
+
+
+def _tagged_text(tags: Tags, special: Mapping[str, int]) -> list[str]:
+    """The rule of any text up to the tag that ends it. Control tokens are no text, so they end it by themselves."""
+    end, banned = tags.value_after.strip(), tags.closing
+    but = "" if _has_mark(banned, special) else f" & ~/(?s:.*){_pattern(banned)}(?s:.*)/"
+    if _has_mark(end, special):
+        return [f"tagged: TAGGED {_literal(end, special)}", f"TAGGED: /(?s:.*)/{but}"]
+    return ["tagged[lazy]: TAGGED", f"TAGGED: /(?s:.*){_pattern(end)}/{but}"]
+
+
+def _has_mark(text: str, special: Mapping[str, int]) -> bool:
+    return not text or any(mark in text for mark in special)
+
+
+def _pattern(text: str) -> str:
+    return "".join(f"\\x{{{ord(sign):x}}}" for sign in text)
 
 
 def _checked_schema(text: str, param: str) -> Any:

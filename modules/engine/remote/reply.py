@@ -59,6 +59,8 @@ class RemoteReply(Telling):
             "stream": True, "max_tokens": self.limit, **self._asked.fields, **counts_asked_for(self._found.kind),
             **self._going_on, **({"model": self._found.model} if self._found.model else {}),
         }  # fmt: skip
+        if self._found.kind == "llamacpp" and self.request.shows:
+            asked["preserved_tokens"] = list(self.request.shows)
         if self._words is None:
             if self._found.kind == "vllm":
                 asked["return_token_ids"] = True
