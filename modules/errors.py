@@ -177,6 +177,12 @@ class GenerationFailed(SnugError):
     code, http_status = "generation_failed", 500
 
 
+class ModelChanged(GenerationFailed):
+    """Somebody loaded another model, or unloaded this one, during the reply."""
+
+    code, http_status = "model_changed", 503
+
+
 class TimedOut(SnugError):
     code, http_status = "timed_out", 504
 

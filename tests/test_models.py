@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,8 @@ from modules.errors import (
     BadSafetensors,
     Busy,
     EngineDied,
-    GenerationFailed,
     LoadFailed,
+    ModelChanged,
     ModelNotFound,
     NoModelLoaded,
     NotAvailableHere,
@@ -346,6 +347,24 @@ def test_a_reply_that_ends_in_time_survives_a_swap(make_manager: MakeManager, se
     assert (text, finished.reason) == ("x" * 60, "stop")
 
 
+def test_a_request_on_its_way_at_a_swap_still_gets_its_reply(make_manager: MakeManager) -> None:
+    manager = make_manager(drain_s=30)
+    manager.load(named("a"))
+    replies: list[str] = []
+
+    def slow_to_ask(engine: EngineHost) -> None:
+        load.start()
+        until(lambda: manager.state.status == "ready" and manager.state.name == "b")
+        time.sleep(0.1)  # the idle old model would be gone by now
+        replies.append(engine.submit(fake_request()).result(20)[0])
+
+    load = threading.Thread(target=manager.load, args=(named("b"),))
+    manager.with_engine(slow_to_ask)
+    load.join(20)
+    assert replies == ["a"]
+    assert ask(manager, "next") == "b"
+
+
 def test_a_reply_that_runs_too_long_ends_with_the_reason_at_a_swap(
     make_manager: MakeManager, settings: Settings
 ) -> None:
@@ -355,8 +374,8 @@ def test_a_reply_that_runs_too_long_ends_with_the_reason_at_a_swap(
     running = begin(manager)
     manager.load(named("b"))
     finished = end(running)
-    assert isinstance(finished.error, GenerationFailed)
-    assert "changed" in finished.error.message
+    assert isinstance(finished.error, ModelChanged)
+    assert (finished.error.http_status, "changed" in finished.error.message) == (503, True)
 
 
 def test_unload_ends_replies_and_gives_back_all_memory(make_manager: MakeManager, settings: Settings) -> None:
@@ -370,7 +389,7 @@ def test_unload_ends_replies_and_gives_back_all_memory(make_manager: MakeManager
     running = begin(manager)
     manager.unload()
     finished = end(running)
-    assert isinstance(finished.error, GenerationFailed)
+    assert isinstance(finished.error, ModelChanged)
     assert "unloaded" in finished.error.message
     assert tree_bytes() < before * 1.05
     assert children() == set()

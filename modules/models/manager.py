@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from modules.engine.base import EngineStats, LoadEngine, ModelInfo, OnProgress, Progress
 from modules.engine.host.host import PATIENCE, EngineHost, Generation, Patience, ignore
-from modules.errors import EngineDied, GenerationFailed, OutOfMemory, SnugError
+from modules.errors import EngineDied, ModelChanged, OutOfMemory, SnugError
 from modules.hardware import Inventory, read_inventory
 from modules.memory.known_gpus import Gpu
 from modules.memory.model.listing import ModelEntry, check_loadable, list_models
@@ -202,7 +202,7 @@ class ModelManager:
 
     def unload(self) -> None:
         """Stop a load that runs, end the engine and give back its memory. Open replies end with an error."""
-        self._empty(GenerationFailed("The model was unloaded during this reply.", remedy="Load a model and go on."))
+        self._empty(ModelChanged("The model was unloaded during this reply.", remedy="Load a model and go on."))
 
     def close(self) -> None:
         """End the engine for good; open replies end as cancelled. Later loads are refused."""
@@ -234,12 +234,12 @@ class ModelManager:
 
     @contextmanager
     def _held_engine(self) -> Iterator[EngineHost]:
-        """The engine that answers; no loan takes it before this ends."""
+        """The engine that answers; no loan takes it before this ends, and no other model unless it takes too long."""
         current, our_turn = self._slot.answering(hold=True)
         try:
             yield self._load_anew(current) if our_turn else current.host
         finally:
-            self._slot.release()
+            self._slot.release(current)
 
     def _load_quietly(self, options: LoadOptions, remember: bool) -> None:
         try:
@@ -314,11 +314,10 @@ class ModelManager:
     def _retire(self, old: Current) -> None:
         """End an engine whose place is taken, or needed."""
         self._slot.vacate(old)
+        self._slot.wait_released(self._drain_s, old)  # who holds it has a request on the way
         old.host.wait_idle(self._drain_s)
         self._records.used(old)
-        old.host.close(
-            GenerationFailed("The model was changed during this reply.", remedy="Continue or regenerate it.")
-        )
+        old.host.close(ModelChanged("The model was changed during this reply.", remedy="Continue or regenerate it."))
 
     def _roll_back(self, options: LoadOptions, old: Current | None, error: SnugError) -> SnugError:
         """Let the old model answer again if there was one; returns the error that tells how that went."""

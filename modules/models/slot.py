@@ -36,7 +36,7 @@ class Slot:
         self._starting: Closable | None = None
         self._busy_with = ""
         self._busy_why = ""
-        self._holders = 0
+        self._held: list[Current] = []
         self._withheld = False
         self._emptying = 0
         self._closed = False
@@ -106,7 +106,7 @@ class Slot:
             while True:
                 current = self._current
                 if current is not None and current.host.alive and not self._withheld:
-                    self._holders += hold
+                    self._held += [current] * hold
                     return current, False
                 if not self._busy_with and not self._emptying:
                     break
@@ -117,13 +117,13 @@ class Slot:
             if current is None or self._closed:
                 raise NoModelLoaded("No model is loaded.", remedy="Load one on the Model tab.")
             self._busy_with = current.host.plan.spec.name
-            self._holders += hold
+            self._held += [current] * hold
             return current, True
 
-    def release(self) -> None:
-        """Whoever held the engine that answers has sent it what there was to send."""
+    def release(self, held: Current) -> None:
+        """Whoever got `held` from `answering` to hold it has sent it what there was to send."""
         with self._changed:
-            self._holders -= 1
+            self._held.remove(held)
             self._changed.notify_all()
 
     def withhold(self) -> None:
@@ -131,10 +131,10 @@ class Slot:
         with self._changed:
             self._withheld = True
 
-    def wait_released(self, timeout_s: float) -> bool:
-        """Whether nobody holds the engine that answers, waiting for that at most `timeout_s`."""
+    def wait_released(self, timeout_s: float, held: Current | None = None) -> bool:
+        """Whether nobody holds `held` (any engine, without it) any more, waiting for that at most `timeout_s`."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._holders, timeout_s)
+            return self._changed.wait_for(lambda: not self._held if held is None else held not in self._held, timeout_s)
 
     def instead_of(self, host: EngineHost) -> tuple[Current, bool] | None:
         """Another engine of the same model that answers now; with True `host`, or a dead one, and the turn is the
