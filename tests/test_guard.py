@@ -290,7 +290,7 @@ async def test_a_body_at_the_limit_passes(client: httpx.AsyncClient) -> None:
     assert (await client.post("/v1/thing", content=chunks(b"x" * 1000))).json() == {"size": 1000}
 
 
-@pytest.mark.parametrize("length", ["-1", "1e3", "x", "99999999999999999999"])
+@pytest.mark.parametrize("length", ["-1", "1e3", "x", "99999999999999999999", "0" * 5000])
 async def test_a_senseless_length_is_refused(client: httpx.AsyncClient, length: str) -> None:
     response = await client.post("/v1/thing", content=b"", headers={"Content-Length": length})
     assert response.status_code == 413

@@ -15,6 +15,7 @@ from modules.units import KiB, MiB, format_size
 UPLOAD_PATHS = ("/gradio_api/upload", "/attachments")
 IMPORT_PATH = "/conversations"
 SMALL_PATHS = ("/login", "/logout", "/account")
+_LENGTH_DIGITS = 20  # no honest number has more; thousands of noughts are no number to Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class BodyGuard:
         limit = self.limits.of(scope["path"])
         too_large = BodyTooLarge(f"The body is larger than {format_size(limit)}.", remedy="Send less.")
         declared = header_values(scope, b"content-length")
-        if any(not length.isdigit() or int(length) > limit for length in declared):
+        if any(not length.isdigit() or len(length) > _LENGTH_DIGITS or int(length) > limit for length in declared):
             await error_response(too_large)(scope, receive, send)
             return
         arrived, started, refused = 0, False, False
