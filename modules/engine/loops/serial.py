@@ -76,7 +76,8 @@ def steps(
 
 def _scored(row: Row, stretch: Sequence[int], score: Score) -> torch.Tensor:
     """Read `stretch` and have each of its tokens' logits looked at; the last one's."""
-    assert isinstance(row, CausalRow)  # what an encoder reads has no logits, and such models score nothing
+    if not isinstance(row, CausalRow):
+        raise TypeError("what an encoder reads has no logits: such models score nothing")
     start = len(row.tokens)
     logits = row.read_each(stretch)
     score(start, logits)
