@@ -140,7 +140,7 @@ async def test_500_connections_that_wait_cost_little_and_a_new_chat_starts(crowd
 
 async def test_of_many_requests_at_once_each_is_answered_or_told_to_come_back(crowded: Crowded) -> None:
     answers = await asyncio.gather(*(ask(crowded.port, max_tokens=20) for _ in range(300)))
-    assert set(answers) == {200, 503}, answers
+    assert 200 in answers and set(answers) <= {200, 503}, answers
     assert await ask(crowded.port, max_tokens=5) == 200
 
 

@@ -18,9 +18,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modules.accounts.person import STATE, Person
+from modules.errors import QueueFull
 
 T = TypeVar("T")
 PROMPTS_AT_ONCE = 4
+PROMPTS_WAITING = 128  # of one person; each may have megabytes
 _ROUTES: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"/v1/internal/(token/.*|encode|decode|token-count|chat-prompt|plan)"), 2),
     (re.compile(r"/attachments"), 2),
@@ -73,16 +75,18 @@ def _who(scope: Scope) -> str:
 
 async def in_place(work: Callable[[], T]) -> T:
     """What `work` makes, in a thread, when it is this person's turn. Who leaves while it waits has nothing made; once
-    begun it keeps its place to its end, so that leaving and asking anew takes no more threads.
+    begun it keeps its place to its end, so that leaving and asking anew takes no more threads. Raises QueueFull.
     """
-    left = False
+    left, places = False, _PROMPTS.get()
+    if places is not None and places.statistics().tasks_waiting >= PROMPTS_WAITING:
+        raise QueueFull("Too many of your requests wait already.", remedy="Try again soon.")
 
     def unless_left() -> T:
         if left:
             raise ClientDisconnect
         return work()
 
-    task = asyncio.ensure_future(to_thread.run_sync(unless_left, limiter=_PROMPTS.get()))
+    task = asyncio.ensure_future(to_thread.run_sync(unless_left, limiter=places))
     task.add_done_callback(lambda done: done.cancelled() or done.exception())  # where nobody waits any more
     try:
         return await asyncio.shield(task)
