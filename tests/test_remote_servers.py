@@ -11,13 +11,15 @@ from typing import Any
 import httpx
 import pytest
 
+from modules.chat.call_formats import GENERIC
 from modules.chat.prompts import Prompts
+from modules.chat.reply_reading import ReplyReader, put_together
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import Delta, Finished, GenerationRequest, TextPiece, Words
 from modules.engine.host.host import EngineHost
 from modules.engine.llamacpp.engine import load as load_llamacpp
 from modules.engine.remote.engine import RemoteEngine, connect
-from modules.errors import ContextLengthExceeded, ServerRefused
+from modules.errors import BadGrammar, ContextLengthExceeded, ServerRefused
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.spec import inspect
 from modules.memory.planning.elsewhere import plan_elsewhere
@@ -27,9 +29,11 @@ from modules.models.starting import load_engine_for
 from modules.remote_server import RemoteServer
 from modules.sampling import GenerationParams
 from modules.settings import Settings
+from modules.tools import Offer, Tool
 from tests import peers
 from tests.api_desk import desk_with, served
 from tests.fakes import Script
+from tests.loop_rig import Ask
 from tests.server_rig import ROOT, running_server
 from tests.test_remote import Reader, ask
 from tests.tiny_models import tiny_gguf
@@ -156,6 +160,21 @@ def test_llama_server_goes_on_with_a_reply_and_takes_our_samplers(llama: RemoteE
     assert probable.end
     entries = [one for event in probable.events if isinstance(event, Delta) for one in event.logprobs]
     assert len(entries) == 2 and all(len(entry.top) == 3 for entry in entries)
+
+
+def test_llama_server_holds_a_reply_to_a_form_and_to_calls(llama: RemoteEngine) -> None:
+    prompt = tuple(llama.encode([TextPiece("Once")]))
+    offer = Offer((Tool("now", "", {"type": "object", "additionalProperties": False}),), only="now")
+    drawn = GenerationParams(temperature=1, max_new_tokens=120, seed=3)
+    ask = Ask("held call", prompt, drawn, shape=GENERIC.shape(offer), shows=GENERIC.control).run(llama)
+    reader = ReplyReader(GENERIC, offer)
+    reply = put_together([*reader.feed(ask.text), *reader.end()])
+    assert [(call.name, call.arguments) for call in reply.calls] == [("now", "{}")], ask.text
+    schema = drawn.model_copy(update={"json_schema": '{"type": "integer", "minimum": 10, "maximum": 99}'})
+    assert 10 <= int(Ask("held form", prompt, schema).run(llama).text) <= 99
+    with pytest.raises(BadGrammar) as caught:
+        Ask("held not", prompt, drawn.model_copy(update={"grammar": "root ::= ("})).submit(llama)
+    assert caught.value.param == "grammar"
 
 
 def test_llama_servers_context_is_kept_to_here(llama: RemoteEngine) -> None:
