@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modules.accounts.directory import Accounts
 from modules.attachments.extracting import Extractor
-from modules.characters.library import People
+from modules.characters.library import Library
 from modules.chat.presets import Presets
 from modules.chat.prompts import Prompts
 from modules.chat.service import ChatService
@@ -28,7 +28,7 @@ class Services:
     store: Store
     prompts: Prompts
     presets: Presets
-    people: People
+    library: Library
     downloads: Downloads
     extractor: Extractor = field(default_factory=Extractor)
     accounts: Accounts | None = None

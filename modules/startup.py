@@ -19,7 +19,7 @@ import uvicorn
 
 from modules.accounts.directory import FILE, Accounts
 from modules.attachments.extracting import Extractor
-from modules.characters.library import People
+from modules.characters.library import Library
 from modules.chat.presets import Presets
 from modules.chat.prompts import Prompts
 from modules.chat.scripts_model import ModelForScripts
@@ -164,8 +164,8 @@ def services(settings: Settings, folder: Path) -> Iterator[Services]:
         parts.callback(models.close)
         speeds.measure_soon(models.machine, lambda: models.idle)
         prompts = Prompts(worker)
-        people = People.of(ROOT / "characters", folder)
-        chat = ChatService(models, store, prompts, extensions, people)
+        library = Library.of(ROOT / "characters", folder)
+        chat = ChatService(models, store, prompts, extensions, library)
         extensions.connect(ModelForScripts(models))
         parts.callback(chat.shutdown)
         downloads = Downloads(settings.model_dir, hub_of(settings))
@@ -180,7 +180,7 @@ def services(settings: Settings, folder: Path) -> Iterator[Services]:
             store=store,
             prompts=prompts,
             presets=Presets(ROOT / "presets", folder / "presets"),
-            people=people,
+            library=library,
             downloads=downloads,
             extensions=extensions,
             accounts=accounts,

@@ -24,7 +24,7 @@ from modules import errors
 from modules.api.app import Patience, build_api
 from modules.api.doors.guard import install_guard
 from modules.api.watching import install_watching
-from modules.characters.library import People
+from modules.characters.library import Library
 from modules.chat.prompts import Prompts
 from modules.chat.store import Store
 from modules.downloads.manager import Downloads
@@ -116,7 +116,7 @@ class Desk:
         self.downloads = Downloads(settings.model_dir)
         services = Services(
             settings=settings, models=self.models, chat=UNUSED, store=store or UNUSED, prompts=self.prompts,
-            presets=UNUSED, people=People.of(Path("characters"), settings.user_data_dir), downloads=self.downloads,
+            presets=UNUSED, library=Library.of(Path("characters"), settings.user_data_dir), downloads=self.downloads,
         )  # fmt: skip
         self.app: FastAPI = build_api(services, patience=patience)
         install_guard(self.app, host="127.0.0.1", port=7860, access_token=None)
@@ -230,7 +230,7 @@ def real_api(model: Path, user_data: Path, **options: Any) -> Iterator[str]:
     models = ModelManager(settings, read_inventory=lambda _: fake_inventory(), drain_s=0.0, in_process=True)
     prompts = Prompts(TEMPLATES)
     services = Services(
-        settings=settings, models=models, chat=UNUSED, store=UNUSED, prompts=prompts, presets=UNUSED, people=UNUSED,
+        settings=settings, models=models, chat=UNUSED, store=UNUSED, prompts=prompts, presets=UNUSED, library=UNUSED,
         downloads=UNUSED,
     )  # fmt: skip
     with contextlib.closing(prompts), contextlib.closing(models):

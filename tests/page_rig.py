@@ -16,7 +16,7 @@ from modules.accounts.directory import Accounts
 from modules.api.app import build_api
 from modules.api.doors.connections import Connection
 from modules.api.doors.guard import install_guard
-from modules.characters.library import People
+from modules.characters.library import Library
 from modules.chat.presets import Presets
 from modules.chat.prompts import Prompts
 from modules.chat.scripts_model import ModelForScripts
@@ -109,14 +109,14 @@ def _services(
     )  # fmt: skip
     parts.callback(models.close)
     prompts = Prompts(TEMPLATES)
-    people = People.of(ROOT / "characters", settings.user_data_dir)
+    library = Library.of(ROOT / "characters", settings.user_data_dir)
     extensions = extensions or Extensions(ROOT / "extensions")
     extensions.connect(ModelForScripts(models))
-    chat = ChatService(models, store, prompts, extensions, people)
+    chat = ChatService(models, store, prompts, extensions, library)
     parts.callback(chat.shutdown)
     presets = Presets(ROOT / "presets", settings.user_data_dir / "presets")
     return Services(
-        settings=settings, models=models, chat=chat, store=store, prompts=prompts, presets=presets, people=people,
+        settings=settings, models=models, chat=chat, store=store, prompts=prompts, presets=presets, library=library,
         downloads=_downloads(settings, parts), extensions=extensions, accounts=accounts,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from modules.characters.character import Character
-from modules.characters.library import People
+from modules.characters.library import Library
 from modules.chat.presets import Presets
 from modules.errors import BadPreset
 from modules.sampling import GenerationParams
@@ -41,7 +41,7 @@ def test_files_of_one_name_that_are_taken_in_at_once_all_get_a_name_of_their_own
     names = at_once(12, lambda n: presets.take_in("mine.yaml", f"top_k: {n}\n"))
     assert len(set(names)) == 12
     assert sorted(presets.get(str(name)).top_k for name in names) == list(range(12))
-    characters = People.of(ROOT / "characters", tmp_path).characters
+    characters = Library.of(ROOT / "characters", tmp_path).characters
     people = at_once(12, lambda n: characters.add(Character(name="Kim", description=f"{n}"), None))
     assert len(set(people)) == 12
     assert sorted(int(characters.get(str(ident)).description) for ident in people) == list(range(12))

@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from modules.characters.character import Character, Persona, checked
-from modules.characters.library import People
+from modules.characters.library import Library
 from modules.chat.casting import COMMAND, Cast, cast_of, history_of
 from modules.chat.forms import Form
 from modules.chat.prompts import BuiltPrompt, Prompts
@@ -239,11 +239,11 @@ def test_thoughts_and_empty_replies_are_not_told_again() -> None:
 
 
 def test_a_character_that_is_gone_is_named(tmp_path: Path) -> None:
-    people = People.of(tmp_path, tmp_path)
+    library = Library.of(tmp_path, tmp_path)
     conversation = Conversation("c", "", "", "chat", "", None, 0, 0, Setup(manner="chat", character="Gone"))
     with pytest.raises(NotFound, match="Gone"):
-        cast_of(conversation, people)
-    assert cast_of(replace(conversation, setup=Setup(character="Gone")), people).character is None
+        cast_of(conversation, library)
+    assert cast_of(replace(conversation, setup=Setup(character="Gone")), library).character is None
 
 
 def test_greetings_know_the_users_name() -> None:

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from modules.characters import card
 from modules.characters.character import Character, Persona, checked
-from modules.characters.library import Characters, People, free_id
+from modules.characters.library import Characters, Library, free_id
 from modules.characters.lorebook import Lore, matching
 from modules.characters.pictures import KEPT_SIDE, MAX_PICTURE_BYTES, kept_picture
 from modules.characters.placeholders import fill
@@ -311,7 +311,7 @@ def test_a_character_with_a_lorebook_is_kept_whole(characters: Characters) -> No
 
 
 def test_personas_are_kept_with_their_pictures(tmp_path: Path) -> None:
-    personas = People.of(tmp_path, tmp_path).personas
+    personas = Library.of(tmp_path, tmp_path).personas
     ident = personas.add(Persona(name="Kim", description="A sailor."), picture(kind="JPEG"))
     assert personas.get(ident).description == "A sailor."
     assert personas.picture(ident) is not None

@@ -21,7 +21,7 @@ WRITERS = """
 import json, os, resource, sys
 from pathlib import Path
 from modules.characters.character import Character
-from modules.characters.library import People
+from modules.characters.library import Library
 from modules.chat.presets import Presets
 from modules.chat.store import Store
 from modules.errors import SnugError
@@ -33,7 +33,7 @@ from modules.settings import LoadOptions, Settings
 folder = Path(sys.argv[1])
 store = Store(folder / "snug.db")
 presets = Presets(Path("presets"), folder / "presets")
-people = People.of(Path("characters"), folder)
+library = Library.of(Path("characters"), folder)
 memory = ModelMemory(Settings.model_validate({"user_data_dir": folder, "model_dir": folder}))
 extensions = Extensions(folder / "scripts", ["mood"], kept=folder / "kept")
 extensions.start()
@@ -54,7 +54,7 @@ def writers(n):
     yield "message", lambda: send(n)
     yield "notebook", lambda: store.notebooks.save("", f"{n} " * 2000)
     yield "preset", lambda: presets.save("mine", GenerationParams(top_k=n, stop=stop))
-    yield "character", lambda: people.characters.save("Mine", Character(name="Mine", description=f"{n} " * 2000), None)
+    yield "character", lambda: library.characters.save("Mine", Character(name="Mine", description=f"{n} " * 2000), None)
     yield "model settings", lambda: memory.keep(LoadOptions(model="m", ctx_size=100 + n))
     yield "extension", lambda: keep(n)
 
@@ -68,7 +68,7 @@ def whole():
         one(text)
     mine = presets.get("mine")
     assert len(mine.stop) == 60 and {stop.split("-")[0] for stop in mine.stop} == {str(mine.top_k)}
-    one(people.characters.get("Mine").description)
+    one(library.characters.get("Mine").description)
     assert memory.of("m").options.ctx_size > 100 and not memory.of("m").note
     one(json.loads((folder / "kept" / "mood.json").read_text())["word"])
     assert not [path for path in folder.rglob(".tmp-*")]

@@ -39,9 +39,9 @@ def begin(services: Services, **setup: object) -> Conversation:
     ada = Character(
         name="Ada", description="{{char}} counts.", first_mes="Hi {{user}}.", alternate_greetings=("Ho {{user}}.",)
     )
-    if not any(listed.found.id == "Ada" for listed in services.people.characters.list()):
-        services.people.characters.add(ada, None)
-        services.people.personas.add(Persona(name="Kim", description="A sailor."), None)
+    if not any(listed.found.id == "Ada" for listed in services.library.characters.list()):
+        services.library.characters.add(ada, None)
+        services.library.personas.add(Persona(name="Kim", description="A sailor."), None)
     return services.chat.begin("", Setup(**{"manner": "chat", "character": "Ada", "persona": "Kim"} | setup))  # type: ignore[arg-type]
 
 
@@ -170,7 +170,7 @@ def test_a_setup_is_kept_and_one_with_nobody_is_refused(services: Services) -> N
 
 def test_a_character_that_was_deleted_is_named_by_the_reply(services: Services) -> None:
     conversation = begin(services)
-    services.people.characters.delete("Ada")
+    services.library.characters.delete("Ada")
     head = services.store.get("", conversation.id).head_id
     reply = services.chat.reply("", conversation.id, head, "One?", PARAMS, op_id="operation")
     while not (view := reply.wait(reply.view().version, 10)).finished:

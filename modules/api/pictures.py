@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from modules.accounts.person import person_in
-from modules.characters.library import People
+from modules.characters.library import Library
 from modules.errors import NotFound
 from modules.services import Services
 
@@ -19,8 +19,8 @@ def picture_routes(services: Services) -> APIRouter:
     """GET /pictures/characters/ID and /pictures/personas/ID: WebP."""
     router = APIRouter()
 
-    def theirs(request: Request) -> People:
-        return services.people.whose(person_in(request.scope).owner)
+    def theirs(request: Request) -> Library:
+        return services.library.whose(person_in(request.scope).owner)
 
     def serve(read: Callable[[str], bytes | None], ident: str) -> Response:
         found = read(ident)

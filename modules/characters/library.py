@@ -166,24 +166,24 @@ class Personas:
 
 
 @dataclass(frozen=True, slots=True)
-class People:
-    """Everybody that a conversation may be with, or of."""
+class Library:
+    """Every character and persona: everybody that a conversation may be with, or of."""
 
     characters: Characters
     personas: Personas
-    others: dict[str, People] = field(default_factory=dict)
-    made: Callable[[str], People] | None = None
+    others: dict[str, Library] = field(default_factory=dict)
+    made: Callable[[str], Library] | None = None
 
     @classmethod
-    def of(cls, shipped: Path, user_data: Path) -> People:
+    def of(cls, shipped: Path, user_data: Path) -> Library:
         """Those in `shipped` and in the user data folder."""
 
-        def made(owner: str) -> People:
+        def made(owner: str) -> Library:
             return cls.of(shipped, home_of(user_data, owner))
 
         return cls(Characters(shipped, user_data / "characters"), Personas(user_data / "personas"), made=made)
 
-    def whose(self, owner: str) -> People:
+    def whose(self, owner: str) -> Library:
         """Those of one owner; "" is who has what lies in the user data folder itself."""
         if not owner or self.made is None:
             return self

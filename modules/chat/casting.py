@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from modules.characters.character import Character, Persona
-from modules.characters.library import People
+from modules.characters.library import Library
 from modules.characters.lorebook import Lore, matching
 from modules.characters.placeholders import fill
 from modules.chat.forms import ASSISTANT, USER, Form
@@ -124,14 +124,14 @@ class Cast:
         return f"{_EXAMPLES.format(char=self.char)}\n\n{shown}" if shown else ""
 
 
-def cast_of(conversation: Conversation, people: People) -> Cast:
+def cast_of(conversation: Conversation, library: Library) -> Cast:
     """Who talks in a conversation. Raises NotFound or BadCharacter for one who is not there or cannot be read.
 
     In the manner "instruct" there is no character.
     """
     setup = conversation.setup
-    character = people.characters.get(setup.character) if setup.character and setup.manner != "instruct" else None
-    persona = people.personas.get(setup.persona) if setup.persona else None
+    character = library.characters.get(setup.character) if setup.character and setup.manner != "instruct" else None
+    persona = library.personas.get(setup.persona) if setup.persona else None
     return Cast(setup, conversation.system_prompt, character, persona)
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from modules.characters.library import People
+from modules.characters.library import Library
 from modules.chat.attached import pictures_of
 from modules.chat.attaching import ToldFile, tell, with_files
 from modules.chat.casting import cast_of, history_of
@@ -51,13 +51,13 @@ class ChatService:
         store: Store,
         prompts: Prompts,
         extensions: Extensions | None = None,
-        people: People | None = None,
+        library: Library | None = None,
     ) -> None:
         self._models = models
         self._store = store
         self._prompts = prompts
         self._extensions = extensions or Extensions(Path("extensions"))  # which are none
-        self._people = people or People.of(Path("characters"), Path("user_data"))
+        self._library = library or Library.of(Path("characters"), Path("user_data"))
         self._lock = threading.RLock()  # held while a reply starts or a conversation changes, never while one runs
         self._writers: dict[tuple[str, str], Writer] = {}
         self._closed = False
@@ -132,7 +132,7 @@ class ChatService:
 
     def greetings(self, conversation: Conversation) -> tuple[str, ...]:
         """With what a conversation's character begins. Raises NotFound, BadCharacter."""
-        return cast_of(conversation, self._people.whose(conversation.owner)).greetings
+        return cast_of(conversation, self._library.whose(conversation.owner)).greetings
 
     def set_setup(self, owner: str, conversation_id: str, setup: Setup) -> Conversation:
         """Change how the model is asked, from the next reply on. Raises NotFound, BadCharacter, Busy, StoreFailed."""
@@ -146,7 +146,7 @@ class ChatService:
                     persona="" if setup.persona == before.persona else setup.persona,
                 )
                 # what it had may be gone, and stays told so
-                cast_of(replace(conversation, setup=named), self._people.whose(owner))
+                cast_of(replace(conversation, setup=named), self._library.whose(owner))
             return self._store.set_setup(owner, conversation_id, setup)
 
     def impersonate(
@@ -295,7 +295,7 @@ class ChatService:
     def reply_start(self, conversation: Conversation) -> str:
         """What a conversation's replies begin with; a character that is gone is told by the reply instead."""
         try:
-            return cast_of(conversation, self._people.whose(conversation.owner)).reply_start
+            return cast_of(conversation, self._library.whose(conversation.owner)).reply_start
         except (NotFound, BadCharacter, BadName):
             return ""
 
@@ -386,7 +386,7 @@ class ChatService:
         The conversation need not be stored. Pictures have no bytes yet. Raises what `cast_of` raises.
         """
         owner = conversation.owner
-        cast = cast_of(conversation, self._people.whose(owner))
+        cast = cast_of(conversation, self._library.whose(owner))
         said = history_of(
             self._store.path_to(owner, last_id) if last_id else [],
             partial(self._read, owner, engine),

@@ -71,7 +71,7 @@ class CharacterDoors:
     """What the gallery may ask for; every answer is JSON for static/characters.js."""
 
     def __init__(self, services: Services) -> None:
-        self.everybody = services.people
+        self.everybody = services.library
         self.chat, self.store = services.chat, services.store
 
     def people(self, owner: str, __: Nothing) -> Json:

@@ -73,7 +73,7 @@ class LorebookDoors:
     """What the lorebook's dialog may ask for; every answer is the whole view, for static/lorebook.js."""
 
     def __init__(self, services: Services) -> None:
-        self.everybody = services.people
+        self.everybody = services.library
         self.now = LoreNow(services.models, services.store, services.prompts, services.chat)
         self.store = services.store
 

@@ -89,13 +89,13 @@ def test_a_lorebook_is_written_tried_on_the_open_chat_imported_and_undone(start:
     expect(page.locator(".lore-dialog")).to_have_count(0)
     open_tab(page, "Chat")
     assert "The hive is in the old oak." in prompt_of(page, "Where is the hive?")
-    book = snug.services.people.characters.get("Mira").character_book
+    book = snug.services.library.characters.get("Mira").character_book
     assert book is not None and book.scan_depth == 1 and [entry.enabled for entry in book.entries] == [True, False]
 
 
 def test_many_characters_are_searched_and_sorted_by_keys(start: Start, visit: OpenPage) -> None:
     snug = start()
-    add = snug.services.people.characters.add
+    add = snug.services.library.characters.add
     for number in range(8):
         add(
             Character(
