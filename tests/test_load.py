@@ -145,16 +145,20 @@ async def test_of_many_requests_at_once_each_is_answered_or_told_to_come_back(cr
 
 
 async def test_many_who_come_and_go_leave_nothing_behind(crowded: Crowded) -> None:
-    before = crowded.holds()
-
     async def come_and_go(number: int) -> None:
         async with connected(crowded.port) as (reader, writer):
             writer.write(head(crowded.port, "/v1/chat/completions", b'{"stream": true, "messages": []}'[: number % 40]))
             if number % 3 == 0:
                 await reader.readline()
 
-    for start in range(0, 300, 50):
-        await asyncio.gather(*(come_and_go(number) for number in range(start, start + 50)))
+    async def crowds(times: int) -> None:
+        for _ in range(times):
+            await asyncio.gather(*(come_and_go(number) for number in range(50)))
+
+    await crowds(2)  # the pool of threads has grown to its bound, and keeps them
+    await asyncio.sleep(2)
+    before = crowded.holds()
+    await crowds(6)
     after = await crowded.settles(
         lambda now: now.descriptors <= before.descriptors + 2 and now.threads <= before.threads + 2
     )

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -276,3 +277,33 @@ def test_a_model_chosen_while_a_loads_end_arrives_stays_chosen_with_options_of_i
     expect(page.locator("#snug-load")).to_be_enabled()
     page.locator("#snug-load").click()
     expect(page.locator("#snug-model-card")).to_contain_text("other is loaded")
+
+
+def test_what_is_set_before_the_answer_to_a_choice_outlives_it(
+    start: Start, visit: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snug = start(loaded=False)
+    for name in ("other", "third"):
+        make_model_folder(snug.services.settings.model_dir, name)
+    snug.services.models.load(LoadOptions.model_validate({"model": "other", "ctx_size": 64}))
+    page = visit(snug)
+    open_tab(page, "Model")
+    expect(page.get_by_label("Context size")).to_have_value("64")
+    asked, held, picked = threading.Event(), threading.Event(), ModelTab.picked
+
+    def late(tab: ModelTab, name: str, *, anew: bool) -> Any:
+        asked.set()
+        held.wait(10)
+        return picked(tab, name, anew=anew)
+
+    monkeypatch.setattr(ModelTab, "picked", late)
+    page.locator("#snug-models .entry", has_text="third").click()
+    assert asked.wait(10)
+    page.get_by_label("Context size").fill("48")
+    page.get_by_label("Load in 8-bit").check()
+    held.set()
+    expect(page.locator("#snug-load")).to_be_enabled()
+    page.locator("#snug-load").click()
+    expect(page.locator("#snug-model-card")).to_contain_text("third is loaded")
+    options = snug.services.models.options
+    assert options is not None and options.ctx_size == 48 and options.load_in_8bit

@@ -1,7 +1,7 @@
 /* The Model tab: what Gradio's own controls do not do by themselves. */
 "use strict";
 (() => {
-  const HOLD_MS = 3000, MOVED = 0.005;  // of a device
+  const HOLD_MS = 3000, SETTLE_MS = 50, MOVED = 0.005;  // of a device
 
   /* What is kept of the chosen model: how it was loaded last, the preset it was used with. */
   snug.mountMemory = (element, trigger) => element.addEventListener("click", (event) => {
@@ -66,10 +66,33 @@
     if (send) turns.look(send);
   };
   snug.modelTabSeen = ({ turn = Infinity, mirrored = false }) => {
+    if (mirrored) setTimeout(setAgain, SETTLE_MS);
     if (turn > turns.picked) return;
     if (mirrored) turns.pickAgain();
     snug.refreshModelTab();
   };
+
+  /* What is set after a model was chosen outlives the options that the choice brings, however late they come. */
+  const edits = new Map();
+  for (const kind of ["input", "change"]) {
+    document.addEventListener(kind, (event) => {
+      const option = event.target.closest?.(".options .option"), input = event.target;
+      if (!option || !input.matches("input:not([role]), textarea")) return;
+      edits.set(option, { input, value: input.matches("[type=checkbox], [type=radio]") ? input.checked : input.value });
+    }, true);
+  }
+  for (const kind of ["input", "click"]) {
+    document.addEventListener(kind, (event) => { if (event.target.closest?.("#snug-context, .param-problem, [data-take], [data-forget]")) edits.clear(); }, true);
+  }
+  function setAgain() {
+    for (const { input, value } of [...edits.values()]) {
+      if (!input.isConnected) continue;
+      if (typeof value === "boolean") { if (input.checked !== value) input.click(); continue; }
+      if (input.value === value) continue;
+      input.value = value;
+      input.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+  }
   function shares() { return snug.machine().flatMap((device) => [device.snug_share, device.others_share]); }
   snug.drawLoading = (model) => {
     document.querySelectorAll("[data-load-bar]").forEach((bar) => { bar.style.width = `${model.fraction * 100}%`; });
@@ -80,7 +103,7 @@
   snug.mountModelList = (element, trigger, watch) => {
     snug.keepFolds(element, watch);
     const pressed = () => element.querySelector("[aria-pressed=true]")?.dataset.model ?? "";
-    let chosen = pressed(), clicked = "", timer = 0;
+    let chosen = pressed(), clicked = "", unanswered = false, timer = 0;
     const hold = (held) => {
       document.getElementById("snug-load").disabled = held;
       clearTimeout(timer);
@@ -91,18 +114,23 @@
       button.setAttribute("aria-pressed", String(button.dataset.model === chosen)));
     const pick = (name, anew) => {
       chosen = clicked = name;
+      unanswered = true;
       mark();
       hold(true);
       trigger("pick", { name, anew });
     };
     turns.pickAgain = () => pick(clicked, true);
     watch("value", () => {
-      if (!turns.picking || pressed() === chosen) { chosen = pressed(); hold(false); }
+      const answers = unanswered && pressed() === clicked;
+      if (answers) { unanswered = false; setTimeout(() => { setAgain(); hold(false); }, SETTLE_MS); }
+      if (!turns.picking) chosen = pressed();
       mark();
     });
     element.addEventListener("click", (event) => {
       const button = event.target.closest("[data-model]");
-      if (button && !button.disabled && button.dataset.model !== chosen) pick(button.dataset.model, false);
+      if (!button || button.disabled || button.dataset.model === chosen) return;
+      edits.clear();
+      pick(button.dataset.model, false);
     });
   };
 })();
