@@ -50,9 +50,10 @@ def main(argv: Sequence[str]) -> int:
 
 def serve(settings: Settings) -> int:
     """Serve page and API until told to stop."""
-    from modules import startup
+    from modules import heap, startup
     from modules.read_only import copied
 
+    heap.prepare_server()
     with startup.bind(settings) as listener, copied(settings) as settings, startup.user_data(settings) as user_data:
         for hint in startup.hints(settings, os.environ):
             print(hint)

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from modules import heap
 from modules.settings import Settings
 from tests.fakes import Script
 from tests.page_rig import ROOT, start_snug
@@ -41,6 +42,7 @@ def scripted_server(
 
 def main() -> None:
     """Serve until nobody listens any more."""
+    heap.prepare_server()  # as server.py does
     port, folder = int(sys.argv[1]), Path(sys.argv[2])
     values = json.loads(sys.argv[3])
     folders = {"model_dir": folder / "models", "user_data_dir": folder / "user_data"}

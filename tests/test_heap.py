@@ -1,4 +1,4 @@
-"""modules/engine/process/heap.py: what a load frees goes back to the system, a step's buffers stay."""
+"""modules/heap.py: what a load frees goes back to the system, a step's buffers stay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import resource
 import sys
 from pathlib import Path
 import torch
-from modules.engine.process.heap import prepare_load, prepare_run
+from modules.heap import prepare_load, prepare_run
 def anon():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))

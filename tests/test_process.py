@@ -29,7 +29,7 @@ QUANTIZE = """
 import sys
 from pathlib import Path
 import torch
-from modules.engine.process.heap import prepare_load
+from modules.heap import prepare_load
 import bitsandbytes as bnb
 def size(name):
     lines = Path("/proc/self/status").read_text().splitlines()

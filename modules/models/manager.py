@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from modules import heap
 from modules.engine.base import EngineStats, LoadEngine, ModelInfo, OnProgress, Progress
 from modules.engine.host.host import PATIENCE, EngineHost, Generation, Patience, ignore
 from modules.errors import EngineDied, ModelChanged, OutOfMemory, SnugError
@@ -318,6 +319,7 @@ class ModelManager:
         old.host.wait_idle(self._drain_s)
         self._records.used(old)
         old.host.close(ModelChanged("The model was changed during this reply.", remedy="Continue or regenerate it."))
+        heap.give_back()
 
     def _roll_back(self, options: LoadOptions, old: Current | None, error: SnugError) -> SnugError:
         """Let the old model answer again if there was one; returns the error that tells how that went."""

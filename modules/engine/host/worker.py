@@ -47,8 +47,8 @@ from modules.engine.host.wire import (
     Submit,
     Writer,
 )
-from modules.engine.process.heap import prepare_load, prepare_run
 from modules.errors import GenerationFailed, LoadFailed, OutOfMemory, QueueFull, SnugError
+from modules.heap import prepare_load, prepare_run
 from modules.memory.planning.planner import Plan
 
 log = logging.getLogger(__name__)

@@ -32,9 +32,9 @@ from modules.engine.loops.choice import choose_loop
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.sight import Eyes
 from modules.engine.process.footprint import module_devices, peak_bytes, reset_peak, weight_bytes_by_device
-from modules.engine.process.heap import LARGE_STEP_TOKENS, give_back
 from modules.engine.process.mappings import MappedFiles
 from modules.errors import BadSafetensors, BadTokenizer, BadValue, DiskFull, ModelNotFound
+from modules.heap import LARGE_STEP_TOKENS, give_back
 from modules.memory.planning.placement import make_groups
 from modules.memory.planning.planner import Plan
 from modules.units import MiB, format_size

@@ -28,8 +28,8 @@ from modules.engine.loops.paged_scores import PagedScores, Tell
 from modules.engine.loops.pages import lay_out_by_layer, take_lowest_first
 from modules.engine.loops.scoring import Scoring
 from modules.engine.loops.serial import release_memory
-from modules.engine.process.heap import LARGE_STEP_TOKENS, give_back
 from modules.engine.process.mappings import let_go_of_zeros
+from modules.heap import LARGE_STEP_TOKENS, give_back
 
 Choose = Callable[[list[str], torch.Tensor], list[int]]
 

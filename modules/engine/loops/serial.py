@@ -31,7 +31,7 @@ from modules.engine.loops.reply import (
 from modules.engine.loops.rows import CausalRow, EncoderDecoderRow, Row, Shelf
 from modules.engine.loops.seeing_row import SeeingRow
 from modules.engine.loops.speculation import Speculation
-from modules.engine.process.heap import LARGE_STEP_TOKENS, give_back
+from modules.heap import LARGE_STEP_TOKENS, give_back
 
 log = logging.getLogger(__name__)
 

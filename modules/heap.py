@@ -1,8 +1,14 @@
-"""How an engine process gets its memory from glibc: a model's tensors each by itself, a step's buffers from a heap.
+"""How this process gets its memory from glibc.
 
-Loading frees as much as it keeps: old weights, halves of a conversion. On a heap the holes stay (nf4 of the starter
-model: 225 MiB of them); mapped one by one they go back at once. Steps want the opposite: mapping and clearing their
-buffers anew takes 1.8 times as long for a prompt of 2,000 tokens (docs/log.md). Other C libraries are left as they are.
+The web process: all threads from one heap. Each would get one of its own, up to eight a core, and what a request frees
+in one is of no use to the next in another: the process grows for hours.
+
+An engine process: a model's tensors each by itself, a step's buffers from a heap. Loading frees as much as it keeps:
+old weights, halves of a conversion. On a heap the holes stay (nf4 of the starter model: 225 MiB of them); mapped one by
+one they go back at once. Steps want the opposite: mapping and clearing their buffers anew takes 1.8 times as long for a
+prompt of 2,000 tokens (docs/log.md).
+
+Other C libraries are left as they are.
 """
 
 from __future__ import annotations
@@ -24,6 +30,11 @@ _RUN_MAPS_FROM = 32 * MiB
 LARGE_STEP_TOKENS = 128
 # A process may have 65,530 mappings (vm.max_map_count); the heap takes what comes after these.
 _MOST_MAPPINGS = 40_000
+
+
+def prepare_server() -> None:
+    """From now on all threads share one heap: to be called before there are others."""
+    _set(_ARENA_MAX, 1)
 
 
 def prepare_load() -> None:
