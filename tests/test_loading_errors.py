@@ -36,6 +36,8 @@ CASES: list[tuple[Exception, type[SnugError], str]] = [
         OutOfMemory,
         "Memory ran out",
     ),
+    (RuntimeError("could not create a primitive"), OutOfMemory, "Memory ran out"),
+    (RuntimeError("could not create a primitive descriptor for a matmul primitive"), LoadFailed, "could not create"),
     (OSError(errno.ENOSPC, "No space left on device"), DiskFull, "filled up"),
     (ValueError("Please pass the argument `trust_remote_code=True`"), RemoteCodeDisabled, "code of its own"),
     (ValueError("Unrecognized configuration class <class 'BertConfig'>"), UnsupportedModel, "cannot generate"),

@@ -36,7 +36,7 @@ SMALLEST_CHUNK_TOKENS = 32
 # What torch's allocators, oneDNN and the system say where RAM runs out; CUDA and Python have types of their own.
 _NO_MEMORY = re.compile(
     r"(?i)out of memory|(can't|cannot|could not|unable to) (allocate|mmap)|not enough memory|bad_alloc|ENOMEM"
-    r"|could not create a memory"
+    r"|could not create a (memory|primitive$)"
 )
 
 
