@@ -1,6 +1,7 @@
 """A person's requests wait for one another where they take threads: nobody holds all of the server's or the engine's.
 
 What is quick by itself can be asked thousands of times at once: texts to count, plans, files, the page's own doors.
+Bodies of megabytes come in a few at a time, for what Python makes of them takes many times their size.
 Replies have a fair queue of their own in the engine; of them only the building of prompts waits here.
 """
 
@@ -15,12 +16,16 @@ from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules.accounts.person import STATE, Person
+from modules.attachments.extracting import FILES_OF
 from modules.errors import QueueFull
+from modules.units import KiB
 
 T = TypeVar("T")
+LARGE_BYTES = 512 * KiB
+LARGE_AT_ONCE = 4  # bodies of one person that are larger, until their answers begin
 PROMPTS_AT_ONCE = 4
 PROMPTS_WAITING = 128  # of one person; each may have megabytes
 _ROUTES: tuple[tuple[re.Pattern[str], int], ...] = (
@@ -47,13 +52,18 @@ class Places:
         who = _who(scope)
         prompts = self._limiter(who, -1, PROMPTS_AT_ONCE)
         token = _PROMPTS.set(prompts)
+        FILES_OF.set(who)
         try:
             for number, (path, at_once) in enumerate(_ROUTES):
                 if scope["method"] == "POST" and path.fullmatch(scope["path"]):
                     async with self._limiter(who, number, at_once):
                         await self.app(scope, receive, send)
                     return
-            await self.app(scope, receive, send)
+            large = _LargeBody(self._limiter(who, -2, LARGE_AT_ONCE), receive, send)
+            try:
+                await self.app(scope, large.receive, large.send)
+            finally:
+                large.let_go()
         finally:
             _PROMPTS.reset(token)
 
@@ -63,6 +73,38 @@ class Places:
         if found is None:
             found = self._limiters[who, number] = CapacityLimiter(at_once)
         return found
+
+
+class _LargeBody:
+    """A body that waits, once LARGE_BYTES of it are here, until it may come in whole; it counts until its answer
+    begins. What waits is not read: the client waits with it."""
+
+    def __init__(self, places: CapacityLimiter, receive: Receive, send: Send) -> None:
+        self._places = places
+        self._receive = receive
+        self._send = send
+        self._arrived = 0
+        self._holds = False
+
+    async def receive(self) -> Message:
+        """The next piece of it."""
+        message = await self._receive()
+        self._arrived += len(message.get("body", b""))
+        if self._arrived > LARGE_BYTES and not self._holds:
+            await self._places.acquire_on_behalf_of(self)
+            self._holds = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """A piece of the answer."""
+        self.let_go()
+        await self._send(message)
+
+    def let_go(self) -> None:
+        """Let the next one in."""
+        if self._holds:
+            self._places.release_on_behalf_of(self)
+            self._holds, self._arrived = False, 0
 
 
 def _who(scope: Scope) -> str:

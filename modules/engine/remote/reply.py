@@ -15,7 +15,7 @@ from typing import Any
 from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogprob, Usage, Words
 from modules.engine.remote.client import DONE
 from modules.engine.remote.connecting import Found
-from modules.engine.remote.dialect import ask_for, continuing, counts_asked_for
+from modules.engine.remote.dialect import SEPARATING, ask_for, continuing, counts_asked_for, kept_apart
 from modules.engine.telling import Telling, with_text
 from modules.engine.text import ReadyText
 from modules.messages import ChatMessage
@@ -28,11 +28,14 @@ _THINK, _THOUGHT_OUT = "<think>\n", "\n</think>\n\n"
 class RemoteReply(Telling):
     """One request: a server's chunks → our events."""
 
-    def __init__(self, request: GenerationRequest, emit: Emit, found: Found, grammar: str = "") -> None:
-        """`grammar`: the GBNF that it follows where that is for llama-server to hold. Raises BadValue for what this
-        server cannot do at all."""
+    def __init__(
+        self, request: GenerationRequest, emit: Emit, found: Found, grammar: str = "", *, shared: bool = False
+    ) -> None:
+        """`grammar`: the GBNF that it follows where that is for llama-server to hold. `shared`: others ask this server
+        too, so that what it knew of the prompt may be theirs. Raises BadValue for what this server cannot do at all."""
         self._text = ReadyText(request.params.stop)
         self._found = found
+        self._tells_cached = found.kind in SEPARATING or not shared
         self._words = request.words
         chat = request.words is not None and bool(request.words.messages)
         longest = found.context_tokens or UNKNOWN_LENGTH
@@ -57,7 +60,8 @@ class RemoteReply(Telling):
         """What to ask of it."""
         asked = {
             "stream": True, "max_tokens": self.limit, **self._asked.fields, **counts_asked_for(self._found.kind),
-            **self._going_on, **({"model": self._found.model} if self._found.model else {}),
+            **self._going_on, **kept_apart(self._found.kind, self.request.whose),
+            **({"model": self._found.model} if self._found.model else {}),
         }  # fmt: skip
         if self._found.kind == "llamacpp" and self.request.shows:
             asked["preserved_tokens"] = list(self.request.shows)
@@ -156,7 +160,8 @@ class RemoteReply(Telling):
     def _take_counts(self, usage: Mapping[str, Any]) -> None:
         self._counted = usage
         details = usage.get("prompt_tokens_details")
-        self.cached_tokens = _whole(details.get("cached_tokens")) if isinstance(details, dict) else 0
+        known = _whole(details.get("cached_tokens")) if isinstance(details, dict) else 0
+        self.cached_tokens = known if self._tells_cached else 0
         if self.new_tokens:
             self._count(self.new_tokens)
 
