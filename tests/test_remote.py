@@ -554,6 +554,37 @@ def test_people_who_share_a_server_learn_nothing_of_what_it_knew_of_their_prompt
         assert not any("ana" in str(salt) for salt in salts)
 
 
+def test_a_server_that_does_not_stop_is_stopped() -> None:
+    def flood(line: Line) -> None:
+        line.begin()
+        for _ in range(100_000):
+            line.event(chat_chunk("on and on " * 20))
+
+    with fake_server(play=flood) as fake, engine_at(fake) as engine:
+        reader = ask(engine, max_new_tokens=10)
+        assert reader.end.reason == "length"
+        assert 1000 < len(reader.text) <= 10 * 256
+
+    def ids_alone(line: Line) -> None:
+        line.begin()
+        line.event(chat_chunk("Hi") | {"choices": [{"delta": {}, "token_ids": [5] * 1000}]})
+
+    def notices(line: Line) -> None:
+        line.begin()
+        told = [{"what": "x" * 1000, "why": "y"}, "no object"] * 500
+        for _ in range(3):
+            line.event({"choices": [{"delta": {"content": "Hi"}, "degraded": told}]})
+        line.end()
+
+    with fake_server(play=ids_alone) as fake, engine_at(fake) as engine:
+        assert (ask(engine, max_new_tokens=10).end.reason) == "length"
+    with fake_server(play=notices) as fake, engine_at(fake) as engine:
+        reader = ask(engine, max_new_tokens=10)
+        assert (reader.text, reader.end.reason) == ("HiHiHi", "stop")
+        degraded = [event for event in reader.events if isinstance(event, Degraded)]
+        assert len(degraded) == 16 and max(len(one.what) for one in degraded) == 300
+
+
 def test_log_probabilities_come_in_either_shape() -> None:
     def chat(line: Line) -> None:
         line.begin()
