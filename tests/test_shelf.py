@@ -254,7 +254,7 @@ def test_incognito_conversations_together_take_so_much_memory_and_no_more(
 ) -> None:
     monkeypatch.setattr(database, "MOST_MEMORY_BYTES", 4 * MiB)
     made = [store.create("", system_prompt="x" * MiB, incognito=True) for _ in range(3)]
-    with pytest.raises(StoreFailed, match="incognito conversations hold 4.00 MiB already"):
+    with pytest.raises(StoreFailed, match=r"incognito conversations hold 4\.00 MiB already"):
         for _ in range(3):
             store.create("ben", system_prompt="x" * MiB, incognito=True)
     assert store.get("", made[0].id).system_prompt == "x" * MiB

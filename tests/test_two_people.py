@@ -445,3 +445,17 @@ async def test_every_request_to_the_engine_says_whose_it_is(home: Household, mon
             await heard_of(8)
         assert [one.whose for one in asked] == [owner] * 5 + [f"{owner} a guest"] + [owner] * 2
         asked.clear()
+
+
+@pytest.mark.parametrize("number", [-1, 9_999_999, 10**30])
+async def test_numbers_of_no_event_and_of_no_component_are_told_so_and_leave_no_page_in_the_log(
+    home: Household, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    event = {"data": [], "fn_index": number, "session_hash": "s"}
+    part = {"data": {}, "component_id": number, "fn_name": "who", "session_hash": "s"}
+    for name in ("Ana", "Ben"):
+        async with home.client(name) as browser:
+            for path in ("run/predict", "queue/join"):
+                assert (await browser.post(f"/gradio_api/{path}", json=event)).status_code == 404
+            assert (await browser.post("/gradio_api/component_server", json=part)).status_code == 404
+    assert not caplog.records
