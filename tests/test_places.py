@@ -11,8 +11,10 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
-from modules.api.doors.places import LARGE_AT_ONCE, LARGE_BYTES, PROMPTS_AT_ONCE, in_place
+from modules.accounts.person import STATE, Person
+from modules.api.doors.places import LARGE_AT_ONCE, LARGE_BYTES, OPEN_AT_ONCE, PROMPTS_AT_ONCE, Places, in_place
 from modules.attachments.extracted import Extracted
 from modules.attachments.extracting import EACH_AT_ONCE, Extractor
 from modules.engine.base import TextPiece
@@ -185,3 +187,41 @@ async def test_one_persons_files_leave_a_place_for_another(home: Household, monk
         finally:
             may_go_on.set()
         assert all(answer.json().get("name") == "slow.txt" for answer in await asyncio.gather(*slow))
+
+
+async def test_a_person_with_an_account_has_so_many_requests_open_and_others_have_theirs() -> None:
+    may_end, answered = asyncio.Event(), list[tuple[str, int]]()
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await may_end.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    places = Places(app)
+
+    def ask(ident: str, address: str = "192.0.2.1") -> asyncio.Task[None]:
+        person = Person(ident, ident, ident, admin=False)
+        scope: Scope = {
+            "type": "http", "method": "GET", "path": "/gradio_api/heartbeat/a", "headers": [],
+            "client": (address, 1), "state": {STATE: person},
+        }  # fmt: skip
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b""}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered.append((ident, message["status"]))
+
+        return asyncio.create_task(places(scope, receive, send))
+
+    open_ones = [ask("ben") for _ in range(OPEN_AT_ONCE)]
+    await asyncio.sleep(0)
+    await ask("ben", "192.0.2.2")
+    assert answered == [("ben", 503)]
+    others = [ask("ana"), *(ask("") for _ in range(2 * OPEN_AT_ONCE))]  # without accounts addresses are nobody's alone
+    await asyncio.sleep(0)
+    assert len(answered) == 1
+    may_end.set()
+    await asyncio.gather(*open_ones, *others)
+    await ask("ben")
+    assert {status for _, status in answered[1:]} == {200}

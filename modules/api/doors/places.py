@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeVar
@@ -19,11 +20,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules.accounts.person import STATE, Person
+from modules.api.errors import error_response
 from modules.attachments.extracting import FILES_OF
 from modules.errors import QueueFull
 from modules.units import KiB
 
 T = TypeVar("T")
+OPEN_AT_ONCE = 256
+"""Requests of a person with an account that may be under way together, streams to open pages among them: connections
+are files, of which a process has a thousand or so, for everybody."""
 LARGE_BYTES = 512 * KiB
 LARGE_AT_ONCE = 4  # bodies of one person that are larger, until their answers begin
 PROMPTS_AT_ONCE = 4
@@ -35,6 +40,7 @@ _ROUTES: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"/gradio_api/(component_server|run/predict|api/predict)/?"), 6),
 )
 """Which routes, and how many of a person's requests to them are worked on at once."""
+_PERSON = "person "
 _PROMPTS: ContextVar[CapacityLimiter | None] = ContextVar("prompts", default=None)
 
 
@@ -44,12 +50,27 @@ class Places:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._limiters: WeakValueDictionary[tuple[str, int], CapacityLimiter] = WeakValueDictionary()
+        self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         who = _who(scope)
+        if self._open[who] >= OPEN_AT_ONCE and who.startswith(_PERSON):
+            full = QueueFull("Too many of your requests are open.", remedy="Close some pages, or ask for less at once.")
+            await error_response(full)(scope, receive, send)
+            return
+        self._open[who] += 1
+        try:
+            await self._in_turn(who, scope, receive, send)
+        finally:
+            self._open[who] -= 1
+            if not self._open[who]:
+                del self._open[who]
+
+    async def _in_turn(self, who: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """The request, when its person has room for it."""
         prompts = self._limiter(who, -1, PROMPTS_AT_ONCE)
         token = _PROMPTS.set(prompts)
         FILES_OF.set(who)
@@ -111,7 +132,7 @@ def _who(scope: Scope) -> str:
     """Whose turn it is: each person's, and where nobody has an account each address's."""
     person = scope.get("state", {}).get(STATE)
     if isinstance(person, Person) and person.id:
-        return f"person {person.id}"
+        return _PERSON + person.id
     return f"address {scope['client'][0]}" if scope.get("client") else ""
 
 
