@@ -19,6 +19,7 @@ from modules.attachments.extracted import Extracted
 from modules.attachments.extracting import EACH_AT_ONCE, Extractor
 from modules.engine.base import TextPiece
 from modules.engine.host.host import EngineHost
+from modules.errors import QueueFull
 from modules.killable import KillableWorker
 from modules.settings import Settings
 from tests.household import HERE, Household, household
@@ -216,12 +217,19 @@ async def test_a_person_with_an_account_has_so_many_requests_open_and_others_hav
 
     open_ones = [ask("ben") for _ in range(OPEN_AT_ONCE)]
     await asyncio.sleep(0)
-    await ask("ben", "192.0.2.2")
-    assert answered == [("ben", 503)]
+    with pytest.raises(QueueFull, match="Too many of your requests are open"):
+        await ask("ben", "192.0.2.2")
     others = [ask("ana"), *(ask("") for _ in range(2 * OPEN_AT_ONCE))]  # without accounts addresses are nobody's alone
     await asyncio.sleep(0)
-    assert len(answered) == 1
+    assert not answered
     may_end.set()
     await asyncio.gather(*open_ones, *others)
     await ask("ben")
-    assert {status for _, status in answered[1:]} == {200}
+    assert answered == [*answered[:-1], ("ben", 200)] and len(answered) == 3 * OPEN_AT_ONCE + 2
+
+
+async def test_who_has_too_many_open_is_told_so(home: Household, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modules.api.doors.places.OPEN_AT_ONCE", 0)
+    async with home.program(home.keys["Ben"]) as ben:
+        told = await ben.get("/v1/models")
+    assert (told.status_code, told.json()["error"]["code"]) == (503, "queue_full")

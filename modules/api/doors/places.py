@@ -20,7 +20,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules.accounts.person import STATE, Person
-from modules.api.errors import error_response
 from modules.attachments.extracting import FILES_OF
 from modules.errors import QueueFull
 from modules.units import KiB
@@ -58,9 +57,7 @@ class Places:
             return
         who = _who(scope)
         if self._open[who] >= OPEN_AT_ONCE and who.startswith(_PERSON):
-            full = QueueFull("Too many of your requests are open.", remedy="Close some pages, or ask for less at once.")
-            await error_response(full)(scope, receive, send)
-            return
+            raise QueueFull("Too many of your requests are open.", remedy="Close some pages, or ask for less at once.")
         self._open[who] += 1
         try:
             await self._in_turn(who, scope, receive, send)
