@@ -77,6 +77,7 @@ class Ask:
     queue_s: float = 0.0
     scored: bool = False
     writes: bool = True
+    whose: str = ""
     events: list[Event] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -85,6 +86,7 @@ class Ask:
         request = GenerationRequest(
             self.id, self.user, tuple(self.prompt_ids), self.params, tuple(self.reply_ids), shape=self.shape,
             shows=self.shows, queue_s=self.queue_s, scored=self.scored, writes=self.writes,
+            whose=self.whose,
         )  # fmt: skip
         engine.submit(request, self._on_event)
         return self

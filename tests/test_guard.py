@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import product
 
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules import startup
 from modules.api.app import build_api
-from modules.api.doors.guard import BodyLimits, KnownHosts, install_guard, is_loopback, new_access_token
+from modules.api.doors.guard import BodyLimits, KnownHosts, NoHearsay, install_guard, is_loopback, new_access_token
 from modules.api.doors.lock import LOCKED_S, WRONG_TRIES, Lock
 from modules.errors import TooManyAttempts, Unauthorized
 from modules.settings import Settings
@@ -364,6 +365,37 @@ async def test_the_secret_opens_by_header_or_cookie(
 ) -> None:  # fmt: skip
     response = await guest.get("/v1/thing", headers=[(name.encode(), value.encode())])
     assert response.status_code == status
+
+
+@pytest.mark.parametrize("path", ["/", "/login", "/v1/thing"])
+async def test_a_cookie_that_is_slow_to_read_is_not_read(guest: httpx.AsyncClient, path: str) -> None:
+    """Python 3.11.7 took nine seconds for each, in which nobody else was answered."""
+    backslashes = "\\" * 30_000
+    for name in ("snug_7860", "snug_session_7860", "snug_language", "other"):
+        headers = {"cookie": f'{name}="{backslashes}"', "accept": "text/html"}
+        started = time.perf_counter()
+        assert (await guest.get(path, headers=headers)).status_code == 401
+        assert time.perf_counter() - started < 1
+
+
+async def test_no_cookie_but_snugs_own_goes_behind_the_doors() -> None:
+    seen: list[bytes] = []
+
+    async def app(scope: Scope, _: Receive, __: Send) -> None:
+        seen.extend(value for name, value in scope["headers"] if name == b"cookie")
+
+    own = b"snug_session_7860=a-b_C9; snug_language=de"
+    given = b'other=1;  snug_session_7860=a-b_C9;snug_language=de; snug_7860="q"; snug_x=a b; =; ;snug_Y=1'
+    await NoHearsay(app)({"type": "http", "headers": [(b"cookie", given), (b"cookie", b"a=b")]}, _nothing, _nowhere)
+    assert seen == [own, b""]
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def _nowhere(_: Message) -> None:
+    raise AssertionError
 
 
 async def test_the_secret_in_the_address_becomes_a_cookie(guest: httpx.AsyncClient) -> None:

@@ -104,6 +104,14 @@ async def test_a_failed_login_says_so_and_nothing_more(home: Household, name: st
         assert "set-cookie" not in failed.headers
 
 
+async def test_a_form_that_is_not_the_pages_is_told_what_is_missing(home: Household) -> None:
+    async with home.client(address="10.9.9.7") as guest:
+        for body in (b"a=1&" * 100, b"%ff%00=&" * 8, b"\xff" * 1000, b""):
+            answer = await guest.post("/login", content=body, headers={"origin": HERE})
+            assert answer.status_code == 400, body[:20]
+            assert "Both name and password are needed." in answer.text
+
+
 async def test_a_hundred_wrong_passwords_are_slowed_down_and_the_owner_gets_in(home: Household) -> None:
     async with home.client(address="192.0.2.7") as known, home.client(address="198.51.100.1") as guesser:
         assert (await log_in(known, "Ben", WORDS["Ben"])).status_code == 303

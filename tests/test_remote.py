@@ -102,12 +102,13 @@ def ask(
     id: str = "r",
     user: str = "",
     ids: tuple[int, ...] = (),
+    whose: str = "",
     **params: Any,
 ) -> Reader:
     """One request, on its way."""
     reader = Reader()
     wanted = GenerationParams.model_validate({"max_new_tokens": 100} | params)
-    engine.submit(GenerationRequest(id, user, ids, wanted, (), words), reader)
+    engine.submit(GenerationRequest(id, user, ids, wanted, (), words, whose=whose), reader)
     return reader
 
 
@@ -534,6 +535,54 @@ def test_only_a_server_that_can_goes_on_with_a_reply() -> None:
         body = fake.asked[0].body
     assert body["messages"][-1] == {"role": "assistant", "content": "Well,"}
     assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+
+
+def test_people_who_share_a_server_learn_nothing_of_what_it_knew_of_their_prompts() -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}
+    for owner, separates in (("vllm", True), ("snug", True), ("llamacpp", False), ("somebody", False)):
+        with (
+            fake_server({**CARD, "owned_by": owner}, play=say("Hi", usage=usage)) as fake,
+            engine_at(fake) as engine,
+        ):
+            told = [
+                ask(engine, id=f"r{number}", whose=whose).end.usage.cached_tokens
+                for number, whose in enumerate(["", "ana", "ben", "ana"])
+            ]
+            salts = [line.body.get("cache_salt") for line in fake.asked]
+        assert told == ([4, 4, 4, 4] if separates else [4, 0, 0, 0]), owner
+        assert salts[0] is None and (salts[1] == salts[3] != salts[2]) is separates
+        assert not any("ana" in str(salt) for salt in salts)
+
+
+def test_a_server_that_does_not_stop_is_stopped() -> None:
+    def flood(line: Line) -> None:
+        line.begin()
+        for _ in range(100_000):
+            line.event(chat_chunk("on and on " * 20))
+
+    with fake_server(play=flood) as fake, engine_at(fake) as engine:
+        reader = ask(engine, max_new_tokens=10)
+        assert reader.end.reason == "length"
+        assert 1000 < len(reader.text) <= 10 * 256
+
+    def ids_alone(line: Line) -> None:
+        line.begin()
+        line.event(chat_chunk("Hi") | {"choices": [{"delta": {}, "token_ids": [5] * 1000}]})
+
+    def notices(line: Line) -> None:
+        line.begin()
+        told = [{"what": "x" * 1000, "why": "y"}, "no object"] * 500
+        for _ in range(3):
+            line.event({"choices": [{"delta": {"content": "Hi"}, "degraded": told}]})
+        line.end()
+
+    with fake_server(play=ids_alone) as fake, engine_at(fake) as engine:
+        assert (ask(engine, max_new_tokens=10).end.reason) == "length"
+    with fake_server(play=notices) as fake, engine_at(fake) as engine:
+        reader = ask(engine, max_new_tokens=10)
+        assert (reader.text, reader.end.reason) == ("HiHiHi", "stop")
+        degraded = [event for event in reader.events if isinstance(event, Degraded)]
+        assert len(degraded) == 16 and max(len(one.what) for one in degraded) == 300
 
 
 def test_log_probabilities_come_in_either_shape() -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from modules.chat import incognito, shelf
+from modules.chat import database, incognito, shelf
 from modules.chat.incognito import Databases
 from modules.chat.schema import APPLICATION_ID, MIGRATIONS
 from modules.chat.store import Store
 from modules.chat.trash import KEPT_S
 from modules.chat.trees import Tree, TreeMessage
-from modules.errors import BadValue, NotFound, StaleView
+from modules.errors import BadValue, NotFound, StaleView, StoreFailed
 from modules.messages import ReplyStats
+from modules.units import MiB
 from tests.store_rig import Clock, clock, store
 
 STATS = ReplyStats(12, 4, 30, 0.1, 0.2, 0.3, 41.5, "stop", "tiny", 2)
@@ -246,6 +247,20 @@ def test_an_incognito_conversation_ends_when_no_page_looks_at_it(store: Store) -
     with pytest.raises(NotFound):
         store.get("", left.id)
     assert store.get("", seen.id).id == seen.id
+
+
+def test_incognito_conversations_together_take_so_much_memory_and_no_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "MOST_MEMORY_BYTES", 4 * MiB)
+    made = [store.create("", system_prompt="x" * MiB, incognito=True) for _ in range(3)]
+    with pytest.raises(StoreFailed, match=r"incognito conversations hold 4\.00 MiB already"):
+        for _ in range(3):
+            store.create("ben", system_prompt="x" * MiB, incognito=True)
+    assert store.get("", made[0].id).system_prompt == "x" * MiB
+    assert store.create("ben", system_prompt="x" * MiB).id, "the disk has room"
+    store.delete("", made[0].id)
+    assert store.create("ben", system_prompt="x" * MiB, incognito=True).id
 
 
 def test_a_branch_of_an_incognito_conversation_ends_likewise(store: Store) -> None:

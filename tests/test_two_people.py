@@ -12,6 +12,9 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from modules.engine.base import GenerationRequest
+from modules.engine.host.generation import Generation
+from modules.engine.host.host import EngineHost
 from modules.settings import Settings
 from modules.ui import side
 from tests.fakes import Script
@@ -402,3 +405,57 @@ async def test_an_export_ends_where_one_answer_would_grow_too_large_and_goes_on_
         monkeypatch.setattr(side, "MOST_EXPORTED", len(whole["pieces"][0]) + 1)
         first = await home.ask(ana, "export", {"ids": ids})
         assert (first["pieces"], first["done"]) == (whole["pieces"][:2], 2)
+
+
+async def test_every_request_to_the_engine_says_whose_it_is(home: Household, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[GenerationRequest] = []
+    submit = EngineHost.submit
+
+    def heard(host: EngineHost, request: GenerationRequest) -> Generation:
+        asked.append(request)
+        return submit(host, request)
+
+    async def heard_of(count: int) -> None:
+        async with asyncio.timeout(20):
+            while len(asked) < count:
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(EngineHost, "submit", heard)
+    turn = [{"role": "user", "content": "Hello"}]
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("chat/completions", {"messages": turn, "max_tokens": 2}),
+        ("completions", {"prompt": "Hello", "max_tokens": 2}),
+        ("messages", {"messages": turn, "max_tokens": 2, "model": "tiny"}),
+        ("responses", {"input": "Hello", "max_output_tokens": 16}),
+        ("internal/logits", {"prompt": "Hello"}),
+    ]
+    for name, owner in (("Ana", ""), ("Ben", home.accounts.named("Ben").owner)):
+        async with home.program(home.keys[name]) as program:
+            for path, body in bodies:
+                assert (await program.post(f"/v1/{path}", json=body)).status_code == 200, path
+            salted = bodies[0][1] | {"cache_salt": "a guest"}
+            assert (await program.post("/v1/chat/completions", json=salted)).status_code == 200
+        async with home.client(name) as browser:
+            begun = await begin(home, browser)
+            await heard_of(7)
+            await home.ask(browser, "stop", {"id": begun["conversation"]["id"]})
+            page = await home.ask(browser, "load_text", {})
+            text = {"revision": page["revision"], "before": "Once", "params": {"max_new_tokens": 2}}
+            assert "running" in await home.ask(browser, "complete", text)
+            await heard_of(8)
+        assert [one.whose for one in asked] == [owner] * 5 + [f"{owner} a guest"] + [owner] * 2
+        asked.clear()
+
+
+@pytest.mark.parametrize("number", [-1, 9_999_999, 10**30])
+async def test_numbers_of_no_event_and_of_no_component_are_told_so_and_leave_no_page_in_the_log(
+    home: Household, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    event = {"data": [], "fn_index": number, "session_hash": "s"}
+    part = {"data": {}, "component_id": number, "fn_name": "who", "session_hash": "s"}
+    for name in ("Ana", "Ben"):
+        async with home.client(name) as browser:
+            for path in ("run/predict", "queue/join"):
+                assert (await browser.post(f"/gradio_api/{path}", json=event)).status_code == 404
+            assert (await browser.post("/gradio_api/component_server", json=part)).status_code == 404
+    assert not caplog.records

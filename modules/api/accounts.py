@@ -79,7 +79,7 @@ def account_routes(services: Services) -> APIRouter:
         if logins is None or accounts is None or not await to_thread.run_sync(accounts.exist):
             return RedirectResponse("/", 303)
         request.scope[POLICY_OF] = door_page.POLICY
-        form = dict(parse_qsl((await request.body()).decode("utf-8", "replace"), max_num_fields=8))
+        form = _form((await request.body()).decode("utf-8", "replace"))
         name, password = form.get("name", ""), form.get("password", "")
         try:
             if not name or not password:
@@ -113,6 +113,14 @@ def account_routes(services: Services) -> APIRouter:
         return {"name": person.name, "admin": person.admin}
 
     return router
+
+
+def _form(body: str) -> dict[str, str]:
+    """The fields of a form; none of one that is not the page's."""
+    try:
+        return dict(parse_qsl(body, max_num_fields=8))
+    except ValueError:  # more of them
+        return {}
 
 
 def _session(accounts: Accounts, cookie: str, scope: Scope) -> bool:

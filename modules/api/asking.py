@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import uuid
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Literal
 
 from fastapi import Request
@@ -25,12 +26,22 @@ _PLAIN_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _BOTH_SPEAK = re.compile(r"/v1/models(/|$)")
 
 
-def asker(request: Request) -> str:
-    """Whose turn it is in the engine's queue: each person's, and where nobody has an account each address's."""
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Whose turn it is in the engine's queue: each person's, and where nobody has an account each address's; and to
+    whose conversations the request belongs."""
+
+    turn: str
+    owner: str
+
+
+def asker(request: Request, salt: str = "") -> Asker:
+    """Who sent it; a program that asks for several people tells them apart by a `salt`."""
     person = person_in(request.scope)
+    owner = f"{person.owner} {salt}" if salt else person.owner
     if person.id:
-        return f"api {person.id}"
-    return f"api {request.client.host}" if request.client else "api"
+        return Asker(f"api {person.id}", owner)
+    return Asker(f"api {request.client.host}" if request.client else "api", owner)
 
 
 def dialect_of(scope: Scope) -> Dialect:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from functools import partial
 
+from modules.api.asking import Asker
 from modules.api.doors.places import in_place
 from modules.api.replies import Collected, Job, collect, running
 from modules.api.schemas import EmbeddingRequest, Prompt
@@ -28,7 +29,7 @@ AT_ONCE = 8
 _NO_TOKENS = GenerationParams(max_new_tokens=1)
 
 
-async def embed(services: Services, body: EmbeddingRequest, user: str) -> Json:
+async def embed(services: Services, body: EmbeddingRequest, user: Asker) -> Json:
     """The vectors of all inputs, in their order. Raises SnugError."""
     prepare = partial(services.models.with_engine, partial(_jobs, body))
     engine, jobs = await in_place(prepare)

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from modules.api import sse
-from modules.api.asking import asker
+from modules.api.asking import Asker, asker
 from modules.api.doors.places import in_place
 from modules.api.image_parts import look_at
 from modules.api.prompting import Asked, Prompting
@@ -122,7 +122,7 @@ def internal_routes(services: Services) -> APIRouter:
     def stop_generation(request: Request, body: StopBody | None = None) -> Json:
         """Stop every reply that the API is writing for whoever asks, or the one of this id."""
         name = (body.id or "") if body else ""
-        stopped = models.stop(asker(request), name)
+        stopped = models.stop(asker(request).turn, name)
         if name and not stopped:
             raise NotFound("No reply of yours with this id is being written.", remedy="It may have ended.", param="id")
         return {"status": "OK", "stopped": stopped}
@@ -165,7 +165,7 @@ def _chat_prompt(services: Services, prompting: Prompting, body: ChatRequest, en
     }
 
 
-async def _logits(services: Services, body: LogitsRequest, user: str) -> Json:
+async def _logits(services: Services, body: LogitsRequest, user: Asker) -> Json:
     def prepare(engine: EngineHost) -> tuple[EngineHost, BuiltPrompt]:
         return engine, services.prompts.completion(engine, body.prompt, max_new_tokens=1)
 

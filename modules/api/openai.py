@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.routing import iter_route_contexts
 
 from modules.api import sse
-from modules.api.asking import asker, dialect_of
+from modules.api.asking import Asker, asker, dialect_of
 from modules.api.doors.places import in_place
 from modules.api.embeddings import embed
 from modules.api.image_parts import look_at
@@ -53,7 +53,7 @@ class Order:
     jobs: Sequence[Job]
     envelope: Envelope
     replies_per_prompt: int
-    user: str
+    user: Asker
     kept_per_prompt: int = 0
 
     def usage(self, usages: Sequence[Usage]) -> Usage:
@@ -74,8 +74,8 @@ def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: fl
     router = APIRouter(prefix="/v1")
     toolbox, filling = Toolbox(services.prompts), Filling()
 
-    async def answer(request: Request, body: TextRequest, prepare: Callable[[str], Order]) -> Response:
-        user = asker(request)
+    async def answer(request: Request, body: TextRequest, prepare: Callable[[Asker], Order]) -> Response:
+        user = asker(request, body.cache_salt or "")
         if body.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
             produce = partial(_stream, partial(prepare, user), include_usage)
@@ -169,7 +169,7 @@ async def _stream(prepare: Callable[[], Order], include_usage: bool, write: sse.
     await write(sse.DONE)
 
 
-def _with_engine(services: Services, make: Callable[[str, EngineHost], Order], user: str) -> Order:
+def _with_engine(services: Services, make: Callable[[Asker, EngineHost], Order], user: Asker) -> Order:
     """What `make` makes for `user` with the engine that answers, loaded anew if it died."""
     return services.models.with_engine(partial(make, user))
 
@@ -180,7 +180,7 @@ def _unlikely(reply: Collected) -> float:
     return -sum(values) / len(values) if values else 0.0
 
 
-def _chat_order(services: Services, toolbox: Toolbox, body: ChatRequest, user: str, engine: EngineHost) -> Order:
+def _chat_order(services: Services, toolbox: Toolbox, body: ChatRequest, user: Asker, engine: EngineHost) -> Order:
     params, held = form_of(body.params(), body.offer)
     check_biases(params, engine.info)
     pictures = look_at([message.pictures for message in body.messages], services, engine.info)
@@ -219,7 +219,7 @@ def _continued(
 
 
 def _completion_order(
-    services: Services, filling: Filling, body: CompletionRequest, user: str, engine: EngineHost
+    services: Services, filling: Filling, body: CompletionRequest, user: Asker, engine: EngineHost
 ) -> Order:
     if (body.scored or not body.writes) and not engine.info.scores:
         raise NotAvailableHere(

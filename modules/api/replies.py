@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import anyio
 from anyio import to_thread
 
-from modules.api.asking import CURRENT_REQUEST
+from modules.api.asking import CURRENT_REQUEST, Asker
 from modules.chat.prompts import BuiltPrompt
 from modules.engine.base import (
     Degraded,
@@ -48,11 +48,12 @@ class Job:
     scored: bool = False
     writes: bool = True
 
-    def request(self, user: str, names: str = "", queue_s: float = 0.0) -> GenerationRequest:
+    def request(self, asker: Asker, names: str = "", queue_s: float = 0.0) -> GenerationRequest:
         """What the engine gets; the prompt's own stop strings join the client's. `names` are what it goes by."""
         return GenerationRequest(
             id=f"{uuid.uuid4().hex} {names}".strip(),
-            user=user,
+            user=asker.turn,
+            whose=asker.owner,
             prompt_ids=self.prompt.prompt_ids,
             reply_ids=self.prompt.reply_ids,
             words=self.prompt.words,
@@ -73,7 +74,9 @@ def seeded(params: GenerationParams, number: int) -> GenerationParams:
 
 
 @asynccontextmanager
-async def running(engine: EngineHost, jobs: Sequence[Job], user: str, key: str = "") -> AsyncIterator[list[Generation]]:
+async def running(
+    engine: EngineHost, jobs: Sequence[Job], asker: Asker, key: str = ""
+) -> AsyncIterator[list[Generation]]:
     """The generations of `jobs`, which end with this context at the latest.
 
     They can be stopped by `key`, the answer's id, and by the number of the request. The first one waits for its turn
@@ -85,7 +88,7 @@ async def running(engine: EngineHost, jobs: Sequence[Job], user: str, key: str =
     def submit_all() -> None:
         for job in jobs:
             queue_s = 0.0 if generations else engine.queue_s
-            generations.append(engine.submit(job.request(user, names, queue_s)))
+            generations.append(engine.submit(job.request(asker, names, queue_s)))
 
     try:
         # Not abandoned when cancelled: what was submitted must be known, to be cancelled below.

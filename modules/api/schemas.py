@@ -318,6 +318,9 @@ class TextRequest(DerivedFields):
     logit_bias: Annotated[dict[str, float] | None, Field(max_length=MAX_BIASES), AfterValidator(_biases)] = Field(
         None, description="Token ids, and what is added to the score of each: -100 forbids it, 100 all but forces it."
     )
+    cache_salt: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="What is kept of this prompt shortens later ones with the same salt alone (vLLM's field)."
+    )
 
     @model_validator(mode="before")
     @classmethod

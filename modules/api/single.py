@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from modules.api import sse
-from modules.api.asking import asker
+from modules.api.asking import Asker, asker
 from modules.api.doors.places import in_place
 from modules.api.replies import Job, collect, relay, running
 from modules.api.shapes import Json, degraded_json
@@ -112,7 +112,7 @@ async def answer(
     )  # fmt: skip
 
 
-async def _whole(prepare: Callable[[], Order], user: str) -> Json:
+async def _whole(prepare: Callable[[], Order], user: Asker) -> Json:
     order = await in_place(prepare)
     parts: list[Part] = []
 
@@ -126,7 +126,7 @@ async def _whole(prepare: Callable[[], Order], user: str) -> Json:
     return order.told.whole(parts, order.end(reply.end)) | degraded_json(reply.degraded)
 
 
-async def _stream(prepare: Callable[[], Order], user: str, begun: list[Events], write: sse.Write) -> None:
+async def _stream(prepare: Callable[[], Order], user: Asker, begun: list[Events], write: sse.Write) -> None:
     """Write the events; `begun` gets their maker when the first of them goes out."""
     order = await in_place(prepare)
     reader, degraded = order.reader, list[Degraded]()

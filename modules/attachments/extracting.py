@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from modules.attachments.extracted import MAX_FILE_BYTES, MAX_PICTURE_SIDE, Extracted, clean_name, refuse
 from modules.errors import BadAttachment, Busy
@@ -16,9 +19,14 @@ from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, Wo
 from modules.units import format_size
 
 EXTRACT_S = 45.0
-AT_ONCE = 2
+AT_ONCE = 3
+EACH_AT_ONCE = 2  # so that nobody's files alone take all places
 _WAIT_S = 120.0
 _START_S = 60.0  # on a machine that has no core to spare
+
+
+FILES_OF: ContextVar[str] = ContextVar("files", default="")
+"""Whose files are being read; api/doors/places.py says it for each request."""
 
 
 class Read(Protocol):
@@ -28,11 +36,13 @@ class Read(Protocol):
 
 
 class Extractor:
-    """Safe to use from any thread; more than AT_ONCE files wait for one another."""
+    """Safe to use from any thread; more than AT_ONCE files wait for one another, of one person EACH_AT_ONCE."""
 
     def __init__(self, *, extract_s: float = EXTRACT_S) -> None:
         self._extract_s = extract_s
         self._places = threading.BoundedSemaphore(AT_ONCE)
+        self._own: WeakValueDictionary[str, threading.BoundedSemaphore] = WeakValueDictionary()
+        self._lock = threading.Lock()
         self._workers: set[KillableWorker] = set()
 
     def extract(self, name: str, data: bytes, *, most_side: int = MAX_PICTURE_SIDE) -> Extracted:
@@ -46,18 +56,36 @@ class Extractor:
     @contextmanager
     def several(self) -> Iterator[Read]:
         """`extract`, for files that come one after the other: they share a process, until one of them ends it."""
-        if not self._places.acquire(timeout=_WAIT_S):
-            raise Busy("Other files are still being read.", remedy="Try again in a minute.")
-        worker = KillableWorker(
-            [sys.executable, "-m", "modules.attachments.worker"], bare_environment(), start_s=_START_S
-        )
-        self._workers.add(worker)
+        with self._place():
+            worker = KillableWorker(
+                [sys.executable, "-m", "modules.attachments.worker"], bare_environment(), start_s=_START_S
+            )
+            self._workers.add(worker)
+            try:
+                yield partial(self._asked, worker)
+            finally:
+                self._workers.discard(worker)
+                worker.close()
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of this person's places, and then one of all. Raises Busy."""
+        with self._lock:
+            whose = FILES_OF.get()
+            own = self._own.get(whose)
+            if own is None:
+                own = self._own[whose] = threading.BoundedSemaphore(EACH_AT_ONCE)
+        until = time.monotonic() + _WAIT_S
+        for taken, places in enumerate((own, self._places)):
+            if not places.acquire(timeout=max(0.0, until - time.monotonic())):
+                if taken:
+                    own.release()
+                raise Busy("Other files are still being read.", remedy="Try again in a minute.")
         try:
-            yield partial(self._asked, worker)
+            yield
         finally:
-            self._workers.discard(worker)
-            worker.close()
             self._places.release()
+            own.release()
 
     def close(self) -> None:
         """End what is being read."""

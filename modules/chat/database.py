@@ -17,11 +17,14 @@ from pathlib import Path
 from modules.chat.packing import fold, unpack
 from modules.chat.schema import APPLICATION_ID, MIGRATIONS
 from modules.errors import StoreFailed
+from modules.units import MiB, format_size
 
 log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 5.0
 BACKUPS_KEPT = 7
+MOST_MEMORY_BYTES = 512 * MiB  # of incognito conversations, everybody's together
+_IN_MEMORY = Path("incognito conversations")
 _MAX_CHECKED_BYTES = 512 * 1024**2  # beyond it a full check at start takes longer than people wait
 
 
@@ -219,7 +222,7 @@ class MemoryDatabase(Database):
 
     def __init__(self) -> None:
         """An empty one."""
-        self.path = Path("incognito conversations")
+        self.path = _IN_MEMORY
         self.layout = CONVERSATIONS
         self._write_lock = threading.Lock()
         self._readers_lock = threading.Lock()
@@ -227,6 +230,8 @@ class MemoryDatabase(Database):
         self._closed = False
         self._writer = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         self._writer.execute("PRAGMA temp_store = MEMORY")
+        page_bytes = self._writer.execute("PRAGMA page_size").fetchone()[0]
+        self._writer.execute(f"PRAGMA max_page_count = {MOST_MEMORY_BYTES // page_bytes}")
         _prepare(self._writer)
         self._migrate(0)
 
@@ -282,6 +287,11 @@ def _fault(error: Exception, path: Path, what: str) -> StoreFailed:
         return StoreFailed(
             f"Not {what}: another program has locked {path.name} for more than {LOCK_WAIT_S:.0f} s.",
             remedy="Close the other program and try again.",
+        )
+    if "full" in text and path == _IN_MEMORY:
+        return StoreFailed(
+            f"Not {what}: incognito conversations hold {format_size(MOST_MEMORY_BYTES)} already, everybody's together.",
+            remedy="End one that is not needed any more, or write in an ordinary one.",
         )
     if "full" in text or "No space left" in text:
         return StoreFailed(f"Not {what}: the disk that holds {path.parent} is full.", remedy="Free some space.")

@@ -42,7 +42,7 @@ class ModelForScripts:
         words = Words(text=prompt) if engine.info.takes == "words" else None
         ids = () if words else (*engine.info.text_prefix_ids, *engine.encode([TextPiece(prompt)]))
         text = ""
-        with engine.submit(GenerationRequest(uuid4().hex, OWNER, ids, params, words=words)) as generation:
+        with engine.submit(GenerationRequest(uuid4().hex, OWNER, ids, params, words=words, whose=OWNER)) as generation:
             for event in generation:
                 if isinstance(event, Delta):
                     text += event.text

@@ -178,7 +178,7 @@ class Writer:
         params = params.model_copy(update={"stop": stop})
         request = GenerationRequest(
             uuid4().hex, self._task.owner, built.prompt_ids, params, built.reply_ids, built.words,
-            scripts=part.scripts if part else (), pictures=built.pictures,
+            scripts=part.scripts if part else (), pictures=built.pictures, whose=self._task.owner,
         )  # fmt: skip
         with self._lock:
             if self._cut_short is not None:

@@ -229,7 +229,9 @@ class Comparison:
         stop = tuple(dict.fromkeys((*asked.params.stop, *built.stop)))[:MAX_STOP_STRINGS]
         seed = self._trial.seed if asked.params.seed < 0 else asked.params.seed
         params = asked.params.model_copy(update={"stop": stop, "seed": seed, "max_new_tokens": limit})
-        request = GenerationRequest(uuid4().hex, self._owner, built.prompt_ids, params, words=built.words)
+        request = GenerationRequest(
+            uuid4().hex, self._owner, built.prompt_ids, params, words=built.words, whose=self._owner
+        )
         generation = host.submit(request)
         with self._lock:
             self._open.add(generation)

@@ -53,6 +53,8 @@ class GenerationRequest:
     `queue_s` is how long it waits for its turn before it ends with TimedOut, in seconds; 0 without end.
     With `scored` the prompt's own tokens are told of as Scored, and the end token of the reply as a token of it;
     without `writes` the prompt is only read. Both only where ModelInfo.scores.
+    What an engine keeps of a text that it has read serves later requests of the same `whose` alone: how much of a
+    prompt was known already would tell one person what another has written.
     """
 
     id: str
@@ -70,6 +72,7 @@ class GenerationRequest:
     queue_s: float = 0.0
     scored: bool = False
     writes: bool = True
+    whose: str = ""
 
     @property
     def has_form(self) -> bool:

@@ -128,6 +128,8 @@ def _own_sessions(page: gr.Blocks) -> Middleware:
     return Middleware(
         OwnSessions,
         session_of=_session_of(page),
+        events=page.fns.keys(),
+        parts=page.blocks.keys(),
         admin_events=_admins({number: event.fn for number, event in page.fns.items()}),
         admin_parts=_admins(page.blocks),
     )

@@ -44,11 +44,22 @@ class OwnSessions:
     """ASGI around Gradio's app."""
 
     def __init__(
-        self, app: ASGIApp, *, session_of: Event, admin_events: Collection[int], admin_parts: Collection[int] = ()
+        self,
+        app: ASGIApp,
+        *,
+        session_of: Event,
+        events: Collection[int],
+        parts: Collection[int],
+        admin_events: Collection[int],
+        admin_parts: Collection[int] = (),
     ) -> None:
-        """`admin_events`, `admin_parts`: numbers of Gradio's events, and of components, that are for administrators."""
+        """`events`, `parts`: numbers of Gradio's events, and of components; `admin_…`: those for administrators alone.
+        Gradio stumbles over numbers that are none, and writes a page into the log for each.
+        """
         self.app = app
         self._session_of = session_of
+        self._events = events
+        self._parts = parts
         self._admin_events = admin_events
         self._admin_parts = admin_parts
         self._uploads: OrderedDict[str, set[str]] = OrderedDict()
@@ -108,6 +119,8 @@ class OwnSessions:
         part = asked.get("component_id")
         if part is not None and type(part) is not int:
             raise BadValue("The page's request is no object.")
+        if (number is not None and number not in self._events) or (part is not None and part not in self._parts):
+            raise NotFound("There is no such page.")
         if (number in self._admin_events or part in self._admin_parts) and not person.admin:
             raise Forbidden("This is for administrators.")
         return json.dumps(asked).encode()

@@ -1,6 +1,7 @@
 """A person's requests wait for one another where they take threads: nobody holds all of the server's or the engine's.
 
 What is quick by itself can be asked thousands of times at once: texts to count, plans, files, the page's own doors.
+Bodies of megabytes come in a few at a time, for what Python makes of them takes many times their size.
 Replies have a fair queue of their own in the engine; of them only the building of prompts waits here.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TypeVar
@@ -15,12 +17,19 @@ from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules.accounts.person import STATE, Person
+from modules.attachments.extracting import FILES_OF
 from modules.errors import QueueFull
+from modules.units import KiB
 
 T = TypeVar("T")
+OPEN_AT_ONCE = 256
+"""Requests of a person with an account that may be under way together, streams to open pages among them: connections
+are files, of which a process has a thousand or so, for everybody."""
+LARGE_BYTES = 512 * KiB
+LARGE_AT_ONCE = 4  # bodies of one person that are larger, until their answers begin
 PROMPTS_AT_ONCE = 4
 PROMPTS_WAITING = 128  # of one person; each may have megabytes
 _ROUTES: tuple[tuple[re.Pattern[str], int], ...] = (
@@ -30,6 +39,7 @@ _ROUTES: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"/gradio_api/(component_server|run/predict|api/predict)/?"), 6),
 )
 """Which routes, and how many of a person's requests to them are worked on at once."""
+_PERSON = "person "
 _PROMPTS: ContextVar[CapacityLimiter | None] = ContextVar("prompts", default=None)
 
 
@@ -39,21 +49,39 @@ class Places:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._limiters: WeakValueDictionary[tuple[str, int], CapacityLimiter] = WeakValueDictionary()
+        self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         who = _who(scope)
+        if self._open[who] >= OPEN_AT_ONCE and who.startswith(_PERSON):
+            raise QueueFull("Too many of your requests are open.", remedy="Close some pages, or ask for less at once.")
+        self._open[who] += 1
+        try:
+            await self._in_turn(who, scope, receive, send)
+        finally:
+            self._open[who] -= 1
+            if not self._open[who]:
+                del self._open[who]
+
+    async def _in_turn(self, who: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """The request, when its person has room for it."""
         prompts = self._limiter(who, -1, PROMPTS_AT_ONCE)
         token = _PROMPTS.set(prompts)
+        FILES_OF.set(who)
         try:
             for number, (path, at_once) in enumerate(_ROUTES):
                 if scope["method"] == "POST" and path.fullmatch(scope["path"]):
                     async with self._limiter(who, number, at_once):
                         await self.app(scope, receive, send)
                     return
-            await self.app(scope, receive, send)
+            large = _LargeBody(self._limiter(who, -2, LARGE_AT_ONCE), receive, send)
+            try:
+                await self.app(scope, large.receive, large.send)
+            finally:
+                large.let_go()
         finally:
             _PROMPTS.reset(token)
 
@@ -65,11 +93,43 @@ class Places:
         return found
 
 
+class _LargeBody:
+    """A body that waits, once LARGE_BYTES of it are here, until it may come in whole; it counts until its answer
+    begins. What waits is not read: the client waits with it."""
+
+    def __init__(self, places: CapacityLimiter, receive: Receive, send: Send) -> None:
+        self._places = places
+        self._receive = receive
+        self._send = send
+        self._arrived = 0
+        self._holds = False
+
+    async def receive(self) -> Message:
+        """The next piece of it."""
+        message = await self._receive()
+        self._arrived += len(message.get("body", b""))
+        if self._arrived > LARGE_BYTES and not self._holds:
+            await self._places.acquire_on_behalf_of(self)
+            self._holds = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """A piece of the answer."""
+        self.let_go()
+        await self._send(message)
+
+    def let_go(self) -> None:
+        """Let the next one in."""
+        if self._holds:
+            self._places.release_on_behalf_of(self)
+            self._holds, self._arrived = False, 0
+
+
 def _who(scope: Scope) -> str:
     """Whose turn it is: each person's, and where nobody has an account each address's."""
     person = scope.get("state", {}).get(STATE)
     if isinstance(person, Person) and person.id:
-        return f"person {person.id}"
+        return _PERSON + person.id
     return f"address {scope['client'][0]}" if scope.get("client") else ""
 
 

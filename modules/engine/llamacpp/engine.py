@@ -34,6 +34,7 @@ from modules.engine.llamacpp.embedding import LlamaEmbedding, longest_input, poo
 from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, lacks, notices
 from modules.engine.llamacpp.server import LlamaServer
+from modules.engine.llamacpp.slots import Slots
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.llamacpp.tokens import LlamaTokens, TokenTable
 from modules.engine.process.resident import peak_resident, reset_peak_resident
@@ -92,6 +93,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         self._info = info
         # A guess that overruns the shared cache, which others fill, ends the reply with an exception of llama.cpp's.
         self._rows = 1 if server.guesses else SLOTS
+        self._slots = Slots(SLOTS)
         self._forms = FormReader()
         self._readers = ThreadPoolExecutor(self._rows, thread_name_prefix="llama.cpp row")
         self._start()
@@ -179,7 +181,8 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         try:
             reply.begin()
             if isinstance(reply, LlamaEmbedding):
-                return partial(reply.finish, reply.read(self._server))
+                with self._slots.stranger(reply.request.whose):
+                    return partial(reply.finish, reply.read(self._server))
             for notice in notices(reply.request.params):
                 reply.degraded(notice, "llama.cpp's samplers see one text.")
             return partial(reply.finish, self._read(reply))
@@ -196,12 +199,14 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
     def _read(self, reply: LlamaReply) -> FinishReason:
         if reply.cancelled:
             return "cancelled"
-        reply.stream = stream = self._server.stream(reply.body)
-        try:
-            # Who cancelled before there was a stream to close is seen at its first event.
-            return _follow(reply, stream)
-        finally:
-            stream.close()
+        with self._slots.place(reply.request.whose, reply.ids) as place:
+            reply.stream = stream = self._server.stream(reply.body | place.fields)
+            try:
+                # Who cancelled before there was a stream to close is seen at its first event.
+                return _follow(reply, stream)
+            finally:
+                stream.close()
+                place.slot, place.held = reply.slot, reply.ids
 
     def _shut_down(self) -> None:
         self._readers.shutdown(wait=True)

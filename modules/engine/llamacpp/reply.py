@@ -33,6 +33,7 @@ class LlamaReply(Telling):
             request, emit, self._text, held=len(request.prompt_ids) + len(request.reply_ids), longest=longest
         )
         self.stream: Stream | None = None
+        self.slot: int | None = None
         self._encode = encode
         self._longest = longest
         self._guesses = guesses
@@ -61,7 +62,6 @@ class LlamaReply(Telling):
             "return_tokens": True,
             "return_progress": True,
             "timings_per_token": self._guesses,
-            "cache_prompt": True,
         }
 
     def cancel(self) -> None:
@@ -79,6 +79,7 @@ class LlamaReply(Telling):
                 self.cached_tokens = max(self.cached_tokens, int(progress["cache"]))
                 self.prefilled(int(progress["processed"]), int(progress["total"]))
                 continue
+            self.slot = event.get("id_slot", self.slot)
             if event.get("stop"):
                 reason = self._take_end(event)
             else:

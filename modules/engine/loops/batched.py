@@ -30,7 +30,7 @@ WORTH_SHRINKING = 0.75  # a pool that would keep more than this share of its siz
 
 
 class BatchedEngine(LoopEngine):
-    """Many requests at once; a conversation's pages serve its next turn, and a system prompt's everybody."""
+    """Many requests at once; a conversation's pages serve its next turn, a system prompt's all of one person's."""
 
     def __init__(self, loaded: LoadedModel, *, queue_limit: int = QUEUE_LIMIT, page_tokens: int | None = None) -> None:
         """Raises what PagedModel raises for a model that continuous batching does not carry."""
@@ -110,7 +110,7 @@ class BatchedEngine(LoopEngine):
     def _add_row(self, reply: Reply) -> None:
         row_id = reply.request.id
         self._reserved[row_id] = self._paged.units(_most_tokens(reply))
-        self._paged.add(row_id, reply.ids, reserved_units=sum(self._reserved.values()))
+        self._paged.add(row_id, reply.ids, reserved_units=sum(self._reserved.values()), whose=reply.request.whose)
         if reply.scoring is not None and reply.scores_prompt:
             self._paged.score(row_id, reply.scoring, reply.score)
         self._rows[row_id] = reply

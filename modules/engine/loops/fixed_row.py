@@ -138,7 +138,8 @@ def _step_of(model: Any, layers: list[Any]) -> Callable[[torch.Tensor, torch.Ten
 
 
 class FixedRow(CausalRow):
-    """The row of an engine that has one: each request begins with what it shares with the one before."""
+    """The row of an engine that has one: each request begins with what it shares with the one before, if that was of
+    the same person."""
 
     def __init__(self, model: Any, device: torch.device, capacity: int) -> None:
         """`capacity`: the tokens that it can hold, for which it takes the memory with the first that is read."""
@@ -221,9 +222,9 @@ class FixedRow(CausalRow):
         self._catch_up()
         return super().read(ids)
 
-    def begin(self, ids: Sequence[int]) -> FixedRow:
-        """Itself, holding what it shares with the beginning of `ids`, less than all of them."""
-        self.keep_prefix(common_prefix(self.tokens, ids[:-1]))
+    def begin(self, ids: Sequence[int], whose: str = "") -> FixedRow:
+        """Itself, holding what it shares with the beginning of `ids`, less than all of them; nothing of another's."""
+        self.keep_prefix(common_prefix(self.tokens, ids[:-1]) if self.whose == whose else 0)
         return self
 
     def keep_prefix(self, length: int) -> bool:

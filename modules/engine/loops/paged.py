@@ -21,6 +21,7 @@ from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.utils.generic import is_flash_attention_requested
 
+from modules.engine.loops.apart import PagesApart
 from modules.engine.loops.attention import prefer_cpu_attention
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.paged_drafts import PagedDrafts
@@ -99,6 +100,7 @@ class PagedModel:
             self._restore_attention()
             raise
         self._allocators: list[Any] = list(self._cache.cache_allocators.values())
+        self._apart = PagesApart(self._cache)
         self._processor.model_runner._sample = self._sample
         self._scores = PagedScores(self._processor)
         self._drafts = PagedDrafts(self._processor)
@@ -148,12 +150,14 @@ class PagedModel:
             low, high = (middle, high) if self.units(middle) <= self.capacity else (low, middle - 1)
         return low
 
-    def add(self, row_id: str, tokens: Sequence[int], *, reserved_units: int) -> None:
+    def add(self, row_id: str, tokens: Sequence[int], *, reserved_units: int, whose: str = "") -> None:
         """A new row that begins with `tokens`. `reserved_units` is what all rows may come to take, this one included.
 
-        Pages of ended rows stay for others that begin alike, until the room is needed: the oldest go first.
+        Pages of ended rows stay for others of the same `whose` that begin alike, until the room is needed: the oldest
+        go first.
         """
-        self._make_room(reserved_units, tokens)
+        self._make_room(reserved_units, tokens, whose)
+        self._apart.put(row_id, whose)
         take_lowest_first(self._cache)
         state = RequestState(request_id=row_id, initial_tokens=list(tokens), max_new_tokens=None)
         self._processor.scheduler.add_waiting_request(state)
@@ -175,14 +179,16 @@ class PagedModel:
         self._scores.put(row_id, scoring, tell)
 
     def remove(self, row_id: str) -> None:
-        """Forget a row; its whole pages may serve others that begin alike."""
+        """Forget a row; its whole pages may serve others of the same person that begin alike."""
         self._scores.forget(row_id)
+        self._apart.forget(row_id)
         self._processor.scheduler.set_request_cancellation(row_id)
         self._processor.scheduler.clear_cancelled_requests()
 
     def reset(self, *, forget_prefixes: bool = False) -> None:
         """Forget every row, after an error in a step or before the end."""
         self._scores.forget()
+        self._apart.forget()
         self._processor.reset()
         if forget_prefixes:
             self._cache.evict_cached_blocks()
@@ -221,7 +227,7 @@ class PagedModel:
         self.closed = True
         self._restore_attention()
         self._manager.destroy()
-        del self._processor, self._cache, self._allocators, self._manager
+        del self._processor, self._cache, self._allocators, self._apart, self._manager
 
     def _restore_attention(self) -> None:
         if self._model.config._attn_implementation != self._attention:
@@ -238,12 +244,12 @@ class PagedModel:
                 tokens = self._drafts.settle(row_ids, tokens)
             output_ids[0, : len(tokens)] = torch.tensor(tokens, dtype=output_ids.dtype)
 
-    def _make_room(self, reserved_units: int, tokens: Sequence[int]) -> None:
+    def _make_room(self, reserved_units: int, tokens: Sequence[int], whose: str) -> None:
         """Drop the oldest kept pages until all rows can grow to what is reserved, but not those that `tokens` share."""
         room = max(0, self.capacity - reserved_units)
         for allocator in self._allocators:
             ledger = allocator.ledger
-            shared = set(allocator.match_prefix_blocks(list(tokens)))
+            shared = self._apart.shared(allocator, tokens, whose)
             kept = [block for block in ledger.cached_blocks if block not in shared]
             for block in kept[: max(0, len(kept) - room * allocator.blocks_per_sector)]:
                 del ledger.cached_blocks[block]

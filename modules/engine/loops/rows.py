@@ -111,6 +111,7 @@ class CausalRow:
 
     def __init__(self, model: Any, device: torch.device, cache: Any = None) -> None:
         self.tokens: list[int] = []
+        self.whose = ""  # as the last request's that it held
         self.cache = growing_cache(model.config) if cache is None else cache
         parameters = inspect.signature(model.forward).parameters
         self._model = model
@@ -212,12 +213,13 @@ class Shelf:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def take(self, ids: Sequence[int]) -> CausalRow | None:
-        """A row that holds a prefix of `ids`, shorter than `ids`, and nothing more; None if there is none.
+    def take(self, ids: Sequence[int], whose: str = "") -> CausalRow | None:
+        """A row that holds a prefix of `ids`, shorter than `ids`, and nothing more; None if there is none. What others
+        than `whose` have put here is left alone.
 
         A row that shares only its beginning (the same system prompt) is copied, not cut: its own chat may go on.
         """
-        for row, common in self._by_common_prefix(ids[:-1]):
+        for row, common in self._by_common_prefix(ids[:-1], whose):
             if 2 * common < len(row.tokens) and (copy := row.copy_prefix(common)) is not None:
                 return copy
             if row.keep_prefix(common):
@@ -251,8 +253,9 @@ class Shelf:
         """How many tokens all rows hold."""
         return sum(len(row.tokens) for row in self._rows)
 
-    def _by_common_prefix(self, ids: Sequence[int]) -> list[tuple[CausalRow, int]]:
-        common = [(row, row.keepable(common_prefix(row.tokens, ids))) for row in reversed(self._rows)]
+    def _by_common_prefix(self, ids: Sequence[int], whose: str) -> list[tuple[CausalRow, int]]:
+        theirs = [row for row in reversed(self._rows) if row.whose == whose]
+        common = [(row, row.keepable(common_prefix(row.tokens, ids))) for row in theirs]
         return sorted((pair for pair in common if pair[1]), key=lambda pair: -pair[1])
 
 

@@ -214,7 +214,12 @@ class SerialEngine(LoopEngine):
         seen = eyes.look(request.prompt_ids, request.pictures) if eyes is not None else None
         ids = [*seen.keys, *reply.tokens] if seen else reply.ids
         known = () if reply.scores_prompt else ids  # what is not read anew has no logits
-        row = self._shelf.take(known) or self._new_causal_row() if self._fixed is None else self._fixed.begin(known)
+        whose = request.whose
+        if self._fixed is not None:
+            row: CausalRow = self._fixed.begin(known, whose)
+        else:
+            row = self._shelf.take(known, whose) or self._new_causal_row()
+        row.whose = whose
         if not reply.new_tokens:
             reply.cached_tokens = len(row.tokens)
         self._shelf.make_room((len(ids) + reply.limit) * self._bytes_per_token)

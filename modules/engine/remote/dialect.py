@@ -6,6 +6,7 @@ alone. Whatever a user switched on and the server lacks is told, never left out 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,6 +45,8 @@ _ABLE: dict[Kind, frozenset[str]] = {
     ),
     "snug": frozenset(_OFF),
 }
+SEPARATING: frozenset[Kind] = frozenset({"vllm", "snug"})
+"""Which servers keep what they know of prompts apart by a request's `cache_salt`."""
 _STOPS = {"openai": 4}  # OpenAI's own limit; Snug looks for all of them itself in any case
 _CONTINUES: dict[Kind, dict[str, Any]] = {
     "vllm": {"add_generation_prompt": False, "continue_final_message": True},
@@ -126,6 +129,14 @@ def _form(kind: Kind, params: GenerationParams) -> dict[str, Any]:
         return {}
     schema = {"name": "reply", "strict": True, "schema": json.loads(params.json_schema)}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+
+def kept_apart(kind: Kind, whose: str) -> dict[str, Any]:
+    """What makes a server lend what it keeps of prompts to the same person's requests alone; {} where none can be asked
+    to. What it gets tells nobody's name."""
+    if kind not in SEPARATING or not whose:
+        return {}
+    return {"cache_salt": hashlib.blake2b(whose.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()}
 
 
 def counts_asked_for(kind: Kind) -> dict[str, Any]:

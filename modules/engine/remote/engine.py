@@ -85,6 +85,7 @@ class RemoteEngine(Intake[RemoteReply | RemoteEmbedding]):
         self._client = client
         self._found = found
         self._info = info
+        self._askers: set[str] = set()
         self._forms = FormReader()
         self._start()
 
@@ -109,7 +110,8 @@ class RemoteEngine(Intake[RemoteReply | RemoteEmbedding]):
             check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
         form = form_of(request, "llamacpp") if self._found.kind == "llamacpp" else None
         grammar = self._forms.read(form) if form is not None else ""
-        self._enqueue(RemoteReply(request, emit, self._found, grammar))
+        self._askers.add(request.whose)
+        self._enqueue(RemoteReply(request, emit, self._found, grammar, shared=len(self._askers) > 1))
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
         """Token ids of the pieces. Raises NotAvailableHere where the server lends no tokenizer."""

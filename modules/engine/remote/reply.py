@@ -14,13 +14,16 @@ from typing import Any
 
 from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogprob, Usage, Words
 from modules.engine.remote.client import DONE
+from modules.engine.remote.complaints import MAX_WORDS
 from modules.engine.remote.connecting import Found
-from modules.engine.remote.dialect import ask_for, continuing, counts_asked_for
+from modules.engine.remote.dialect import SEPARATING, ask_for, continuing, counts_asked_for, kept_apart
 from modules.engine.telling import Telling, with_text
 from modules.engine.text import ReadyText
 from modules.messages import ChatMessage
 
 UNKNOWN_LENGTH = 2**31
+MOST_NOTICES = 16
+LONGEST_TOKEN_CHARACTERS = 256  # no tokenizer packs more of a real text into one token
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
 _THINK, _THOUGHT_OUT = "<think>\n", "\n</think>\n\n"
 
@@ -28,11 +31,14 @@ _THINK, _THOUGHT_OUT = "<think>\n", "\n</think>\n\n"
 class RemoteReply(Telling):
     """One request: a server's chunks → our events."""
 
-    def __init__(self, request: GenerationRequest, emit: Emit, found: Found, grammar: str = "") -> None:
-        """`grammar`: the GBNF that it follows where that is for llama-server to hold. Raises BadValue for what this
-        server cannot do at all."""
+    def __init__(
+        self, request: GenerationRequest, emit: Emit, found: Found, grammar: str = "", *, shared: bool = False
+    ) -> None:
+        """`grammar`: the GBNF that it follows where that is for llama-server to hold. `shared`: others ask this server
+        too, so that what it knew of the prompt may be theirs. Raises BadValue for what this server cannot do at all."""
         self._text = ReadyText(request.params.stop)
         self._found = found
+        self._tells_cached = found.kind in SEPARATING or not shared
         self._words = request.words
         chat = request.words is not None and bool(request.words.messages)
         longest = found.context_tokens or UNKNOWN_LENGTH
@@ -43,7 +49,7 @@ class RemoteReply(Telling):
         self.told = self._asked.told
         self.ended: FinishReason | None = None
         self.on_cancel: Callable[[], None] = lambda: None
-        self._written = 0
+        self._written = self._characters = self._notices = 0
         self._counted: Mapping[str, Any] = {}
         self._thinking = False
 
@@ -57,7 +63,8 @@ class RemoteReply(Telling):
         """What to ask of it."""
         asked = {
             "stream": True, "max_tokens": self.limit, **self._asked.fields, **counts_asked_for(self._found.kind),
-            **self._going_on, **({"model": self._found.model} if self._found.model else {}),
+            **self._going_on, **kept_apart(self._found.kind, self.request.whose),
+            **({"model": self._found.model} if self._found.model else {}),
         }  # fmt: skip
         if self._found.kind == "llamacpp" and self.request.shows:
             asked["preserved_tokens"] = list(self.request.shows)
@@ -109,11 +116,14 @@ class RemoteReply(Telling):
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             return None
         choice = choices[0]
-        for one in choice.get("degraded") or ():
-            self.degraded(str(one.get("what", "")), str(one.get("why", "")))
+        self._take_notices(choice.get("degraded"))
         text = self._text_of(choice)
         ids = choice.get("token_ids")
         ids = [int(token) for token in ids] if isinstance(ids, list) else []
+        if self._is_flooded(len(text), len(ids)):
+            self.degraded("The reply was cut.", f"The server sends more than the {self.limit:,} tokens asked for.")
+            self._thinking = False
+            return "length"
         if text or ids:
             self._written += len(ids) or 1
             self._pending_ids += ids
@@ -131,6 +141,19 @@ class RemoteReply(Telling):
             if reason == "content_filter":
                 self.degraded("The reply was cut.", "The server's content filter struck.")
         return None
+
+    def _is_flooded(self, characters: int, tokens: int) -> bool:
+        """Whether more came by now than the tokens that were asked for can be."""
+        self._characters += characters
+        most = self.limit * LONGEST_TOKEN_CHARACTERS + len(_THINK + _THOUGHT_OUT)
+        return self._characters > most or len(self.tokens) + tokens > len(self.request.reply_ids) + self.limit + 1
+
+    def _take_notices(self, told: Any) -> None:
+        """What the server had to give up, as another Snug tells it."""
+        for one in told if isinstance(told, list) else ():
+            if isinstance(one, dict) and self._notices < MOST_NOTICES:
+                self._notices += 1
+                self.degraded(str(one.get("what", ""))[:MAX_WORDS], str(one.get("why", ""))[:MAX_WORDS])
 
     def close_thought(self) -> None:
         """The reply is over: a thought that it ended in is closed."""
@@ -156,7 +179,8 @@ class RemoteReply(Telling):
     def _take_counts(self, usage: Mapping[str, Any]) -> None:
         self._counted = usage
         details = usage.get("prompt_tokens_details")
-        self.cached_tokens = _whole(details.get("cached_tokens")) if isinstance(details, dict) else 0
+        known = _whole(details.get("cached_tokens")) if isinstance(details, dict) else 0
+        self.cached_tokens = known if self._tells_cached else 0
         if self.new_tokens:
             self._count(self.new_tokens)
 
