@@ -209,10 +209,17 @@ def test_a_tagged_union_is_held_with_its_tag_written_in_any_case() -> None:
 
 
 def test_names_that_may_be_any_are_no_demand() -> None:
-    record = {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "number"}}
+    record: dict[str, Any] = {
+        "type": "object",
+        "propertyNames": {"type": "string"},
+        "additionalProperties": {"type": "number"},
+    }
     plain = {name: value for name, value in record.items() if name != "propertyNames"}
     assert grammar_of(json.dumps(record)) == grammar_of(json.dumps(plain))
-    named = {"type": "object", "properties": {"propertyNames": {"type": "string"}, "more": {"items": record}}}
+    named: dict[str, Any] = {
+        "type": "object",
+        "properties": {"propertyNames": {"type": "string"}, "more": {"items": record}},
+    }
     assert without_idle(named) == {"type": "object", "properties": {**named["properties"], "more": {"items": plain}}}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,11 +30,12 @@ _EVENTS: dict[Kind, str] = {
 
 @dataclass(slots=True)
 class Item:
-    """One item of a response's output: a thought, the message, or the `call` of a tool."""
+    """One item of a response's output: a thought, the message, or the `call` of a tool, of a `namespace` or of none."""
 
     kind: Kind
     text: str = ""
     call: CallBegun | None = None
+    namespace: str = ""
     key: str = ""
 
     def __post_init__(self) -> None:
@@ -44,7 +45,8 @@ class Item:
         """The item; `empty` before it has content."""
         item: Json = {"id": self.key, "type": self.kind, "status": status}
         if self.call is not None:
-            return item | {"call_id": self.call.id, "name": self.call.name, "arguments": "" if empty else self.text}
+            told = {"call_id": self.call.id, "name": self.call.name, "arguments": "" if empty else self.text}
+            return item | told | ({"namespace": self.namespace} if self.namespace else {})
         item["content"] = [] if empty else [self.part]
         if self.kind == "reasoning":
             return item | {"summary": []}
@@ -61,13 +63,15 @@ class Item:
 class Output:
     """The items of one response as they grow."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespaces: Mapping[str, str]) -> None:
+        """`namespaces` are those of the tools that have one, by their names."""
         self.items: list[Item] = []
+        self._namespaces = namespaces
 
     def add(self, part: Part) -> tuple[bool, str]:
         """Take in a part: whether it began an item, and what it added to the last one."""
         if isinstance(part, CallBegun):
-            self.items.append(Item("function_call", call=part))
+            self.items.append(Item("function_call", call=part, namespace=self._namespaces.get(part.name, "")))
             return True, ""
         kind: Kind = "reasoning" if isinstance(part, Thought) else "message"
         begins = isinstance(part, (Thought, Said)) and (not self.items or self.items[-1].kind != kind)
@@ -85,16 +89,19 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class ResponseShape:
-    """How one response is told; `repeated` are the fields that repeat what the client sent."""
+    """How one response is told; `repeated` are the fields that repeat what the client sent, `namespaces` those of its
+    tools that have one, by their names.
+    """
 
     model: str
     repeated: Json
+    namespaces: Mapping[str, str] = field(default_factory=dict)
     key: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, parts: Sequence[Part], end: End) -> Json:
         """A response in one piece."""
-        output = Output()
+        output = Output(self.namespaces)
         for part in parts:
             output.add(part)
         if output.lacks_message:
@@ -127,7 +134,7 @@ class ResponseEvents:
 
     def __init__(self, shape: ResponseShape) -> None:
         self._shape = shape
-        self._output = Output()
+        self._output = Output(shape.namespaces)
         self._open: Item | None = None
         self._number = -1
 
