@@ -232,3 +232,49 @@ async def test_a_picture_for_a_model_that_cannot_see_is_refused_by_the_field_it_
     part = {"type": "input_image", "image_url": url}
     refused = await client.post(RESPONSES, json={"input": [{"role": "user", "content": [part]}]})
     assert (error_of(refused)["code"], error_of(refused)["param"]) == ("not_available_here", "input")
+
+
+async def test_thoughts_stand_where_a_summary_was_asked_for(settings: Settings) -> None:
+    body = {"input": "Hello", "reasoning": {"summary": "auto"}}
+    with desk_with(settings, Script(reply="<think>The user greets.</think>Hello!")) as desk:
+        async with desk.client() as client:
+            whole = (await client.post(RESPONSES, json=body)).json()
+            events = events_of(await client.post(RESPONSES, json=body | {"stream": True}))
+    for response in (whole, events[-1]["response"]):
+        thought, said = response["output"]
+        assert thought["summary"] == [{"type": "summary_text", "text": "The user greets."}]
+        assert "content" not in thought and said["content"][0]["text"] == "Hello!"
+        assert response["reasoning"] == {"effort": None, "summary": "auto"}
+    own = [event for event in events if "summary_index" in event]
+    kinds = list(dict.fromkeys(event["type"].removeprefix("response.reasoning_summary_") for event in own))
+    assert kinds == ["part.added", "text.delta", "text.done", "part.done"]
+    assert "".join(event.get("delta", "") for event in own) == own[-1]["part"]["text"] == "The user greets."
+    assert {(event["output_index"], event["summary_index"], event["item_id"]) for event in own} == {
+        (0, 0, events[-1]["response"]["output"][0]["id"])
+    }
+
+
+async def test_a_search_result_is_read_as_text(client: httpx.AsyncClient, desk: Desk) -> None:
+    found = {
+        "type": "search_result",
+        "source": "handbook",
+        "title": "Harbours",
+        "content": [{"type": "text", "text": "Deep."}],
+    }
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [found]}
+    call = {"type": "tool_use", "id": "a", "name": "look", "input": {}}
+    for content in ([found], [result]):
+        messages = [*USER, {"role": "assistant", "content": [call]}, {"role": "user", "content": content}]
+        answer = await client.post(MESSAGES, json={"max_tokens": 9, "messages": messages})
+        assert answer.status_code == 200, answer.text
+        assert "Harbours\nhandbook\n\nDeep." in told(desk)
+    wrongs: list[dict[str, Any]] = [{"title": None}, {"content": []}, {"content": [call]}]
+    for wrong in wrongs:
+        body: dict[str, Any] = {"max_tokens": 9, "messages": [{"role": "user", "content": [found | wrong]}]}
+        assert error_of_anthropic(await client.post(MESSAGES, json=body)) == "messages[0].content"
+
+
+def error_of_anthropic(response: httpx.Response) -> object:
+    """The field that a refusal in Anthropic's shape names."""
+    assert response.status_code == 400, response.text
+    return response.json()["error"]["param"]

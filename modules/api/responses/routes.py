@@ -40,7 +40,8 @@ def _order(services: Services, prompting: Prompting, body: ResponsesRequest, eng
     cuts = body.truncation == "auto"
     prompt = prompting.build(engine, asked, max_new_tokens=params.max_new_tokens, held=held, truncate=cuts)
     params = params if body.limited else with_room(params, engine.info)
-    shape = ResponseShape(engine.info.name, _repeated(body, params), body.namespaces)
+    sums_up = body.reasoning is not None and body.reasoning.summary is not None
+    shape = ResponseShape(engine.info.name, _repeated(body, params), body.namespaces, sums_up)
     return Order(engine, prompt, prompt.reader(), params, shape)
 
 
@@ -52,7 +53,7 @@ def _repeated(body: ResponsesRequest, params: GenerationParams) -> Json:
         "instructions": body.instructions,
         "max_output_tokens": params.max_new_tokens,
         "metadata": body.metadata or {},
-        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+        "reasoning": {name: getattr(body.reasoning, name, None) for name in ("effort", "summary")},
         "temperature": params.temperature,
         "text": {"format": form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"}},
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),

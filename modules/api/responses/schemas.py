@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from modules.api.prompting import Asked
 from modules.api.responses.items import STATELESS, read_items
-from modules.api.schemas import SamplingFields, sampling, strings
+from modules.api.schemas import Effort, SamplingFields, sampling, strings
 from modules.api.sent import Sent, shown_by_users
 from modules.api.tool_schemas import (
     MAX_TOOLS,
@@ -89,7 +89,10 @@ class Reasoning(BaseModel):
 
     model_config = _STRICT
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = Field(
+        None, description="Thoughts, which are never summed up here, are told in the summary's place."
+    )
 
 
 class FlatTool(Function):
