@@ -141,6 +141,10 @@ async def test_who_speaks_another_servers_api_is_told_what_to_choose(
     assert f"{whose}'s own API" in message and "OpenAI-compatible" in message and "/v1" in message
 
 
+async def test_who_looks_for_an_earlier_response_hears_that_none_is_kept(client: httpx.AsyncClient) -> None:
+    assert "keeps no responses" in error_of(await client.get("/v1/responses/resp_1"))["message"]
+
+
 async def test_tools_are_described_at_length(settings: Settings) -> None:
     long = "word " * 10_000
     with desk_with(

@@ -43,6 +43,8 @@ def no_route(method: str, path: str) -> NotFound:
     meant = "docs/api.md lists every route."
     if name in SHARED:
         meant = f"/v1/{name} is there: {_BASES}."
+    elif asked.startswith("responses/"):
+        meant = "Snug keeps no responses: send the whole conversation as input."
     elif whose:
         meant = (
             f"That is {whose}'s own API, and Snug speaks OpenAI's and Anthropic's: choose an OpenAI-compatible server "

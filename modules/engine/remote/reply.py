@@ -29,8 +29,8 @@ class RemoteReply(Telling):
     """One request: a server's chunks → our events."""
 
     def __init__(self, request: GenerationRequest, emit: Emit, found: Found, grammar: str = "") -> None:
-        """`grammar`: the GBNF that it follows where that is for llama-server to hold. Raises BadValue for what this
-        server cannot do at all."""
+        """`grammar`: the GBNF that it follows where that is for llama-server or another Snug to hold. Raises BadValue
+        for what this server cannot do at all."""
         self._text = ReadyText(request.params.stop)
         self._found = found
         self._words = request.words
