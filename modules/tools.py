@@ -93,6 +93,31 @@ def shape_from(value: Mapping[str, Any]) -> CallShape:
     return CallShape(**(dict(value) | {"calls": calls, "tags": Tags(**tags) if tags else None}))
 
 
+def names_anything(schema: Any) -> bool:
+    """Whether a schema for the names of members lets every name be: all of JSON's are texts."""
+    return schema is True or schema in ({}, {"type": "string"})
+
+
+def without_idle(schema: Any) -> Any:
+    """A schema without `propertyNames` that say nothing, as zod writes them of every record."""
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: value for key, value in schema.items() if key != "propertyNames" or not names_anything(value)}
+    for key, value in kept.items():
+        if key in _SCHEMAS_BY_NAME and isinstance(value, dict):
+            kept[key] = {name: without_idle(one) for name, one in value.items()}
+        elif key in _LISTS_OF_SCHEMAS and isinstance(value, list):
+            kept[key] = [without_idle(one) for one in value]
+        elif key in _ONE_SCHEMA:
+            kept[key] = without_idle(value)
+    return kept
+
+
+_SCHEMAS_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_LISTS_OF_SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+_ONE_SCHEMA = frozenset({"items", "additionalProperties"})
+
+
 def deeper_than(limit: int, value: Any) -> bool:
     """Whether lists and objects nest in `value` deeper than `limit`; without recursion."""
     level = [value]

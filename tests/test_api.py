@@ -171,13 +171,15 @@ async def test_every_sampling_parameter_arrives_as_given(desk: Desk, client: htt
         params = sent_params(desk).model_dump()
         assert {name: params[name] for name in values} == values
         await client.post(path, json=body | dict.fromkeys(values))
-        assert sent_params(desk) == GenerationParams(stop=sent_params(desk).stop), "null is the default"
+        default = GenerationParams(stop=sent_params(desk).stop, max_new_tokens=sent_params(desk).max_new_tokens)
+        assert sent_params(desk) == default, "null is the default"
 
 
 @pytest.mark.parametrize(
     ("given", "length"),
     [
-        ({}, GenerationParams().max_new_tokens),
+        ({}, 1024),
+        ({"max_tokens": None}, 1024),
         ({"max_new_tokens": 5}, 5),
         ({"max_tokens": 6, "max_new_tokens": 5}, 6),
         ({"max_completion_tokens": 7, "max_tokens": 6}, 7),
@@ -188,6 +190,22 @@ async def test_the_newest_name_of_the_length_counts(
 ) -> None:
     await client.post("/v1/chat/completions", json=CHAT | given)
     assert sent_params(desk).max_new_tokens == length
+
+
+async def test_a_chat_without_a_limit_may_take_a_quarter_of_the_context_or_what_is_left(
+    desk: Desk, client: httpx.AsyncClient
+) -> None:
+    long = {"messages": [{"role": "user", "content": "x" * 3400}]}
+    assert desk.engine.info.context_tokens == 4096
+    assert (await client.post("/v1/chat/completions", json=long)).status_code == 200, "room for 512 tokens is enough"
+    refused = await client.post("/v1/chat/completions", json=long | {"max_tokens": 1024})
+    assert error_of(refused)["code"] == "context_length_exceeded"
+    await client.post("/v1/completions", json=COMPLETION)
+    assert sent_params(desk).max_new_tokens == GenerationParams().max_new_tokens, "texts seldom end by themselves"
+    await client.post("/v1/responses", json={"input": "Hello"})
+    assert sent_params(desk).max_new_tokens == 1024
+    await client.post("/v1/responses", json={"input": "Hello", "max_output_tokens": 600})
+    assert sent_params(desk).max_new_tokens == 600
 
 
 @pytest.mark.parametrize(("stop", "text"), [(" fox", "The quick brown"), (["zzz", " quick"], "The"), (None, FOX)])
@@ -291,7 +309,7 @@ async def test_messages_reach_the_template_in_their_roles(desk: Desk, client: ht
     await client.post("/v1/chat/completions", json={"messages": messages})
     ids = desk.engine.requests[-1].prompt_ids
     assert desk.engine.decode(ids) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi <|im_end|><|im_end|>\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi \n<|im_end|><|im_end|>\n"
         "<|im_start|>assistant\nYes?<|im_end|>\n<|im_start|>user\nGo<|im_end|>\n<|im_start|>assistant\n"
     )
     assert ids.count(CONTROL_IDS["<|im_end|>"]) == 4, "what a user types is text"
@@ -385,7 +403,7 @@ async def test_every_number_is_accepted_or_refused_by_its_name(
         ([{"role": "wizard", "content": "x"}], "messages[0].role"),
         ([{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
         ([{"role": "tool", "tool_call_id": "a"}], "messages[0].content"),
-        ([{"role": "assistant", "tool_calls": []}, *USER], "messages[0].content"),
+        ([{"role": "system", "content": None}, *USER], "messages[0].content"),
         (
             [{"role": "assistant", "tool_calls": [{"id": "a", "function": {}}]}, *USER],
             "messages[0].tool_calls[0].function.name",

@@ -37,6 +37,12 @@ def asked(**function: Any) -> dict[str, Any]:
     return {"tools": [{"type": "function", "function": {"name": "f", **function}}]}
 
 
+def allowing(*names: str, mode: str = "auto") -> dict[str, Any]:
+    """A tool_choice of those tools."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 def calling(text: str, **more: Any) -> Script:
     """A model of the Hermes kind that says `text`."""
     return Script(reply=text, chat_template=HERMES.template, **more)
@@ -100,6 +106,11 @@ async def test_what_has_to_be_a_call_is_held_to_its_form_by_the_engine(settings:
             named = await sent(tool_choice={"type": "function", "function": {"name": "other"}})
             assert [call.before for call in named.shape.calls] == ['{"name": "other", "arguments": ']
             assert "get_weather" not in desk.engine.decode(named.prompt_ids), "what may not be called is not told"
+            allowed = await sent(tool_choice=allowing("other", mode="required"))
+            assert [call.before for call in allowed.shape.calls] == ['{"name": "other", "arguments": ']
+            free = await sent(tool_choice=allowing("other"))
+            told = desk.engine.decode(free.prompt_ids)
+            assert free.shape is None and "other" in told and "get_weather" not in told
             none = await sent(tool_choice="none")
             assert "get_weather" not in desk.engine.decode(none.prompt_ids)
             auto = await sent(response_format={"type": "json_object"})
@@ -128,6 +139,11 @@ async def test_what_has_to_be_a_call_is_held_to_its_form_by_the_engine(settings:
         ({"tools": [OTHER], "tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [OTHER], "parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"reasoning_effort": "heroic"}, "reasoning_effort"),
+        ({"enable_thinking": "yes"}, "enable_thinking"),
+        ({"chat_template_kwargs": {"enable_thinking": "yes"}}, "chat_template_kwargs.enable_thinking"),
+        ({"tools": [OTHER], "tool_choice": allowing("f")}, "tool_choice"),
+        ({"tools": [OTHER], "tool_choice": allowing()}, "tool_choice.allowed_tools.tools"),
+        (asked(description="x" * 70_000), "tools[0].function.description"),
     ],
 )
 async def test_tools_that_make_no_sense_are_refused_by_place(

@@ -160,6 +160,10 @@ def test_large_schemas_are_refused_or_held(forms: Forms) -> None:
         ({"type": "string", "pattern": "^[ab]{2,4}$"}, lambda value: 2 <= len(value) <= 4 and set(value) <= {"a", "b"}),
         ({"type": "array", "items": {"type": "boolean"}, "maxItems": 3}, lambda value: set(value) <= {True, False}),
         ({"oneOf": [{"type": "integer"}, {"type": "null"}]}, lambda value: value is None or isinstance(value, int)),
+        (
+            {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "boolean"}},
+            lambda value: set(value.values()) <= {True, False},
+        ),
     ],
 )
 def test_any_walk_through_a_schema_that_ends_is_valid(

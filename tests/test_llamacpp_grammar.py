@@ -69,6 +69,28 @@ class Tree(BaseModel):
     under: Annotated[list[Tree], Field(max_length=1)] = []
 
 
+class Cat(BaseModel):
+    """One of two, told apart by a member that has a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["cat"] = "cat"
+    lives: Annotated[int, Field(le=2**53 - 1, ge=1 - 2**53)]
+
+
+class Dog(BaseModel):
+    """The other one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["dog"] = "dog"
+    share: Annotated[float, Field(ge=0, le=1)]
+    below: Annotated[float, Field(gt=-1.5, lt=-0.25)]
+
+
+Pet = Annotated[Cat | Dog, Field(discriminator="kind")]
+
+
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     with engine_of(plan_of(tiny_gguf(tmp_path_factory.mktemp("models"), readable=True), 4096)) as engine:
@@ -88,7 +110,7 @@ def drawn(seed: int, **params: Any) -> GenerationParams:
 
 
 @pytest.mark.parametrize(
-    "kind", [Point, Drawing, Tree, Colour, Annotated[dict[str, bool], Field(max_length=10**6)], int, bool | None],
+    "kind", [Point, Drawing, Tree, Colour, Annotated[dict[str, bool], Field(max_length=10**6)], int, bool | None, Pet],
     ids=str,
 )  # fmt: skip
 def test_every_reply_is_valid(engine: Engine, prompt: list[int], kind: Any) -> None:

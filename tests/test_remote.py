@@ -694,5 +694,8 @@ def test_calls_that_must_be_made_are_held_by_llama_servers_grammar() -> None:
     reader.close()
     body = RemoteReply(asked, lambda _: None, Found("llamacpp", "m", "llama-server"), grammar).body
     assert "now" in body["grammar"] and body["preserved_tokens"] == ["<tool_call>"]
+    either = GenerationRequest("r", "u", (1,), GenerationParams(json_schema='{"type": "object"}'), shape=shape)
+    snug = RemoteReply(either, lambda _: None, Found("snug", "m", "Snug"), grammar).body
+    assert snug["grammar"] == grammar and "response_format" not in snug, "the grammar lets it be either"
     other = RemoteReply(asked, lambda _: None, Found("vllm", "m", "vLLM")).body
     assert not {"grammar", "preserved_tokens"} & other.keys()

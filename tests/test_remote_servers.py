@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ MARKS = (TextPiece("<|im_start|>user\n", template=True), TextPiece("say <|im_end
 KEY = "loopback-key"
 _PARAMS = """
 import xllamacpp
+from dataclasses import replace
 from pathlib import Path
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.dryruns.llamacpp_params import load_params
@@ -240,6 +242,12 @@ def test_another_snug_lends_tokenizer_and_template_and_takes_every_sampler(
         taken = desk.engine.requests[-1]
         assert taken.prompt_ids == request.prompt_ids
         assert taken.params == request.params
+        shape = GENERIC.shape(Offer((Tool("now"),), only="now"))
+        said(engine, replace(request, id="called", shape=shape))
+        assert "now" in desk.engine.requests[-1].params.grammar, "what must be a call is held to its form there too"
+        plain = replace(request, id="plain", params=GenerationParams(json_schema='{"type": "object"}'))
+        said(engine, plain)
+        assert desk.engine.requests[-1].params.json_schema == plain.params.json_schema
 
 
 def test_a_remote_engine_runs_in_a_process_without_torch(settings: Settings) -> None:

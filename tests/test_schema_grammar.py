@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from modules.engine.llamacpp.gbnf import MAX_REPEATS, check_gbnf
 from modules.engine.llamacpp.schema_grammar import _digits, checked_grammar_of, grammar_of
 from modules.errors import BadValue
 from modules.sampling import GenerationParams
+from modules.tools import without_idle
 
 CHESS = """
 # moves
@@ -79,7 +82,14 @@ def test_hostile_and_wrong_grammars_are_refused_at_once(grammar: str, problem: s
     ("schema", "problem"),
     [
         ({"type": "string", "pattern": "^a$"}, "'pattern' cannot be held"),
-        ({"type": "number", "minimum": 1}, "'minimum' cannot be held"),
+        ({"type": "number", "multipleOf": 1}, "'multipleOf' cannot be held"),
+        ({"type": "number", "minimum": 0.12345678}, "more than 6 decimals"),
+        ({"type": "number", "exclusiveMinimum": 1, "maximum": 1}, "no number"),
+        ({"type": "number", "minimum": True}, "minimum is no number"),
+        ({"type": "object", "propertyNames": {"maxLength": 3}}, "'propertyNames' cannot be held"),
+        ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "may overlap"),
+        ({"oneOf": [{"properties": {"a": {}}}, {"type": "string"}]}, "may overlap"),
+        ({"oneOf": [{"type": "object", "properties": {"a": {"const": 1}}}] * 2}, "may overlap"),
         ({"type": "array", "uniqueItems": True}, "'uniqueItems' cannot be held"),
         ({"type": "object", "properties": {"a": {"not": {}}}}, r"at \$\.a: 'not' cannot be held"),
         ({"type": "nonesuch"}, "none of JSON's"),
@@ -89,7 +99,8 @@ def test_hostile_and_wrong_grammars_are_refused_at_once(grammar: str, problem: s
         ({"anyOf": [{"$ref": "#"}]}, "begins with itself"),
         ({"type": "string", "maxLength": 100_000}, "no count up to"),
         ({"type": "string", "minLength": 5, "maxLength": 4}, "less than the least"),
-        ({"type": "integer", "minimum": 5, "maximum": 4}, "no integer"),
+        ({"type": "integer", "minimum": 5, "maximum": 4}, "no number of"),
+        ({"type": "integer", "minimum": 0.1, "maximum": 0.9}, "no integer"),
         ({"type": "integer", "minimum": 1e300}, "at most 15 digits"),
         ({"type": "object", "required": ["a"], "additionalProperties": False}, "required and not allowed"),
         ({"enum": []}, "no list with something"),
@@ -148,6 +159,68 @@ def test_bounds_of_integers_are_exact() -> None:
 
 def _as_regex(grammar: str) -> str:
     return f"(?:{grammar.replace(' ', '').replace(chr(34), '')})"
+
+
+BOUNDS = (None, 0, 1, -1, 0.5, -0.5, 0.05, -2.25, 9.99, 100, 9007199254740991)
+WHOLE, RESTS = (
+    (0, 1, 2, 9, 10, 99, 100, 101),
+    (".0", ".04", ".05", ".050", ".06", ".25", ".3", ".4999", ".5", ".5001", ".99"),
+)
+TEXTS = [f"{sign}{whole}{rest}" for sign in ("", "-") for whole in WHOLE for rest in ("", *RESTS)]
+
+
+@pytest.mark.parametrize("keywords", [("minimum", "maximum"), ("exclusiveMinimum", "exclusiveMaximum")])
+def test_bounds_of_numbers_are_exact(keywords: tuple[str, str]) -> None:
+    closed = keywords == ("minimum", "maximum")
+    for low, high in itertools.product(BOUNDS[:-1], BOUNDS):
+        schema = {name: bound for name, bound in zip(keywords, (low, high), strict=True) if bound is not None}
+        if not schema or (low is not None and high is not None and low >= high):
+            continue
+        grammar = checked_grammar_of(json.dumps({"type": "number"} | schema))
+        pattern = re.compile(_numbers_as_regex(grammar.splitlines()[0].removeprefix("root ::= ")))
+        for text in TEXTS:
+            value = Decimal(text)
+            above = low is None or (value >= Decimal(str(low)) if closed else value > Decimal(str(low)))
+            below = high is None or (value <= Decimal(str(high)) if closed else value < Decimal(str(high)))
+            written = pattern.fullmatch(text) is not None
+            assert not written or (above and below), (schema, text)
+            odd = (text.startswith("-") and not value) or (not closed and text.endswith("0"))
+            assert written or odd or not (above and below), (schema, text)
+
+
+def _numbers_as_regex(grammar: str) -> str:
+    return re.sub(r'"([^"]*)"', lambda found: re.escape(found[1]), grammar).replace(" ", "")
+
+
+PETS = {
+    "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}], "discriminator": {"propertyName": "kind"},
+    "$defs": {
+        name: {"type": "object", "properties": {"kind": {"const": name, "default": name}, "friend": {"$ref": "#"}}}
+        for name in ("cat", "dog")
+    },
+}  # fmt: skip
+
+
+def test_a_tagged_union_is_held_with_its_tag_written_in_any_case() -> None:
+    grammar = checked_grammar_of(json.dumps(PETS))
+    assert json.dumps('"kind"') in grammar and json.dumps('"dog"') in grammar
+    for apart in ([{"const": "a"}, {"enum": ["b", None]}], [{"type": "string"}, {"type": ["integer", "null"]}]):
+        checked_grammar_of(json.dumps({"oneOf": apart}))
+
+
+def test_names_that_may_be_any_are_no_demand() -> None:
+    record: dict[str, Any] = {
+        "type": "object",
+        "propertyNames": {"type": "string"},
+        "additionalProperties": {"type": "number"},
+    }
+    plain = {name: value for name, value in record.items() if name != "propertyNames"}
+    assert grammar_of(json.dumps(record)) == grammar_of(json.dumps(plain))
+    named: dict[str, Any] = {
+        "type": "object",
+        "properties": {"propertyNames": {"type": "string"}, "more": {"items": record}},
+    }
+    assert without_idle(named) == {"type": "object", "properties": {**named["properties"], "more": {"items": plain}}}
 
 
 def test_a_grammar_and_a_schema_or_a_ban_of_the_end_do_not_go_together() -> None:

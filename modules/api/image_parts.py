@@ -105,7 +105,7 @@ def look_at(
     `param` is the field that they came in.
     """
     count = sum(map(len, files))
-    check_sees(info, count)
+    check_sees(info, count, param=param)
     if count > MAX_PICTURES:
         raise BadValue(f"{count} pictures are more than {MAX_PICTURES}.", remedy="Leave out the oldest.", param=param)
     return [tuple(_picture(data, services, param) for data in message) for message in files]

@@ -154,7 +154,7 @@ def _chat_prompt(services: Services, prompting: Prompting, body: ChatRequest, en
     turns, begun = turns_of(body.messages, pictures), None
     if body.continues:
         begun = turns.pop().content
-    asked = Asked(turns, begun, offer, body.reasoning_effort or "")
+    asked = Asked(turns, begun, offer, body.effort)
     built = prompting.whole(engine, asked, held=held).built
     return {
         "prompt": None if built.words else engine.decode(built.prompt_ids),

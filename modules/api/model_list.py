@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from modules.engine.base import ModelInfo
@@ -13,7 +14,7 @@ def anthropic_model(info: ModelInfo) -> dict[str, Any]:
         "id": info.name,
         "type": "model",
         "display_name": info.name,
-        "created_at": "1970-01-01T00:00:00Z",
+        "created_at": datetime.fromtimestamp(info.loaded_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "lifecycle": "active",
         "max_input_tokens": info.context_tokens or None,
         "max_tokens": info.context_tokens or None,

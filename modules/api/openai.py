@@ -22,7 +22,7 @@ from modules.api.embeddings import embed
 from modules.api.image_parts import look_at
 from modules.api.lost import no_route
 from modules.api.model_list import anthropic_model, anthropic_models
-from modules.api.prompting import Asked, Prompting, form_of
+from modules.api.prompting import Asked, Prompting, form_of, with_room
 from modules.api.replies import Collected, Job, collect, relay, running, seeded, total_usage
 from modules.api.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt, TextRequest
 from modules.api.shapes import ChatShape, CompletionShape, Envelope, Json, degraded_json
@@ -193,10 +193,11 @@ def _chat_order(services: Services, toolbox: Toolbox, body: ChatRequest, user: A
             turns,
             body.offer,
             max_new_tokens=params.max_new_tokens,
-            thinks=thinking.choice_for(engine.info.chat_template, body.reasoning_effort or ""),
+            thinks=thinking.choice_for(engine.info.chat_template, body.effort),
             held=held,
         )
     )
+    params = params if body.limited else with_room(params, engine.info)
     jobs = [
         Job(made.built, seeded(params, number), shape=made.shape, shows=made.shows) for number in range(body.choices)
     ]
@@ -214,7 +215,7 @@ def _continued(
     held: bool,
 ) -> OfferedPrompt:
     """The prompt of a reply that goes on from the last message. Raises BadValue with tools."""
-    asked = Asked(turns[:-1], turns[-1].content, body.offer, body.reasoning_effort or "")
+    asked = Asked(turns[:-1], turns[-1].content, body.offer, body.effort)
     return Prompting(services.prompts).build(engine, asked, max_new_tokens=max_new_tokens, held=held)
 
 
@@ -309,7 +310,7 @@ def _model_json(info: ModelInfo) -> dict[str, Any]:
     return {
         "id": info.name,
         "object": "model",
-        "created": 0,
+        "created": info.loaded_at,
         "owned_by": "snug",
         "context_length": info.context_tokens or None,
         "sees": info.sees,

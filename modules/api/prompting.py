@@ -9,7 +9,8 @@ from functools import partial
 from modules.chat import thinking
 from modules.chat.forms import Form
 from modules.chat.offering import OfferedPrompt, Toolbox, without_thought
-from modules.chat.prompts import Prompts
+from modules.chat.prompts import Prompts, largest_share
+from modules.engine.base import ModelInfo
 from modules.engine.host.host import EngineHost
 from modules.errors import BadValue
 from modules.messages import ChatMessage
@@ -90,6 +91,13 @@ def form_of(params: GenerationParams, offer: Offer | None) -> tuple[GenerationPa
     if offer is not None and offer.must_call:
         params = params.model_copy(update={"json_schema": "", "grammar": ""})
     return params, bool(params.json_schema or params.grammar)
+
+
+def with_room(params: GenerationParams, info: ModelInfo) -> GenerationParams:
+    """The parameters of a reply whose client set no limit: up to a quarter of the context. OpenAI's API sets none at
+    all, but what a reply may take is kept free for it, and others shall come in beside it.
+    """
+    return params.model_copy(update={"max_new_tokens": max(params.max_new_tokens, largest_share(info))})
 
 
 def _form(engine: EngineHost, thinks: str) -> Form:

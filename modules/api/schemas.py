@@ -43,6 +43,7 @@ MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 
 Prompt = str | tuple[int, ...]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 RESHAPED = frozenset({"stop", "logprobs", "sampled_logprobs", "json_schema", "logit_bias"})
 """Parameters that OpenAI's bodies hold in another shape than GenerationParams."""
@@ -55,6 +56,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Fields of OpenAI's that Snug does not have yet, and the values of each that ask for nothing."""
 
+_THOUGHTS = ("thinking", "reasoning", "redacted_thinking")
+"""Parts of an assistant's message that other dialects and libraries put beside its text."""
+_SCHEMAS = ("json_schema", "guided_json")
 _LENGTHS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -136,8 +140,10 @@ class TextPart(BaseModel):
     text: str
 
 
-def _text_of(content: object) -> object:
-    """A string as it is; a list of text parts joined."""
+def _text_of(content: object, info: ValidationInfo) -> object:
+    """A string as it is; text parts with a line break between them, as other servers do. What an assistant thought is
+    left out.
+    """
     if isinstance(content, str):
         return whole(content)
     if not isinstance(content, list):
@@ -147,12 +153,14 @@ def _text_of(content: object) -> object:
         if is_image(part):
             bytes_of(part)
             continue
+        if info.data.get("role") == "assistant" and isinstance(part, dict) and part.get("type") in _THOUGHTS:
+            continue
         if isinstance(part, dict) and part.get("type") == "refusal" and isinstance(part.get("refusal"), str):
             part = {"type": "text", "text": part["refusal"]}
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise PydanticCustomError("content_part", 'every part must be {"type": "text", "text": "…"}' + OR_IMAGE)
         texts.append(whole(part["text"]))
-    return "".join(texts)
+    return "\n".join(texts)
 
 
 def _prompts(value: object) -> tuple[Prompt, ...]:
@@ -188,7 +196,9 @@ def _unlimited(value: object) -> object:
 
 
 def _by_other_names(body: object) -> object:
-    """What other servers' clients write otherwise: -1 for a top_k that is off, 0 for the likeliest token alone."""
+    """What other servers' clients write otherwise: -1 for a top_k that is off, 0 for the likeliest token alone, a
+    schema beside response_format.
+    """
     if not isinstance(body, dict):
         return body
     body = body | {name: _unlimited(body[name]) for name in _LENGTHS if name in body}
@@ -198,6 +208,11 @@ def _by_other_names(body: object) -> object:
         body["top_p"] = LEAST_TOP_P
     if body.get("grammar") in (None, "") and body.get("grammar_string"):
         body["grammar"] = body["grammar_string"]
+    if body.get("do_sample") is False:
+        body["temperature"] = 0
+    schema = next((body[name] for name in _SCHEMAS if body.get(name) and isinstance(body[name], dict)), None)
+    if schema is not None and body.get("response_format") is None:
+        body["response_format"] = {"type": "json_schema", "schema": schema}
     return body
 
 
@@ -208,7 +223,7 @@ def _answered(call_id: str | None, info: ValidationInfo) -> str | None:
 
 
 def _there(content: str | None, info: ValidationInfo) -> str | None:
-    if content is None and not (info.data.get("role") == "assistant" and info.data.get("tool_calls")):
+    if content is None and info.data.get("role") != "assistant":
         raise PydanticCustomError("content", "a message needs content")
     return content
 
@@ -272,27 +287,29 @@ class NamedSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """The form of a reply: any text, any JSON object, or JSON of a schema."""
+    """The form of a reply: any text, any JSON object, or JSON of a schema, which other servers take right here."""
 
     model_config = _STRICT
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
 
     @property
     def text(self) -> str:
         """The schema as JSON; "" for none. Raises BadValue."""
         if self.type == "text":
             return ""
-        if self.type == "json_object":
+        schema = self.json_schema.schema_ if self.json_schema else self.schema_
+        if schema is None and self.type == "json_object":
             return '{"type": "object"}'
-        if self.json_schema is None:
+        if schema is None:
             raise BadValue(
                 "response_format of type json_schema needs json_schema.",
                 remedy='Send {"type": "json_schema", "json_schema": {"name": "…", "schema": {…}}}.',
                 param="response_format",
             )
-        return schema_text(self.json_schema.schema_, "response_format")
+        return schema_text(schema, "response_format")
 
 
 class TextRequest(DerivedFields):
@@ -333,6 +350,11 @@ class TextRequest(DerivedFields):
         return self.n or 1
 
     @property
+    def limited(self) -> bool:
+        """Whether the client says how long a reply may be."""
+        return self._length() is not None
+
+    @property
     def alternatives(self) -> int | None:
         """How many alternatives to report beside each token; None for no log-probabilities at all."""
         raise NotImplementedError
@@ -349,6 +371,16 @@ class TextRequest(DerivedFields):
 
     def _length(self) -> int | None:
         return next((value for name in _LENGTHS if (value := getattr(self, name)) is not None), None)
+
+
+class TemplateVariables(BaseModel):
+    """What other servers let clients tell a chat template of thinking. Nothing else of it reaches the template."""
+
+    model_config = _STRICT
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    reasoning_effort: Effort | None = None
 
 
 class ChatRequest(TextRequest):
@@ -373,9 +405,21 @@ class ChatRequest(TextRequest):
         None, description="True: the reply goes on from the last message, which is the assistant's."
     )
     continue_: bool | None = Field(None, description="The same under text-generation-webui's name.")
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+    reasoning_effort: Effort | None = Field(
         None, description="How much a thinking model thinks first, where its chat template offers a choice."
     )
+    enable_thinking: bool | None = Field(None, description="The same as yes or no.")
+    chat_template_kwargs: TemplateVariables | None = Field(None, description="Another place for the same.")
+
+    @property
+    def effort(self) -> str:
+        """How much to think first; "" where nothing is said."""
+        given = self.chat_template_kwargs or TemplateVariables()
+        thinks = next(
+            (one for one in (self.enable_thinking, given.enable_thinking, given.thinking) if one is not None), None
+        )
+        said = "" if thinks is None else "medium" if thinks else "none"
+        return self.reasoning_effort or given.reasoning_effort or said
 
     @property
     def continues(self) -> bool:

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from modules.api.whole import whole
@@ -60,7 +60,7 @@ class Function(BaseModel):
     model_config = _STRICT
 
     name: _Name
-    description: Annotated[str, Field(max_length=16_384), AfterValidator(whole)] | None = None
+    description: Annotated[str, Field(max_length=MAX_TOOL_BYTES), AfterValidator(whole)] | None = None
     parameters: Annotated[dict[str, Any] | None, AfterValidator(_small)] = None
     strict: bool | None = Field(None, description="Accepted; what has to be a call follows the schema in any case.")
 
@@ -91,13 +91,48 @@ class NamedTool(BaseModel):
     function: NamedFunction
 
 
+class AllowedTools(BaseModel):
+    """Those of the tools that may be called, and whether one must be."""
+
+    model_config = _STRICT
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedChoice(BaseModel):
+    """Some of the tools that are sent: OpenAI's way to keep the list of them the same in every request."""
+
+    model_config = _STRICT
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _written(arguments: object) -> object:
+    """Arguments as JSON text: some libraries send the object itself, or nothing where a tool takes none."""
+    if arguments in (None, ""):
+        return "{}"
+    if not isinstance(arguments, dict):
+        return arguments
+    try:
+        return json.dumps(arguments, ensure_ascii=False)
+    except RecursionError as error:
+        raise PydanticCustomError("too_deep", "the arguments nest too deeply") from error
+
+
 class WrittenFunction(BaseModel):
     """A function as a model called it; `arguments` is JSON text."""
 
     model_config = _STRICT
 
     name: _Name
-    arguments: Annotated[str, Field(max_length=1_000_000), AfterValidator(whole)]
+    arguments: Annotated[
+        str,
+        Field(max_length=1_000_000),
+        BeforeValidator(_written, json_schema_input_type=str | dict[str, Any] | None),
+        AfterValidator(whole),
+    ]
 
 
 class WrittenCall(BaseModel):
@@ -125,7 +160,7 @@ def refuse_hosted(value: object, *, kind: str) -> object:
     return value
 
 
-Choice = Literal["none", "auto", "required"] | NamedTool
+Choice = Literal["none", "auto", "required"] | NamedTool | AllowedChoice
 
 
 def offer_of(tools: list[ToolSpec] | None, choice: Choice | None, *, parallel: bool) -> Offer | None:
@@ -135,11 +170,25 @@ def offer_of(tools: list[ToolSpec] | None, choice: Choice | None, *, parallel: b
     names = [tool.name for tool in offered]
     if len(set(names)) < len(names):
         raise BadValue("Two tools have the same name.", remedy="Give each its own.", param="tools")
+    if isinstance(choice, AllowedChoice):
+        offered, choice = _allowed(offered, choice.allowed_tools), choice.allowed_tools.mode
     only = choice.function.name if isinstance(choice, NamedTool) else ""
     if not offered and (only or choice == "required"):
         raise BadValue("tool_choice asks for a call of no tool.", remedy="Send tools.", param="tool_choice")
     if only and only not in names:
-        raise BadValue(f"tool_choice names {only[:100]!r}, which is none of the tools.", param="tool_choice")
+        raise _no_such(only)
     if not offered:
         return None
     return Offer(offered, "auto" if isinstance(choice, NamedTool) or choice is None else choice, only, parallel)
+
+
+def _allowed(offered: tuple[Tool, ...], allowed: AllowedTools) -> tuple[Tool, ...]:
+    """Those of the tools that are allowed, in their order. Raises BadValue for one that is not there."""
+    names = {each.function.name for each in allowed.tools}
+    if missing := names - {tool.name for tool in offered}:
+        raise _no_such(min(missing))
+    return tuple(tool for tool in offered if tool.name in names)
+
+
+def _no_such(name: str) -> BadValue:
+    return BadValue(f"tool_choice names {name[:100]!r}, which is none of the tools.", param="tool_choice")

@@ -400,7 +400,12 @@ def blind(turn: ChatMessage) -> ChatMessage:
 
 def free_tokens(info: ModelInfo, max_new_tokens: int) -> int:
     """How much of the context a prompt must leave free: the longest reply, but no more than a quarter of it."""
-    return min(max_new_tokens, info.context_tokens // LEAST_FREE_SHARE)
+    return min(max_new_tokens, largest_share(info))
+
+
+def largest_share(info: ModelInfo) -> int:
+    """The most of the context that is ever kept free for a reply, in tokens; 0 where the context is not known."""
+    return info.context_tokens // LEAST_FREE_SHARE
 
 
 def whole_characters(text: str) -> str:

@@ -6,6 +6,7 @@ it gets frozen values and emits frozen events. engine/host/host.py carries both 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -227,7 +228,8 @@ class ModelInfo:
     `lacks` names the sampling parameters that it cannot do, each with what becomes of it, in words.
     `embeds` says what makes one vector of a text's tokens, "" where the engine does not, `embed_tokens` how many a text
     may have, 0 where nothing says. `tells_logprobs` is False where it is known to refuse them. `sees` says that it
-    takes pictures, `image_token` how its template writes the place of one, "" where it takes words.
+    takes pictures, `image_token` how its template writes the place of one, "" where it takes words. `loaded_at` is in
+    seconds since 1970.
     """
 
     name: str
@@ -258,6 +260,7 @@ class ModelInfo:
     tells_logprobs: bool = True
     sees: bool = False
     image_token: str = ""
+    loaded_at: int = field(default_factory=lambda: int(time.time()), compare=False)
 
     @property
     def scores(self) -> bool:

@@ -204,11 +204,11 @@ def check_embeds(info: ModelInfo, tokens: int, *, param: str = "input") -> None:
         )
 
 
-def check_sees(info: ModelInfo, pictures: int) -> None:
-    """Raise NotAvailableHere for pictures to a model that cannot see."""
+def check_sees(info: ModelInfo, pictures: int, *, param: str = "messages") -> None:
+    """Raise NotAvailableHere for pictures, which came in `param`, to a model that cannot see."""
     if pictures and not info.sees:
         raise NotAvailableHere(
             f"{info.name} reads text and cannot see pictures.",
             remedy="Load a model that sees (SmolVLM, LLaVA, Qwen2.5-VL), or remove the picture.",
-            param="messages",
+            param=param,
         )

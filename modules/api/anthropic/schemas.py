@@ -93,6 +93,15 @@ def _document(block: Mapping[str, Any], place: str) -> Text:
     return Text(heading + _string(source, "data", place))
 
 
+def _search_result(block: Mapping[str, Any], place: str) -> Text:
+    """What a program's own search found: its title, where it is from, its text."""
+    blocks = _blocks(block.get("content"))
+    if not all(isinstance(each, Text) for each in blocks):
+        raise _refused(place, "is a search result of which the content is no text")
+    found = "\n\n".join(each.text for each in blocks if isinstance(each, Text))
+    return Text(f"{_string(block, 'title', place)}\n{_string(block, 'source', place)}\n\n{found}")
+
+
 def _image(block: Mapping[str, Any], place: str) -> Image:
     source = block.get("source")
     kind = source.get("type") if isinstance(source, dict) else None
@@ -139,6 +148,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], Block]] = {
     "tool_use": _tool_use,
     "tool_result": _tool_result,
     "document": _document,
+    "search_result": _search_result,
     "image": _image,
 }
 

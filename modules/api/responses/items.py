@@ -16,7 +16,9 @@ from modules.messages import ChatMessage, Role, ToolCall
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _PARTS = """{"type": "input_text", "text": "…"} or {"type": "input_image", "image_url": "data:…"}"""
-_TEXTS = ("input_text", "output_text", "text")
+_TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+"""Parts that are words, and the field that holds them."""
+STATELESS = "Snug keeps no responses: send the whole conversation as input (many programs do with store: false)"
 
 
 def _bad(place: str, problem: str) -> PydanticCustomError:
@@ -68,6 +70,8 @@ def _take(item: object, place: str, sent: list[Sent], names: dict[str, str]) -> 
         call_id = _string(item, "call_id", place)
         text, files = _content(item.get("output"), place, "output")
         sent.append(Sent(ChatMessage("tool", text, call_id=call_id, tool=names.get(call_id, "")), files))
+    elif kind == "item_reference":
+        raise _bad(place, f"refers to an earlier item; {STATELESS}")
     elif kind != "reasoning":
         known = "message, function_call, function_call_output and reasoning"
         raise _bad(place, f"is of type {str(kind)[:40]!r}; Snug reads {known}")
@@ -87,15 +91,16 @@ def _content(content: object, place: str, name: str = "content") -> tuple[str, t
     if not isinstance(content, list):
         raise _bad(place, f"must have {name}: a text or a list of parts")
     parts = [_part(part, place) for part in content]
-    texts = "".join(part for part in parts if isinstance(part, str))
+    texts = "\n".join(part for part in parts if isinstance(part, str))
     return texts, tuple(part for part in parts if isinstance(part, bytes))
 
 
 def _part(part: object, place: str) -> str | bytes:
     """The text of a part, or its picture."""
     kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(part, dict) and kind in _TEXTS and isinstance(part.get("text"), str):
-        return whole(part["text"])
+    text = part.get(_TEXTS[kind]) if isinstance(part, dict) and isinstance(kind, str) and kind in _TEXTS else None
+    if isinstance(text, str):
+        return whole(text)
     if isinstance(part, dict) and kind == "input_image":
         return _picture(part, place)
     raise _bad(place, f"holds a part that is not {_PARTS}")

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from modules.api import sse
-from modules.api.prompting import Prompting, form_of
-from modules.api.responses.schemas import ResponsesRequest
+from modules.api.prompting import Prompting, form_of, with_room
+from modules.api.responses.schemas import FlatTool, ResponsesRequest
 from modules.api.responses.shapes import ResponseShape
 from modules.api.sent import looked_at
 from modules.api.shapes import Json
@@ -39,7 +39,10 @@ def _order(services: Services, prompting: Prompting, body: ResponsesRequest, eng
     params, held = form_of(body.params, asked.offer)
     cuts = body.truncation == "auto"
     prompt = prompting.build(engine, asked, max_new_tokens=params.max_new_tokens, held=held, truncate=cuts)
-    return Order(engine, prompt, prompt.reader(), params, ResponseShape(engine.info.name, _repeated(body, params)))
+    params = params if body.limited else with_room(params, engine.info)
+    sums_up = body.reasoning is not None and body.reasoning.summary is not None
+    shape = ResponseShape(engine.info.name, _repeated(body, params), body.namespaces, sums_up)
+    return Order(engine, prompt, prompt.reader(), params, shape)
 
 
 def _repeated(body: ResponsesRequest, params: GenerationParams) -> Json:
@@ -50,12 +53,16 @@ def _repeated(body: ResponsesRequest, params: GenerationParams) -> Json:
         "instructions": body.instructions,
         "max_output_tokens": params.max_new_tokens,
         "metadata": body.metadata or {},
-        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+        "reasoning": {name: getattr(body.reasoning, name, None) for name in ("effort", "summary")},
         "temperature": params.temperature,
         "text": {"format": form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"}},
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-        "tools": [tool.model_dump() for tool in body.tools or ()],
+        "tools": [_tool_json(tool) for tool in body.tools or ()],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "top_p": params.top_p,
         "truncation": body.truncation or "disabled",
     }
+
+
+def _tool_json(tool: FlatTool) -> Json:
+    return tool.model_dump(exclude={"namespace"} if tool.namespace is None else None)

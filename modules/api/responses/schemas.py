@@ -13,11 +13,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from modules.api.prompting import Asked
-from modules.api.responses.items import read_items
-from modules.api.schemas import SamplingFields, sampling, strings
+from modules.api.responses.items import STATELESS, read_items
+from modules.api.schemas import Effort, SamplingFields, sampling, strings
 from modules.api.sent import Sent, shown_by_users
 from modules.api.tool_schemas import (
     MAX_TOOLS,
+    AllowedChoice,
+    AllowedTools,
     Choice,
     Function,
     NamedFunction,
@@ -33,10 +35,9 @@ from modules.messages import ChatMessage
 from modules.sampling import MAX_STOP_STRINGS, GenerationParams, StopString
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
-_STATE = "Snug keeps no responses: send the whole conversation as input"
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "previous_response_id": ((), _STATE),
-    "conversation": ((), _STATE),
+    "previous_response_id": ((), STATELESS),
+    "conversation": ((), STATELESS),
     "prompt": ((), "Snug keeps no prompts: send instructions and input"),
     "background": ((False,), "Snug answers while you wait"),
     "top_logprobs": ((0,), "this route tells no log-probabilities: /v1/chat/completions does"),
@@ -88,13 +89,17 @@ class Reasoning(BaseModel):
 
     model_config = _STRICT
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = Field(
+        None, description="Thoughts, which are never summed up here, are told in the summary's place."
+    )
 
 
 class FlatTool(Function):
-    """A function that the model may ask for, as this API writes it."""
+    """A function that the model may ask for, as this API writes it. `namespace` is the group that it came in."""
 
     type: Literal["function"]
+    namespace: Annotated[str, Field(max_length=128), AfterValidator(whole)] | None = None
 
     @property
     def spec(self) -> ToolSpec:
@@ -107,6 +112,34 @@ class FlatChoice(NamedFunction):
     """The function that must be called."""
 
     type: Literal["function"]
+
+
+class FlatAllowed(BaseModel):
+    """Those of the functions that may be called, and whether one must be."""
+
+    model_config = _STRICT
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[FlatChoice], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+def _functions(tools: object) -> object:
+    """The functions among `tools`, those of namespaces too. What runs elsewhere, or has no JSON schema, is left out
+    where functions stand beside it, and refused where it is all that is offered.
+    """
+    if not isinstance(tools, list):
+        return tools
+    flat = [one for tool in tools for one in _within(tool)]
+    own = [tool for tool in flat if not isinstance(tool, dict) or tool.get("type") == "function"]
+    return own or refuse_hosted(flat, kind="function")
+
+
+def _within(tool: object) -> list[object]:
+    """The tools of a namespace, each with its name; any other tool itself."""
+    if not isinstance(tool, dict) or tool.get("type") != "namespace" or not isinstance(tool.get("tools"), list):
+        return [tool]
+    return [one | {"namespace": tool.get("name")} if isinstance(one, dict) else one for one in tool["tools"]]
 
 
 class ResponsesRequest(SamplingFields):
@@ -142,9 +175,9 @@ class ResponsesRequest(SamplingFields):
     background: Annotated[Any, AfterValidator(partial(_refuse, name="background"))] = None
     tools: Annotated[
         Annotated[list[FlatTool], Field(max_length=MAX_TOOLS)] | None,
-        BeforeValidator(partial(refuse_hosted, kind="function")),
+        BeforeValidator(_functions, json_schema_input_type=list[FlatTool] | None),
     ] = Field(None, description="Functions that the model may ask the client to call; OpenAI's own tools are not here.")
-    tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | FlatChoice | FlatAllowed | None = None
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call a reply.")
     top_logprobs: Annotated[Any, AfterValidator(partial(_refuse, name="top_logprobs"))] = None
     include: Annotated[Any, AfterValidator(partial(_refuse, name="include"))] = None
@@ -153,8 +186,16 @@ class ResponsesRequest(SamplingFields):
     def params(self) -> GenerationParams:
         """The sampling parameters, with defaults for what was not given."""
         form = self.text.format.as_text if self.text and self.text.format else None
-        longest = self.max_new_tokens if self.max_output_tokens is None else self.max_output_tokens
-        return sampling(self, max_new_tokens=longest, stop=self.stop, json_schema=form)
+        return sampling(self, max_new_tokens=self._length, stop=self.stop, json_schema=form)
+
+    @property
+    def limited(self) -> bool:
+        """Whether the client says how long the reply may be."""
+        return self._length is not None
+
+    @property
+    def _length(self) -> int | None:
+        return self.max_new_tokens if self.max_output_tokens is None else self.max_output_tokens
 
     @property
     def asked(self) -> Asked:
@@ -162,12 +203,25 @@ class ResponsesRequest(SamplingFields):
         told = (self.instructions or "").strip()
         sent = [*([Sent(ChatMessage("system", told))] if told else []), *shown_by_users(self.input)]
         effort = (self.reasoning.effort or "") if self.reasoning else ""
-        named = self.tool_choice
-        choice: Choice | None
-        if isinstance(named, FlatChoice):
-            choice = NamedTool(type="function", function=NamedFunction(name=named.name))
-        else:
-            choice = named
         specs = [tool.spec for tool in self.tools or ()]
-        offer = offer_of(specs, choice, parallel=self.parallel_tool_calls is not False)
+        offer = offer_of(specs, _choice(self.tool_choice), parallel=self.parallel_tool_calls is not False)
         return Asked([one.turn for one in sent], None, offer, effort, [one.files for one in sent])
+
+    @property
+    def namespaces(self) -> dict[str, str]:
+        """Which namespace each function belongs to that has one."""
+        return {tool.name: tool.namespace for tool in self.tools or () if tool.namespace}
+
+
+def _choice(choice: Literal["none", "auto", "required"] | FlatChoice | FlatAllowed | None) -> Choice | None:
+    """The same as chat completions write it."""
+    if isinstance(choice, FlatChoice):
+        return _named(choice)
+    if isinstance(choice, FlatAllowed):
+        allowed = AllowedTools(mode=choice.mode, tools=[_named(one) for one in choice.tools])
+        return AllowedChoice(type="allowed_tools", allowed_tools=allowed)
+    return choice
+
+
+def _named(choice: FlatChoice) -> NamedTool:
+    return NamedTool(type="function", function=NamedFunction(name=choice.name))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,11 +30,15 @@ _EVENTS: dict[Kind, str] = {
 
 @dataclass(slots=True)
 class Item:
-    """One item of a response's output: a thought, the message, or the `call` of a tool."""
+    """One item of a response's output: a thought, the message, or the `call` of a tool, of a `namespace` or of none.
+    A thought that is `summed` is told where clients look for the summary of one.
+    """
 
     kind: Kind
     text: str = ""
     call: CallBegun | None = None
+    namespace: str = ""
+    summed: bool = False
     key: str = ""
 
     def __post_init__(self) -> None:
@@ -44,35 +48,52 @@ class Item:
         """The item; `empty` before it has content."""
         item: Json = {"id": self.key, "type": self.kind, "status": status}
         if self.call is not None:
-            return item | {"call_id": self.call.id, "name": self.call.name, "arguments": "" if empty else self.text}
-        item["content"] = [] if empty else [self.part]
+            told = {"call_id": self.call.id, "name": self.call.name, "arguments": "" if empty else self.text}
+            return item | told | ({"namespace": self.namespace} if self.namespace else {})
+        parts = [] if empty else [self.part]
         if self.kind == "reasoning":
-            return item | {"summary": []}
-        return item | {"role": "assistant"}
+            return item | ({"summary": parts} if self.summed else {"content": parts, "summary": []})
+        return item | {"content": parts, "role": "assistant"}
 
     @property
     def part(self) -> Json:
         """The one part of its content."""
         if self.kind == "reasoning":
-            return {"type": "reasoning_text", "text": self.text}
+            return {"type": "summary_text" if self.summed else "reasoning_text", "text": self.text}
         return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": []}
+
+    @property
+    def text_event(self) -> str:
+        """What events that tell more of it begin with."""
+        return "response.reasoning_summary_text" if self.summed else _EVENTS[self.kind]
+
+    @property
+    def part_event(self) -> str:
+        """What events that begin and end its part begin with."""
+        return "response.reasoning_summary_part" if self.summed else "response.content_part"
+
+    @property
+    def part_place(self) -> Json:
+        """Where its one part stands, in events; nowhere in a call."""
+        return {} if self.call is not None else {"summary_index" if self.summed else "content_index": 0}
 
 
 class Output:
     """The items of one response as they grow."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: ResponseShape) -> None:
         self.items: list[Item] = []
+        self._shape = shape
 
     def add(self, part: Part) -> tuple[bool, str]:
         """Take in a part: whether it began an item, and what it added to the last one."""
         if isinstance(part, CallBegun):
-            self.items.append(Item("function_call", call=part))
+            self.items.append(Item("function_call", call=part, namespace=self._shape.namespaces.get(part.name, "")))
             return True, ""
         kind: Kind = "reasoning" if isinstance(part, Thought) else "message"
         begins = isinstance(part, (Thought, Said)) and (not self.items or self.items[-1].kind != kind)
         if begins:
-            self.items.append(Item(kind))
+            self.items.append(Item(kind, summed=kind == "reasoning" and self._shape.sums_up))
         text = part.text if isinstance(part, (Thought, Said, CallArguments)) else ""
         self.items[-1].text += text
         return begins, text
@@ -85,16 +106,20 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class ResponseShape:
-    """How one response is told; `repeated` are the fields that repeat what the client sent."""
+    """How one response is told; `repeated` are the fields that repeat what the client sent, `namespaces` those of its
+    tools that have one, by their names. `sums_up`: thoughts are told as their own summaries.
+    """
 
     model: str
     repeated: Json
+    namespaces: Mapping[str, str] = field(default_factory=dict)
+    sums_up: bool = False
     key: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, parts: Sequence[Part], end: End) -> Json:
         """A response in one piece."""
-        output = Output()
+        output = Output(self)
         for part in parts:
             output.add(part)
         if output.lacks_message:
@@ -127,7 +152,7 @@ class ResponseEvents:
 
     def __init__(self, shape: ResponseShape) -> None:
         self._shape = shape
-        self._output = Output()
+        self._output = Output(shape)
         self._open: Item | None = None
         self._number = -1
 
@@ -158,15 +183,15 @@ class ResponseEvents:
         begun = self._stop("completed", before=1) + self._start() if begins else b""
         if not text or self._open is None:
             return begun
-        return begun + self._in_item(f"{_EVENTS[self._open.kind]}.delta", delta=text, **self._extra())
+        return begun + self._in_item(f"{self._open.text_event}.delta", delta=text, **self._extra())
 
     def _start(self) -> bytes:
         item = self._open = self._output.items[-1]
         added = self._in_output("response.output_item.added", item=item.json("in_progress", empty=True))
         if item.call is not None:
             return added
-        empty = Item(item.kind).part
-        return added + self._in_item("response.content_part.added", content_index=0, part=empty)
+        empty = Item(item.kind, summed=item.summed).part
+        return added + self._in_item(f"{item.part_event}.added", **item.part_place, part=empty)
 
     def _stop(self, status: str, *, before: int = 0) -> bytes:
         """The end of the item that is open, if one is; `before`: how many items have begun after it."""
@@ -174,13 +199,13 @@ class ResponseEvents:
         if item is None:
             return b""
         place = {"output_index": len(self._output.items) - 1 - before, "item_id": item.key}
-        name = _EVENTS[item.kind]
+        name = item.text_event
         if item.call is not None:
             done = self._event(f"{name}.done", **place, name=item.call.name, arguments=item.text)
         else:
             extra: Json = {"logprobs": []} if item.kind == "message" else {}
-            done = self._event(f"{name}.done", **place, content_index=0, text=item.text, **extra)
-            done += self._event("response.content_part.done", **place, content_index=0, part=item.part)
+            done = self._event(f"{name}.done", **place, **item.part_place, text=item.text, **extra)
+            done += self._event(f"{item.part_event}.done", **place, **item.part_place, part=item.part)
         last = {"output_index": place["output_index"], "item": item.json(status)}
         return done + self._event("response.output_item.done", **last)
 
@@ -188,7 +213,7 @@ class ResponseEvents:
         """What deltas of the open item hold besides."""
         if self._open is None or self._open.call is not None:
             return {}
-        return {"content_index": 0} | ({"logprobs": []} if self._open.kind == "message" else {})
+        return self._open.part_place | ({"logprobs": []} if self._open.kind == "message" else {})
 
     def _in_item(self, name: str, /, **fields: Any) -> bytes:
         return self._in_output(name, item_id=self._output.items[-1].key, **fields)

@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from modules.engine.llamacpp.gbnf import MAX_REPEATS, check_gbnf
 from modules.errors import BadGrammar
+from modules.tools import names_anything
 from modules.units import KiB
 
 MAX_BYTES = 64 * KiB
@@ -28,11 +31,14 @@ _KEYWORDS: dict[str, frozenset[str]] = {
     "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
     "string": frozenset({"minLength", "maxLength", "format"}),
     "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
-    "number": frozenset(),
+    "number": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
     "boolean": frozenset(),
     "null": frozenset(),
 }
 _TYPES = tuple(_KEYWORDS)
+_MOST = 10**15 - 1
+"""Numbers are written with up to 15 digits, which every reader keeps."""
+_MOST_DECIMALS = 6
 _DAY = '("0" [1-9] | [12] [0-9])'
 _DATE = (
     '[0-9]{3} [1-9] "-" ("02-" DAY28 | ("0" [469] | "11") "-" (DAY | "30") | '
@@ -110,7 +116,7 @@ class _Writer:
         if not isinstance(schema, dict):
             raise _bad(at, f"{json.dumps(schema)[:40]} is no schema", "Use an object, or true.")
         kinds = _kinds(schema, at)
-        for keyword in ("$ref", "anyOf", "allOf", "const", "enum"):
+        for keyword in ("$ref", "anyOf", "oneOf", "allOf", "const", "enum"):
             if keyword in schema:
                 _check_keywords(schema, at, {keyword, "type"} if keyword in ("const", "enum") else {keyword})
                 return self._special(keyword, schema, kinds, at)
@@ -129,7 +135,34 @@ class _Writer:
             return self._one_of(given, kinds, at)
         if keyword == "allOf" and len(given) > 1:
             raise _bad(at, "allOf of several schemas cannot be held", "Write them as one.")
+        if keyword == "oneOf":
+            given = self._apart(given, at)
         return _group([self._write(one, f"{at}.{keyword}[{number}]") for number, one in enumerate(given)])
+
+    def _apart(self, options: Sequence[object], at: str) -> list[object]:
+        """The options of a oneOf, if no value can be two of them: they differ in their types or their values, or, as
+        tagged unions do, in the values of a member, which is then written in any case.
+        """
+        found = [self._resolved(one, at) for one in options]
+        if _disjoint([_types(one, at) for one in found]) or _disjoint([_values(one) for one in found]):
+            return list(options)
+        for name in _members_of(found[0]):
+            members = [one["properties"][name] if name in _members_of(one) else None for one in found]
+            if _disjoint([_values(self._resolved(member, at)) for member in members]):
+                return [
+                    option if name in one.get("required", ()) else {**one, "required": [*one.get("required", ()), name]}
+                    for option, one in zip(options, found, strict=True)
+                ]
+        raise _bad(
+            at, "oneOf whose schemas may overlap cannot be held", "Use anyOf, or a member with another const in each."
+        )
+
+    def _resolved(self, schema: object, at: str) -> Mapping[str, Any]:
+        """The schema itself, where it is a reference. {} for what says nothing."""
+        seen = 0
+        while isinstance(schema, dict) and "$ref" in schema and seen < MAX_DEPTH:
+            schema, seen = self._found(schema["$ref"], at), seen + 1
+        return schema if isinstance(schema, dict) else {}
 
     def _one_of(self, values: Sequence[object], kinds: Sequence[str], at: str) -> str:
         fitting = [value for value in values if any(_is_kind(value, kind) for kind in kinds)]
@@ -139,20 +172,25 @@ class _Writer:
 
     def _ref(self, ref: object, at: str) -> str:
         """The rule of what a reference points to, written once: it may lead back to itself."""
-        if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
-            raise _bad(at, f"$ref {str(ref)[:60]!r} leads out of the schema", "Put what it names under $defs.")
-        if ref not in self._refs:
-            found = self._schema
-            for part in ref.split("/")[1:]:
-                name = part.replace("~1", "/").replace("~0", "~")
-                if not isinstance(found, dict) or name not in found:
-                    raise _bad(at, f"$ref {ref[:60]!r} leads nowhere", "Put what it names under $defs.")
-                found = found[name]
+        found, place = self._found(ref, at), str(ref)
+        if place not in self._refs:
             if len(self._refs) >= MAX_REPEATS:
                 raise _bad(at, "it has too many references", "Use fewer.")
-            self._refs[ref] = name = self._new("ref", "")
-            self._rules[name] = self._write(found, ref)
-        return self._refs[ref]
+            self._refs[place] = name = self._new("ref", "")
+            self._rules[name] = self._write(found, place)
+        return self._refs[place]
+
+    def _found(self, ref: object, at: str) -> object:
+        """What a reference points to."""
+        if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
+            raise _bad(at, f"$ref {str(ref)[:60]!r} leads out of the schema", "Put what it names under $defs.")
+        found = self._schema
+        for part in ref.split("/")[1:]:
+            name = part.replace("~1", "/").replace("~0", "~")
+            if not isinstance(found, dict) or name not in found:
+                raise _bad(at, f"$ref {ref[:60]!r} leads nowhere", "Put what it names under $defs.")
+            found = found[name]
+        return found
 
     def _typed(self, kind: str, schema: Mapping[str, Any], at: str) -> str:
         if kind == "object":
@@ -161,8 +199,8 @@ class _Writer:
             return self._array(schema, at)
         if kind == "string":
             return self._string(schema, at)
-        if kind == "integer" and not _KEYWORDS["integer"].isdisjoint(schema):
-            return _integers(schema, at)
+        if kind in ("integer", "number") and not _KEYWORDS[kind].isdisjoint(schema):
+            return _integers(schema, at) if kind == "integer" else _numbers(schema, at)
         return self._known(kind)
 
     def _string(self, schema: Mapping[str, Any], at: str) -> str:
@@ -264,13 +302,36 @@ def _kinds(schema: Mapping[str, Any], at: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(kinds))
 
 
+def _members_of(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    """The members that the schema of an object names."""
+    properties = schema.get("properties") if schema.get("type") == "object" else None
+    return tuple(properties) if isinstance(properties, dict) else ()
+
+
+def _types(schema: Mapping[str, Any], at: str) -> frozenset[str]:
+    """The types that a schema allows; none where it does not say. Integers are numbers too."""
+    kinds = frozenset(_kinds(schema, at)) if "type" in schema else frozenset[str]()
+    return kinds | {"number"} if "integer" in kinds else kinds
+
+
+def _values(schema: Mapping[str, Any]) -> frozenset[str]:
+    """The values that a schema allows, as JSON; none where it does not tell them one by one."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    simple = isinstance(values, list) and all(isinstance(value, (str, bool, int)) or value is None for value in values)
+    return frozenset(_json_literal(value) for value in values) if values and simple else frozenset()
+
+
+def _disjoint(sets: Sequence[frozenset[str]]) -> bool:
+    """Whether no two share anything, and each holds something."""
+    return all(sets) and sum(map(len, sets)) == len(frozenset[str]().union(*sets))
+
+
 def _check_keywords(schema: Mapping[str, Any], at: str, held: set[str]) -> None:
     """Refuse what says something about what is to be written, and is not `held`."""
-    elsewhere = frozenset[str]().union(*_KEYWORDS.values()) - _KEYWORDS["integer"] if "type" in held else frozenset()
-    if "integer" in schema.get("type", ()) and "number" not in schema.get("type", ()):
-        elsewhere |= _KEYWORDS["integer"]
+    elsewhere = frozenset[str]().union(*_KEYWORDS.values()) if "type" in held else frozenset()
     for keyword in schema:
-        if keyword not in _ANNOTATIONS | held | elsewhere:
+        idle = keyword == "propertyNames" and names_anything(schema[keyword])
+        if keyword not in _ANNOTATIONS | held | elsewhere and not idle:
             raise _bad(at, f"{keyword!r} cannot be held here", "Leave it out, and check the reply for it.")
 
 
@@ -282,22 +343,111 @@ def _is_kind(value: object, kind: str) -> bool:
     return kind == ("string" if isinstance(value, str) else "array" if isinstance(value, list) else "object")
 
 
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """One end of a range; a value on it is in the range unless it is `open`."""
+
+    value: Decimal
+    open: bool = False
+
+
+def _bounds(schema: Mapping[str, Any], at: str) -> tuple[_Bound, _Bound]:
+    """The lowest and the highest number, of those that are written. Raises BadGrammar."""
+    low, high = _Bound(Decimal(-_MOST)), _Bound(Decimal(_MOST))
+    for keyword in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
+        given = schema.get(keyword)
+        if given is None:
+            continue
+        if isinstance(given, bool) or not isinstance(given, (int, float)) or not math.isfinite(given):
+            raise _bad(at, f"{keyword} is no number", "Correct it.")
+        bound = _Bound(Decimal(str(given)), keyword.startswith("exclusive"))
+        if keyword.endswith("inimum") and (bound.value, bound.open) > (low.value, low.open):
+            low = bound
+        elif keyword.endswith("aximum") and (bound.value, not bound.open) < (high.value, not high.open):
+            high = bound
+    if low.value > high.value or (low.value == high.value and (low.open or high.open)):
+        raise _bad(at, "no number of at most 15 digits lies between its bounds", "Correct them.")
+    return low, high
+
+
+def _inside(low: _Bound, high: _Bound, decimals: int) -> tuple[int, int]:
+    """The first and the last number with so many decimals between two bounds, without their point."""
+    scale = 10**decimals
+    first, last = math.ceil(low.value * scale), math.floor(high.value * scale)
+    return first + (low.open and first == low.value * scale), last - (high.open and last == high.value * scale)
+
+
 def _integers(schema: Mapping[str, Any], at: str) -> str:
     """Integers of up to 15 digits between two bounds."""
-    most = 10**15 - 1
-    low, high = -most, most
-    for keyword, value in ((name, schema[name]) for name in _KEYWORDS["integer"] if name in schema):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= most:
-            raise _bad(at, f"{keyword} is no number of at most 15 digits", "Correct it.")
-        exclusive = keyword.startswith("exclusive")
-        if keyword.endswith("inimum"):
-            low = max(low, math.floor(value) + 1 if exclusive else math.ceil(value))
-        else:
-            high = min(high, math.ceil(value) - 1 if exclusive else math.floor(value))
+    low, high = _inside(*_bounds(schema, at), 0)
     if low > high:
         raise _bad(at, "no integer lies between its bounds", "Correct them.")
     written = [f'"-" {_group(_digits(max(1, -high), -low))}'] if low < 0 else []
     return _group([*written, *(_digits(max(0, low), high) if high >= 0 else [])])
+
+
+def _numbers(schema: Mapping[str, Any], at: str) -> str:
+    """Numbers between two bounds, without exponents."""
+    low, high = _bounds(schema, at)
+    if max(_decimals(low.value), _decimals(high.value)) > _MOST_DECIMALS:
+        raise _bad(at, f"its bounds have more than {_MOST_DECIMALS} decimals", "Round them.")
+    zero, ways = _Bound(Decimal(0)), list[str]()
+    if low.value < 0:
+        turned = _Bound(-high.value, high.open) if high.value <= 0 else zero
+        ways += [f'"-" {way}' for way in _magnitudes(turned, _Bound(-low.value, low.open))]
+    if high.value >= 0:
+        ways += _magnitudes(low if low.value >= 0 else zero, high)
+    return _group(ways)
+
+
+def _magnitudes(low: _Bound, high: _Bound) -> list[str]:
+    """Ways to write the numbers between two bounds that are not negative: with the decimals that the bounds have, with
+    fewer, and with more where what follows them cannot leave the range.
+    """
+    decimals = max(_decimals(low.value), _decimals(high.value))
+    ways: list[str] = []
+    for some in range(decimals + 1):
+        ways += _pointed(*_inside(low, high, some), some)
+    first, last = (int(bound.value * 10**decimals) for bound in (low, high))
+    point = "" if decimals else ' "."'
+    more = max(1, 14 - decimals)
+    if not high.open:
+        ways += [f'{way}{point} "0"{{1,{more}}}' for way in _pointed(last, last, decimals)]
+    if low.open and first < last:  # what follows the bound itself must not be all zeros
+        ways += [f"{way}{point} [0-9]{{0,{more}}} [1-9]" for way in _pointed(first, first, decimals)]
+        first += 1
+    return ways + [f"{way}{point} [0-9]{{1,{more}}}" for way in _pointed(first, last - 1, decimals)]
+
+
+def _decimals(value: Decimal) -> int:
+    exponent = value.normalize().as_tuple().exponent
+    return max(0, -exponent) if isinstance(exponent, int) else 0
+
+
+def _pointed(first: int, last: int, decimals: int) -> list[str]:
+    """Ways to write the numbers from `first` to `last`, neither negative, with a point before the last `decimals`."""
+    ways: list[str] = []
+    for length in range(decimals + 1, max(decimals + 1, len(str(max(0, last)))) + 1):
+        low = max(first, 10 ** (length - 1) if length > decimals + 1 else 0)
+        high = min(last, 10**length - 1)
+        if low <= high:
+            for way in _ways(str(low).zfill(length), str(high).zfill(length)):
+                point = ['"."', *way[length - decimals :]] if decimals else []
+                ways.append(" ".join([*way[: length - decimals], *point]))
+    return ways
+
+
+def _ways(low: str, high: str) -> list[list[str]]:
+    """Ways to write the digits from `low` to `high`, which are as long: what each digit may be."""
+    if not low or (set(low) == {"0"} and set(high) == {"9"}):
+        return [["[0-9]"] * len(low)]
+    if low[0] == high[0]:
+        return [[f'"{low[0]}"', *rest] for rest in _ways(low[1:], high[1:])]
+    rest = len(low) - 1
+    first, last = int(low[0]) + 1, int(high[0]) - 1
+    middle = [[f"[{first}-{last}]", *["[0-9]"] * rest]] if first <= last else []
+    below = [[f'"{low[0]}"', *way] for way in _ways(low[1:], "9" * rest)]
+    return [*below, *middle, *([f'"{high[0]}"', *way] for way in _ways("0" * rest, high[1:]))]
 
 
 def _digits(low: int, high: int) -> list[str]:

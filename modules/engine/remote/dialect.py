@@ -65,7 +65,8 @@ class Asked:
 def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens: int, grammar: str = "") -> Asked:
     """How to ask a server of `kind` for `params`. Raises BadValue for log-probabilities that it does not give.
 
-    `context_tokens` 0: not known. `grammar`: the GBNF that a reply of llama-server's follows.
+    `context_tokens` 0: not known. `grammar`: the GBNF that a reply of llama-server's follows, and one of another
+    Snug's that must call.
     """
     if params.logprobs and kind == "transformers":
         raise BadValue("transformers serve gives no log-probabilities.", remedy="Leave logprobs out.", param="logprobs")
@@ -98,7 +99,7 @@ def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens:
             "top_k": params.top_k or -1, "min_p": params.min_p, "repetition_penalty": params.repetition_penalty,
             "ignore_eos": params.ban_eos_token,
         }  # fmt: skip
-    fields |= _form(kind, params)
+    fields |= {"grammar": grammar} if kind == "snug" and grammar else _form(kind, params)
     if params.logit_bias and kind not in ("llamacpp", "transformers"):
         fields["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
     elif params.logit_bias and kind == "transformers":

@@ -108,7 +108,9 @@ class RemoteEngine(Intake[RemoteReply | RemoteEmbedding]):
             check_sees(self._info, len(request.pictures))
             held = len(request.prompt_ids) + len(request.reply_ids)
             check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
-        form = form_of(request, "llamacpp") if self._found.kind == "llamacpp" else None
+        # Another Snug reads schemas itself; calls are no part of what it can be asked for with token ids.
+        written = self._found.kind == "llamacpp" or (self._found.kind == "snug" and request.shape is not None)
+        form = form_of(request, "llamacpp") if written else None
         grammar = self._forms.read(form) if form is not None else ""
         self._askers.add(request.whose)
         self._enqueue(RemoteReply(request, emit, self._found, grammar, shared=len(self._askers) > 1))

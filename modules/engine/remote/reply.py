@@ -34,8 +34,9 @@ class RemoteReply(Telling):
     def __init__(
         self, request: GenerationRequest, emit: Emit, found: Found, grammar: str = "", *, shared: bool = False
     ) -> None:
-        """`grammar`: the GBNF that it follows where that is for llama-server to hold. `shared`: others ask this server
-        too, so that what it knew of the prompt may be theirs. Raises BadValue for what this server cannot do at all."""
+        """`grammar`: the GBNF that it follows where that is for llama-server or another Snug to hold. `shared`: others
+        ask this server too, so that what it knew of the prompt may be theirs. Raises BadValue for what this server
+        cannot do at all."""
         self._text = ReadyText(request.params.stop)
         self._found = found
         self._tells_cached = found.kind in SEPARATING or not shared

@@ -1,0 +1,284 @@
+"""What programs send that were written for other servers, and agents that fill a request: taken as it is meant."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from modules.settings import Settings
+from tests.api_desk import CHAT, MODEL, USER, Desk, client, desk, desk_with, error_of
+from tests.fakes import CHAT_TEMPLATE, Script
+from tests.test_responses import events_of
+from tests.tool_templates import TOOL_FAMILIES
+
+__all__ = ["client", "desk"]
+CHATS, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+HERMES = TOOL_FAMILIES["hermes"]
+SWITCH = "{% if enable_thinking is defined %}[{{ enable_thinking }}]{% endif %}" + CHAT_TEMPLATE
+CITY: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER: dict[str, Any] = {"type": "function", "name": "get_weather", "parameters": CITY}
+NEVER = "refers to an earlier item"
+
+
+def calling(text: str) -> Script:
+    """A model of the Hermes kind that says `text`."""
+    return Script(reply=text, chat_template=HERMES.template)
+
+
+def told(desk: Desk) -> str:
+    """The prompt that the engine got last."""
+    return desk.engine.decode(desk.engine.requests[-1].prompt_ids)
+
+
+@pytest.mark.parametrize(
+    ("extra", "begins"),
+    [
+        ({}, "<|im"),
+        ({"chat_template_kwargs": {"enable_thinking": False, "unknown": 1}}, "[False]"),
+        ({"chat_template_kwargs": {"thinking": True}}, "[True]"),
+        ({"enable_thinking": False}, "[False]"),
+        ({"reasoning_effort": "none", "enable_thinking": True}, "[False]"),
+        ({"chat_template_kwargs": {"reasoning_effort": "high"}}, "[True]"),
+        ({"chat_template_kwargs": {}}, "<|im"),
+    ],
+)
+async def test_thinking_is_switched_as_other_servers_let_clients_do(
+    settings: Settings, extra: dict[str, Any], begins: str
+) -> None:
+    with desk_with(settings, Script(chat_template=SWITCH)) as desk:
+        async with desk.client() as client:
+            for path in (CHATS, "/v1/internal/chat-prompt"):
+                answer = await client.post(path, json=CHAT | extra)
+                assert answer.status_code == 200, answer.text
+            assert answer.json()["prompt"].startswith(begins)
+            assert told(desk).startswith(begins)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"response_format": {"type": "json_object", "schema": CITY}},
+        {"response_format": {"type": "json_schema", "schema": CITY}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}},
+        {"json_schema": CITY},
+        {"guided_json": CITY, "response_format": None},
+    ],
+)
+async def test_a_schema_holds_the_reply_wherever_it_stands(
+    client: httpx.AsyncClient, desk: Desk, extra: dict[str, Any]
+) -> None:
+    assert (await client.post(CHATS, json=CHAT | extra)).status_code == 200
+    assert json.loads(desk.engine.requests[-1].params.json_schema) == CITY
+
+
+async def test_a_schema_beside_a_form_does_not_take_its_place(client: httpx.AsyncClient, desk: Desk) -> None:
+    await client.post(CHATS, json=CHAT | {"json_schema": CITY, "response_format": {"type": "text"}})
+    assert desk.engine.requests[-1].params.json_schema == ""
+    refused = await client.post(CHATS, json=CHAT | {"response_format": {"type": "json_schema"}})
+    assert error_of(refused)["param"] == "response_format"
+
+
+async def test_no_sampling_is_the_likeliest_token(client: httpx.AsyncClient, desk: Desk) -> None:
+    await client.post(CHATS, json=CHAT | {"do_sample": False, "temperature": 0.9})
+    assert desk.engine.requests[-1].params.temperature == 0
+    await client.post(CHATS, json=CHAT | {"do_sample": True, "temperature": 0.9})
+    assert desk.engine.requests[-1].params.temperature == 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"), [({"city": "Oslo"}, '{"city": "Oslo"}'), ("", "{}"), (None, "{}"), ("{}", "{}")]
+)
+async def test_past_calls_may_hold_their_arguments_as_an_object_or_none_at_all(
+    settings: Settings, arguments: object, written: str
+) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    past = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "a", "content": "rain"}]
+    with desk_with(settings, calling("Well.")) as desk:
+        async with desk.client() as client:
+            answer = await client.post(CHATS, json={"messages": [*USER, *past]})
+            assert answer.status_code == 200, answer.text
+            assert f'"arguments": {written}}}' in told(desk)
+
+
+async def test_what_an_assistant_thought_or_did_not_say_stands_in_no_prompt(
+    client: httpx.AsyncClient, desk: Desk
+) -> None:
+    thought = [{"type": "thinking", "thinking": "hidden"}, {"type": "text", "text": "Yes."}]
+    messages = [*USER, {"role": "assistant", "content": thought}, {"role": "assistant", "content": None}, *USER]
+    assert (await client.post(CHATS, json={"messages": messages})).status_code == 200
+    assert "Yes." in told(desk) and "hidden" not in told(desk)
+    users = [{"role": "user", "content": thought}]
+    assert error_of(await client.post(CHATS, json={"messages": users}))["param"] == "messages[0].content"
+
+
+async def test_the_model_list_says_when_the_model_was_loaded(client: httpx.AsyncClient) -> None:
+    (model,) = (await client.get("/v1/models")).json()["data"]
+    assert abs(model["created"] - time.time()) < 100
+    assert (await client.get(f"/v1/models/{MODEL}")).json()["created"] == model["created"]
+    theirs = (await client.get("/v1/models", headers={"anthropic-version": "2023-06-01"})).json()["data"][0]
+    assert theirs["created_at"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(model["created"]))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "whose"),
+    [
+        ("GET", "/api/tags", "Ollama"), ("POST", "/api/chat", "Ollama"), ("GET", "/v1/api/tags", "Ollama"),
+        ("GET", "/api/v0/models", "LM Studio"), ("GET", "/api/v1/model", "KoboldCpp"),
+        ("GET", "/props", "llama-server"), ("POST", "/tokenize", "llama-server"), ("GET", "/version", "vLLM"),
+        ("POST", "/generate", "text-generation-inference"),
+    ],
+)  # fmt: skip
+async def test_who_speaks_another_servers_api_is_told_what_to_choose(
+    client: httpx.AsyncClient, method: str, path: str, whose: str
+) -> None:
+    answer = await client.request(method, path, json={} if method == "POST" else None)
+    assert (answer.status_code, error_of(answer)["code"]) == (404, "not_found")
+    message = error_of(answer)["message"]
+    assert f"{whose}'s own API" in message and "OpenAI-compatible" in message and "/v1" in message
+
+
+async def test_who_looks_for_an_earlier_response_hears_that_none_is_kept(client: httpx.AsyncClient) -> None:
+    assert "keeps no responses" in error_of(await client.get("/v1/responses/resp_1"))["message"]
+
+
+async def test_tools_are_described_at_length(settings: Settings) -> None:
+    long = "word " * 10_000
+    with desk_with(
+        settings,
+        calling("Well."),
+    ) as desk:
+        async with desk.client() as client:
+            tool = {"name": "f", "description": long, "input_schema": {"type": "object"}}
+            answer = await client.post(MESSAGES, json={"messages": USER, "max_tokens": 9, "tools": [tool]})
+            assert answer.json()["error"]["code"] == "context_length_exceeded", (
+                "read, and too long for this model alone"
+            )
+
+
+async def test_functions_in_namespaces_are_offered_and_called_by_their_names(settings: Settings) -> None:
+    group = {"type": "namespace", "name": "weather", "description": "Weather.", "tools": [WEATHER]}
+    other = {"type": "function", "name": "other", "parameters": {"type": "object"}}
+    body = {"input": "Hello", "tools": [other, group, {"type": "web_search", "external_web_access": False}]}
+    with desk_with(settings, calling(HERMES.one)) as desk:
+        async with desk.client() as client:
+            whole = (await client.post(RESPONSES, json=body)).json()
+            streamed = events_of(await client.post(RESPONSES, json=body | {"stream": True}))
+            last = streamed[-1]["response"]["output"]
+            done = [event["item"] for event in streamed if event["type"] == "response.output_item.done"]
+            for call in (whole["output"][-1], last[-1], done[-1]):
+                assert (call["type"], call["name"], call["namespace"]) == ("function_call", "get_weather", "weather")
+            assert "get_weather" in told(desk) and "web_search" not in told(desk)
+            assert [tool["name"] for tool in whole["tools"]] == ["other", "get_weather"], "what was offered is told"
+            assert ["namespace" in tool for tool in whole["tools"]] == [False, True]
+            answered = [
+                *USER, whole["output"][-1],
+                {"type": "function_call_output", "call_id": whole["output"][-1]["call_id"], "output": "rain"},
+            ]  # fmt: skip
+            assert (await client.post(RESPONSES, json=body | {"input": answered})).status_code == 200
+            assert "rain" in told(desk)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"type": "namespace", "name": "empty", "tools": []}, {"type": "web_search"}]},
+        {"tools": [WEATHER, {"type": "namespace", "name": "n", "tools": [WEATHER]}]},
+        {"tools": [{"type": "namespace", "name": "n" * 200, "tools": [WEATHER]}]},
+        {"tools": [{"type": "namespace", "name": "n", "tools": [WEATHER | {"name": "a b"}]}]},
+    ],
+)
+async def test_namespaces_and_hosted_tools_that_leave_nothing_to_offer_are_refused(
+    client: httpx.AsyncClient, extra: dict[str, Any]
+) -> None:
+    refused = await client.post(RESPONSES, json={"input": "Hello"} | extra)
+    assert refused.status_code == 400, refused.text
+    assert error_of(refused)["param"].startswith("tools")
+
+
+async def test_allowed_tools_alone_are_told_in_the_responses_api_too(settings: Settings) -> None:
+    other = {"type": "function", "name": "other", "parameters": {"type": "object"}}
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_weather"}]}
+    with desk_with(settings, calling(HERMES.one)) as desk:
+        async with desk.client() as client:
+            body = {"input": "Hello", "tools": [WEATHER, other], "tool_choice": choice}
+            answer = (await client.post(RESPONSES, json=body)).json()
+            assert (answer["tool_choice"], answer["output"][-1]["name"]) == (choice, "get_weather")
+            shape = desk.engine.requests[-1].shape
+            assert shape is not None and len(shape.calls) == 1 and '"other"' not in told(desk)
+
+
+async def test_items_of_the_responses_api_that_programs_send_back(client: httpx.AsyncClient, desk: Desk) -> None:
+    refusal = {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot."}]}
+    parts = [{"type": "input_text", "text": "One"}, {"type": "input_text", "text": "two"}]
+    assert (
+        await client.post(RESPONSES, json={"input": [*USER, refusal, {"role": "user", "content": parts}]})
+    ).is_success
+    assert "I cannot." in told(desk) and "One\ntwo" in told(desk)
+    oddities: tuple[Any, ...] = ({"type": ["x"]}, {"type": {}}, {"type": "refusal"}, None)
+    for odd in oddities:
+        message = {"role": "user", "content": [odd]}
+        assert error_of(await client.post(RESPONSES, json={"input": [message]}))["param"] == "input"
+    referred = await client.post(RESPONSES, json={"input": [*USER, {"type": "item_reference", "id": "msg_1"}]})
+    assert NEVER in error_of(referred)["message"] and "store: false" in error_of(referred)["message"]
+    earlier = await client.post(RESPONSES, json={"input": "Hello", "previous_response_id": "resp_1"})
+    assert "store: false" in error_of(earlier)["message"]
+
+
+async def test_a_picture_for_a_model_that_cannot_see_is_refused_by_the_field_it_came_in(
+    client: httpx.AsyncClient,
+) -> None:
+    url = "data:image/png;base64,iVBORw0KGgo="
+    part = {"type": "input_image", "image_url": url}
+    refused = await client.post(RESPONSES, json={"input": [{"role": "user", "content": [part]}]})
+    assert (error_of(refused)["code"], error_of(refused)["param"]) == ("not_available_here", "input")
+
+
+async def test_thoughts_stand_where_a_summary_was_asked_for(settings: Settings) -> None:
+    body = {"input": "Hello", "reasoning": {"summary": "auto"}}
+    with desk_with(settings, Script(reply="<think>The user greets.</think>Hello!")) as desk:
+        async with desk.client() as client:
+            whole = (await client.post(RESPONSES, json=body)).json()
+            events = events_of(await client.post(RESPONSES, json=body | {"stream": True}))
+    for response in (whole, events[-1]["response"]):
+        thought, said = response["output"]
+        assert thought["summary"] == [{"type": "summary_text", "text": "The user greets."}]
+        assert "content" not in thought and said["content"][0]["text"] == "Hello!"
+        assert response["reasoning"] == {"effort": None, "summary": "auto"}
+    own = [event for event in events if "summary_index" in event]
+    kinds = list(dict.fromkeys(event["type"].removeprefix("response.reasoning_summary_") for event in own))
+    assert kinds == ["part.added", "text.delta", "text.done", "part.done"]
+    assert "".join(event.get("delta", "") for event in own) == own[-1]["part"]["text"] == "The user greets."
+    assert {(event["output_index"], event["summary_index"], event["item_id"]) for event in own} == {
+        (0, 0, events[-1]["response"]["output"][0]["id"])
+    }
+
+
+async def test_a_search_result_is_read_as_text(client: httpx.AsyncClient, desk: Desk) -> None:
+    found = {
+        "type": "search_result",
+        "source": "handbook",
+        "title": "Harbours",
+        "content": [{"type": "text", "text": "Deep."}],
+    }
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [found]}
+    call = {"type": "tool_use", "id": "a", "name": "look", "input": {}}
+    for content in ([found], [result]):
+        messages = [*USER, {"role": "assistant", "content": [call]}, {"role": "user", "content": content}]
+        answer = await client.post(MESSAGES, json={"max_tokens": 9, "messages": messages})
+        assert answer.status_code == 200, answer.text
+        assert "Harbours\nhandbook\n\nDeep." in told(desk)
+    wrongs: list[dict[str, Any]] = [{"title": None}, {"content": []}, {"content": [call]}]
+    for wrong in wrongs:
+        body: dict[str, Any] = {"max_tokens": 9, "messages": [{"role": "user", "content": [found | wrong]}]}
+        assert error_of_anthropic(await client.post(MESSAGES, json=body)) == "messages[0].content"
+
+
+def error_of_anthropic(response: httpx.Response) -> object:
+    """The field that a refusal in Anthropic's shape names."""
+    assert response.status_code == 400, response.text
+    return response.json()["error"]["param"]
