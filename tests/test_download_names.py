@@ -71,12 +71,12 @@ def test_of_a_repository_with_everything_the_files_that_loading_reads_are_taken(
     names = (
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "LICENSE",
         "chat_template.jinja", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
+        "model-00002-of-00002.safetensors", "1_Pooling/config.json",
     )  # fmt: skip
     others = (
         "consolidated.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json",
         "modeling_x.py", "original/params.json", "onnx/model.onnx", "tf_model.h5", ".gitattributes",
-        "training_args.bin", "flax_model.msgpack", "1_Pooling/config.json", "picture.png", "rust_model.ot",
+        "training_args.bin", "flax_model.msgpack", "1_Pooling/notes.json", "picture.png", "rust_model.ot",
         "weird.model", "notes.txt",
     )  # fmt: skip
     [choice] = list_choices(listing(*names, *others))

@@ -150,7 +150,7 @@ def test_the_errors_of_the_process_keep_their_kind(tmp_path: Path) -> None:
         ({"auto_map": AUTO_MAP}, RemoteCodeDisabled), ({"text_config": {"auto_map": AUTO_MAP}}, RemoteCodeDisabled),
         ({"_attn_implementation": "someone/kernel"}, RemoteCodeDisabled),
         ({"_attn_implementation_internal": "someone/kernel"}, RemoteCodeDisabled),
-        ({"model_type": "no_such_type"}, UnsupportedModel), ({"model_type": "bert"}, UnsupportedModel),
+        ({"model_type": "no_such_type"}, UnsupportedModel), ({"model_type": "albert"}, UnsupportedModel),
         ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModel),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, UnsupportedModel),
     ],

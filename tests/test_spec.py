@@ -242,10 +242,11 @@ def test_latent_and_multi_query_attention_have_small_caches(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("model_type", "architecture", "why"),
     [
-        ("bert", "BertForMaskedLM", "cannot generate"),
-        ("bert", "BertModel", "encoder"),
-        ("bert", "", "encoder"),
-        ("roberta", "RobertaForMaskedLM", "cannot generate"),
+        ("bert", "BertForSequenceClassification", "cannot generate"),
+        ("albert", "AlbertForMaskedLM", "cannot generate"),
+        ("albert", "AlbertModel", "cannot generate"),
+        ("big_bird", "BigBirdModel", "encoder"),
+        ("big_bird", "", "encoder"),
         ("deberta-v2", "DebertaV2Model", "cannot generate"),
         ("distilbert", "DistilBertForSequenceClassification", "cannot generate"),
         ("llama", "LlamaForSequenceClassification", "cannot generate"),

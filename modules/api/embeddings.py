@@ -26,6 +26,8 @@ from modules.services import Services
 
 # Inputs of one request that wait or are computed at once: the queue has room for other users.
 AT_ONCE = 8
+# Of a model that reads many texts in one step.
+AT_ONCE_IN_BATCHES = 32
 _NO_TOKENS = GenerationParams(max_new_tokens=1)
 
 
@@ -33,14 +35,23 @@ async def embed(services: Services, body: EmbeddingRequest, user: Asker) -> Json
     """The vectors of all inputs, in their order. Raises SnugError."""
     prepare = partial(services.models.with_engine, partial(_jobs, body))
     engine, jobs = await in_place(prepare)
-    vectors: list[Sequence[float]] = []
+    vectors: list[Sequence[float]] = [()] * len(jobs)
     tokens = 0
-    for start in range(0, len(jobs), AT_ONCE):
-        async with running(engine, jobs[start : start + AT_ONCE], user) as generations:
+    for numbers in _rounds(jobs, engine.info):
+        async with running(engine, [jobs[number] for number in numbers], user) as generations:
             replies = await collect(generations)
-        vectors += [_cut(_vector(reply), body.dimensions, engine.info.name) for reply in replies]
+        for number, reply in zip(numbers, replies, strict=True):
+            vectors[number] = _cut(_vector(reply), body.dimensions, engine.info.name)
         tokens += sum(reply.end.usage.prompt_tokens for reply in replies)
     return _answer(engine.info.name, vectors, tokens, packed=body.encoding_format == "base64")
+
+
+def _rounds(jobs: Sequence[Job], info: ModelInfo) -> list[list[int]]:
+    """The numbers of the jobs that go to the engine together: those of like length, where it reads many in one step."""
+    batches = info.loop == "encoder"
+    order = sorted(range(len(jobs)), key=lambda number: len(jobs[number].prompt.prompt_ids) if batches else number)
+    step = AT_ONCE_IN_BATCHES if batches else AT_ONCE
+    return [order[start : start + step] for start in range(0, len(order), step)]
 
 
 def _jobs(body: EmbeddingRequest, engine: EngineHost) -> tuple[EngineHost, list[Job]]:

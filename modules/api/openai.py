@@ -33,6 +33,7 @@ from modules.chat.offering import OfferedPrompt, Toolbox
 from modules.chat.prompts import BuiltPrompt, free_tokens
 from modules.engine.base import Degraded, Delta, Event, Finished, ModelInfo, Usage
 from modules.engine.host.host import EngineHost
+from modules.engine.intake import check_generates
 from modules.errors import (
     BadValue,
     ContextLengthExceeded,
@@ -181,6 +182,7 @@ def _unlikely(reply: Collected) -> float:
 
 
 def _chat_order(services: Services, toolbox: Toolbox, body: ChatRequest, user: Asker, engine: EngineHost) -> Order:
+    check_generates(engine.info)
     params, held = form_of(body.params(), body.offer)
     check_biases(params, engine.info)
     pictures = look_at([message.pictures for message in body.messages], services, engine.info)
@@ -222,6 +224,7 @@ def _continued(
 def _completion_order(
     services: Services, filling: Filling, body: CompletionRequest, user: Asker, engine: EngineHost
 ) -> Order:
+    check_generates(engine.info)
     if (body.scored or not body.writes) and not engine.info.scores:
         raise NotAvailableHere(
             f"{engine.info.name} tells no log-probabilities of a prompt: only causal models that transformers runs do.",
@@ -314,4 +317,6 @@ def _model_json(info: ModelInfo) -> dict[str, Any]:
         "owned_by": "snug",
         "context_length": info.context_tokens or None,
         "sees": info.sees,
+        "generates": info.generates,
+        "embeds": bool(info.embeds),
     }

@@ -54,7 +54,8 @@ class Gauges:
     def measure(self, engine: PromptEngine, turns: Sequence[ChatMessage], form: Form, *, max_new_tokens: int) -> Gauge:
         """The gauge for a prompt of these turns."""
         info = engine.info
-        if info.takes == "words" or not info.context_tokens or info.is_encoder_decoder:
+        counts = info.takes == "tokens" and info.generates and not info.is_encoder_decoder
+        if not counts or not info.context_tokens:
             return Gauge()
         overheads = self._overheads(engine, form)
         costs = self._costs(engine, turns, form, overheads)

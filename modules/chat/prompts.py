@@ -23,6 +23,7 @@ from modules.chat.rendering import ChatTemplate, Rendered, render_pieces
 from modules.chat.templates import TemplateWorker
 from modules.chat.thinking import opened_by
 from modules.engine.base import ModelInfo, TextPiece, Words
+from modules.engine.intake import check_generates
 from modules.errors import BadChatTemplate, BadValue, ContextLengthExceeded
 from modules.messages import ChatMessage, Picture
 
@@ -103,8 +104,10 @@ class Prompts:
         Where a template of `form` fails, the model's own is taken, and the notice says so.
 
         Raises ContextLengthExceeded if the messages do not fit, or with `truncate` if even the system prompt and the
-        last user message do not; BadValue without messages; BadChatTemplate.
+        last user message do not; BadValue without messages; BadChatTemplate; NotAvailableHere for a model that writes
+        no replies.
         """
+        check_generates(engine.info)
         turns = [replace(m, content=whole_characters(m.content)) for m in messages]
         if not engine.info.sees:
             turns = [blind(turn) for turn in turns]
@@ -136,9 +139,10 @@ class Prompts:
         """The prompt for a raw text, in which control tokens may be written by hand. BOS is put before it once.
 
         `behind` are tokens that follow the text, as the model once wrote them. Raises ContextLengthExceeded if it does
-        not fit; with `truncate` its beginning is left out instead.
+        not fit; with `truncate` its beginning is left out instead. Raises NotAvailableHere as `chat` does.
         """
         info = engine.info
+        check_generates(info)
         if info.takes == "words":
             return BuiltPrompt((), words=Words(text=whole_characters(text)))
         free = 0 if info.is_encoder_decoder else free_tokens(info, max_new_tokens)
@@ -170,8 +174,10 @@ class Prompts:
     ) -> BuiltPrompt:
         """The prompt that `chat` makes where everything fits, for who wants to see or count it.
 
-        Raises BadValue without messages, BadChatTemplate, and ContextLengthExceeded for what no model could read.
+        Raises BadValue without messages, BadChatTemplate, ContextLengthExceeded for what no model could read, and
+        NotAvailableHere as `chat` does.
         """
+        check_generates(engine.info)
         if engine.info.takes == "words" or engine.info.is_encoder_decoder:
             return self.chat(engine, messages, max_new_tokens=1, reply_start=reply_start, truncate=False, form=form)
         turns = [replace(m, content=whole_characters(m.content)) for m in messages]

@@ -27,6 +27,7 @@ from modules.chat.running import ReplyView, RunningReply
 from modules.chat.store import Store
 from modules.chat.writing import Outcome, Task, Writer
 from modules.engine.host.host import EngineHost
+from modules.engine.intake import check_generates
 from modules.errors import BadCharacter, BadName, BadValue, Busy, ContextLengthExceeded, NotFound, StaleView
 from modules.extensions.manager import Extensions
 from modules.messages import Attachment, ChatMessage, Conversation, Message, Setup
@@ -77,7 +78,8 @@ class ChatService:
 
         `attachments` are files that wait (Store.attached). The same `op_id` again starts nothing and returns the same
         reply. Raises BadValue for an empty text without a file, Busy, StaleView if what it answers is gone, NotFound
-        if a file is, ContextLengthExceeded for a text that no reading could make short enough, StoreFailed. Whatever
+        if a file is, ContextLengthExceeded for a text that no reading could make short enough, NotAvailableHere while
+        the model that is loaded writes no replies, StoreFailed. Whatever
         the model does wrong is told by the reply.
         """
         if not text.strip() and not attachments:
@@ -262,8 +264,10 @@ class ChatService:
             yield
 
     def _check_can_fit(self, text: str) -> None:
-        """Keep texts out of the store that would only make the page slow."""
+        """Keep texts out of the store that would only make the page slow, or that this model will never answer."""
         info = self._models.state.info
+        if info is not None:
+            check_generates(info)
         if info is not None and 0 < info.context_tokens * CHARACTERS_A_TOKEN < len(text):
             raise ContextLengthExceeded(
                 f"The message has {len(text):,} characters; {info.name} reads {info.context_tokens:,} tokens at once.",

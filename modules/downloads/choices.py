@@ -28,6 +28,7 @@ _QUANTIZATION = re.compile(r"(?i)(?:^|[-._/])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\
 _NOT_A_MODEL = re.compile(r"(?i)(^|[-._])(mmproj|imatrix)([-._]|$)")
 _COMPANION = re.compile(
     r"(?i)[^/]+\.(json|jinja|tiktoken)|[^/]*(tokenizer|sentencepiece|spiece|spm)[^/]*\.model|(vocab|merges)\.txt"
+    r"|[0-9]_[A-Za-z]+/config\.json"  # how sentence-transformers makes one vector of a text: 1_Pooling
     r"|(LICEN[CS]E|NOTICE|USE_POLICY|README)(\.(txt|md))?"
 )
 _PREFERRED = "Q4_K_M"

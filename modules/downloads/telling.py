@@ -44,6 +44,8 @@ def _way(plan: Plan) -> str:
     total = sum(budget.total for budget in plan.budgets.values())
     low, high = (format_rate(rate) for rate in plan.tokens_per_s)
     speed = f", about {low if low == high else f'{low}–{high}'} tokens/s" if plan.tokens_per_s[1] else ""
+    if plan.spec.embedder is not None:
+        return f"{plan.title}: {format_size(total)} for texts of up to {plan.run.context_tokens:,} tokens{speed}."
     return f"{plan.title}: {format_size(total)} for {plan.run.context_tokens:,} tokens of context{speed}."
 
 

@@ -164,7 +164,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """The vector of a text, of length 1 unless a server of others made it otherwise."""
+    """The vector of a text: of length 1 through llama.cpp, else as the model's folder or its server has it."""
 
     values: tuple[float, ...]
 
@@ -234,7 +234,7 @@ class ModelInfo:
 
     name: str
     architecture: str
-    loop: Literal["batched", "serial", "zero3", "llamacpp", "remote"]
+    loop: Literal["batched", "serial", "encoder", "zero3", "llamacpp", "remote"]
     loop_reason: str
     context_tokens: int
     vocab_size: int
@@ -261,6 +261,11 @@ class ModelInfo:
     sees: bool = False
     image_token: str = ""
     loaded_at: int = field(default_factory=lambda: int(time.time()), compare=False)
+
+    @property
+    def generates(self) -> bool:
+        """Whether it writes replies; else it makes embeddings and nothing else."""
+        return self.loop != "encoder"
 
     @property
     def scores(self) -> bool:

@@ -1,9 +1,9 @@
-"""One text → one vector, for engines that ask a server with OpenAI's /v1/embeddings: its outward side."""
+"""One text → one vector, its outward side: for engines that ask a server with OpenAI's /v1/embeddings, and our own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modules.engine.base import Embedding, Emit, FinishReason, GenerationRequest, Usage
@@ -27,14 +27,17 @@ class EmbeddingTelling(Telling):
 
     def take(self, answer: Any) -> FinishReason:
         """Tell the vector of a server's `answer`. Raises GenerationFailed where there is none."""
-        vector = _vector(answer)
+        usage = answer.get("usage") if isinstance(answer, Mapping) else None
+        counted = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+        self._counted = counted if type(counted) is int and counted > 0 else self._counted
+        return self.tell(_vector(answer))
+
+    def tell(self, vector: Sequence[Any]) -> FinishReason:
+        """Tell the `vector`. Raises GenerationFailed where it is none."""
         if not vector or not all(type(value) in (int, float) and math.isfinite(value) for value in vector):
             raise GenerationFailed(
                 "The embedding is not a list of finite numbers.", remedy="Try another text, or another model."
             )
-        usage = answer.get("usage")
-        counted = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
-        self._counted = counted if type(counted) is int and counted > 0 else self._counted
         self._send(Embedding(tuple(map(float, vector))))
         return "stop"
 

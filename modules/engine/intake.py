@@ -186,6 +186,16 @@ def check_ids(request: GenerationRequest, vocab_size: int) -> None:
         raise BadValue(f"Token ids must be 0 to {known[-1]}.", remedy="Use this model's tokenizer.", param="prompt")
 
 
+def check_generates(info: ModelInfo) -> None:
+    """Raise NotAvailableHere where `info` writes no replies."""
+    if not info.generates:
+        raise NotAvailableHere(
+            f"{info.name} makes embeddings of texts and writes no replies.",
+            remedy="Load a model that chats. This one answers /v1/embeddings.",
+            param="model",
+        )
+
+
 def check_embeds(info: ModelInfo, tokens: int, *, param: str = "input") -> None:
     """Raise NotAvailableHere where `info` makes no embeddings, ContextLengthExceeded for a text that is too long."""
     if not info.embeds:
@@ -193,7 +203,8 @@ def check_embeds(info: ModelInfo, tokens: int, *, param: str = "input") -> None:
             f"{info.name} makes no embeddings.",
             remedy="Load it with --embeddings."
             if info.loop == "llamacpp"
-            else "Load a .gguf file with --loader llamacpp --embeddings.",
+            else "Load a model that embeds (a sentence-transformers folder), or a .gguf file with --loader llamacpp "
+            "--embeddings.",
             param="model",
         )
     if info.embed_tokens and tokens > info.embed_tokens:

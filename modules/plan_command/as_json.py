@@ -98,6 +98,9 @@ def _spec(spec: ModelSpec) -> dict[str, Any]:
         "layer_count": spec.layers,
         "layers": [{"kind": kind, "layer_count": count} for kind, count in count_layers(spec).items()],
         "longest_context_tokens": spec.max_context,
+        "embeds": None
+        if spec.embedder is None
+        else {"pooling": spec.embedder.pooling, "normalizes": spec.embedder.normalizes},
         "stored_dtype": spec.stored_dtype,
         "stored_bytes": sum(tensor.size_bytes for tensor in spec.tensors),
         "warnings": list(spec.warnings),

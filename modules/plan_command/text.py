@@ -83,7 +83,12 @@ def model_text(spec: ModelSpec) -> Text:
 
 
 def layers_text(spec: ModelSpec) -> str:
-    """`32 layers`; where not all are plain attention `48 layers (8 full attention, 40 sliding window)`."""
+    """`32 layers`; where not all are plain attention `48 layers (8 full attention, 40 sliding window)`.
+
+    A model that embeds keeps nothing in any of them: there it says what it does.
+    """
+    if spec.embedder is not None:
+        return f"{spec.layers} layers, embeds texts"
     counts = count_layers(spec)
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return f"{spec.layers} layers" + (f" ({kinds})" if counts.keys() - {"full attention"} else "")
@@ -122,6 +127,8 @@ def _verdict(table: PlanTable, notes: Notes) -> Iterable[Text]:
         return
     low, high = plan.tokens_per_s
     told = f" {plan.title}, {plan.run.context_tokens:,} tokens of context"
+    if table.spec.embedder is not None:
+        told = f" {plan.title}, texts of up to {plan.run.context_tokens:,} tokens"
     if table.options.ctx_size is None and not table.spec.context_stated:
         told += " (assumed, since the model states no length)"
     if low > 0 and high < _SLOW:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from modules.errors import OutOfMemory, SnugError
+from modules.errors import NotAvailableHere, OutOfMemory, SnugError
 from modules.hardware import Device, Inventory
 from modules.memory.forecasting.budget import Budget, Figure, Purpose
 from modules.memory.forecasting.forecast import CPU_PROCESS_BYTES, CUDA_CONTEXT_BYTES
@@ -76,8 +76,13 @@ def list_ways(
     """Every way to train in `mode` on the roomiest GPU, or on the CPU; one sequence of `tokens` a step.
 
     `peaks` tells what a dry run counts, or None where it does not know. Raises BadValue for more tokens than the model
-    was made for.
+    was made for, NotAvailableHere for a model that embeds texts.
     """
+    if spec.embedder is not None:
+        raise NotAvailableHere(
+            f"{spec.name} embeds texts; Snug plans the training of models that write.",
+            remedy="Choose another model.",
+        )
     length = min(tokens or DEFAULT_TOKENS, wished_context(spec, LoadOptions.model_validate({"ctx_size": tokens})))
     gpus = () if cpu else inventory.gpus
     device = max(gpus, key=lambda gpu: gpu.free_bytes) if gpus else inventory.cpu

@@ -56,7 +56,7 @@ def _head_html(plan: Plan, *, loaded: bool, refusal: SnugError | None, instead: 
     total = sum(budget.total for budget in plan.budgets.values())
     facts = [
         t("{size} in all", size=format_size(total)),
-        tn("{count} token of context", "{count} tokens of context", plan.run.context_tokens),
+        _length_text(plan),
     ]
     if plan.tokens_per_s[1]:
         facts.append(t("about {speed}", speed=speed_text(plan.tokens_per_s)))
@@ -74,6 +74,13 @@ def _head_html(plan: Plan, *, loaded: bool, refusal: SnugError | None, instead: 
         f'<div class="plan-head"><div class="verdict {kind}"><span class="dot"></span><strong>{verdict}</strong>'
         f"<span>{html.escape(told(plan.title))}</span></div><p>{facts_html}</p>{remedy}</div>"
     )
+
+
+def _length_text(plan: Plan) -> str:
+    """How long a conversation may be; of a model that embeds, a text."""
+    if plan.spec.embedder is not None:
+        return tn("texts of {count} token", "texts of up to {count} tokens", plan.run.context_tokens)
+    return tn("{count} token of context", "{count} tokens of context", plan.run.context_tokens)
 
 
 def speed_text(tokens_per_s: tuple[float, float], *, short: bool = False) -> str:

@@ -193,6 +193,7 @@ def model_view(state: ModelState) -> Json:
         "version": state.version,
         "name": state.name,
         "answering": state.info.name if state.info else "",
+        "writes": state.info.generates if state.info else True,
         "stage": told(state.progress.stage) if state.progress else "",
         "fraction": state.progress.fraction if state.progress else 0.0,
         "problem": problem_view(state.error) if state.error else None,

@@ -29,12 +29,14 @@ from modules.engine.loading.loading_errors import named_failures, named_tokenize
 from modules.engine.loading.merging import merge_loras
 from modules.engine.loading.pretrained import auto_class, from_pretrained_kwargs, source_folder
 from modules.engine.loops.choice import choose_loop
+from modules.engine.loops.encoder import EncoderEngine
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.sight import Eyes
 from modules.engine.process.footprint import module_devices, peak_bytes, reset_peak, weight_bytes_by_device
 from modules.engine.process.mappings import MappedFiles
 from modules.errors import BadSafetensors, BadTokenizer, BadValue, DiskFull, ModelNotFound
 from modules.heap import LARGE_STEP_TOKENS, give_back
+from modules.memory.model.meta import drop_pooler
 from modules.memory.planning.placement import make_groups
 from modules.memory.planning.planner import Plan
 from modules.units import MiB, format_size
@@ -71,10 +73,27 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
         if processor is not None:
             loaded = with_eyes(loaded, processor)
         on_progress(Progress("Trying it out", _WEIGHTS_SHARE[1]))
-        engine = choose_loop(loaded, partial(_arranging, on_progress), partial(_compiling, on_progress))
+        engine = _engine_of(loaded, on_progress)
     log.info("%s loaded in %.1f s, peak %s", plan.spec.name, loaded.info.load_s, format_size(loaded.info.peak_bytes))
     on_progress(Progress("Ready", 1.0))
     return engine
+
+
+def _engine_of(loaded: LoadedModel, on_progress: OnProgress) -> Engine:
+    """The engine that runs the model: one of the loops, or the encoder's for one that embeds."""
+    embedder = loaded.plan.spec.embedder
+    if embedder is None:
+        return choose_loop(loaded, partial(_arranging, on_progress), partial(_compiling, on_progress))
+    loaded.model.config.use_cache = False
+    info = replace(
+        loaded.info,
+        loop="encoder",
+        loop_reason="texts of like length are read together",
+        chat_template="",
+        embeds=embedder.pooling,
+        embed_tokens=loaded.info.context_tokens,
+    )
+    return EncoderEngine(replace(loaded, info=info), embedder)
 
 
 def _load_draft_model(on_progress: OnProgress, started: float, plan: Plan, tokenizer: Any) -> LoadedModel:
@@ -119,6 +138,9 @@ def _load_model(plan: Plan, on_progress: OnProgress) -> Any:
         raise
     if offload_folder:
         weakref.finalize(model, shutil.rmtree, offload_folder, ignore_errors=True)
+    if plan.spec.embedder is not None:
+        drop_pooler(model)
+        report["missing_keys"] = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
     check_complete(plan, report)
     model.eval().requires_grad_(False)
     if files:
@@ -340,7 +362,8 @@ def find_border_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def find_eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens that end a reply: of generation_config, of the tokenizer, and the chat template's end of a turn."""
-    named = model.generation_config.eos_token_id
+    config = getattr(model, "generation_config", None)  # a base model has none
+    named = config.eos_token_id if config is not None else None
     found = set(named) if isinstance(named, list | tuple) else {named}
     found.add(tokenizer.eos_token_id)
     template = _chat_template(tokenizer)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
@@ -59,6 +60,8 @@ def from_pretrained_kwargs(plan: Plan) -> dict[str, Any]:
 
 def auto_class(plan: Plan) -> Any:
     """The class of transformers that knows the class of the model."""
+    if plan.spec.embedder is not None:
+        return AutoModel
     if plan.spec.vision is not None:
         return AutoModelForImageTextToText
     return AutoModelForSeq2SeqLM if plan.spec.is_encoder_decoder else AutoModelForCausalLM

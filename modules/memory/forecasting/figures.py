@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from modules.memory.forecasting.budget import Budget, Figure, Purpose
+from modules.memory.forecasting.encoding import encoder_budget
 from modules.memory.forecasting.forecast import (
     CUDA_CONTEXT_BYTES,
     RunSpec,
@@ -54,6 +55,8 @@ def device_budget(
     `held.kv_cache`, which is added here.
     """
     held = held or Held()
+    if spec.embedder is not None:
+        return encoder_budget(spec, run, device, held.weights, held.quant_meta)
     work = kv_work_bytes(spec, run) if computes else 0
     figures: dict[Purpose, Figure] = {
         "weights": Figure(held.weights, "exact"),

@@ -31,7 +31,7 @@ CPU_PROCESS_BYTES = 480 * MiB
 
 _FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
 # transformers gives these no SDPA path: scores are materialised whatever was asked for (dry runs on 5.23).
-_EAGER_ONLY = frozenset({"gptj", "bloom", "gemma2", "codegen", "mpt", "t5", "mt5", "umt5", "longt5"})
+_EAGER_ONLY = frozenset({"gptj", "bloom", "gemma2", "codegen", "mpt", "t5", "mt5", "umt5", "longt5", "mpnet"})
 # Families whose T5-like `wo` bitsandbytes leaves alone (_keep_in_fp32_modules).
 _KEPT_WO = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pop2piano"})
 # Families whose linear layers are transformers' Conv1D.
@@ -280,13 +280,18 @@ def prefill_peak_bytes(spec: ModelSpec, run: RunSpec, *, with_head: bool) -> int
     routed = max(1, spec.experts_per_token)
     mlp = tokens * width * (4 * spec.hidden_size + 3 * spec.intermediate_size * routed)
     peaks = [mlp]
-    if run.attention == "eager" or spec.model_type in _EAGER_ONLY:
+    if is_eager(spec, run):
         scores = spec.attention_heads * tokens * run.context_tokens * (8 if width == 4 else 10)
         heads = 2 * spec.head_dim * (spec.attention_heads + spec.kv_heads)
         peaks.append(scores + tokens * width * (4 * spec.hidden_size + heads))
     if with_head:
         peaks.append(spec.vocab_size * (width + 4))
     return max(peaks)
+
+
+def is_eager(spec: ModelSpec, run: RunSpec) -> bool:
+    """Whether the scores of attention are materialised."""
+    return run.attention == "eager" or spec.model_type in _EAGER_ONLY
 
 
 def dequantize_bytes(spec: ModelSpec, run: RunSpec) -> int:

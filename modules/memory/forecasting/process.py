@@ -33,7 +33,7 @@ SCORE_ROWS, SCORE_COLUMNS = 384, 1024
 
 def process_figures(spec: ModelSpec, run: RunSpec, *, computes: bool, deepspeed: bool = False) -> dict[Purpose, Figure]:
     """The figures of a Budget that a process on the CPU adds to weights and caches, or has otherwise than a GPU."""
-    figures: dict[Purpose, Figure] = {"context": _runtime(spec, run, deepspeed=deepspeed)}
+    figures: dict[Purpose, Figure] = {"context": runtime_figure(spec, run, deepspeed=deepspeed)}
     if not computes:
         return figures
     attention = attention_bytes(spec, run)
@@ -109,7 +109,7 @@ def _attention_text(spec: ModelSpec, run: RunSpec) -> str:
     )
 
 
-def _runtime(spec: ModelSpec, run: RunSpec, *, deepspeed: bool) -> Figure:
+def runtime_figure(spec: ModelSpec, run: RunSpec, *, deepspeed: bool = False) -> Figure:
     """The process without weights and buffers."""
     quantized = run.quantization != "none" or spec.prequantized != "none"
     parts = {
@@ -130,7 +130,7 @@ def _holes(spec: ModelSpec, run: RunSpec) -> Figure:
     glibc 2.36 finds no use for an aligned block that was freed if the next one is as large.
     """
     scores, chunk = 6 * _scores_bytes(spec, run), prefill_peak_bytes(spec, run, with_head=True)
-    products = _int8_block_bytes(spec, run)
+    products = int8_block_bytes(spec, run)
     text = f"the heap's holes, six times the scores: 6 · {scores // 6:,} B"
     if chunk > scores:
         text = f"the heap's holes, a chunk's activations again: {chunk:,} B"
@@ -139,7 +139,7 @@ def _holes(spec: ModelSpec, run: RunSpec) -> Figure:
     return Figure(max(scores, chunk) + products, "formula", text)
 
 
-def _int8_block_bytes(spec: ModelSpec, run: RunSpec) -> int:
+def int8_block_bytes(spec: ModelSpec, run: RunSpec) -> int:
     """All that int8 products of the largest block allocate for a chunk; 0 without int8.
 
     A value in: cast 2, magnitude 2, scaled fp32 4, rounded 4, byte 1; a value out: int32 4, fp32 4, cast 2

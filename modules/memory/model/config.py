@@ -23,6 +23,21 @@ _CODE_KEYS = ("auto_map", "_attn_implementation_internal", "_experts_implementat
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, within limits of size, nesting and number. Raises BadConfig naming the file."""
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise _bad(path.name, "does not hold an object")
+    return content
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The same of a file that holds a list."""
+    content = _read(path)
+    if not isinstance(content, list):
+        raise _bad(path.name, "does not hold a list")
+    return content
+
+
+def _read(path: Path) -> object:
     try:
         with open_regular(path) as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)
@@ -36,8 +51,6 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(raw, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise _bad(path.name, f"is not valid JSON ({str(error)[:80]})") from error
-    if not isinstance(content, dict):
-        raise _bad(path.name, "does not hold an object")
     _check_depth(path.name, content)
     return content
 

@@ -20,6 +20,7 @@ from modules.errors import BadConfig, SnugError, TimedOut, UnsupportedModel
 from modules.files import atomic_write
 from modules.killable import bare_environment
 from modules.memory.model.config import read_json
+from modules.memory.model.embedder import MODULES
 from modules.memory.model.formats import has_weights
 from modules.memory.model.model_spec import Describe, Description, TensorInfo, block_of
 
@@ -81,6 +82,8 @@ def _kept(file: Path, cache_folder: Path) -> Path:
 def cache_key(file: Path) -> str:
     """What an answer depends on: the config's content and the versions that build the model."""
     content = json.dumps(read_json(file), sort_keys=True)
+    if file.name == "config.json" and (file.parent / MODULES).exists():  # the base model is built, without a head
+        content += MODULES
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
     return hashlib.sha256("\0".join([str(_FORMAT), *versions, content]).encode()).hexdigest()[:32]
 

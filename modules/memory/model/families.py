@@ -1,4 +1,4 @@
-"""Which model families transformers can generate with, read from its source text so that torch is not imported.
+"""Which model families can generate or embed, read from transformers' source text so that torch is not imported.
 
 Also what cannot be told from config.json: the name that a family gives to its base model, by which placements name
 modules. Knows nothing of files or memory.
@@ -14,17 +14,25 @@ from functools import cache
 from pathlib import Path
 
 from modules.errors import UnsupportedModel
+from modules.memory.model.layers import RECURRENT_TYPES
 
 _GENERATING = "Snug chats with causal models (Llama, GPT, Qwen, …) and encoder-decoders (T5, BART)."
 # Families that read pictures as Snug gives them to them, each held against transformers' own `generate` in
 # tests/test_sight.py. Others need more than vectors in place of tokens: masks of their own, vectors for several layers.
 SEEING = frozenset({"idefics3", "smolvlm", "llava", "qwen2_vl", "qwen2_5_vl"})
+# Encoders that embed texts here, each held against transformers in tests/test_encoder.py.
+ENCODING = frozenset({
+    "bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert", "electra", "modernbert",
+})  # fmt: skip
+_EMBEDDING = "Snug embeds with BERT, RoBERTa, XLM-RoBERTa, MPNet, ModernBERT and their kin, and with causal models."
 _SEEN = "Of models that see, Snug runs Idefics3, SmolVLM, LLaVA, Qwen2-VL and Qwen2.5-VL."
 # Heads that classify or fill gaps; a model saved with one of them has no trained way to continue a text.
 _TASK_HEADS = re.compile(
     r"For(MaskedLM|SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|NextSentencePrediction"
     r"|RewardModel|ImageClassification|CTC|AudioClassification|FeatureExtraction|Retrieval|PreTraining)$"
 )
+# Of them, those whose base model is an encoder as any other.
+_READS = ("ForMaskedLM", "ForPreTraining")
 # T5 and its kin say base_model_prefix = "transformer" but hold encoder and decoder directly.
 _WITHOUT_BASE = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "t5gemma", "fsmt"})
 _SOUND = re.compile(r"audio|speech|voxtral|asr|flamingo|moss_transcribe|seamless")
@@ -107,6 +115,28 @@ def check_can_generate(model_type: str, architecture: str, *, is_decoder: bool, 
         f"The installed transformers does not know the model type {model_type[:60]!r}.",
         remedy="Update transformers, or use --trust-remote-code if the model brings its own code and you trust it.",
     )
+
+
+def is_encoder(model_type: str, architecture: str, *, is_decoder: bool) -> bool:
+    """Whether a folder that says nothing of embedding holds an encoder of a family that embeds texts here.
+
+    Not one that was trained to label or to score.
+    """
+    bare = not architecture or not _TASK_HEADS.search(architecture) or architecture.endswith(_READS)
+    return model_type in ENCODING and bare and not is_decoder
+
+
+def check_can_embed(model_type: str, architecture: str) -> Family:
+    """The Family of a model that is to embed texts: its base model, without any head. Raises UnsupportedModel."""
+    generates = _names("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+    decodes = model_type in generates and model_type not in _names("MODEL_FOR_MASKED_LM_MAPPING_NAMES")
+    decodes = decodes and model_type not in _names("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES")
+    decodes = decodes and model_type not in SEEING and model_type not in RECURRENT_TYPES
+    base = _names("MODEL_MAPPING_NAMES").get(model_type)
+    if base is None or not (decodes or model_type in ENCODING):
+        label = architecture or model_type
+        raise UnsupportedModel(f"{label} ({model_type}): Snug does not embed with this family.", remedy=_EMBEDDING)
+    return Family(base, is_encoder_decoder=False)
 
 
 def _hears(model_type: str) -> bool:

@@ -10,10 +10,11 @@ from modules.memory.model.assembly import assemble, context_warning
 from modules.memory.model.config import read_json
 from modules.memory.model.crosscheck import with_description
 from modules.memory.model.describing import ELEMENT_BYTES, describe_in_process
-from modules.memory.model.formats import has_weights, read_model_tensors
+from modules.memory.model.embedder import MODULES, Embedder, prompt_warning
+from modules.memory.model.formats import StoredTensor, has_weights, read_model_tensors
 from modules.memory.model.model_config import CheckedConfig, check_config, refuse_code_files, stated_dtype
 from modules.memory.model.model_spec import Describe, ModelSpec, TensorInfo
-from modules.memory.model.naming import check_blocks, is_tied, name_tensors
+from modules.memory.model.naming import check_blocks, is_tied, name_base_tensors, name_tensors
 from modules.memory.model.tokenizers import TOKENIZER_REMEDY, lacks_tokenizer
 from modules.memory.model.vision import with_processor
 
@@ -34,12 +35,18 @@ def inspect_folder(folder: Path, *, trust_remote_code: bool, describe: Describe 
     processor = folder / "preprocessor_config.json"
     if checked.vision is not None and processor.exists():
         checked = replace(checked, vision=with_processor(checked.vision, read_json(processor)))
-    tensors = name_tensors(read_model_tensors(folder), checked.model_type)
+    tensors = named_tensors(read_model_tensors(folder), checked)
     if not checked.custom:
         check_blocks(tensors, checked.shape.layers, folder.name)
     warnings = [f"{folder.name} has no tokenizer. {TOKENIZER_REMEDY}"] if lacks_tokenizer(folder) else []
     spec = spec_from_headers(folder.name, folder, checked, tensors, warnings)
     return checked_against_config(spec, describe, folder / "config.json") if describe and not checked.custom else spec
+
+
+def named_tensors(stored: tuple[StoredTensor, ...], checked: CheckedConfig) -> tuple[TensorInfo, ...]:
+    """The stored tensors of the model that will be loaded, under their names in it."""
+    name = name_tensors if checked.embedder is None else name_base_tensors
+    return name(stored, checked.model_type)
 
 
 def checked_against_config(spec: ModelSpec, describe: Describe, file: Path) -> ModelSpec:
@@ -55,12 +62,22 @@ def spec_from_headers(
     name: str, path: Path, checked: CheckedConfig, tensors: tuple[TensorInfo, ...], warnings: list[str]
 ) -> ModelSpec:
     """The spec of a checked config and its files' tensors."""
+    embedder = checked.embedder
+    tied = embedder is None and is_tied(checked.whole, checked.text, tensors)
     spec = assemble(
         name, path, "safetensors", checked.family.architecture, checked.model_type, checked.shape, tensors,
-        is_tied(checked.whole, checked.text, tensors), (*warnings, *context_warning(checked.shape)),
+        tied, (*warnings, *context_warning(checked.shape)),
         is_encoder_decoder=checked.family.is_encoder_decoder, prequantized=checked.prequantized, rotary=checked.rotary,
     )  # fmt: skip
-    return replace(spec, vision=checked.vision)
+    told = [] if embedder is None else _embedding_warnings(name, embedder)
+    return replace(spec, vision=checked.vision, embedder=embedder, warnings=(*spec.warnings, *told))
+
+
+def _embedding_warnings(name: str, embedder: Embedder) -> list[str]:
+    """What to know before vectors of this model are kept."""
+    if not embedder.stated:
+        return [f"{name} does not say how it embeds (no {MODULES}): the mean of a text's tokens is taken."]
+    return prompt_warning(name, embedder)
 
 
 def inspect_config(file: Path, *, trust_remote_code: bool, describe: Describe | None) -> ModelSpec:

@@ -28,7 +28,8 @@ from modules.errors import (
 )
 from modules.files import atomic_write
 from modules.memory.model.config import MAX_CONFIG_BYTES
-from modules.memory.model.folder import checked_against_config, spec_from_headers
+from modules.memory.model.embedder import MODULES, PROMPTS, SETTINGS
+from modules.memory.model.folder import checked_against_config, named_tensors, spec_from_headers
 from modules.memory.model.formats import (
     MAX_HEADER_BYTES,
     MAX_INDEX_BYTES,
@@ -43,7 +44,7 @@ from modules.memory.model.gguf_model import inspect_gguf
 from modules.memory.model.hub_client import HubClient, Listing
 from modules.memory.model.model_config import check_config, is_code_file
 from modules.memory.model.model_spec import Describe, ModelSpec
-from modules.memory.model.naming import check_blocks, name_tensors
+from modules.memory.model.naming import check_blocks
 from modules.memory.model.tokenizers import has_tokenizer_file
 from modules.units import KiB, MiB
 
@@ -51,6 +52,9 @@ FIRST_READ_BYTES = 64 * KiB
 MAX_GGUF_HEADER_BYTES = 64 * MiB
 _INDEX = "model.safetensors.index.json"
 _READERS = 8
+# Of a model that embeds texts: what says how.
+_EMBEDDING_FILES = re.compile(rf"{MODULES}|{SETTINGS}|{PROMPTS}|tokenizer_config\.json|[0-9]_[A-Za-z]+/config\.json")
+_MOST_EMBEDDING_FILES = 12
 
 
 def inspect_hub(
@@ -158,7 +162,9 @@ def _is_whole(folder: Path) -> bool:
         content = json.loads((folder / "files.json").read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.keys() == {"files", "headers"}
+    if not isinstance(content, dict) or content.keys() != {"files", "headers"}:
+        return False
+    return MODULES not in content["files"] or (folder / MODULES).exists()  # not so in a cache of an older version
 
 
 def _fetch(client: HubClient, listing: Listing, cache_folder: Path) -> Path:
@@ -177,6 +183,8 @@ def _fetch(client: HubClient, listing: Listing, cache_folder: Path) -> Path:
         raise BadConfig(f"{client.name} has no config.json on the hub.", remedy="Choose another model.")
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "config.json", _whole(client, listing, "config.json", MAX_CONFIG_BYTES))
+    if MODULES in listing.files:
+        _fetch_embedding_files(client, listing, folder)
     check_config(folder / "config.json", client.name, trust_remote_code=False)
     names = _weight_files(client, listing, folder)
     with ThreadPoolExecutor(_READERS) as readers:
@@ -184,6 +192,14 @@ def _fetch(client: HubClient, listing: Listing, cache_folder: Path) -> Path:
     content = {"files": sorted(listing.files), "headers": dict(zip(names, headers, strict=True))}
     atomic_write(folder / "files.json", json.dumps(content))
     return folder
+
+
+def _fetch_embedding_files(client: HubClient, listing: Listing, folder: Path) -> None:
+    """What says how the model embeds, modules.json last: where that is, all of it is."""
+    found = sorted(file for file in listing.files if _EMBEDDING_FILES.fullmatch(file) and file != MODULES)
+    for file in (*found[:_MOST_EMBEDDING_FILES], MODULES):
+        (folder / file).parent.mkdir(exist_ok=True)
+        atomic_write(folder / file, _whole(client, listing, file, MAX_CONFIG_BYTES))
 
 
 def _refuse_formats(name: str, listing: Listing) -> None:
@@ -245,7 +261,7 @@ def _spec(name: str, folder: Path, warnings: list[str]) -> ModelSpec:
     content = json.loads((folder / "files.json").read_bytes())
     checked = check_config(folder / "config.json", name, trust_remote_code=False)
     stored = _stored(content["headers"])
-    tensors = name_tensors(stored, checked.model_type)
+    tensors = named_tensors(stored, checked)
     check_blocks(tensors, checked.shape.layers, name)
     if not has_tokenizer_file(content["files"]):
         warnings = [*warnings, f"{name} has no tokenizer of its own on the hub."]

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+)
 from transformers.core_model_loading import build_glob_alternation
 from transformers.initialization import no_tie_weights
 from transformers.pytorch_utils import Conv1D
@@ -73,12 +79,15 @@ def build(file: Path, *, attention: str | None = None) -> Any:
     values = {name: value for name, value in checked.whole.items() if name not in _DROPPED}
     auto: Any = AutoModelForSeq2SeqLM if checked.family.is_encoder_decoder else AutoModelForCausalLM
     auto = AutoModelForImageTextToText if checked.family.sees else auto
+    auto = AutoModel if checked.embedder is not None else auto
     try:
         config = _from_values(CONFIG_MAPPING[checked.model_type], values)
         with torch.device("meta"), no_tie_weights():
             model = auto.from_config(
                 config, dtype=torch.bfloat16, attn_implementation=attention, trust_remote_code=False
             )
+            if checked.embedder is not None:
+                drop_pooler(model)
     except ImportError as error:
         raise UnsupportedModel(
             f"{checked.family.architecture} needs a package that is not installed: {str(error)[:160]}.",
@@ -92,6 +101,12 @@ def build(file: Path, *, attention: str | None = None) -> Any:
             remedy="Fetch the model's config again.",
         ) from error
     return model.eval()
+
+
+def drop_pooler(model: Any) -> None:
+    """Take away the layer that BERT and its kin put behind the first token for classifying: no embedding uses it."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
 
 
 def _from_values(config_class: Any, values: dict[str, Any]) -> Any:

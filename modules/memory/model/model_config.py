@@ -6,14 +6,16 @@ Single fields are checked in config.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from modules.errors import BadConfig, RemoteCodeDisabled, UnsupportedModel
-from modules.memory.model.config import read_json, refuse_remote_code
-from modules.memory.model.families import Family, check_can_generate
+from modules.memory.model.config import number, read_json, refuse_remote_code
+from modules.memory.model.embedder import Embedder, read_embedder, tokenizer_limit
+from modules.memory.model.families import Family, check_can_embed, check_can_generate, is_encoder
+from modules.memory.model.layers import LayerKind
 from modules.memory.model.model_spec import Prequantized
 from modules.memory.model.shape import Shape, read_shape
 from modules.memory.model.vision import Vision, read_vision
@@ -26,12 +28,17 @@ _DEFAULTS = {
     "mistral": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
                 "num_key_value_heads": 8},
 }  # fmt: skip
+# Families that count positions from behind the padding's id: of their tables so many rows are no positions.
+_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 _CODE_FILES = ("modeling_*.py", "configuration_*.py", "tokenization_*.py", "modelling_*.py")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedConfig:
-    """A config that passed. `text` is the part that describes the language model, `custom` says that code comes too."""
+    """A config that passed. `text` is the part that describes the language model, `custom` says that code comes too.
+
+    `embedder` is None for a model that generates.
+    """
 
     whole: Mapping[str, Any]
     text: Mapping[str, Any]
@@ -41,6 +48,7 @@ class CheckedConfig:
     prequantized: Prequantized
     custom: bool
     vision: Vision | None = None
+    embedder: Embedder | None = None
 
     @property
     def rotary(self) -> bool:
@@ -49,7 +57,10 @@ class CheckedConfig:
 
 
 def check_config(file: Path, name: str, *, trust_remote_code: bool) -> CheckedConfig:
-    """What the config `file` says of the model `name`. Raises BadConfig, RemoteCodeDisabled or UnsupportedModel."""
+    """What the config `file` says of the model `name`. Raises BadConfig, RemoteCodeDisabled or UnsupportedModel.
+
+    Beside a file called config.json, what says how a folder embeds is read too.
+    """
     config = read_json(file)
     if not trust_remote_code:
         refuse_remote_code(config, name)
@@ -57,12 +68,54 @@ def check_config(file: Path, name: str, *, trust_remote_code: bool) -> CheckedCo
     architecture = _architecture(config)
     custom = trust_remote_code and "auto_map" in config
     is_decoder = config.get("is_decoder") is True
-    family = check_can_generate(model_type, architecture, is_decoder=is_decoder, custom_code=custom)
+    embedder = None if custom else _embedder(file, model_type, architecture, is_decoder=is_decoder)
+    if embedder is not None:
+        family = check_can_embed(model_type, architecture)
+    else:
+        family = check_can_generate(model_type, architecture, is_decoder=is_decoder, custom_code=custom)
     prequantized = _prequantized(config, name)
     text_config = _text_config(config)
+    if embedder is not None:
+        shape = _reading_shape(text_config, model_type, embedder)
+        return CheckedConfig(
+            config, text_config, model_type, family, shape, prequantized, custom, embedder=embedder
+        )  # fmt: skip
     shape = read_shape(text_config, model_type, encoder_decoder=family.is_encoder_decoder)
     vision = read_vision(config, model_type, shape.hidden_size) if family.sees else None
     return CheckedConfig(config, text_config, model_type, family, shape, prequantized, custom, vision)
+
+
+def _embedder(file: Path, model_type: str, architecture: str, *, is_decoder: bool) -> Embedder | None:
+    """How the model embeds: as its folder says, or by the mean where it is an encoder and nothing says so."""
+    in_folder = file.name == "config.json"
+    stated = read_embedder(file.parent) if in_folder else None
+    if stated is not None or not is_encoder(model_type, architecture, is_decoder=is_decoder):
+        return stated
+    return Embedder("mean", longest_tokens=tokenizer_limit(file.parent) if in_folder else 0, stated=False)
+
+
+def _reading_shape(config: Mapping[str, Any], model_type: str, embedder: Embedder) -> Shape:
+    """The shape of a model that reads each text once: no layer keeps anything, a text ends where positions do."""
+    shape = read_shape(config, model_type, encoder_decoder=False)
+    positions = shape.max_context
+    if model_type in _POSITIONS_AFTER_PADDING:
+        positions -= number(config, ("pad_token_id",), 0, 2**25, default=1) + 1
+    longest = min(positions, embedder.longest_tokens or positions)
+    if longest < 1:
+        raise BadConfig(
+            "config.json: max_position_embeddings leaves no place for a token.",
+            remedy="Fetch the model again.",
+            param="max_position_embeddings",
+        )
+    nothing: LayerKind = "shared"
+    return replace(
+        shape,
+        max_context=longest,
+        context_stated=shape.context_stated or embedder.longest_tokens > 0,
+        sliding_window=number(config, ("local_attention",), 0, 2**31, default=shape.sliding_window),
+        layer_kinds=(nothing,) * shape.layers,
+        layer_kv_elements=(),
+    )
 
 
 def stated_dtype(checked: CheckedConfig) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from modules.memory.model.embedder import Embedder
 from modules.memory.model.shape import Shape
 from modules.memory.model.vision import Vision
 
@@ -47,7 +48,8 @@ class ModelSpec(Shape):
     known where the model was built on the meta device. `weights_here`: False where only config and headers are, so
     that the model can be planned and not loaded. `kept_fp32` are tensors that stay fp32 in a 16-bit model,
     `kept_fp32_in_fp16` those that do where it is fp16, `linear_weights` the matrices that bitsandbytes would replace;
-    None where not known. `vision` is what a model sees with, None for one that reads text alone.
+    None where not known. `vision` is what a model sees with, None for one that reads text alone; `embedder` how a model
+    that embeds texts makes one vector of one, None for a model that generates.
     """
 
     name: str
@@ -68,6 +70,7 @@ class ModelSpec(Shape):
     kept_fp32_in_fp16: frozenset[str] = frozenset()
     linear_weights: frozenset[str] | None = None
     vision: Vision | None = None
+    embedder: Embedder | None = None
 
     @property
     def parameters(self) -> int:

@@ -16,6 +16,8 @@ from modules.memory.model.formats import StoredTensor
 from modules.memory.model.model_spec import Source, TensorInfo, block_of
 
 _OUTPUT_HEADS = ("lm_head", "embed_out", "output")
+# What a file may hold beside a base model that is stored without a prefix.
+_BESIDE_BASE = ("pooler.", "lm_head.", "cls.")
 _STORED_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
 # safetensors checkpoints of these families name their modules otherwise than the loaded model (conversion_mapping.py).
 _RENAMED = (
@@ -44,6 +46,22 @@ def name_tensors(stored: tuple[StoredTensor, ...], model_type: str) -> tuple[Ten
         if bare and not name.startswith(tuple(head + "." for head in _OUTPUT_HEADS)):
             name = f"{prefix}.{name}"
         result.append(TensorInfo(name, tensor.shape, tensor.dtype, tensor.size_bytes, block_of(name)))
+    return tuple(result)
+
+
+def name_base_tensors(stored: tuple[StoredTensor, ...], model_type: str) -> tuple[TensorInfo, ...]:
+    """The stored tensors of the base model alone, under their names in it: heads, poolers and tables of positions that
+    are only counted up are left where they lie.
+    """
+    prefix = base_prefix(model_type) + "."
+    names = [tensor.name for tensor in stored]
+    within = prefix != "." and any(name.startswith(prefix) for name in names)
+    result = []
+    for tensor in stored:
+        name = tensor.name.removeprefix(prefix) if within else tensor.name
+        outside = (within and name == tensor.name) or name.startswith(_BESIDE_BASE) or name.endswith(".position_ids")
+        if not outside:
+            result.append(TensorInfo(name, tensor.shape, tensor.dtype, tensor.size_bytes, block_of(name)))
     return tuple(result)
 
 

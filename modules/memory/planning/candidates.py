@@ -21,6 +21,7 @@ from modules.memory.forecasting.llamacpp_sizes import why_not_cached
 from modules.memory.llamacpp_build import GPU_BUILD, OTHER_BUILDS
 from modules.memory.model.gguf_parts import part_number
 from modules.memory.model.spec import ModelSpec
+from modules.memory.planning.embedders import check_embedder
 from modules.memory.planning.quality import expected_quality
 from modules.settings import LoadOptions
 
@@ -130,7 +131,8 @@ def list_ways(
 
 def _caches(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> tuple[list[KVCache], list[tuple[str, str]]]:
     """The kinds of KV cache to try, as computed first; of those that no flag names, what was dropped with why."""
-    asked = "plain" if wishes.options.loader == "vllm" else wishes.options.kv_cache
+    none_kept = wishes.options.loader == "vllm" or spec.embedder is not None
+    asked = "plain" if none_kept else wishes.options.kv_cache
     if asked != "auto":
         return [asked], []
     kept = [_CACHES[0]]
@@ -205,6 +207,7 @@ def _check_layers(spec: ModelSpec, options: LoadOptions) -> None:
 
 def _check(spec: ModelSpec, options: LoadOptions, gpus: int) -> None:
     """Refuse what cannot be for this model under any circumstances."""
+    check_embedder(spec, options)
     _check_cache(spec, options, gpus)
     _check_layers(spec, options)
     wanted = _flagged(options)
@@ -404,6 +407,9 @@ def _places(spec: ModelSpec, wishes: Wishes, run: RunSpec) -> Iterator[tuple[Pla
         return
     if options.loader == "vllm":
         yield ("gpu" if wishes.gpus else "cpu"), False
+        return
+    if spec.embedder is not None:
+        yield from (("gpu", False), ("cpu", False)) if wishes.gpus else (("cpu", False),)
         return
     if options.deepspeed:
         yield "zero3", options.nvme_offload_dir is not None

@@ -81,6 +81,8 @@ def check_draft(spec: ModelSpec, draft: ModelSpec | None, options: LoadOptions) 
         reason = ""
         if model.is_encoder_decoder:
             reason = f"{of} {model.name} is an encoder-decoder model"
+        elif model.embedder is not None:
+            reason = f"{of} {model.name} embeds texts and writes none"
         elif model.vision is not None:
             reason = f"{of} {model.name} sees, and guesses are made of text alone"
         elif native and model.source != "gguf":
@@ -124,7 +126,7 @@ def how_to_speculate(spec: ModelSpec, draft: ModelSpec | None, options: LoadOpti
         return "ngram" if options.speculate == "ngram" and run.kv_cache == "plain" and _forgets(spec) else "off"
     if run.runtime != "torch" or run.kv_cache != "plain" or options.deepspeed or spec.is_encoder_decoder:
         return "off"
-    if spec.vision is not None:
+    if spec.vision is not None or spec.embedder is not None:
         return "off"
     if draft is not None:
         return "draft"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from modules.memory.forecasting.budget import Budget
-from modules.memory.forecasting.forecast import DTYPE_FLAGS, kv_cache_bytes
+from modules.memory.forecasting.forecast import DTYPE_FLAGS, RunSpec, kv_cache_bytes
 from modules.memory.forecasting.kinds import quantizable
 from modules.memory.forecasting.kv_cache import LABELS as CACHE_LABELS
 from modules.memory.forecasting.kv_cache import LAYERS_ON_GPU
@@ -15,6 +15,7 @@ from modules.memory.llamacpp_build import GPU_BUILD, OTHER_BUILDS
 from modules.memory.planning.candidates import LABELS, asks_to_split
 from modules.memory.planning.choosing import Ranked
 from modules.memory.planning.drafts import how_to_speculate
+from modules.memory.planning.embedders import embedder_notes
 from modules.memory.planning.native import ignored_note
 from modules.memory.planning.placement import Layout
 from modules.memory.planning.problem import CHUNKS, Problem, Solution, is_close
@@ -97,6 +98,8 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
         )
         if options.speculate == "ngram":
             yield "--speculate ngram is left out: it guesses from text alone, and this model sees."
+    if spec.embedder is not None:
+        yield from embedder_notes(spec, spec.embedder, run, wished_context, asked=options.ctx_size is not None)
     if options.embeddings:
         most = min(run.prefill_chunk, run.context_tokens - 1)
         yield (
@@ -118,19 +121,26 @@ def notes(problem: Problem, solution: Solution, wished_context: int) -> Iterator
         yield "The file is fp16; bf16 is used instead: CPUs are slow with fp16."
     if spec.stored_dtype == "float32" and run.dtype == "bfloat16" and options.dtype == "auto" and not options.bf16:
         yield "The file is fp32; bf16 is used instead: half the memory, hardly any loss."
-    if run.context_tokens < wished_context:
-        yield f"The context is {run.context_tokens:,} tokens: {wished_context:,} do not fit."
-    elif options.ctx_size is None and run.context_tokens < spec.max_context:
-        yield f"The context is {run.context_tokens:,} tokens; the model can take {spec.max_context:,} (--ctx-size)."
+    if spec.embedder is None:
+        yield from _explain_context(problem, run, wished_context)
     yield from _explain_cache(problem, solution)
-    if run.prefill_chunk < CHUNKS[0] and run.context_tokens > run.prefill_chunk:
-        yield f"The prompt is read {run.prefill_chunk} tokens at a time: {CHUNKS[0]} would not fit."
     yield from _explain_split(problem, solution)
     for device, budget in solution.budgets.items():
         yield _explain_budget(problem, solution, device, budget)
     yield from _explain_disk(solution)
     if solution.fits:
         yield from _close_fits(problem, solution)
+
+
+def _explain_context(problem: Problem, run: RunSpec, wished_context: int) -> Iterator[str]:
+    """How long a conversation may be, and in what pieces it is read where that is not as usual."""
+    spec = problem.spec
+    if run.context_tokens < wished_context:
+        yield f"The context is {run.context_tokens:,} tokens: {wished_context:,} do not fit."
+    elif problem.options.ctx_size is None and run.context_tokens < spec.max_context:
+        yield f"The context is {run.context_tokens:,} tokens; the model can take {spec.max_context:,} (--ctx-size)."
+    if run.prefill_chunk < CHUNKS[0] and run.context_tokens > run.prefill_chunk:
+        yield f"The prompt is read {run.prefill_chunk} tokens at a time: {CHUNKS[0]} would not fit."
 
 
 def _explain_cache(problem: Problem, solution: Solution) -> Iterator[str]:
@@ -253,7 +263,7 @@ def _explain_disk(solution: Solution) -> Iterator[str]:
         yield f"{format_size(kept)} are read from the model's own files at every use; {written}."
 
 
-def speed_note(one: Ranked, speeds: Speeds) -> str:
+def speed_note(one: Ranked, speeds: Speeds, *, embeds: bool = False) -> str:
     """`About 20 to 40 tokens a second, a prompt at 300 to 900 (from published bandwidths, not measured here).`"""
     source = (
         "by this machine's measured bandwidths" if speeds.measured else "by published bandwidths, not measured here"
@@ -263,6 +273,8 @@ def speed_note(one: Ranked, speeds: Speeds) -> str:
     if rates[1] < _SLOW:
         written += f" (a token in {format_rate(1 / rates[1])} to {format_rate(1 / rates[0])} s)"
     told = f"Writes about {written} and reads a prompt at {format_range(reading)}, {source}."
+    if embeds:
+        told = f"Reads about {format_range(reading)} tokens a second, {source}."
     disk = one.solution.budgets.get("disk")
     read = f" The disk is taken to read {speeds.disk_read_Bps / 1e9:.1f} GB a second." if disk and disk.weights else ""
     return f"{told}{read}{_unpacked_note(one, speeds)}"

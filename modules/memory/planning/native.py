@@ -17,7 +17,8 @@ from modules.settings import LoadOptions
 
 
 def check_native(spec: ModelSpec, options: LoadOptions) -> None:
-    """Refuse both for what does not run through llama.cpp, but adapters that are merged into safetensors.
+    """Refuse both for what does not run through llama.cpp, but adapters that are merged into safetensors, and for a
+    model that embeds anyway.
 
     Raises NotAvailableHere naming flag and remedy.
     """
@@ -25,7 +26,7 @@ def check_native(spec: ModelSpec, options: LoadOptions) -> None:
     if options.lora and merged:
         check_merging(spec, options)
     asked = [("lora", f"--lora {' '.join(options.lora)}")] if options.lora and not merged else []
-    asked += [("embeddings", "--embeddings")] if options.embeddings else []
+    asked += [("embeddings", "--embeddings")] if options.embeddings and spec.embedder is None else []
     reason = ""
     if spec.source != "gguf":
         reason = f"{spec.name} is no GGUF file, and llama.cpp alone does that here"

@@ -53,7 +53,8 @@ class Plan:
     device will hold, by purpose. `flags` is what to type to get exactly this. `quality` is 1 for weights as stored,
     else the expected ratio of perplexities, below 1; speeds are (low, high), (0, 0) if unknown; `short_bytes` is what
     the worst device lacks, 0 if it fits. `speculate` says what guesses ahead: nothing, look-up in the conversation, or
-    the model `draft`; `loras` change the model, `embeds` says whether it makes embeddings too. `remote` is where the
+    the model `draft`; `loras` change the model, `embeds` says whether it makes embeddings beside its replies (one that
+    embeds alone says so in its spec; its speeds are those of reading). `remote` is where the
     model runs if that is not here, `vllm_python` the Python that has vLLM, None for this one. `gpu_layers` are how many
     layers llama.cpp computes on each GPU, the output counted as one; () where it uses none.
     """
@@ -180,7 +181,9 @@ def list_plans(question: Question) -> PlanTable:
     cut = [] if chosen else [one for way in ways if (one := rank_cut(problem, way, speeds=speeds, observed=observed))]
     misses = nearest_misses(found) if chosen else nearest_misses(cut, cut=True)
     to_plan = partial(_plan, question, problem, speeds=speeds, wished=wished)
-    best = [] if chosen is None else [to_plan(chosen, why=tuple(why_chosen(problem, chosen, found)))]
+    compared = chosen is not None and spec.embedder is None  # its ways differ in nothing that those words tell of
+    why = tuple(why_chosen(problem, chosen, found)) if chosen is not None and compared else ()
+    best = [] if chosen is None else [to_plan(chosen, why=why)]
     plans = (*best, *map(to_plan, others), *map(to_plan, misses))
     refused = None
     if chosen is None:
@@ -222,6 +225,8 @@ def _problem(question: Question) -> Problem:
     there = len(gpus)
     if options.gpu_memory:
         gpus = gpus[: len(options.gpu_memory)]
+    if question.spec.embedder is not None:  # it does nothing else: the flag changes nothing
+        options = options.model_copy(update={"embeddings": False})
     return Problem(
         question.spec, options, gpus, inventory.cpu, inventory.disk, there, imagined=question.imagined,
         draft=question.draft, loras=question.loras,
@@ -238,7 +243,7 @@ def _plan(
     way, layout = solution.way, solution.layout
     nvme = folder / "nvme"
     flags = words(options_for(problem, solution, wished_context=wished, nvme_folder=nvme))
-    told = (*notes(problem, solution, wished), *why, speed_note(one, speeds))
+    told = (*notes(problem, solution, wished), *why, speed_note(one, speeds, embeds=problem.spec.embedder is not None))
     return Plan(
         spec=problem.spec,
         run=solution.run,
@@ -260,7 +265,7 @@ def _plan(
         speculate=how_to_speculate(problem.spec, problem.draft, options, solution.run),
         draft=problem.draft,
         loras=problem.loras,
-        embeds=options.embeddings,
+        embeds=problem.options.embeddings,
         vllm_python=question.vllm_python if options.loader == "vllm" else None,
         gpu_layers=gpu_layers(problem, solution),
     )

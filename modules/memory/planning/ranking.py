@@ -11,6 +11,7 @@ from typing import Protocol
 
 from modules.memory.dryruns.asking import Kind
 from modules.memory.forecasting.budget import Purpose
+from modules.memory.forecasting.encoding import batch_tokens
 from modules.memory.forecasting.forecast import Quantization, RunSpec, kv_traffic_bytes
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Loader, Way
@@ -18,7 +19,7 @@ from modules.memory.planning.choosing import Ranked
 from modules.memory.planning.fitting import lacking, solve
 from modules.memory.planning.placement import make_groups
 from modules.memory.planning.problem import Counted, Problem, Solution
-from modules.memory.planning.speed import Speeds, Work, estimate
+from modules.memory.planning.speed import Estimate, Speeds, Work, estimate
 
 # Ratios of small models say little of large ones: what was observed raises forecasts by a quarter at most.
 _MOST_WIDENED = 1.25
@@ -47,13 +48,21 @@ def rank_way(
 ) -> Ranked | None:
     """`way` solved and timed; None if it is no way here."""
     solution = solve(replace(problem, widened=widened(problem, way, observed), counted=counted), way)
-    return None if solution is None else Ranked(solution, estimate(work_of(problem.spec, solution), speeds))
+    return None if solution is None else _ranked(problem.spec, solution, speeds)
 
 
 def rank_cut(problem: Problem, way: Way, *, speeds: Speeds, observed: ErrorsOf | None) -> Ranked | None:
     """`way` cut down as far as Snug does unasked, with what it lacks even so; None where it then fits, or is no way."""
     solution = lacking(replace(problem, widened=widened(problem, way, observed)), way)
-    return None if solution is None else Ranked(solution, estimate(work_of(problem.spec, solution), speeds))
+    return None if solution is None else _ranked(problem.spec, solution, speeds)
+
+
+def _ranked(spec: ModelSpec, solution: Solution, speeds: Speeds) -> Ranked:
+    """`solution` timed: a model that embeds reads all that it is given, so both of its rates are that of reading."""
+    found = estimate(work_of(spec, solution), speeds)
+    if spec.embedder is not None:
+        found = Estimate(found.prefill_tokens_per_s, found.prefill_tokens_per_s)
+    return Ranked(solution, found)
 
 
 def rank_ways(ways: Iterable[Way], rank: Callable[[Way], Ranked | None], wished_context: int) -> list[Ranked]:
@@ -99,7 +108,11 @@ def with_dry_runs(
 
 
 def count_run(peaks: PeaksOf, spec: ModelSpec, run: RunSpec, devices: Iterable[str]) -> Counted | None:
-    """What a dry run of `run` on `devices` counted; None while it is not known, or where llama.cpp uses a GPU."""
+    """What a dry run of `run` on `devices` counted; None while it is not known, where llama.cpp uses a GPU, and for a
+    model that embeds.
+    """
+    if spec.embedder is not None:  # its batches are not a prompt's chunks
+        return None
     on_gpu = any(device.startswith("cuda") for device in devices)
     if on_gpu and run.runtime == "llamacpp":  # its dry fit is asked on the CPU, where no prompt passes into a GPU
         return None
@@ -139,7 +152,7 @@ def work_of(spec: ModelSpec, solution: Solution) -> Work:
         full_cache=kv_traffic_bytes(spec, run, run.context_tokens),
         cache_away=run.kv_cache == "offloaded",
         layers=spec.layers,
-        chunk=min(run.prefill_chunk, run.context_tokens),
+        chunk=min(run.prefill_chunk, run.context_tokens) if spec.embedder is None else batch_tokens(run),
         quantization=run.quantization,
         double_quant=run.double_quant,
         gathered=layout is None,

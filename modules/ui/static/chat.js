@@ -442,7 +442,11 @@
     const model = snug.model?.() ?? { status: "empty" };
     empty.hidden = state.messages.length > 0;
     if (empty.hidden) return;
-    if (model.answering) {
+    if (model.answering && model.writes === false) {
+      empty.replaceChildren(el("h1", {}, t("{name} embeds texts", { name: model.answering })),
+        el("p.lead", {}, t("It answers /v1/embeddings and writes no replies. To talk here, load a model that chats.")),
+        el("button.primary-button", { onclick: () => selectTab("Model") }, t("Open the Model tab")));
+    } else if (model.answering) {
       empty.replaceChildren(el("h1", {}, t("What shall we talk about?")),
         el("div.suggestions", {}, ...SUGGESTIONS.map(([title, text]) =>
           el("button.suggestion", { onclick: () => submit(text) }, el("strong", {}, title), el("span", {}, text)))));
