@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions
+from modules.ui.parameters_tab import ParametersTab
 from tests.browser.conftest import OpenPage
 from tests.browser.test_tabs import open_tab
 from tests.fakes import Script, make_model_folder
@@ -167,6 +170,32 @@ def test_a_file_of_text_generation_webui_opens_and_what_has_no_place_is_named(st
     expect(page.locator(".toast.bad")).to_contain_text("temprature")
     from_menu(page, "Delete broken")
     expect(page.locator("#snug-preset option")).to_have_count(6)
+
+
+def test_what_is_set_while_another_windows_values_arrive_is_not_lost_to_them(
+    start: Start, visit: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = visit(start())
+    open_tab(page, "Parameters")
+    expect(number(page, "top_k")).to_be_visible()
+    asked, held, show = threading.Event(), threading.Event(), ParametersTab.show
+
+    def late(tab: ParametersTab, params: GenerationParams) -> Any:
+        asked.set()
+        held.wait(10)
+        return show(tab, params)
+
+    monkeypatch.setattr(ParametersTab, "show", late)
+    page.evaluate("snug.setParams({ top_k: 40 })")
+    assert asked.wait(10)
+    # Gradio never hears of the number: what arrives in the same moment has its place.
+    page.evaluate("document.addEventListener('input', (event) => event.stopPropagation(), { capture: true, once: true })")
+    number(page, "min_p").fill("0.25")
+    page.locator("h1", has_text="Parameters").click()
+    held.set()
+    page.wait_for_function("JSON.stringify(Object.entries(snug.params()).sort()) === '[[\"min_p\",0.25],[\"top_k\",40]]'")
+    expect(number(page, "min_p")).to_have_value("0.25")
+    expect(page.locator("#param-min_p")).to_have_class(re.compile("changed"))
 
 
 def test_two_windows_agree_and_what_is_being_typed_stays(start: Start, visit: OpenPage) -> None:

@@ -4,8 +4,8 @@
   const { el, icon, remember, t, tn } = snug;
   const SENT_MS = 5000, SETTLE_MS = 120;
   let params = remember.get("params") ?? {};
-  let invalid = {}, lacks = {}, defaults = null, trigger = null, asked = null, settling = null;
-  const edited = new Map();  // parameters that someone set in their controls: when
+  let invalid = {}, lacks = {}, defaults = null, trigger = null, asked = null, askedAt = 0, settling = null;
+  const edited = new Map();  // parameters that someone set in their controls: when, and to what
   const listeners = [];
   snug.params = () => params;
   /* Calls `told` after every change of the values in force. */
@@ -33,6 +33,7 @@
   };
   function show() {
     asked = params;
+    askedAt = Date.now();
     trigger?.("restore", { params });
   }
 
@@ -47,8 +48,8 @@
     }, true);
     for (const kind of ["input", "change"]) {
       document.addEventListener(kind, (event) => {
-        const node = event.target.closest?.(".param");
-        if (node) edited.set(nameOf(node), Date.now());
+        const node = event.target.closest?.(".param"), range = event.target.type === "range";
+        if (node) edited.set(nameOf(node), { since: Date.now(), value: range ? Number(event.target.value) : shown(node) });
       }, true);
     }
     document.addEventListener("focusout", (event) => { if (event.target.closest?.(".param")) settle(); });
@@ -67,6 +68,7 @@
     invalid = view.invalid;
     if (view.shown) {
       if (asked && sameValues(asked, params)) set(view.params);
+      setAgain();
     } else {
       const values = { ...params };
       for (const key of edited.keys()) {
@@ -76,6 +78,20 @@
     }
     isUnderway();
     if (!sameValues(params, view.params)) settle();
+  }
+
+  /* Controls that were set while others' values were on their way have been overwritten by those. */
+  function setAgain() {
+    const late = [...edited].filter(([key, { since }]) => since >= askedAt && key in (defaults ?? {}) && !(key in invalid));
+    if (!late.length) return;
+    const values = { ...params };
+    for (const [key, { value }] of late) {
+      if (same(value, defaults[key])) delete values[key]; else values[key] = value;
+      edited.delete(key);
+    }
+    if (sameValues(values, params)) return;
+    set(values);
+    show();
   }
 
   /* Another window changed something. What is being typed here stays until it is left. */
@@ -94,7 +110,7 @@
   }
   /* Whether something that was set here has not come back from the server yet. */
   function isUnderway() {
-    for (const [key, since] of edited) {
+    for (const [key, { since }] of edited) {
       if (Date.now() - since > SENT_MS || key in invalid || same(shown(document.getElementById(`param-${key}`)), inForce(key))) edited.delete(key);
     }
     return edited.size > 0;
