@@ -281,21 +281,25 @@ import os, sys
 from pathlib import Path
 from modules.chat.store import Store
 
+def say(*words):
+    # In one piece, whatever PYTHONUNBUFFERED says: half a line would swallow the next one.
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 def write():
-    print("writer", os.getpid(), flush=True)
+    say("writer", os.getpid())
     store = Store(Path(sys.argv[1]))
     chat = store.create("")
-    print("chat", chat.id, flush=True)
+    say("chat", chat.id)
     parent = None
     for n in range(1_000_000):
         user = store.append("", chat.id, parent, "user", f"question {n}", op_id=f"u{n}")
-        print("saved", user.id, flush=True)
+        say("saved", user.id)
         reply = store.append("", chat.id, user.id, "assistant", "", op_id=f"a{n}", status="streaming")
         for part in range(3):
             store.journal(reply.id, "word " * part)
-            print("journal", reply.id, len("word " * part), flush=True)
+            say("journal", reply.id, len("word " * part))
         store.finish(reply.id, "the whole reply", "complete", None)
-        print("saved", reply.id, flush=True)
+        say("saved", reply.id)
         parent = reply.id
 
 for _ in sys.stdin:
@@ -305,7 +309,7 @@ for _ in sys.stdin:
             write()
         finally:
             os._exit(1)
-    print("gone", os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]), flush=True)
+    say("gone", os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]))
 """
 
 

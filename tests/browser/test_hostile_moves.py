@@ -58,8 +58,7 @@ def test_a_server_that_is_killed_and_started_again_under_an_open_page(plain: Pag
     with scripted_server(port, tmp_path) as server:
         page.goto(f"http://127.0.0.1:{port}/")
         send(page, "Tell me a story")
-        expect(last_reply(page)).to_contain_text("and so on and")
-        shown = last_reply(page).inner_text()
+        expect(last_reply(page)).to_contain_text("and so on " * 8)  # so much that some of it has been saved
         page.fill("#snug-input", "What I was about to say")
         server.kill()
         server.wait()
@@ -68,7 +67,7 @@ def test_a_server_that_is_killed_and_started_again_under_an_open_page(plain: Pag
         expect(page.locator("#snug-input")).to_have_value("What I was about to say")
     with scripted_server(port, tmp_path):
         expect(page.locator(".model-pill")).to_have_text("tiny")
-        expect(page.locator(".message.assistant .body")).to_contain_text(shown[:10])
+        expect(page.locator(".message.assistant .body")).to_contain_text("and so on")
         expect(replies(page)).to_have_count(1)
         expect(page.locator("#snug-input")).to_have_value("What I was about to say")
         page.press("#snug-input", "Enter")
