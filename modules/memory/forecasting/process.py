@@ -25,7 +25,7 @@ TOKEN_BYTES = 900
 # bitsandbytes with the Python objects of its layers.
 BITSANDBYTES_BYTES = 36 * MiB
 # DeepSpeed with torch's collectives.
-DEEPSPEED_BYTES = 20 * MiB
+DEEPSPEED_BYTES = 32 * MiB
 # Rows of scores that the engine's own attention (engine/loops/attention.py) has at a time; its buffers for them come in
 # steps of so many keys.
 SCORE_ROWS, SCORE_COLUMNS = 384, 1024
