@@ -34,7 +34,13 @@ def every_submission(scale: Scale) -> Outcome:
         f"{minutes:.0f} minutes ({used:.0f} of processor); flakes would need 500 runs of it",
         bool(counts.get("passed")) and not failed and minutes <= MOST_MIN,
         False,  # one run tells nothing of flakes
-        {"minutes": minutes, "processor_minutes": used, "passed": counts.get("passed", 0), "failed": failed},
+        {
+            "minutes": minutes,
+            "processor_minutes": used,
+            "passed": counts.get("passed", 0),
+            "failed": failed,
+            "failures": re.findall(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE),
+        },
     )
 
 
