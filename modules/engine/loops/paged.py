@@ -228,6 +228,7 @@ class PagedModel:
         self._restore_attention()
         self._manager.destroy()
         del self._processor, self._cache, self._allocators, self._apart, self._manager
+        del self._scores, self._drafts  # they know the processor, and with it the pool
 
     def _restore_attention(self) -> None:
         if self._model.config._attn_implementation != self._attention:
