@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,24 @@ def test_greedy_tokens_are_those_of_generate_alone_beside_others_and_with_a_shar
         shared = read // CPU_PAGE_TOKENS * CPU_PAGE_TOKENS
         assert second.end.usage.cached_tokens == (0 if family == "gemma3" else shared)
         assert all(ask.wait().end.error is None for ask in others)
+    finally:
+        engine.close()
+
+
+def test_a_pool_is_gone_before_a_smaller_one_is_made(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = BatchedEngine(load(tiny_model("llama", models)))
+    try:
+        paged: Any = engine._paged
+        pool, build = weakref.ref(paged._cache.cache_tensor), paged._build
+        held: list[bool] = []
+
+        def watched(pool_tokens: int) -> None:
+            held.append(pool() is not None)
+            build(pool_tokens)
+
+        monkeypatch.setattr(paged, "_build", watched)
+        paged.resize(64)
+        assert held == [False]
     finally:
         engine.close()
 
