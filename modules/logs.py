@@ -6,6 +6,7 @@ was, never its text: that may hold what somebody wrote. No prompts, secrets or f
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -31,9 +32,16 @@ def configure_logging(form: LogFormat, *, verbose: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else text)
+    handler.addFilter(is_no_parting)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     if form == "json":
         logging.getLogger(ACCESS_LOG).setLevel(logging.INFO)
+
+
+def is_no_parting(record: logging.LogRecord) -> bool:
+    """False for what uvicorn tells of connections that were open as the server ended: a page is always waiting."""
+    parting = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not parting and "timeout graceful shutdown exceeded" not in record.getMessage()
 
 
 class JsonLines(logging.Formatter):

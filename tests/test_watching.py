@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -13,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from modules.errors import GenerationFailed
-from modules.logs import ACCESS_LOG, JsonLines
+from modules.logs import ACCESS_LOG, JsonLines, is_no_parting
 from modules.settings import Settings
 from tests.api_desk import CHAT, FOX, MODEL, USER, Desk, client, desk, desk_with
 from tests.fakes import Script
@@ -166,3 +167,15 @@ def test_a_line_of_the_log_holds_neither_folders_nor_what_an_exception_says() ->
     assert SECRET not in text
     assert "anna" not in text
     assert "\n" not in text
+
+
+def test_pages_that_are_open_as_the_server_ends_are_no_errors_in_the_log() -> None:
+    def record(message: str, error: BaseException | None = None) -> logging.LogRecord:
+        told = (type(error), error, None) if error else None
+        return logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, message, (), told)
+
+    cancelled = asyncio.CancelledError("Task cancelled, timeout graceful shutdown exceeded")
+    assert not is_no_parting(record("Exception in ASGI application\n", cancelled))
+    assert not is_no_parting(record("Cancel 3 running task(s), timeout graceful shutdown exceeded"))
+    assert is_no_parting(record("Exception in ASGI application\n", ValueError("timeout")))
+    assert is_no_parting(record("another"))

@@ -387,7 +387,7 @@ def model(browser: Browser, address: str) -> None:
     shoot(dark, "model-dark")
     phone = open_page(browser, address, phone=True)
     tab(phone, "Model")
-    phone.locator("#snug-plan").scroll_into_view_if_needed()
+    phone.locator("#snug-plan .verdict").wait_for(timeout=WAIT_MS)
     shoot(phone, "model-phone")
 
 
