@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ FIELDS = "snug_fields"
 REQUEST = "snug_request"
 """Under which name it carries the number of its request."""
 _MOST_FRAMES = 12
+_PARTING = re.compile("timeout graceful shutdown exceeded")
 
 
 def configure_logging(form: LogFormat, *, verbose: bool) -> None:
@@ -41,7 +43,7 @@ def configure_logging(form: LogFormat, *, verbose: bool) -> None:
 def is_no_parting(record: logging.LogRecord) -> bool:
     """False for what uvicorn tells of connections that were open as the server ended: a page is always waiting."""
     parting = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
-    return not parting and "timeout graceful shutdown exceeded" not in record.getMessage()
+    return not parting and not _PARTING.search(record.getMessage())
 
 
 class JsonLines(logging.Formatter):
