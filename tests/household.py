@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gradio
@@ -107,3 +108,11 @@ def household(
         ana = home.accounts.named("Ana")
         _, home.keys["admin"] = home.accounts.make_key(ana.id, "admin", admin=True)
         yield home
+
+
+def household_below(folder: Path, script: Script | None = None) -> AbstractContextManager[Household]:
+    """One whose models and user data are new folders below `folder`."""
+    folders = {"model_dir": folder / "models", "user_data_dir": folder / "user_data"}
+    for path in folders.values():
+        path.mkdir()
+    return household(Settings.model_validate(folders), script)

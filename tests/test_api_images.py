@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -12,9 +12,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from modules.chat.store import Store
 from modules.settings import Settings
-from tests.api_desk import Desk, desk_with, error_of, sdk
+from tests.api_desk import Desk, client, desk_with, error_of, sdk
 from tests.fakes import CONTROL_IDS, IMAGE_TOKEN, Script
 from tests.test_pictures import bomb, halves, saved
+
+__all__ = ["client"]
 
 SECRET = PngInfo()
 SECRET.add_text("Author", "where I live")
@@ -36,12 +38,6 @@ def asked(*urls: Any, text: str = "What is it?", role: str = "user") -> dict[str
 def desk(settings: Settings) -> Iterator[Desk]:
     with desk_with(settings, SEEING) as desk:
         yield desk
-
-
-@pytest.fixture
-async def client(desk: Desk) -> AsyncIterator[httpx.AsyncClient]:
-    async with desk.client() as client:
-        yield client
 
 
 async def test_a_picture_reaches_the_model_drawn_anew_and_its_tokens_are_counted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -14,11 +14,13 @@ import pytest
 from modules.api.sent import BELOW, RETURNED, Sent, shown_by_users
 from modules.messages import ChatMessage
 from modules.settings import Settings
-from tests.api_desk import Desk, desk_with, real_api
+from tests.api_desk import Desk, client, desk_with, real_api
 from tests.fakes import CONTROL_IDS, IMAGE_TOKEN, Script
 from tests.test_api_images import ELSEWHERE, PNG, SEEING, url
 from tests.test_pictures import bomb, halves, saved
 from tests.tiny_seeing import picture, tiny_seeing
+
+__all__ = ["client"]
 
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 PLACE = CONTROL_IDS[IMAGE_TOKEN]
@@ -30,12 +32,6 @@ TALL = saved(halves(100, 200), "JPEG")
 def desk(settings: Settings) -> Iterator[Desk]:
     with desk_with(settings, SEEING) as desk:
         yield desk
-
-
-@pytest.fixture
-async def client(desk: Desk) -> AsyncIterator[httpx.AsyncClient]:
-    async with desk.client() as client:
-        yield client
 
 
 def image(data: bytes = PNG, kind: str = "image/png") -> dict[str, Any]:

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -14,19 +13,14 @@ import pytest
 from modules.accounts import passwords
 from modules.accounts.attempts import WRONG_TRIES
 from modules.accounts.directory import Account
-from modules.settings import Settings
-from tests.household import HERE, WORDS, Household, household
+from tests.household import HERE, WORDS, Household, household_below
 
 PAGE = {"accept": "text/html,*/*"}
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Household]:
-    folder: Path = tmp_path_factory.mktemp("home")
-    for name in ("models", "user_data"):
-        (folder / name).mkdir()
-    settings = Settings.model_validate({"model_dir": folder / "models", "user_data_dir": folder / "user_data"})
-    with household(settings) as made:
+    with household_below(tmp_path_factory.mktemp("home")) as made:
         yield made
 
 

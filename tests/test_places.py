@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import anyio
 import httpx
@@ -21,19 +20,14 @@ from modules.engine.base import TextPiece
 from modules.engine.host.host import EngineHost
 from modules.errors import QueueFull
 from modules.killable import KillableWorker
-from modules.settings import Settings
-from tests.household import HERE, Household, household
+from tests.household import HERE, Household, household_below
 
 COUNT = "/v1/internal/token-count"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Household]:
-    folder: Path = tmp_path_factory.mktemp("home")
-    for name in ("models", "user_data"):
-        (folder / name).mkdir()
-    settings = Settings.model_validate({"model_dir": folder / "models", "user_data_dir": folder / "user_data"})
-    with household(settings) as made:
+    with household_below(tmp_path_factory.mktemp("home")) as made:
         yield made
 
 

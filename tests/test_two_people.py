@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,21 +14,18 @@ from starlette.types import Message, Receive, Scope, Send
 from modules.engine.base import GenerationRequest
 from modules.engine.host.generation import Generation
 from modules.engine.host.host import EngineHost
-from modules.settings import Settings
 from modules.ui import side
 from tests.fakes import Script
-from tests.household import HERE, Household, household
+from tests.household import HERE, Household, household_below
 
 CANARY = "the canary sings at dawn"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Household]:
-    folder: Path = tmp_path_factory.mktemp("home")
-    for name in ("models", "user_data"):
-        (folder / name).mkdir()
-    settings = Settings.model_validate({"model_dir": folder / "models", "user_data_dir": folder / "user_data"})
-    with household(settings, Script(reply="and so on ", endless=True, tokens_per_s=40)) as made:
+    with household_below(
+        tmp_path_factory.mktemp("home"), Script(reply="and so on ", endless=True, tokens_per_s=40)
+    ) as made:
         yield made
 
 
