@@ -196,7 +196,7 @@ class PagedModel:
     def resize(self, pool_tokens: int = 0) -> None:
         """Another pool, with no row in it; 0: as planned. After an error there is none, until this succeeds."""
         self.close()
-        release_memory()
+        release_memory(thorough=True)
         self._build(pool_tokens)
 
     @torch.inference_mode()

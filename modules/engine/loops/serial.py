@@ -157,7 +157,7 @@ class SerialEngine(LoopEngine):
             else:
                 chunk = smaller_chunk(chunk)
                 reply.degraded(f"The conversation is read again, {chunk} tokens at a time.", "Memory ran out.")
-            release_memory()
+            release_memory(thorough=True)
 
     def _next_rung(self, reply: Reply, chunk: int) -> Rung | None:
         """What to give up next, each thing once a reply; None where nothing is left."""
@@ -257,8 +257,17 @@ def _none(_logits: torch.Tensor) -> None:
     """The choice of who only reads."""
 
 
-def release_memory() -> None:
-    """Give memory that nothing refers to back to the device."""
+def release_memory(*, thorough: bool = False) -> None:
+    """Give memory that nothing refers to back to the device.
+
+    `thorough`: also what the load made. An engine's process sets that aside (`gc.freeze`), and cycles in it would stay
+    for ever; looking through it takes most of a second.
+    """
+    set_aside = gc.get_freeze_count() if thorough else 0
+    if set_aside:
+        gc.unfreeze()
     gc.collect()
+    if set_aside:
+        gc.freeze()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
