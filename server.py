@@ -70,13 +70,15 @@ def serve(settings: Settings) -> int:
             from modules.api.watching import install_watching
             from modules.ui.app import mount_ui
 
-            token = new_access_token() if may_be_reached(settings.host, settings.allowed_host) else None
+            reached = may_be_reached(settings.host, settings.allowed_host)
+            token, guest_token = (new_access_token(), new_access_token()) if reached else (None, None)
             app = mount_ui(build_api(services), services)
             install_guard(
                 app,
                 host=settings.host,
                 port=settings.listen_port,
                 access_token=token,
+                guest_token=guest_token,
                 accounts=services.accounts,
                 allowed_hosts=settings.allowed_host,
                 cors_origins=settings.cors_origin,
@@ -94,9 +96,14 @@ def serve(settings: Settings) -> int:
                 ws="none",
             )
             everybody_logs_in = services.accounts is not None and services.accounts.exist()
-            address = startup.address(settings, None if everybody_logs_in else token)
+            if everybody_logs_in:
+                token = guest_token = None
             server = startup.Server(
-                config, address, auto_launch=settings.auto_launch, end_replies=lambda: startup.end_replies(services)
+                config,
+                startup.address(settings, token),
+                guests=startup.address(settings, guest_token) if guest_token else None,
+                auto_launch=settings.auto_launch,
+                end_replies=lambda: startup.end_replies(services),
             )
             server.run(sockets=[listener])
     return 0

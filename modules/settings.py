@@ -258,7 +258,8 @@ class Settings(LoadOptions):
     )
     listen: Annotated[bool, Flag("page")] = Field(
         False,
-        description="Let other machines connect. People log in; without accounts a secret address is printed once.",
+        description="Let other machines connect. People log in; without accounts two secret addresses are printed "
+        "once: yours, and one for guests.",
     )
     listen_host: Annotated[str | None, Flag("page", "HOST")] = Field(
         None, max_length=253, description="The address to listen on. Default: 127.0.0.1, with --listen 0.0.0.0."

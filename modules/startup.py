@@ -191,10 +191,18 @@ class Server(uvicorn.Server):
     """uvicorn that says where it is once it answers, and ends running replies before it stops answering."""
 
     def __init__(
-        self, config: uvicorn.Config, address: str, *, auto_launch: bool, end_replies: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        address: str,
+        *,
+        guests: str | None = None,
+        auto_launch: bool,
+        end_replies: Callable[[], None],
     ) -> None:
+        """`guests`: the address for guests, where they have one of their own."""
         super().__init__(config)
         self.address = address
+        self.guests = guests
         self.auto_launch = auto_launch
         self.end_replies = end_replies
 
@@ -203,6 +211,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.should_exit:
             print(f"Snug is at {self.address}", flush=True)  # noqa: T201 - what the terminal is for
+            if self.guests:
+                print(f"Guests and programs, to chat but not to manage: {self.guests}", flush=True)  # noqa: T201
             if self.auto_launch:
                 threading.Thread(target=webbrowser.open, args=(self.address,), daemon=True).start()
 

@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from modules import startup
 from modules.api.app import build_api
 from modules.api.doors.guard import BodyLimits, KnownHosts, NoHearsay, install_guard, is_loopback, new_access_token
-from modules.api.doors.lock import LOCKED_S, WRONG_TRIES, Lock
+from modules.api.doors.lock import LOCKED_S, WRONG_TRIES, Lock, Opened
+from modules.api.doors.rights import need_of
 from modules.errors import TooManyAttempts, Unauthorized
 from modules.settings import Settings
 from modules.ui.app import mount_ui
@@ -345,6 +346,29 @@ async def test_without_the_secret_no_route_answers() -> None:
             assert response.status_code == 401, (method, path)
 
 
+async def test_the_guests_secret_opens_no_administrators_route(settings: Settings) -> None:
+    guests, statuses = "for-guests", {}
+    with startup.services(settings, settings.user_data_dir) as services:
+        app = mount_ui(build_api(services), services)
+        install_guard(app, host="0.0.0.0", port=7860, access_token=TOKEN, guest_token=guests)
+        transport = httpx.ASGITransport(app, client=("192.168.1.9", 5), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://192.168.1.5:7860") as client:
+            for method, path in every_route(app):
+                if need_of(method, path) == "admin":
+                    answer = await client.request(method, path, headers={"X-Api-Key": guests})
+                    statuses[method, path] = (answer.status_code, error_code(answer))
+            free = await client.get("/v1/models", headers={"X-Api-Key": guests})
+            ours = await client.get("/v1/internal/stats", headers={"X-Api-Key": TOKEN})
+            both = await client.get(
+                "/v1/internal/stats", headers={"X-Api-Key": guests, "Authorization": f"Bearer {TOKEN}"}
+            )
+            door = await client.get("/", params={"token": guests})
+    assert len(statuses) > 5
+    assert set(statuses.values()) == {(403, "forbidden")}
+    assert (free.status_code, ours.status_code, both.status_code) == (200, 200, 200)
+    assert (door.status_code, door.cookies["snug_7860"]) == (303, guests)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "status"),
     [
@@ -450,7 +474,7 @@ async def test_many_wrong_secrets_are_slowed_down(guest: httpx.AsyncClient) -> N
     assert statuses == [401] * WRONG_TRIES + [429] * (200 - WRONG_TRIES)
 
 
-def ask(lock: Lock, secret: str, client: str = "10.0.0.1") -> bool:
+def ask(lock: Lock, secret: str, client: str = "10.0.0.1") -> Opened:
     headers = [(b"x-api-key", secret.encode())]
     scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": headers}
     return lock.check(scope | {"client": (client, 1)})
@@ -464,9 +488,9 @@ def test_the_right_secret_works_again_after_the_wait_and_for_others_at_once() ->
             ask(lock, f"wrong {number}")
     with pytest.raises(TooManyAttempts):
         ask(lock, "ключ")
-    assert ask(lock, "ключ", "10.0.0.2") is False
+    assert ask(lock, "ключ", "10.0.0.2") == Opened(admin=True)
     now[0] += LOCKED_S + 1
-    assert ask(lock, "ключ") is False
+    assert ask(lock, "ключ") == Opened(admin=True)
 
 
 def test_the_same_stale_secret_does_not_lock_anyone_out() -> None:
@@ -474,7 +498,7 @@ def test_the_same_stale_secret_does_not_lock_anyone_out() -> None:
     for _ in range(5 * WRONG_TRIES):
         with pytest.raises(Unauthorized):
             ask(lock, "from before the restart")
-    assert ask(lock, "right") is False
+    assert ask(lock, "right") == Opened(admin=True)
 
 
 @pytest.fixture

@@ -121,17 +121,24 @@ def test_killing_the_engine_costs_one_reply_and_the_next_one_reloads(server: Run
     assert "Paris" in ask(server).json()["choices"][0]["message"]["content"]
 
 
-def test_listening_beyond_this_machine_needs_the_secret_that_is_printed_once(tmp_path: Path) -> None:
+def test_listening_needs_a_secret_that_is_printed_once_and_guests_manage_nothing(
+    tmp_path: Path,
+) -> None:
     with running_server(tmp_path, "--listen", "--model", STARTER) as server:
         server.wait_for_page()
         secret = re.search(r"\?token=([\w-]{22,})", server.address)
-        assert secret is not None and server.text.count(secret[1]) == 1
+        guests = re.search(r"Guests and programs, .*\?token=([\w-]{22,})", server.text)
+        assert secret is not None and guests is not None
+        assert [server.text.count(each) for each in (secret[1], guests[1])] == [1, 1]
         for path in ("/", "/v1/models", "/gradio_api/info"):
             assert httpx.get(server.base + path, timeout=30).status_code == 401
         allowed = httpx.get(server.base + "/v1/models", headers={"Authorization": f"Bearer {secret[1]}"}, timeout=30)
         assert allowed.status_code == 200
+        for key, expected in ((secret[1], 200), (guests[1], 403)):
+            stats = httpx.get(server.base + "/v1/internal/stats", headers={"x-api-key": key}, timeout=30)
+            assert stats.status_code == expected
         visible = [" ".join(process.cmdline()) for process in server.tree()]
-        assert not any(secret[1] in line for line in visible)
+        assert not any(each in line for line in visible for each in (secret[1], guests[1]))
 
 
 def test_sigterm_in_mid_reply_keeps_the_text_ends_the_engine_and_exits_in_time(tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ class Person:
 THE_ONE = Person(id="", name="", owner="", admin=True)
 """Who asks on a machine for one: everybody is the same person, and may do everything."""
 
+GUEST = Person(id="", name="", owner="", admin=False)
+"""The same person by the secret for guests and programs: without the right of an administrator."""
+
 
 def person_in(scope: Mapping[str, Any]) -> Person:
     """Who sent the request of this ASGI scope. Raises Unauthorized where no door has let anybody in."""

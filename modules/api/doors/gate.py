@@ -1,4 +1,4 @@
-"""Who is let in: on a machine for one everybody, or who knows the server's secret; else people with an account.
+"""Who is let in: on a machine for one everybody, or who knows a secret of the server; else people with an account.
 
 A program shows its key in a header, a browser its session in a cookie. Where both come, the header alone counts.
 """
@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 from modules.accounts.attempts import Attempts
 from modules.accounts.directory import Accounts
-from modules.accounts.person import THE_ONE, Person
+from modules.accounts.person import GUEST, THE_ONE, Person
 from modules.api.doors.lock import Lock, client_of, cookie_values, header_secrets
 from modules.errors import Unauthorized
 
@@ -35,16 +35,17 @@ class Gate:
         """Whether people log in here; asked anew each time, for the terminal may have added the first one."""
         return self._accounts is not None and self._accounts.exist()
 
-    def enter(self, scope: Scope, *, cookies: bool = True) -> tuple[Person, bool]:
-        """Who asks, and whether by the secret in the address. Without `cookies` a browser's count for nothing.
+    def enter(self, scope: Scope, *, cookies: bool = True) -> tuple[Person, str]:
+        """Who asks, and the secret if it came in the address. Without `cookies` a browser's count for nothing.
 
         Raises Unauthorized or TooManyAttempts.
         """
         if self._accounts is not None and self._accounts.exist():
-            return self._with_account(scope, self._accounts, cookies), False
+            return self._with_account(scope, self._accounts, cookies), ""
         if self.lock is None:
-            return THE_ONE, False
-        return THE_ONE, self.lock.check(scope)
+            return THE_ONE, ""
+        opened = self.lock.check(scope)
+        return THE_ONE if opened.admin else GUEST, opened.from_address
 
     @property
     def endings(self) -> int:

@@ -60,6 +60,7 @@ def install_guard(
     host: str,
     port: int,
     access_token: str | None,
+    guest_token: str | None = None,
     limits: BodyLimits = BodyLimits(),  # noqa: B008 - frozen
     accounts: Accounts | None = None,
     allowed_hosts: Sequence[str] = (),
@@ -68,12 +69,13 @@ def install_guard(
 ) -> None:
     """Put the doors around `app`, which is to listen on `host` and `port`. Call once, before the app starts.
 
+    While nobody has an account, `access_token` lets in as an administrator, `guest_token` without that right.
     Raises ValueError where others could come (from the network, or by a name that this machine has elsewhere) and
     there is no `access_token` for the time when nobody has an account.
     """
     if access_token is None and may_be_reached(host, allowed_hosts):
         raise ValueError(f"listening on {host} needs an access token")
-    lock = None if access_token is None else Lock(access_token, cookie=f"snug_{port}")
+    lock = None if access_token is None else Lock(access_token, guests=guest_token, cookie=f"snug_{port}")
     gate = Gate(lock=lock, accounts=accounts, cookie=session_cookie(port))
     hosts = KnownHosts(host, more=frozenset(name.lower() for name in allowed_hosts))
     # The last one added is the first one asked.
@@ -173,7 +175,7 @@ class Doors:
             await self._refuse(error, scope, receive, send)
             return
         if entering and self.gate.lock is not None:
-            await self.gate.lock.welcome(secure=scope.get("scheme") == "https")(scope, receive, send)
+            await self.gate.lock.welcome(entering, secure=scope.get("scheme") == "https")(scope, receive, send)
         elif named and scope.get("method") == "OPTIONS":
             await PREFLIGHT(scope, receive, send)
         else:
@@ -194,15 +196,15 @@ class Doors:
         )
         return staying.send
 
-    def _let_in(self, scope: Scope, *, cookies: bool) -> bool:
-        """Put who asks into the request's state; whether the secret came in the address. Raises a SnugError."""
+    def _let_in(self, scope: Scope, *, cookies: bool) -> str:
+        """Put who asks into the request's state; the secret, if it came in the address. Raises a SnugError."""
         method, path = scope.get("method", "GET"), scope["path"]
         state = scope.setdefault("state", {})
         state.pop(STATE, None)
         if method == "OPTIONS" and not cookies:  # a browser asks whether it may ask, and sends nothing of anybody's
-            return False
+            return ""
         if self.gate.has_accounts and need_of(method, path) == "nobody":
-            return False
+            return ""
         person, entering = self.gate.enter(scope, cookies=cookies)
         check_right(person, method, path)
         state[STATE] = person

@@ -1,7 +1,8 @@
-"""The secret of a server that other machines can reach: who presents it, who guesses, and how a browser keeps it.
+"""The secrets of a server that other machines can reach: who presents one, who guesses, and how a browser keeps it.
 
-Accepted as `Authorization: Bearer`, as `x-api-key`, as cookie, and once in the address `/?token=…`, which turns into
-the cookie. Nowhere else: addresses end up in histories and logs. Where people have accounts, it opens nothing.
+One is the administrator's, one for guests and programs. Accepted as `Authorization: Bearer`, as `x-api-key`, as
+cookie, and once in the address `/?token=…`, which turns into the cookie. Nowhere else: addresses end up in histories
+and logs. Where people have accounts, neither opens anything.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 from fastapi.responses import RedirectResponse, Response
@@ -46,19 +48,30 @@ def client_of(scope: Scope) -> str:
     return place_of(scope["client"][0]) if scope.get("client") else ""
 
 
-class Lock:
-    """A secret, and how often an address may guess it: see accounts/attempts.py."""
+@dataclass(frozen=True)
+class Opened:
+    """By which secret: `admin`, or the guests'. `from_address` is that secret where it came in the address, or ""."""
 
-    def __init__(self, token: str, *, cookie: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._token = token
+    admin: bool
+    from_address: str = field(default="", repr=False)
+
+
+class Lock:
+    """The secrets, and how often an address may guess them: see accounts/attempts.py."""
+
+    def __init__(
+        self, token: str, *, guests: str | None = None, cookie: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`token` is the administrator's; None for `guests`: there is no other."""
+        self._secrets = {True: token.encode()} | ({} if guests is None else {False: guests.encode()})
         self._cookie = cookie
         self._attempts = Attempts(clock)
 
-    def check(self, scope: Scope) -> bool:
-        """Whether the secret came in the address; False if it came otherwise.
+    def check(self, scope: Scope) -> Opened:
+        """By which secret the request comes in: of several right ones the administrator's.
 
         Takes the address's query away where it holds a secret, so that no log shows it. Raises Unauthorized without
-        the right secret, TooManyAttempts after too many wrong ones.
+        a right secret, TooManyAttempts after too many wrong ones.
         """
         from_address = _query_secrets(scope)
         if from_address:
@@ -68,16 +81,18 @@ class Lock:
         if not given:
             raise Unauthorized("This server asks for its secret.", remedy=_REMEDY)
         self._attempts.check([client])
-        if not any(hmac.compare_digest(secret, self._token.encode()) for secret in given):
+        right = {admin for admin, ours in self._secrets.items() for one in given if hmac.compare_digest(one, ours)}
+        if not right:
             self._attempts.wrong([client], given)
             raise Unauthorized("That is not this server's secret.", remedy=_REMEDY, param="token")
         self._attempts.right([client])
-        return bool(from_address)
+        admin = max(right)
+        return Opened(admin, self._secrets[admin].decode() if from_address else "")
 
-    def welcome(self, *, secure: bool = False) -> Response:
+    def welcome(self, secret: str, *, secure: bool = False) -> Response:
         """To the page, with the cookie that opens it from now on."""
         response = RedirectResponse("/", 303)
-        response.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/", secure=secure)
+        response.set_cookie(self._cookie, secret, httponly=True, samesite="strict", path="/", secure=secure)
         return response
 
 

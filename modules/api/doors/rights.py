@@ -40,5 +40,5 @@ def check_right(person: Person, method: str, path: str) -> None:
     if need_of(method, path) == "admin" and not person.admin:
         raise Forbidden(
             "This route is for administrators, and this key or person is none.",
-            remedy="Use a key with the right of an administrator: server.py users new-key --admin.",
+            remedy="Use the administrator's secret, or a key with that right: server.py users new-key --admin.",
         )
