@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -413,7 +414,7 @@ def test_reading_the_form_of_a_reply_keeps_nobody_waiting() -> None:
 def test_forms_are_read_in_turn_however_many_one_user_sends() -> None:
     FORM_IS_READ.clear()
     FORMS_BEGUN.clear()
-    asked = {"grammar": 'root ::= "a"', "max_new_tokens": 1}
+    asked: dict[str, Any] = {"grammar": 'root ::= "a"', "max_new_tokens": 1}
     with contextlib.closing(EngineHost.start(fake_plan(), reads_slowly, in_process=True)) as host:
         try:
             ids = [f"flood {number}" for number in range(FORMS_LIMIT)]
@@ -774,7 +775,7 @@ def garbled(plan: Plan, on_progress: OnProgress) -> ScriptedEngine:
 
 
 def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)} - {TEMPLATES.pid}
+    return {child.pid for child in psutil.Process().children(recursive=True)} - TEMPLATES.pids
 
 
 def tree_bytes() -> int:
