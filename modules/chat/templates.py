@@ -1,8 +1,8 @@
 """Chat templates rendered in a process of their own, which is killed when one takes too long or too much.
 
 A template is code that came with a model, or that somebody wrote into a conversation. The sandbox keeps it from
-reaching out; only a process boundary keeps it from never ending or from eating the memory. People take turns, and those
-whose template is their own wait for one another alone. What the rendered text means is not decided here: see prompts.py.
+reaching out; only a process boundary keeps it from never ending or from eating the memory. People take turns, and
+those whose template is their own wait for one another alone. What the rendered text means is not decided here.
 """
 
 from __future__ import annotations
