@@ -38,6 +38,8 @@ def read_loras(value: object) -> object:
     if value is None:
         return ()
     texts = value if isinstance(value, (list, tuple)) else [value]
+    if len(texts) > MOST_LORAS:
+        raise ValueError(f"at most {MOST_LORAS} adapters can be applied at once")
     items = tuple(item.strip() for text in texts for item in str(text).split(",") if item.strip())
     names = [name_of(item) for item in items]
     if len(set(names)) < len(names):

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modules.errors import BadValue
+from modules.few import FIRST_FAULT
 
 Group = Literal["common", "truncation", "heat", "repetition", "mirostat", "other"]
 GROUP_TITLES: dict[Group, str] = {
@@ -167,7 +168,7 @@ class GenerationParams(BaseModel):
         default=False,
         description="Forbid the end token: the reply ends at its length limit or a stop string.",
     )
-    stop: tuple[StopString, ...] = Field(
+    stop: Annotated[tuple[StopString, ...], FIRST_FAULT] = Field(
         default=(), max_length=MAX_STOP_STRINGS, strict=False, description="The reply ends before any of these strings."
     )
     logprobs: int = Field(

@@ -9,13 +9,12 @@ class LastingTemplateWorker(TemplateWorker):
     """Goes on when whoever used it closes it: to start one for every test would take longer than most of them."""
 
     def close(self) -> None:
-        """Stay. The process ends with its standard input, and so with the tests."""
+        """Stay. The processes end with their standard input, and so with the tests."""
 
     @property
-    def pid(self) -> int | None:
-        """The process; None where none was asked yet."""
-        process = self._worker._process
-        return process.pid if process else None
+    def pids(self) -> set[int]:
+        """Its processes, of which there are as many as were asked."""
+        return {worker._process.pid for worker in self._turns if worker._process}
 
 
 TEMPLATES = LastingTemplateWorker()

@@ -46,6 +46,18 @@ def test_a_full_queue_refuses_and_stays_as_it_is() -> None:
     assert drain(queue) == ["a1", "b1"]
 
 
+def test_who_fills_the_line_fills_it_for_nobody_else() -> None:
+    queue = queue_of(*(f"a{number}" for number in range(8)), limit=8)
+    with pytest.raises(QueueFull):
+        queue.push("a", "a8")
+    for number in range(4):
+        queue.push("b", f"b{number}")
+    with pytest.raises(QueueFull):
+        queue.push("b", "b4")
+    queue.push("c", "c0")
+    assert drain(queue)[:4] == ["a0", "b0", "c0", "a1"]
+
+
 def test_a_removed_item_is_not_served_and_its_user_is_forgotten_with_the_last_one() -> None:
     queue = queue_of("a1", "b1", "b2")
     queue.remove("a1")

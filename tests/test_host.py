@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -387,12 +388,14 @@ def test_cancel_right_after_submit_is_safe(start: StartHost) -> None:
 
 def test_reading_the_form_of_a_reply_keeps_nobody_waiting() -> None:
     FORM_IS_READ.clear()
+    FORMS_BEGUN.clear()
     with contextlib.closing(EngineHost.start(fake_plan(), reads_slowly, in_process=True)) as host:
         try:
             read = host.submit(fake_request(id="read", grammar='root ::= "a"', max_new_tokens=10**6))
+            until(lambda: FORMS_BEGUN == ["read"])
             waiting = [
                 host.submit(fake_request(id=f"waits {n}", grammar='root ::= "a"', max_new_tokens=10**6))
-                for n in range(FORMS_LIMIT)
+                for n in range(FORMS_LIMIT + 1)
             ]
             assert host.submit(fake_request(id="free", max_new_tokens=5)).result(60)[1].reason == "length"
             assert isinstance(last(iter(waiting.pop())).error, QueueFull)
@@ -406,6 +409,23 @@ def test_reading_the_form_of_a_reply_keeps_nobody_waiting() -> None:
         until(lambda: host.stats().active == 0 and host.stats().queued == 0)
         again = host.submit(fake_request(id="again", grammar='root ::= "a"', max_new_tokens=5))
         assert again.result(60)[1].reason == "length"
+
+
+def test_forms_are_read_in_turn_however_many_one_user_sends() -> None:
+    FORM_IS_READ.clear()
+    FORMS_BEGUN.clear()
+    asked: dict[str, Any] = {"grammar": 'root ::= "a"', "max_new_tokens": 1}
+    with contextlib.closing(EngineHost.start(fake_plan(), reads_slowly, in_process=True)) as host:
+        try:
+            ids = [f"flood {number}" for number in range(FORMS_LIMIT)]
+            sent = [host.submit(fake_request(id=id, user="ben", **asked)) for id in ids]
+            until(lambda: len(FORMS_BEGUN) == 1)
+            sent.append(host.submit(fake_request(id="one", user="ana", **asked)))
+            host.stats()  # what came before it has arrived
+        finally:
+            FORM_IS_READ.set()
+        assert {generation.result(60)[1].reason for generation in sent} == {"length"}
+    assert "one" in FORMS_BEGUN[:3]
 
 
 def test_a_generation_that_nobody_holds_is_cancelled(start: StartHost) -> None:
@@ -722,6 +742,7 @@ def deaf(plan: Plan, on_progress: OnProgress) -> Deaf:
 
 
 FORM_IS_READ = threading.Event()
+FORMS_BEGUN: list[str] = []
 
 
 class ReadsSlowly(ScriptedEngine):
@@ -729,6 +750,7 @@ class ReadsSlowly(ScriptedEngine):
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
         if request.params.grammar:
+            FORMS_BEGUN.append(request.id)
             FORM_IS_READ.wait(120)
         super().submit(request, emit)
 
@@ -753,7 +775,7 @@ def garbled(plan: Plan, on_progress: OnProgress) -> ScriptedEngine:
 
 
 def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)} - {TEMPLATES.pid}
+    return {child.pid for child in psutil.Process().children(recursive=True)} - TEMPLATES.pids
 
 
 def tree_bytes() -> int:

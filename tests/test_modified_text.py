@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,11 @@ def test_perplexity_colours_what_was_continued_and_leaves_a_text_that_others_hav
     coloured = script("perplexity_colors").coloured
     assert coloured("Begun and gone", [token(" gone", 0.1)]).startswith("Begun and <span")
     assert coloured("SOMETHING ELSE", [token("other", 0.1)]) == "SOMETHING ELSE"
+
+
+@pytest.mark.parametrize("text", ["](" * 100_000, "\n" * 100_000 + "x"])
+def test_what_colours_leave_alone_is_found_in_one_pass(text: str) -> None:
+    colours = script("perplexity_colors")
+    started = time.thread_time()
+    assert not [*colours.FENCE.finditer(text), *colours.BLOCK.finditer(text)]
+    assert time.thread_time() - started < 10

@@ -359,6 +359,14 @@ def test_a_last_message_that_cannot_fit_is_refused_with_numbers(prompts: Prompts
             assert caught.value.http_status == 400
 
 
+def test_a_template_that_makes_a_book_of_a_word_is_refused_before_it_is_tokenized(prompts: Prompts) -> None:
+    tokens = family_engine("chatml")
+    book = replace(PLAIN, template="{{ messages[0].content }}{{ 'a ' * 1000000 }}")
+    with pytest.raises(ContextLengthExceeded, match="2,000,005 characters"):
+        build(prompts, tokens, chat([("user", "Hello")]), form=book)
+    assert tokens.calls == 0
+
+
 def test_a_giant_old_message_is_dropped(prompts: Prompts) -> None:
     tokens = family_engine("chatml")
     built = build(prompts, tokens, chat([("user", "x" * 20_000_000), ("assistant", "b"), ("user", "now")]))

@@ -23,7 +23,7 @@ from modules.chat.running import ReplyView, RunningReply
 from modules.chat.service import ChatService
 from modules.chat.store import Store
 from modules.engine.host.host import Patience
-from modules.errors import BadValue, Busy, NotFound, SnugError, StaleView, StoreFailed
+from modules.errors import BadValue, Busy, NotFound, QueueFull, SnugError, StaleView, StoreFailed
 from modules.extensions.manager import Extensions
 from modules.hardware import Inventory
 from modules.messages import Conversation, Message
@@ -263,6 +263,23 @@ def test_stop_ends_one_reply_within_a_token_and_keeps_its_text(make_world: MakeW
     reply.stop()
     world.chat.stop("", reply.message_id)
     assert end_of(going).status == "complete"
+
+
+def test_one_person_has_so_many_replies_under_way_and_no_more(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modules.chat.service.AT_ONCE", 1)
+    world = make_world(SLOW)
+    going = world.ask(params=LONG)
+    other = world.store.create("")
+    with pytest.raises(QueueFull):
+        world.chat.reply("", other.id, None, "x", PARAMS, op_id="1")
+    assert world.store.path("", other.id) == []
+    theirs = world.store.create("ana")
+    assert world.chat.reply("ana", theirs.id, None, "x", GenerationParams(max_new_tokens=1), op_id="2")
+    going.stop()
+    end_of(going)
+    world.chat.reply("", other.id, None, "x", GenerationParams(max_new_tokens=1), op_id="3")
 
 
 def test_stop_before_the_first_token_ends_it_with_nothing(make_world: MakeWorld) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from modules.chat.templates import MAX_TEMPLATE_CHARACTERS, TemplateRefused, TemplateWorker
+from modules.chat.rendering import ChatTemplate, _longest_shown, _shown_part, render_pieces
+from modules.chat.templates import MAX_TEMPLATE_CHARACTERS, TemplateRefused, TemplateWorker, Turns
 from modules.errors import BadChatTemplate
+from modules.messages import ChatMessage
 
 MESSAGES = [{"role": "user", "content": " hi <b> "}, {"role": "assistant", "content": "hello"}]
 VARIABLES = {"messages": MESSAGES, "tools": None, "documents": None, "add_generation_prompt": True, "bos_token": "<s>"}
@@ -155,3 +160,89 @@ def test_many_threads_share_one_worker(worker: TemplateWorker) -> None:
         thread.join(timeout=30)
     assert len(results) == 160
     assert all(left == right for left, right in (result.split("=") for result in results))
+
+
+def test_who_comes_a_hundred_times_waits_behind_the_own_hundred() -> None:
+    turns, served = Turns(), list[str]()
+
+    def come(whose: str) -> None:
+        with turns.turn(whose):
+            served.append(whose)
+
+    threads = [threading.Thread(target=come, args=(whose,)) for whose in ["ben"] * 5 + ["ana"]]
+    with turns.turn("ben"):
+        for number, thread in enumerate(threads, start=1):
+            thread.start()
+            until(lambda number=number: len(turns._waiting) == number)  # type: ignore[misc]
+    for thread in threads:
+        thread.join(timeout=30)
+    assert served == ["ben", "ana", *["ben"] * 4]
+
+
+def test_a_template_that_somebody_wrote_keeps_those_waiting_alone_who_wrote_theirs() -> None:
+    worker = TemplateWorker(render_s=60)
+    endless = threading.Thread(target=lambda: refused(worker, HOSTILE["endless loop"]))
+    try:
+        endless.start()
+        until(lambda: worker._peoples._process is not None)
+        assert worker.render("{{ a }}", {"a": 1}) == "1"
+        assert endless.is_alive()
+    finally:
+        worker._peoples.kill()
+        endless.join(timeout=30)
+        worker.close()
+    assert not endless.is_alive()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def refused(worker: TemplateWorker, template: str) -> None:
+    with pytest.raises(BadChatTemplate):
+        worker.render(template, {}, own=True)
+
+
+class Writes:
+    """In place of the process: what a hostile template makes of the messages."""
+
+    def __init__(self, text: Callable[[list[str]], str]) -> None:
+        self._text = text
+
+    def render(self, template: str, variables: Mapping[str, Any], *, own: bool = False) -> str:
+        return self._text([turn["content"] for turn in variables["messages"]])
+
+
+def pieces_of(text: Callable[[list[str]], str], contents: list[str]) -> str:
+    """What is rendered, contents in brackets; it takes no long time."""
+    template = ChatTemplate("", {}, cast("TemplateWorker", Writes(text)))
+    started = time.thread_time()
+    rendered = render_pieces(template, [ChatMessage("user", content) for content in contents], lambda content: content)
+    assert time.thread_time() - started < 2
+    return "".join(piece.text if piece.template else f"({piece.text})" for piece in rendered.pieces)
+
+
+def test_a_template_that_writes_beginnings_of_marks_takes_no_time() -> None:
+    flood = "m0" * 1_000_000
+    contents = [f"{number:04}" for number in range(2000)]
+    assert pieces_of(lambda turns: flood + "".join(turns), contents) == flood + "".join(f"({one})" for one in contents)
+
+
+def test_a_content_of_which_little_is_shown_takes_no_time() -> None:
+    long = "x" + "a" * 500_000
+    assert (
+        pieces_of(lambda turns: "".join(one.replace("x", "y") + "a" for one in turns), [long, "b"]) == f"({long})a(b)a"
+    )
+
+
+@given(st.text("ab<", max_size=8), st.text("ab<", max_size=8), st.text("ab<", max_size=8), st.sampled_from("ab<"))
+def test_the_longest_stretch_of_a_content_is_found(before: str, text: str, content: str, literal: str) -> None:
+    found = _longest_shown(before + text, len(before), content)
+    assert text[:found] in content and not (found < len(text) and text[: found + 1] in content)
+    ends = [end for end in range(len(text)) if text.startswith(literal, end) and text[:end] in content]
+    wanted = text[: max(ends)] if ends else None
+    whole = any(text.startswith(one + literal) for one in (content, content.strip(), json.dumps(content)[1:-1]))
+    assert whole or _shown_part(text, 0, content, literal, last=False) == wanted

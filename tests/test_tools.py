@@ -143,6 +143,23 @@ def test_a_call_that_begins_hundreds_of_arguments_and_ends_none_is_read_at_once(
     assert time.thread_time() - started < 5, "it took half a minute of the processor where one pattern did it all"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", '<tool_call>{"' + '":0,"' * 200_000),
+        ("hermes", '<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>' + "," * 500_000),
+        ("gpt-oss", "<|channel|>final<|message|>a<|end|>" * 30_000),
+    ],
+)
+def test_megabytes_that_a_server_sends_at_once_are_read_in_time(
+    name: str, text: str, formats: dict[str, CallFormat]
+) -> None:
+    form = replace(GENERIC, style="harmony") if name == "gpt-oss" else formats[name]
+    started = time.thread_time()
+    read(form, text, step=len(text))
+    assert time.thread_time() - started < 10
+
+
 def test_thoughts_are_told_apart_from_the_answer_and_from_calls(formats: dict[str, CallFormat]) -> None:
     call = TOOL_FAMILIES["hermes"].one
     for step in (1, 2, 5, 1000):

@@ -13,8 +13,8 @@ params = {
 # Sure, then less and less so: text of any theme stays readable on these.
 SHADES = ((0.8, ""), (0.5, "rgba(234, 179, 8, .22)"), (0.2, "rgba(249, 115, 22, .30)"), (0.0, "rgba(239, 68, 68, .38)"))
 WORD = re.compile(r"\w")
-FENCE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\]\([^)\s]*\)", re.DOTALL)
-BLOCK = re.compile(r"(?m)^(?:    .*|\s*\|.*\|\s*)$")
+FENCE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\]\([^)\s]{0,1000}\)", re.DOTALL)
+BLOCK = re.compile(r"(?m)^(?:    .*|[^\S\n]*\|.*\|[^\S\n]*)$")
 
 
 def state_modifier(state):

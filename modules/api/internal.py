@@ -27,6 +27,7 @@ from modules.chat.prompts import BuiltPrompt
 from modules.engine.base import TextPiece, TokenLogprob
 from modules.engine.host.host import EngineHost
 from modules.errors import BadValue, GenerationFailed, NotFound
+from modules.few import FIRST_FAULT, FewFields
 from modules.sampling import GenerationParams
 from modules.services import Services
 
@@ -34,7 +35,7 @@ MOST_ALTERNATIVES = 100
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
 
-class TextBody(BaseModel):
+class TextBody(FewFields):
     """A text, in which control tokens may be written."""
 
     model_config = _STRICT
@@ -42,12 +43,12 @@ class TextBody(BaseModel):
     text: Annotated[str, Field(max_length=MAX_CHARACTERS)]
 
 
-class TokensBody(BaseModel):
+class TokensBody(FewFields):
     """Token ids."""
 
     model_config = _STRICT
 
-    tokens: Annotated[list[int], Field(max_length=MAX_TOKENS)]
+    tokens: Annotated[list[int], FIRST_FAULT, Field(max_length=MAX_TOKENS)]
 
 
 class StopBody(BaseModel):

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
 
 from modules.api.schemas import loadable
 from modules.api.shapes import Json
+from modules.few import FewFields
 from modules.memory.known_gpus import find_gpu
 from modules.memory.planning.planner import longest_context
 from modules.plan_command.as_json import report_json, table_json
@@ -32,9 +33,9 @@ def _size(value: object) -> object:
 
 
 if TYPE_CHECKING:
-    LoadableFields = BaseModel
+    LoadableFields = FewFields
 else:
-    LoadableFields = create_model("PlannedFields", **loadable())
+    LoadableFields = create_model("PlannedFields", __base__=FewFields, **loadable())
 
 
 class PlanRequest(LoadableFields):

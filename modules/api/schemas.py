@@ -28,6 +28,7 @@ from modules.api.image_parts import ONLY_USERS, OR_IMAGE, ImagePart, bytes_of, f
 from modules.api.tool_schemas import MAX_CALLS, MAX_TOOLS, Choice, ToolSpec, WrittenCall, offer_of, schema_text
 from modules.api.whole import whole
 from modules.errors import BadValue
+from modules.few import FIRST_FAULT, FewFields
 from modules.sampling import MAX_STOP_STRINGS, GenerationParams, StopString
 from modules.settings import LoadOptions, flag_of
 from modules.tools import Offer
@@ -325,6 +326,7 @@ class TextRequest(DerivedFields):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(None, description="How many replies to make.")
     stop: Annotated[
         tuple[StopString, ...],
+        FIRST_FAULT,
         Field(max_length=MAX_STOP_STRINGS),
         BeforeValidator(strings, json_schema_input_type=str | list[str] | None),
     ] = Field((), description="The reply ends before any of these strings.")
@@ -332,7 +334,9 @@ class TextRequest(DerivedFields):
     response_format: ResponseFormat | None = Field(
         None, description="JSON of a schema, or any JSON object, in place of free text."
     )
-    logit_bias: Annotated[dict[str, float] | None, Field(max_length=MAX_BIASES), AfterValidator(_biases)] = Field(
+    logit_bias: Annotated[
+        Annotated[dict[str, float], FIRST_FAULT] | None, Field(max_length=MAX_BIASES), AfterValidator(_biases)
+    ] = Field(
         None, description="Token ids, and what is added to the score of each: -100 forbids it, 100 all but forces it."
     )
     cache_salt: Annotated[str, Field(max_length=200)] | None = Field(
@@ -541,9 +545,9 @@ def loadable() -> dict[str, tuple[Any, FieldInfo]]:
 
 
 if TYPE_CHECKING:
-    LoadableFields = BaseModel
+    LoadableFields = FewFields
 else:
-    LoadableFields = create_model("LoadableFields", **loadable())
+    LoadableFields = create_model("LoadableFields", __base__=FewFields, **loadable())
 
 
 class LoadRequest(LoadableFields):
@@ -569,7 +573,7 @@ class LoadRequest(LoadableFields):
         return defaults.model_copy(update=given)
 
 
-class LorasRequest(BaseModel):
+class LorasRequest(FewFields):
     """The body of POST /v1/internal/lora/load: adapters as --lora names them."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -577,7 +581,7 @@ class LorasRequest(BaseModel):
     lora_names: Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=16)]
 
 
-class DownloadRequest(BaseModel):
+class DownloadRequest(FewFields):
     """The body of POST /v1/internal/downloads: a model as --download names it, and which of its files."""
 
     model_config = ConfigDict(strict=True, extra="forbid")

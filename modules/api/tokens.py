@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from modules.api.shapes import Json
 from modules.engine.base import TextPiece
 from modules.errors import BadValue
+from modules.few import FIRST_FAULT, FewFields
 from modules.services import Services
 
 MAX_CHARACTERS = 4_000_000
@@ -25,7 +26,7 @@ _LENT = (
 )  # fmt: skip
 
 
-class Piece(BaseModel):
+class Piece(FewFields):
     """A stretch of a prompt; only a `template` piece may become control tokens."""
 
     model_config = _STRICT
@@ -34,13 +35,13 @@ class Piece(BaseModel):
     template: bool = False
 
 
-class EncodeRequest(BaseModel):
+class EncodeRequest(FewFields):
     """The body of POST /v1/internal/token/encode: a text, in which control tokens may be written, or pieces."""
 
     model_config = _STRICT
 
     text: Annotated[str, Field(max_length=MAX_CHARACTERS)] | None = None
-    pieces: Annotated[list[Piece], Field(max_length=MAX_PIECES)] | None = None
+    pieces: Annotated[list[Piece], FIRST_FAULT, Field(max_length=MAX_PIECES)] | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> EncodeRequest:
@@ -56,12 +57,12 @@ class EncodeRequest(BaseModel):
         return [TextPiece(piece.text, piece.template) for piece in self.pieces]
 
 
-class DecodeRequest(BaseModel):
+class DecodeRequest(FewFields):
     """The body of POST /v1/internal/token/decode."""
 
     model_config = _STRICT
 
-    tokens: Annotated[list[int], Field(max_length=MAX_TOKENS)]
+    tokens: Annotated[list[int], FIRST_FAULT, Field(max_length=MAX_TOKENS)]
 
 
 def token_routes(services: Services) -> APIRouter:

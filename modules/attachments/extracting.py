@@ -8,14 +8,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from modules.attachments.extracted import MAX_FILE_BYTES, MAX_PICTURE_SIDE, Extracted, clean_name, refuse
 from modules.errors import BadAttachment, Busy
-from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate, bare_environment
+from modules.killable import (
+    ASKED_FOR,
+    KillableWorker,
+    WorkerDoesNotStart,
+    WorkerEnded,
+    WorkerLate,
+    bare_environment,
+)
 from modules.units import format_size
 
 EXTRACT_S = 45.0
@@ -23,10 +29,6 @@ AT_ONCE = 3
 EACH_AT_ONCE = 2  # so that nobody's files alone take all places
 _WAIT_S = 120.0
 _START_S = 60.0  # on a machine that has no core to spare
-
-
-FILES_OF: ContextVar[str] = ContextVar("files", default="")
-"""Whose files are being read; api/doors/places.py says it for each request."""
 
 
 class Read(Protocol):
@@ -71,7 +73,7 @@ class Extractor:
     def _place(self) -> Iterator[None]:
         """One of this person's places, and then one of all. Raises Busy."""
         with self._lock:
-            whose = FILES_OF.get()
+            whose = ASKED_FOR.get()
             own = self._own.get(whose)
             if own is None:
                 own = self._own[whose] = threading.BoundedSemaphore(EACH_AT_ONCE)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from modules.errors import BadCharacter
+from modules.few import FIRST_FAULT
 
 MAX_ENTRIES = 10_000
 MAX_GREETINGS = 100
@@ -27,7 +28,7 @@ def _or(default: Any) -> BeforeValidator:
 
 
 Text = Annotated[str, _or("")]
-Texts = Annotated[tuple[Text, ...], _or(()), BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+Texts = Annotated[tuple[Text, ...], FIRST_FAULT, _or(()), BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 Switch = Annotated[bool, _or(False)]
 
 

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from modules.characters import card
 from modules.characters.character import MAX_ENTRIES, Character, Lorebook, LoreEntry, checked
 from modules.characters.library import Characters
 from modules.characters.worlds import read_book
 from modules.errors import BadCharacter, NotFound, StaleView
+from modules.few import FIRST_FAULT, FewFields
 from modules.units import format_size
 
 MAX_KEYS = 200
@@ -27,10 +28,12 @@ MAX_KEY_CHARACTERS = 300
 MAX_ENTRY_CHARACTERS = 100_000
 _MOST = 1_000_000
 
-Keys = Annotated[tuple[Annotated[str, Field(max_length=MAX_KEY_CHARACTERS)], ...], Field(max_length=MAX_KEYS)]
+Keys = Annotated[
+    tuple[Annotated[str, Field(max_length=MAX_KEY_CHARACTERS)], ...], FIRST_FAULT, Field(max_length=MAX_KEYS)
+]
 
 
-class EntryFields(BaseModel):
+class EntryFields(FewFields):
     """What an editor shows of an entry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,7 +48,7 @@ class EntryFields(BaseModel):
     position: str = Field(default="after_char", pattern="^(before_char|after_char)$")
 
 
-class BookFields(BaseModel):
+class BookFields(FewFields):
     """How a book is read: None is what Snug does for books that say nothing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

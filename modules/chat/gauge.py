@@ -5,6 +5,7 @@ The exact prompt is what preview.py shows. What a template adds to a message is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ from weakref import WeakKeyDictionary
 
 from modules.chat.forms import Form
 from modules.chat.prompts import PromptEngine, Prompts, free_tokens
-from modules.errors import BadChatTemplate
+from modules.errors import BadChatTemplate, ContextLengthExceeded
 from modules.messages import ChatMessage
 
 _USUAL_OVERHEAD = 5
+_KEPT = 1000  # templates; people write their own
 _SAMPLE = "Hello."
 COUNTED_CONTEXTS = 2  # of the newest messages; the rest is estimated
 
@@ -48,7 +50,7 @@ class Gauges:
 
     def __init__(self, prompts: Prompts) -> None:
         self._prompts = prompts
-        self._known: WeakKeyDictionary[PromptEngine, dict[str, _Overheads]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[PromptEngine, dict[bytes, _Overheads]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def measure(self, engine: PromptEngine, turns: Sequence[ChatMessage], form: Form, *, max_new_tokens: int) -> Gauge:
@@ -92,13 +94,16 @@ class Gauges:
         return shown + self._prompts.count(engine, turn.content) + overheads.message
 
     def _overheads(self, engine: PromptEngine, form: Form) -> _Overheads:
-        key = json.dumps([form.template, dict(form.variables), form.user, form.char], sort_keys=True)
+        asked = json.dumps([form.template, dict(form.variables), form.user, form.char], sort_keys=True)
+        key = hashlib.blake2b(asked.encode(), digest_size=16).digest()
         with self._lock:
             known = self._known.setdefault(engine, {})
             if key in known:
                 return known[key]
         measured = self._measured(engine, replace(form, command="", closing=""))
         with self._lock:
+            if len(known) >= _KEPT:
+                known.clear()
             known[key] = measured
         return measured
 
@@ -110,7 +115,7 @@ class Gauges:
                 len(engine.encode(self._prompts.render(engine, turns, form).pieces)) - len(turns) * sample
                 for turns in ([user], [user, reply, user], [system, user])
             )
-        except BadChatTemplate:
+        except (BadChatTemplate, ContextLengthExceeded):
             return _Overheads(_USUAL_OVERHEAD, _USUAL_OVERHEAD, _USUAL_OVERHEAD)
         message = max(0, (three - one + 1) // 2)
         return _Overheads(max(0, one - message), max(0, told - one), message)

@@ -31,9 +31,14 @@ from modules.chat.rows import to_stats
 from modules.chat.setup_fields import SetupFields
 from modules.chat.trees import Tree, TreeFile, TreeMessage
 from modules.errors import BadAttachment
+from modules.few import FIRST_FAULT
 from modules.messages import FileKind, MessageStatus, ReplyStats, Role
 
 _MOST = 1e15  # of any figure about a reply; nothing that is no number is less
+# Values take many times the bytes that they are written with, and nobody's request moves while they are made. A file of
+# 128 MiB, the largest that is taken, has these where each of its messages has a hundred characters.
+MOST_OBJECTS, MOST_VALUES, MOST_LINES = 2_000_000, 12_000_000, 1_000_000
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # as splitlines counts them
 LINES_TRIED = 5  # before a file counts as one JSON object a line
 FORMATS = (
     "Snug's own JSON, text-generation-webui, SillyTavern, ShareGPT, OpenAI messages, and ChatGPT's conversations.json"
@@ -91,7 +96,7 @@ class _Setup(SetupFields):
 class _Conversation(BaseModel):  # its mode is not taken: a file of conversations holds chats
     model_config = ConfigDict(extra="ignore", strict=True)
     title: str = ""
-    messages: list[_Message]
+    messages: Annotated[list[_Message], FIRST_FAULT]
     head: int | None = None
     renamed: bool = False
     system_prompt: str = ""
@@ -142,6 +147,8 @@ def parse(text: str) -> Any:
     """JSON that may say anything. Raises Unreadable with the place of what is wrong."""
     if not text.strip():
         raise Unreadable("It is empty.")
+    if text.count("{") + text.count("[") > MOST_OBJECTS or text.count(",") > MOST_VALUES:
+        raise Unreadable("It has too many parts: millions of lists, objects or values.")
     try:
         return json.loads(text.removeprefix("\ufeff"), parse_constant=_no_number)
     except json.JSONDecodeError as error:
@@ -158,6 +165,8 @@ def _no_number(name: str) -> float:
 
 def _lines(text: str) -> list[tuple[int, str]]:
     """The lines of a file that holds one JSON object in each, with their numbers; [] if it does not seem to."""
+    if sum(map(text.count, _LINE_ENDS)) > MOST_LINES:
+        return []
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if len(lines) < 2:
         return []

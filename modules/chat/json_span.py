@@ -73,4 +73,6 @@ class JsonSpan:
 
     def _written(self, first: int, last: int, new: str, start: int) -> str:
         """The characters from `first` to `last`, of which some may have come only now."""
-        return (self.text + new[: last - start])[first:last] if last > start else self.text[first:last]
+        if first >= start:
+            return new[first - start : last - start]
+        return self.text[first:last] + new[: max(0, last - start)]

@@ -213,6 +213,8 @@ class Prompts:
             form.variables,
             arguments_as_text=form.arguments_as_text,
             image_token=info.image_token if info.sees else "",
+            own=bool(form.template),
+            longest=info.context_tokens * LONGEST_TOKEN_CHARACTERS,
         )
 
     def count(self, engine: PromptEngine, content: str) -> int:

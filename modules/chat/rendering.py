@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal
@@ -20,9 +20,11 @@ from typing import Any, Literal
 from modules.chat.forms import places
 from modules.chat.templates import TemplateRefused, TemplateWorker
 from modules.engine.base import TextPiece
+from modules.errors import ContextLengthExceeded
 from modules.messages import ChatMessage, Picture, Role
 
 Neutralise = Callable[[str], str]
+_MARK = re.compile("m[0-9a-f]{32}")
 NEUTRALISED = (
     "This model's chat template rewrites messages, so control words in them were broken up with invisible spaces."
 )
@@ -42,7 +44,8 @@ class ChatTemplate:
     """A model's template with what it may read beside the messages: `special_tokens` by name ("bos_token"), `variables`
     such as `enable_thinking`. `arguments_as_text`: it wants a tool call's arguments as JSON text, not as values.
     `image_token` is how a model that sees writes the place of a picture; `parts` says that contents are given as lists
-    of parts.
+    of parts. `own`: somebody wrote it into a conversation. `longest` is the most characters that it may make, 0 for any
+    number.
     """
 
     text: str
@@ -52,15 +55,27 @@ class ChatTemplate:
     arguments_as_text: bool = False
     image_token: str = ""
     parts: bool = False
+    own: bool = False
+    longest: int = 0
 
     def render(self, messages: Sequence[ChatMessage], *, reply_next: bool = True) -> str:
-        """The text up to where the reply begins, or where the last message ends. Raises BadChatTemplate."""
+        """The text up to where the reply begins, or where the last message ends.
+
+        Raises BadChatTemplate, ContextLengthExceeded for a text that no model could read.
+        """
         turns = [turn_of(message, arguments_as_text=self.arguments_as_text, parts=self.parts) for message in messages]
         variables = {
             "tools": None, **self.special_tokens, **self.variables, "messages": turns, "documents": None,
             "add_generation_prompt": reply_next,
         }  # fmt: skip
-        return self.worker.render(self.text, variables)
+        text = self.worker.render(self.text, variables, own=self.own)
+        if self.longest and len(text) > self.longest:
+            raise ContextLengthExceeded(
+                f"The chat template makes {len(text):,} characters of the messages; the model reads {self.longest:,}.",
+                remedy="Shorten the messages, or correct the template.",
+                param="messages",
+            )
+        return text
 
 
 def turn_of(message: ChatMessage, *, arguments_as_text: bool = False, parts: bool = False) -> dict[str, Any]:
@@ -112,8 +127,11 @@ def render_pieces(template: ChatTemplate, messages: Sequence[ChatMessage], neutr
 
 def _shows_users(rendered: Rendered, messages: Sequence[ChatMessage]) -> bool:
     """Whether all that users wrote is in what was rendered."""
-    text = "".join(piece.text for piece in rendered.pieces)
-    return all(message.content.strip() in text for message in messages if message.role == "user")
+    whole = {piece.text.strip() for piece in rendered.pieces if not piece.template}
+    written = [message.content.strip() for message in messages if message.role == "user"]
+    sought = [content for content in written if content not in whole]
+    text = "".join(piece.text for piece in rendered.pieces) if sought else ""
+    return all(content in text for content in sought)
 
 
 def _with_pictures(template: ChatTemplate, messages: Sequence[ChatMessage], neutralise: Neutralise) -> Rendered | None:
@@ -179,7 +197,7 @@ def _render_variant(template: ChatTemplate, messages: Sequence[ChatMessage], neu
         marked = template.render([replace(m, content=by_message.get(id(m), m.content)) for m in messages])
     except TemplateRefused:
         marked = ""
-    parts = re.split("(" + "|".join(marks) + ")", marked) if marks else [marked]
+    parts = _parted(marked, marks)
     contents = [marks[part].content for part in parts[1::2]]
     shown = _align(text, parts[0::2], contents)
     if shown is None and set(parts[1::2]) == marks.keys():
@@ -194,6 +212,17 @@ def _render_variant(template: ChatTemplate, messages: Sequence[ChatMessage], neu
         pieces += [*places(marks[mark].pictures, before), TextPiece(content), TextPiece(literal, template=True)]
     placed = any(piece.picture for piece in pieces)
     return Rendered(tuple(piece for piece in pieces if piece.text), BEFORE_TEXT if placed else "")
+
+
+def _parted(marked: str, marks: Container[str]) -> list[str]:
+    """`marked` cut at `marks`, which stand between what is around them. In one pass, however many marks there are and
+    however much that begins like one."""
+    parts, at = [], 0
+    for found in _MARK.finditer(marked):
+        if found[0] in marks:
+            parts += [marked[at : found.start()], found[0]]
+            at = found.end()
+    return [*parts, marked[at:]]
 
 
 def _align(text: str, literals: Sequence[str], contents: Sequence[str]) -> list[str] | None:
@@ -225,12 +254,23 @@ def _shown_part(text: str, position: int, content: str, literal: str, *, last: b
     if last:
         end = len(text) - len(literal)
         return text[position:end] if text.endswith(literal) and text[position:end] in content else None
-    end = text.rfind(literal, position, position + len(content) + len(literal)) if literal else -1
-    while end >= position:
-        if text[position:end] in content:
-            return text[position:end]
-        end = text.rfind(literal, position, end + len(literal) - 1)
-    return None
+    shown = _longest_shown(text, position, content)
+    end = text.rfind(literal, position, position + shown + len(literal)) if literal else -1
+    return text[position:end] if end >= position else None
+
+
+def _longest_shown(text: str, position: int, content: str) -> int:
+    """How many characters from `position` on are in `content` as they stand: with more none is in it that has these,
+    so it is found by halves, not by a look for each of a million.
+    """
+    shown, too_many = 0, min(len(content), len(text) - position) + 1
+    while too_many - shown > 1:
+        middle = (shown + too_many) // 2
+        if text[position : position + middle] in content:
+            shown = middle
+        else:
+            too_many = middle
+    return shown
 
 
 def _shows_system(rendered: Rendered, messages: Sequence[ChatMessage]) -> bool:

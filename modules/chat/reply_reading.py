@@ -22,6 +22,8 @@ from modules.tools import Offer, Tool
 
 _NAME = re.compile(r"[\w.\-]{1,128}", re.ASCII)
 _LONGEST_NAME = 256
+_LONGEST_GAP = 4096  # characters between two calls
+_STRETCH = 4096  # a server may send megabytes at once, and what is left of a text is copied at each sign in it
 _PYTHON_TAG = "<|python_tag|>"
 
 
@@ -86,6 +88,9 @@ class ReplyReader:
 
     def feed(self, text: str) -> list[Part]:
         """The parts that `text` completes."""
+        return [part for at in range(0, len(text), _STRETCH) for part in self._fed(text[at : at + _STRETCH])]
+
+    def _fed(self, text: str) -> list[Part]:
         if isinstance(self._calls, _HarmonyReader):
             return self._calls.feed(text)
         return self._joined(*self._thinks.feed(text))
@@ -258,6 +263,8 @@ class _CallReader:
 
     def _read_gap(self, last: bool) -> list[Part]:
         """Between calls: white space and what the format writes there."""
+        if len(self._raw) > _LONGEST_GAP:
+            return self._no_call()
         stripped = self._buffer.lstrip()
         self._take(len(self._buffer) - len(stripped))
         if not stripped:

@@ -28,7 +28,7 @@ from modules.chat.store import Store
 from modules.chat.writing import Outcome, Task, Writer
 from modules.engine.host.host import EngineHost
 from modules.engine.intake import check_generates
-from modules.errors import BadCharacter, BadName, BadValue, Busy, ContextLengthExceeded, NotFound, StaleView
+from modules.errors import BadCharacter, BadName, BadValue, Busy, ContextLengthExceeded, NotFound, QueueFull, StaleView
 from modules.extensions.manager import Extensions
 from modules.messages import Attachment, ChatMessage, Conversation, Message, Setup
 from modules.models.manager import ModelManager
@@ -40,6 +40,7 @@ NOTEBOOK = "notebook"  # where `running` finds an owner's notebook completion; n
 SHUTDOWN_S = 5.0
 LORE_SHARE = 4  # of the context, at most, goes to a lorebook that names no budget
 LORE_TOKENS = 1024  # where nobody knows the context
+AT_ONCE = 128  # replies of one person that are being written or wait for it; each has a thread
 CHARACTERS_A_TOKEN = 128  # no vocabulary has many tokens that stand for more; text has 3 to 5
 
 
@@ -84,6 +85,7 @@ class ChatService:
         """
         if not text.strip() and not attachments:
             raise BadValue("The message is empty.", remedy="Write something.", param="text")
+        self._check_room(owner)
         self._check_can_fit(text)
         with self._lock:
             if earlier := self._replayed(owner, conversation_id, op_id):
@@ -99,6 +101,7 @@ class ChatService:
 
         Raises NotFound, Busy, BadValue for a reply to nothing, StoreFailed.
         """
+        self._check_room(owner)
         with self._changing(owner, conversation_id):
             message = self._message(owner, conversation_id, message_id)
             question = message.id if message.role == "user" else message.parent_id
@@ -113,6 +116,7 @@ class ChatService:
 
         Raises NotFound, Busy, BadValue for a question, StaleView if other messages follow, StoreFailed.
         """
+        self._check_room(owner)
         with self._changing(owner, conversation_id):
             message = self._message(owner, conversation_id, message_id)
             if message.role != "assistant":
@@ -159,6 +163,7 @@ class ChatService:
         Found by `running(owner, impersonation(conversation_id))`. Raises Busy while one is being written already.
         """
         key = owner, impersonation(conversation_id)
+        self._check_room(owner)
         with self._changing(*key):
             self._store.get(owner, conversation_id)
 
@@ -262,6 +267,13 @@ class ChatService:
             if (owner, conversation_id) in self._writers:
                 raise Busy("A reply is being written here.", remedy="Wait until it is complete, or stop it.")
             yield
+
+    def _check_room(self, owner: str) -> None:
+        """Raise QueueFull where `owner` has as many replies under way as one may have."""
+        if sum(1 for holder, _ in tuple(self._writers) if holder == owner) >= AT_ONCE:
+            raise QueueFull(
+                f"{AT_ONCE} of your replies are being written.", remedy="Wait until one of them is complete."
+            )
 
     def _check_can_fit(self, text: str) -> None:
         """Keep texts out of the store that would only make the page slow, or that this model will never answer."""

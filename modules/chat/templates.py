@@ -1,7 +1,8 @@
 """Chat templates rendered in a process of their own, which is killed when one takes too long or too much.
 
-A template is code that came with a model. The sandbox keeps it from reaching out; only a process boundary keeps it from
-never ending or from eating the memory. What the rendered text means is not decided here: see prompts.py.
+A template is code that came with a model, or that somebody wrote into a conversation. The sandbox keeps it from
+reaching out; only a process boundary keeps it from never ending or from eating the memory. People take turns, and
+those whose template is their own wait for one another alone. What the rendered text means is not decided here.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from modules.engine.admission import FairQueue
 from modules.errors import BadChatTemplate
-from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
+from modules.killable import ASKED_FOR, KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
 from modules.units import MiB, format_size
 
 RENDER_S = 1.8  # of the 2 that a refusal may take
 RENDER_BYTES = 64 * MiB
 MAX_TEMPLATE_CHARACTERS = 1_000_000
+WAITING = 128  # renderings; of one person's, where others wait too, their share of as many
 _START_S = 30.0
 _COPIES = 12  # a text stands in memory as JSON, as variables, as the rendered parts, as their sum, as JSON again
 _WORKER = Path(__file__).with_name("template_worker.py")
@@ -30,20 +35,49 @@ class TemplateRefused(BadChatTemplate):
     """The template itself said no, or is wrong: with other messages it may render."""
 
 
+class Turns:
+    """One at a time, person after person: who comes a hundred times waits behind the own hundred."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: FairQueue[object] = FairQueue(WAITING)
+        self._taken = False
+
+    @contextmanager
+    def turn(self, whose: str) -> Iterator[None]:
+        """A turn of that person's, when it has come. Raises QueueFull where too many of theirs wait already."""
+        ticket = object()
+        with self._changed:
+            self._waiting.push(whose, ticket)
+            self._changed.wait_for(lambda: not self._taken and self._waiting.peek() is ticket)
+            self._waiting.pop()
+            self._taken = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken = False
+                self._changed.notify_all()
+
+
 class TemplateWorker:
-    """One rendering process, started when first needed and again after it was killed. Safe from any thread."""
+    """Two rendering processes: for the templates of models, and for those that people have written. Each is started
+    when first needed and again after it was killed. Safe from any thread.
+    """
 
     def __init__(self, *, render_s: float = RENDER_S) -> None:
         # It inherits no environment, so no secrets.
         inherited = {name: os.environ[name] for name in ("SYSTEMROOT", "TZ") if name in os.environ}
         self._render_s = render_s
-        self._worker = KillableWorker([sys.executable, "-I", "-X", "utf8", str(_WORKER)], inherited, start_s=_START_S)
+        command = [sys.executable, "-I", "-X", "utf8", str(_WORKER)]
+        self._worker, self._peoples = (KillableWorker(command, inherited, start_s=_START_S) for _ in range(2))
+        self._turns = {worker: Turns() for worker in (self._worker, self._peoples)}
 
-    def render(self, template: str, variables: Mapping[str, Any]) -> str:
-        """The rendered text. `variables` are JSON values.
+    def render(self, template: str, variables: Mapping[str, Any], *, own: bool = False) -> str:
+        """The rendered text. `variables` are JSON values; `own`: somebody wrote this template.
 
         Raises TemplateRefused with the template's own words, BadChatTemplate if it takes longer than two seconds,
-        more memory than 64 MiB (and a share for the messages), or ends its process.
+        more memory than 64 MiB (and a share for the messages), or ends its process; QueueFull.
         """
         if len(template) > MAX_TEMPLATE_CHARACTERS:
             raise BadChatTemplate(
@@ -54,18 +88,20 @@ class TemplateWorker:
         request = json.dumps({"template": template, "variables": variables}, allow_nan=False)
         limits = {"memory_bytes": RENDER_BYTES + _COPIES * len(request), "cpu_s": int(self._render_s) + 1}
         payload = json.dumps(limits)[:-1] + "," + request[1:]
-        reply = self._exchange(payload.encode("ascii"))
+        reply = self._exchange(self._peoples if own else self._worker, payload.encode("ascii"))
         if "error" in reply:
             raise TemplateRefused(f"The chat template cannot be used: {reply['error'].rstrip('.')}.", remedy=REMEDY)
         return str(reply["text"])
 
     def close(self) -> None:
-        """End the process. A later render starts it again."""
-        self._worker.close()
+        """End the processes. A later render starts them again."""
+        for worker in self._turns:
+            worker.close()
 
-    def _exchange(self, payload: bytes) -> dict[str, str]:
+    def _exchange(self, worker: KillableWorker, payload: bytes) -> dict[str, str]:
         try:
-            return self._worker.ask(payload, timeout_s=self._render_s)
+            with self._turns[worker].turn(ASKED_FOR.get()):
+                return worker.ask(payload, timeout_s=self._render_s)
         except WorkerDoesNotStart as error:
             raise BadChatTemplate(
                 "The process that renders chat templates does not start.", remedy="Is jinja2 installed? Run ./start.sh."

@@ -22,6 +22,7 @@ from modules.chat.thinking import Stopwatch
 from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, Prefill, Queued, TokenLogprob
 from modules.engine.host.host import EngineHost, Generation
 from modules.errors import EngineDied, GenerationFailed, SnugError, StaleView, StoreFailed
+from modules.killable import ASKED_FOR
 from modules.messages import Conversation, MessageStatus, ReplyStats
 from modules.models.manager import ModelManager
 from modules.sampling import MAX_STOP_STRINGS, GenerationParams
@@ -136,6 +137,7 @@ class Writer:
             generation.cancel()
 
     def _run(self) -> None:
+        ASKED_FOR.set(self._task.owner)
         try:
             generation = self._submit()
             if generation is not None:

@@ -17,7 +17,7 @@ class FairQueue(Generic[Item]):
     """Waiting items, served one user after the other; each user's own items stay in the order they came."""
 
     def __init__(self, limit: int) -> None:
-        """At most `limit` items wait."""
+        """At most `limit` items wait, and of users who come to a full line their share of as many."""
         self._limit = limit
         self._users: OrderedDict[str, deque[Item]] = OrderedDict()
 
@@ -25,8 +25,11 @@ class FairQueue(Generic[Item]):
         return sum(len(items) for items in self._users.values())
 
     def push(self, user: str, item: Item) -> None:
-        """Put `item` at the end of its user's line. Raises QueueFull at the limit."""
-        if len(self) >= self._limit:
+        """Put `item` at the end of its user's line. Raises QueueFull at the limit, for who has their share already: to
+        fill the line is to fill it for oneself.
+        """
+        own, others = len(self._users.get(user, ())), len(self._users.keys() - {user})
+        if len(self) >= self._limit and own >= self._limit // (others + 1):
             raise QueueFull(
                 f"{self._limit} requests are waiting already.", remedy="Try again when some of them are done."
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 import gradio as gr
@@ -12,6 +12,7 @@ from pydantic import Field
 from modules.characters.character import Character, Persona, checked
 from modules.characters.folder import Found
 from modules.characters.library import Characters, ExportKind, Listed, Personas
+from modules.few import FIRST_FAULT
 from modules.messages import Manner, Setup
 from modules.services import Services
 from modules.ui import lorebook_panel
@@ -57,7 +58,7 @@ class Save(Body):
 
     id: str | None = Field(default=None, max_length=200)
     persona: bool = False
-    fields: dict[str, str | list[str]]
+    fields: Annotated[dict[str, str | list[str]], FIRST_FAULT]
     picture: str = ""
 
 

@@ -18,6 +18,7 @@ from modules.compare.offers import Offer, base_options, offers
 from modules.compare.runner import Comparison, Comparisons
 from modules.compare.values import LEAST_COLUMNS, MOST_COLUMNS, MOST_NEW_TOKENS, Asked, Trial, View
 from modules.errors import BadValue, NotFound
+from modules.few import FIRST_FAULT
 from modules.sampling import GenerationParams
 from modules.services import Services
 from modules.ui.views import Json, printable, problem_view
@@ -36,7 +37,7 @@ class ColumnBody(Body):
     """One column: a model, its flags (None: as it is, or as Snug chooses), and whose parameters count."""
 
     model: str = Field(max_length=500)
-    flags: tuple[Word, ...] | None = Field(default=None, max_length=40)
+    flags: Annotated[tuple[Word, ...], FIRST_FAULT] | None = Field(default=None, max_length=40)
     kind: Literal["greedy", "mine", "preset"] = "greedy"
     preset: str = Field(default="", max_length=200)
 
@@ -45,7 +46,7 @@ class Ask(Body):
     """A comparison, or what one would be."""
 
     prompt: str = Field(default="", max_length=MAX_PROMPT)
-    columns: tuple[ColumnBody, ...] = Field(min_length=LEAST_COLUMNS, max_length=MOST_COLUMNS)
+    columns: Annotated[tuple[ColumnBody, ...], FIRST_FAULT] = Field(min_length=LEAST_COLUMNS, max_length=MOST_COLUMNS)
     max_new_tokens: int = Field(default=128, ge=1, le=MOST_NEW_TOKENS)
     in_turn: bool = False
     params: GenerationParams = GenerationParams()

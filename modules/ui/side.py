@@ -5,7 +5,7 @@ Every answer is JSON for static/side.js and static/files.js.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from modules.chat.searching import Found
 from modules.chat.taking_in import take_in
 from modules.chat.trash import Deletion
 from modules.errors import NotFound
+from modules.few import FIRST_FAULT
 from modules.messages import Conversation
 from modules.services import Services
 from modules.ui.views import Json, printable
@@ -65,7 +66,7 @@ class Import(Body):
     """A file's text, or a piece of it that is a file by itself; `only`: digests of what is taken though it is known."""
 
     text: str
-    only: list[str] | None = Field(default=None, max_length=100_000)
+    only: Annotated[list[str], FIRST_FAULT] | None = Field(default=None, max_length=100_000)
 
 
 class SideDoors:

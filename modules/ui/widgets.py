@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any, TypeVar, get_args
 
 import gradio as gr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from modules.accounts.person import Person, person_in
 from modules.errors import BadValue, SnugError
+from modules.few import FewFields
 from modules.models.remembered import as_flag
 from modules.sampling import Control, GenerationParams
 from modules.settings import LoadOptions, choices_of, flag_name
@@ -25,7 +26,7 @@ from modules.ui.words import told
 log = logging.getLogger(__name__)
 
 
-class Body(BaseModel):
+class Body(FewFields):
     """The body of a request of the page: unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

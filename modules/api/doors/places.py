@@ -20,8 +20,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules.accounts.person import STATE, Person
-from modules.attachments.extracting import FILES_OF
 from modules.errors import QueueFull
+from modules.killable import ASKED_FOR
 from modules.units import KiB
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class Places:
         """The request, when its person has room for it."""
         prompts = self._limiter(who, -1, PROMPTS_AT_ONCE)
         token = _PROMPTS.set(prompts)
-        FILES_OF.set(who)
+        ASKED_FOR.set(who)
         try:
             for number, (path, at_once) in enumerate(_ROUTES):
                 if scope["method"] == "POST" and path.fullmatch(scope["path"]):

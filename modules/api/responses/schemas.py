@@ -31,6 +31,7 @@ from modules.api.tool_schemas import (
 )
 from modules.api.whole import whole
 from modules.errors import BadValue
+from modules.few import FIRST_FAULT
 from modules.messages import ChatMessage
 from modules.sampling import MAX_STOP_STRINGS, GenerationParams, StopString
 
@@ -157,6 +158,7 @@ class ResponsesRequest(SamplingFields):
     max_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     stop: Annotated[
         tuple[StopString, ...],
+        FIRST_FAULT,
         Field(max_length=MAX_STOP_STRINGS),
         BeforeValidator(strings, json_schema_input_type=str | list[str] | None),
     ] = Field((), description="The reply ends before any of these strings.")
@@ -166,7 +168,7 @@ class ResponsesRequest(SamplingFields):
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="auto: leave out the oldest turns where the whole does not fit."
     )
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = Field(
+    metadata: Annotated[dict[str, str], FIRST_FAULT, Field(max_length=16)] | None = Field(
         None, description="Given back as it came; nobody reads it."
     )
     previous_response_id: Annotated[Any, AfterValidator(partial(_refuse, name="previous_response_id"))] = None

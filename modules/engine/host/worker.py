@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from modules.engine.admission import FairQueue
 from modules.engine.base import (
     Engine,
     Finished,
@@ -156,6 +157,7 @@ class _Submits:
         self._writer = writer
         self._forms = forms
         self._lock = threading.Lock()
+        self._waiting: FairQueue[GenerationRequest] = FairQueue(FORMS_LIMIT)
         self._cancelled: dict[str, bool] = {}  # of those whose form waits to be read, or is read
 
     def submit(self, request: GenerationRequest) -> None:
@@ -163,15 +165,15 @@ class _Submits:
         if not request.has_form:
             self._hand_over(request)
             return
-        with self._lock:
-            full = len(self._cancelled) >= FORMS_LIMIT
-            if not full:
+        try:
+            with self._lock:
+                self._waiting.push(request.user, request)
                 self._cancelled.setdefault(request.id, False)
-        if full:
+        except QueueFull:
             because = QueueFull(f"The forms of {FORMS_LIMIT} replies wait to be read.", remedy="Try again soon.")
             self._end(request, "error", because)
         else:
-            self._forms.submit(self._read, request)
+            self._forms.submit(self._read_next)
 
     def cancel(self, request_id: str) -> None:
         """End a request, wherever it is."""
@@ -180,9 +182,13 @@ class _Submits:
                 self._cancelled[request_id] = True
         self._engine.cancel(request_id)
 
-    def _read(self, request: GenerationRequest) -> None:
+    def _read_next(self) -> None:
+        """Of the user whose turn it is: a form may be made to take long, and its user sends many."""
         with self._lock:
-            before = self._cancelled.get(request.id, False)
+            request = self._waiting.pop()
+            before = request is not None and self._cancelled.get(request.id, False)
+        if request is None:
+            return
         if before:
             self._end(request, "cancelled")
         else:
