@@ -63,13 +63,31 @@ def test_a_load_lets_go_at_most_once_every_32nd(mapped: torch.Tensor) -> None:
 
 
 def test_during_a_load_that_tells_nothing_pages_are_let_go_and_so_are_the_last(mapped: torch.Tensor) -> None:
-    with MappedFiles("unlike.safetensors").letting_go():
+    with MappedFiles("unlike.safetensors").letting_go([mapped]):
         deadline = time.monotonic() + 20
         while resident() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert resident() == 0
         mapped.sum()
     assert resident() == 0
+
+
+def test_a_file_whose_pages_are_let_go_stays_mapped_and_others_are_not_touched(
+    mapped: torch.Tensor, tmp_path: Path
+) -> None:
+    """What another thread unmaps between a look and what follows from it has left its addresses to other memory."""
+    save_file({"b": torch.ones(8 * MiB)}, tmp_path / "second-unlike.safetensors")
+    with safe_open(tmp_path / "second-unlike.safetensors", framework="pt") as file:
+        second = file.get_slice("b")[...]
+    second.sum()
+    both = resident()
+    tensors = [second, torch.empty(3, device="meta")]
+    with MappedFiles("unlike.safetensors").letting_go(tensors):
+        tensors.clear()
+        del second, file
+        assert len(_mappings(Path("/proc/self/smaps").read_text(), "second-unlike.safetensors")) == 1
+    assert not _mappings(Path("/proc/self/smaps").read_text(), "second-unlike.safetensors")
+    assert both >= 64 * MiB and resident() >= 32 * MiB
 
 
 def test_zeros_take_no_memory_until_they_are_written_to() -> None:

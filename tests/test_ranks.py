@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import stat
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
+from modules.engine.zero3.doors import _live_once, told_end
 from modules.engine.zero3.ranks import Drop, Follower, Keep, Leader, Leave, Order, Read, World, connect, shared_secret
 from modules.errors import EngineDied, LoadFailed
 
@@ -78,6 +82,33 @@ def test_a_follower_that_gives_up_says_why_and_the_leader_sends_nothing_more(por
     assert ranks.leader.broken_within(WAIT_S) == "Rank 1 cannot go on: its disk is full."
     with pytest.raises(EngineDied, match="disk is full"):
         ranks.leader.send(Read(1, (5,)))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="DeepSpeed's launcher is for Linux")
+def test_of_a_follower_that_was_killed_the_leader_hears_how_it_ended(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"HOME": str(tmp_path), "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (variables | {"MASTER_PORT": str(port)}).items():
+        monkeypatch.setenv(name, value)
+    broken: list[str] = []
+    leader = Leader(world(0, 2, port), on_broken=broken.append)
+    before = {process.pid for process in psutil.Process().children()}
+    lives = threading.Thread(target=_live_once, args=(1, []))
+    lives.start()
+    leader.gather(60)
+    (follower,) = [one for one in psutil.Process().children() if one.pid not in before]
+    follower.send_signal(signal.SIGSEGV)
+    assert leader.broken_within(WAIT_S).startswith("Rank 1 cannot go on: its process ended (SIGSEGV)")
+    lives.join(WAIT_S)
+    assert broken == [leader.broken]
+
+
+def test_the_last_words_of_a_follower_are_told_with_its_end() -> None:
+    assert told_end(-6, ("terminate called", "what(): broken")) == (
+        "its process ended (SIGABRT), after: terminate called / what(): broken"
+    )
+    assert told_end(3, ()) == "its process ended (exit code 3)"
 
 
 def test_one_rank_alone_needs_no_port(port: int) -> None:

@@ -15,7 +15,7 @@ from modules.errors import EngineDied, LoadFailed, OutOfMemory, SnugError
 from modules.memory.planning.planner import Plan
 from modules.units import format_size
 
-__all__ = ["death_of", "stopped"]
+__all__ = ["death_of", "exit_words", "stopped"]
 
 
 def stopped(*, loading: bool) -> SnugError:
@@ -59,10 +59,11 @@ def death_of(
         return EngineDied("vLLM, which ran the model, ended.", remedy=f"{TRY_AGAIN} The log says more."), False
     again = "Try again; the log says more." if loading else TRY_AGAIN
     when = " while it was loading" if loading else ""
-    return EngineDied(f"The engine process ended{when} ({_exit_words(exit_code)}).", remedy=again), False
+    return EngineDied(f"The engine process ended{when} ({exit_words(exit_code)}).", remedy=again), False
 
 
-def _exit_words(code: int | None) -> str:
+def exit_words(code: int | None) -> str:
+    """How a process ended: `SIGSEGV`, `exit code 1`."""
     if code is None:
         return "no exit code"
     if code >= 0:

@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,11 @@ _EVERY_S = 0.02
 
 
 class MappedFiles:
-    """The mapped pages of files named `…suffix` in this process. Linux only: elsewhere nothing happens."""
+    """The mapped pages of files named `…suffix` in this process. Linux only: elsewhere nothing happens.
+
+    While it works no such file may be unmapped by another thread: its addresses may belong to other memory by then,
+    which would be emptied.
+    """
 
     def __init__(self, suffix: str = ".safetensors") -> None:
         self._suffix = suffix
@@ -36,13 +40,17 @@ class MappedFiles:
             self.let_go()
 
     @contextmanager
-    def letting_go(self) -> Iterator[None]:
-        """`let_go` fifty times a second and at the end, for loads that tell nothing of their progress."""
+    def letting_go(self, tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+        """`let_go` of the files that `tensors` lie in, fifty times a second and at the end: for loads that tell nothing
+        of their progress. It holds the tensors, so that none of these files is unmapped meanwhile.
+        """
         done = threading.Event()
+        held = [tensor for tensor in tensors if tensor.device.type == "cpu"]
+        places = {tensor.data_ptr() for tensor in held}
 
         def repeat() -> None:
             while not done.wait(_EVERY_S):
-                self.let_go()
+                self.let_go(places)
 
         thread = threading.Thread(target=repeat, name="mapped files", daemon=True)
         thread.start()
@@ -51,18 +59,21 @@ class MappedFiles:
         finally:
             done.set()
             thread.join()
-            self.let_go()
+            self.let_go(places)
+            held.clear()
 
-    def let_go(self) -> int:
+    def let_go(self, places: Collection[int] | None = None) -> int:
         """Unmap the pages, and say how many bytes that was; what is used again comes back from the page cache.
 
-        Files of which a page was written to (a private copy that no file holds) are left alone.
+        Files of which a page was written to (a private copy that no file holds) are left alone, and with `places`
+        (addresses) those in which none of them lies.
         """
         if sys.platform != "linux":
             return 0
         let_go = 0
         for start, end, resident, written in _mappings(_SMAPS.read_text(errors="replace"), self._suffix):
-            if resident and not written and _drop(start, end):
+            meant = places is None or any(start <= place < end for place in places)
+            if meant and resident and not written and _drop(start, end):
                 let_go += resident
         return let_go
 

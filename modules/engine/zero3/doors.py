@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from multiprocessing.connection import Connection
 
 import psutil
 
 from modules.engine.base import Engine, OnProgress, Progress
 from modules.engine.host.child import engine_environment, relay
+from modules.engine.host.verdicts import exit_words
 from modules.engine.zero3.ranks import Begin, Leader, World
 from modules.memory.planning.planner import Plan
 from modules.settings import Settings
@@ -26,6 +30,8 @@ log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 3.0
 LOOK_S = 1.0
+_LAST_LINES = 3
+_LAST_LINES_S = 1.0
 
 
 def load(plan: Plan, on_progress: OnProgress) -> Engine:
@@ -56,8 +62,19 @@ def follow(settings: Settings) -> int:
     log.info("Rank %d follows rank 0", rank)
     while True:
         started = time.monotonic()
+        if not _live_once(rank, above):
+            return 0
+        time.sleep(max(0.0, LOOK_S - (time.monotonic() - started)))
+
+
+def _live_once(rank: int, above: list[psutil.Process]) -> bool:
+    """One follower process, from its start to its end, of which rank 0 is told how that was. False: nobody is `above`
+    any more.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "modules.engine.zero3.follower", str(os.getpid())],
+            [sys.executable, "-P", "-m", "modules.engine.zero3.follower", str(os.getpid()), str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -65,18 +82,46 @@ def follow(settings: Settings) -> int:
             errors="replace",
             env=engine_environment(os.environ),
             start_new_session=True,
+            pass_fds=(theirs.fileno(),),
         )
+        theirs.close()
+        said: deque[str] = deque(maxlen=_LAST_LINES)
+        listener = threading.Thread(target=relay, args=(process.stdout, process.pid, said), daemon=True)
+        listener.start()
         try:
-            threading.Thread(target=relay, args=(process.stdout, process.pid), daemon=True).start()
             while process.poll() is None:
                 if not all(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in above):
-                    return 0
+                    return False
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(LOOK_S)
         finally:
             process.kill()
             process.wait()
-        time.sleep(max(0.0, LOOK_S - (time.monotonic() - started)))
+        if process.returncode:
+            listener.join(_LAST_LINES_S)
+            why = told_end(process.returncode, tuple(said))
+            log.error("Rank %d: %s", rank, why)
+            _tell_leader(ours, why)
+    return True
+
+
+def told_end(code: int, said: tuple[str, ...]) -> str:
+    """How a follower ended, with what it said last."""
+    last = " / ".join(line[:300] for line in said)
+    return f"its process ended ({exit_words(code)})" + (f", after: {last}" if last else "")
+
+
+def _tell_leader(ours: socket.socket, why: str) -> None:
+    """Say `why` on the connection to rank 0 that the follower left here; nothing where it had none yet.
+
+    Until then rank 0 has not seen it end. What the follower said of itself came first, and counts.
+    """
+    ours.setblocking(False)
+    with contextlib.suppress(OSError):
+        while numbers := socket.recv_fds(ours, 1, 1)[1]:  # one more for every attempt to connect
+            for number in numbers:
+                with contextlib.suppress(OSError), Connection(number) as link:
+                    link.send_bytes(why.encode()[:10_000])
 
 
 def _those_above() -> list[psutil.Process]:

@@ -7,6 +7,7 @@ sample. After a step that failed the ranks are out of step for good: the engine 
 from __future__ import annotations
 
 import itertools
+import logging
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -26,7 +27,10 @@ from modules.engine.zero3.ranks import Copy, Drop, Encode, Follower, Keep, Leade
 from modules.errors import LoadFailed, SnugError
 from modules.memory.planning.planner import Plan
 
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+
+FOLLOWERS_WORD_S = 3.0  # what another rank says of itself is the better reason; its server may be slow to tell it
 
 _numbers = itertools.count()
 
@@ -41,7 +45,8 @@ def lead(plan: Plan, leader: Leader, on_progress: OnProgress) -> Engine:
             leader.send(Meet(store.port))
         share = load_share(plan, world, store, on_progress)
     except SnugError as error:
-        if why := leader.broken_within(1.0):
+        if why := leader.broken_within(FOLLOWERS_WORD_S):
+            log.warning("Rank 0 failed too: %s", error)
             raise LoadFailed(why, remedy="Set that right, or start fewer ranks.") from error
         raise
     on_progress(Progress("Ready", 1.0))

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed
 from torch.utils.cpp_extension import get_default_build_root
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, modeling_utils
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from modules.engine.base import OnProgress, Progress
@@ -219,12 +219,34 @@ def _load_model(plan: Plan, config: dict[str, Any]) -> Any:
     del kwargs["device_map"]
     as_seen_by_transformers: Any = HfDeepSpeedConfig
     seen = as_seen_by_transformers(config)  # through a weak reference, while it lives
-    with MappedFiles().letting_go():
+    with _letting_go_of_files():
         model, report = _auto_class(plan).from_pretrained(str(plan.spec.path), output_loading_info=True, **kwargs)
     del seen
     check_complete(plan, report)
     model.eval().requires_grad_(False)
     return deepspeed.initialize(model=model, config=config)[0]
+
+
+@contextmanager
+def _letting_go_of_files() -> Iterator[None]:
+    """While transformers copies the mapped weights into the shares, let go of what was read.
+
+    Only then: before and after it, files are mapped and unmapped, and memory that takes an unmapped file's place would
+    be emptied (SIGSEGV in every fifth load on a busy machine). Its function for ZeRO-3 tells no progress and has no
+    hook: the name is replaced until the end of the `with`.
+    """
+    library: Any = modeling_utils
+    copy_weights = library._load_state_dict_into_zero3_model
+
+    def copy_and_let_go(model: Any, state_dict: dict[str, torch.Tensor], *others: Any, **named: Any) -> Any:
+        with MappedFiles().letting_go(state_dict.values()):
+            return copy_weights(model, state_dict, *others, **named)
+
+    library._load_state_dict_into_zero3_model = copy_and_let_go
+    try:
+        yield
+    finally:
+        library._load_state_dict_into_zero3_model = copy_weights
 
 
 def _describe(plan: Plan, world: World, model: Any, tokenizer: Any, started: float, *, on_gpu: bool) -> LoadedModel:

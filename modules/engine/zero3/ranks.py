@@ -29,6 +29,7 @@ from modules.units import format_duration
 log = logging.getLogger(__name__)
 GATHER_TIMEOUT_S = 180.0
 CONNECT_AGAIN_S = 0.2
+CONNECT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,16 +262,22 @@ class Follower:
             self._on_leader_gone()
 
 
-def connect(world: World) -> Connection:
-    """A connection to rank 0; waits until rank 0 loads a model, however long that takes."""
+def connect(world: World, share: Callable[[Connection], None] | None = None) -> Connection:
+    """A connection to rank 0; waits until rank 0 loads a model, however long that takes. `share` gets it before rank 0
+    counts on this rank.
+    """
     secret = shared_secret()
     while True:
         with contextlib.suppress(OSError, EOFError, AuthenticationError):
-            link = socket.create_connection((world.host, world.port), timeout=10)
+            link = socket.create_connection((world.host, world.port), timeout=CONNECT_S)
+            if link.getsockname() == link.getpeername():  # nobody listens, and the port was taken for this end
+                raise ConnectionRefusedError
             link.settimeout(None)
             connection = Connection(link.detach())
             answer_challenge(connection, secret)
             deliver_challenge(connection, secret)
+            if share is not None:
+                share(connection)
             connection.send_bytes(str(world.rank).encode())
             return connection
         time.sleep(CONNECT_AGAIN_S)
