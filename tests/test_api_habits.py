@@ -346,6 +346,21 @@ async def test_what_a_response_shall_include_of_tools_that_are_not_here_is_nothi
     assert error_of(await client.post(RESPONSES, json={"input": "Hello", "include": logprobs}))["param"] == "include"
 
 
+async def test_the_bytes_of_tokens_make_up_the_text_though_characters_are_cut(settings: Settings) -> None:
+    text = "🦜 né"
+    with desk_with(settings, Script(reply=text)) as desk:
+        async with desk.client() as client:
+            body = CHAT | {"logprobs": True, "top_logprobs": 2}
+            whole = (await client.post(CHATS, json=body)).json()["choices"][0]["logprobs"]["content"]
+            lines = (await client.post(CHATS, json=body | {"stream": True})).text.splitlines()
+            chunks = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+            streamed = [token for chunk in chunks if chunk["logprobs"] for token in chunk["logprobs"]["content"]]
+    assert streamed == whole
+    assert bytes(byte for token in whole for byte in token["bytes"]).decode() == text
+    assert (whole[0]["token"], whole[0]["bytes"]) == ("\ufffd", [0xF0])
+    assert [(one["token"], one["bytes"]) for one in whole[0]["top_logprobs"]] == [("a", [97]), ("b", [98])]
+
+
 async def test_a_document_of_text_blocks_is_read(client: httpx.AsyncClient, desk: Desk) -> None:
     async def asked(content: object) -> httpx.Response:
         document = {"type": "document", "title": "Ports", "source": {"type": "content", "content": content}}
