@@ -350,8 +350,16 @@ def _delta(character: str, params: GenerationParams) -> Delta:
         (token, decode_tokens([token]), -0.1 - rank) for rank, token in enumerate(range(97, 97 + params.logprobs))
     )
     adds = ["" for _ in ids[1:]] + [character]
-    told = zip(ids, adds, strict=True)
-    return Delta(character, ids, tuple(TokenLogprob(i, decode_tokens([i]), -0.1, top, added) for i, added in told))
+    others = tuple(bytes([token]) for token, _, _ in top)
+    return Delta(
+        character, ids,
+        tuple(
+            TokenLogprob(
+                i, decode_tokens([i]), -0.1, top, added, spelt=(bytes([i]), *others) if len(ids) > 1 else ()
+            )
+            for i, added in zip(ids, adds, strict=True)
+        ),
+    )  # fmt: skip
 
 
 def encode_piece(piece: TextPiece) -> list[int]:

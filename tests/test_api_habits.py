@@ -66,6 +66,9 @@ async def test_thinking_is_switched_as_other_servers_let_clients_do(
         {"response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}},
         {"json_schema": CITY},
         {"guided_json": CITY, "response_format": None},
+        {"json_schema": json.dumps(CITY)},
+        {"structured_outputs": {"json": CITY, "regex": None}},
+        {"structured_outputs": {"json": json.dumps(CITY)}},
     ],
 )
 async def test_a_schema_holds_the_reply_wherever_it_stands(
@@ -80,6 +83,58 @@ async def test_a_schema_beside_a_form_does_not_take_its_place(client: httpx.Asyn
     assert desk.engine.requests[-1].params.json_schema == ""
     refused = await client.post(CHATS, json=CHAT | {"response_format": {"type": "json_schema"}})
     assert error_of(refused)["param"] == "response_format"
+
+
+@pytest.mark.parametrize(
+    ("extra", "grammar"),
+    [
+        ({"structured_outputs": {"choice": ["red", 'a "b"']}}, 'root ::= "red" | "a \\x22b\\x22"'),
+        ({"guided_choice": ["red"]}, 'root ::= "red"'),
+        ({"structured_outputs": {"regex": "[0-9]{3}"}}, "root ::= ([0-9]){3,3}"),
+        ({"guided_regex": "x"}, 'root ::= "x"'),
+        ({"regex": "x", "temperature": 0}, 'root ::= "x"'),
+        ({"guided_grammar": 'root ::= "y"'}, 'root ::= "y"'),
+        ({"ebnf": 'root ::= "y"'}, 'root ::= "y"'),
+        ({"grammar": 'root ::= "z"', "guided_choice": ["red"]}, 'root ::= "z"'),
+        ({"structured_outputs": {"disable_fallback": True}}, ""),
+    ],
+)
+async def test_forms_in_other_servers_words_hold_the_reply(
+    client: httpx.AsyncClient, desk: Desk, extra: dict[str, Any], grammar: str
+) -> None:
+    for path, body in ((CHATS, CHAT), ("/v1/completions", {"prompt": "Once"})):
+        answer = await client.post(path, json=body | extra)
+        assert answer.status_code == 200, answer.text
+        assert desk.engine.requests[-1].params.grammar == grammar
+
+
+@pytest.mark.parametrize(
+    ("extra", "param", "code"),
+    [
+        ({"guided_regex": "(?=a)b"}, "guided_regex", "bad_grammar"),
+        ({"guided_regex": 5}, "guided_regex", "bad_value"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs", "bad_value"),
+        ({"structured_outputs": {"choice": ["red", 1]}}, "structured_outputs", "bad_value"),
+        ({"guided_choice": "red"}, "guided_choice", "bad_value"),
+        ({"guided_json": "{"}, "guided_json", "bad_value"),
+    ],
+)
+async def test_a_form_that_cannot_be_held_is_refused_and_not_forgotten(
+    client: httpx.AsyncClient, extra: dict[str, Any], param: str, code: str
+) -> None:
+    error = error_of(await client.post(CHATS, json=CHAT | extra))
+    assert (error["param"], error["code"]) == (param, code)
+
+
+async def test_parameters_in_other_servers_words_count(client: httpx.AsyncClient, desk: Desk) -> None:
+    theirs = {"n_predict": 7, "repeat_penalty": 1.1, "repeat_last_n": -1, "ignore_eos": True, "seed": -7}
+    assert (await client.post(CHATS, json=CHAT | theirs)).status_code == 200
+    params = desk.engine.requests[-1].params
+    assert (params.max_new_tokens, params.repetition_penalty, params.repetition_penalty_range) == (7, 1.1, 0)
+    assert params.ban_eos_token and params.seed == 2**63 - 7
+    await client.post(CHATS, json=CHAT | theirs | {"max_new_tokens": 5, "repetition_penalty": 1.3, "n_predict": -1})
+    params = desk.engine.requests[-1].params
+    assert (params.max_new_tokens, params.repetition_penalty) == (5, 1.3), "Snug's own words go first"
 
 
 async def test_no_sampling_is_the_likeliest_token(client: httpx.AsyncClient, desk: Desk) -> None:
@@ -282,3 +337,38 @@ def error_of_anthropic(response: httpx.Response) -> object:
     """The field that a refusal in Anthropic's shape names."""
     assert response.status_code == 400, response.text
     return response.json()["error"]["param"]
+
+
+async def test_what_a_response_shall_include_of_tools_that_are_not_here_is_nothing(client: httpx.AsyncClient) -> None:
+    wishes = ["reasoning.encrypted_content", "web_search_call.action.sources", "message.input_image.image_url"]
+    assert (await client.post(RESPONSES, json={"input": "Hello", "include": wishes})).status_code == 200
+    logprobs = [*wishes, "message.output_text.logprobs"]
+    assert error_of(await client.post(RESPONSES, json={"input": "Hello", "include": logprobs}))["param"] == "include"
+
+
+async def test_the_bytes_of_tokens_make_up_the_text_though_characters_are_cut(settings: Settings) -> None:
+    text = "🦜 né"
+    with desk_with(settings, Script(reply=text)) as desk:
+        async with desk.client() as client:
+            body = CHAT | {"logprobs": True, "top_logprobs": 2}
+            whole = (await client.post(CHATS, json=body)).json()["choices"][0]["logprobs"]["content"]
+            lines = (await client.post(CHATS, json=body | {"stream": True})).text.splitlines()
+            chunks = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+            streamed = [token for chunk in chunks if chunk["logprobs"] for token in chunk["logprobs"]["content"]]
+    assert streamed == whole
+    assert bytes(byte for token in whole for byte in token["bytes"]).decode() == text
+    assert (whole[0]["token"], whole[0]["bytes"]) == ("\ufffd", [0xF0])
+    assert [(one["token"], one["bytes"]) for one in whole[0]["top_logprobs"]] == [("a", [97]), ("b", [98])]
+
+
+async def test_a_document_of_text_blocks_is_read(client: httpx.AsyncClient, desk: Desk) -> None:
+    async def asked(content: object) -> httpx.Response:
+        document = {"type": "document", "title": "Ports", "source": {"type": "content", "content": content}}
+        messages = [{"role": "user", "content": [document]}]
+        return await client.post(MESSAGES, json={"messages": messages, "max_tokens": 9})
+
+    for content in ("A harbour.", [{"type": "text", "text": "A harbour."}]):
+        assert (await asked(content)).status_code == 200
+        assert "Ports\n\nA harbour." in told(desk)
+    picture = {"type": "image", "source": {"type": "base64", "data": ""}}
+    assert (await asked([picture])).status_code == 400

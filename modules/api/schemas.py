@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
+from modules.api.forms_elsewhere import form_elsewhere
 from modules.api.image_parts import ONLY_USERS, OR_IMAGE, ImagePart, bytes_of, files_of, is_image, pictures_apart
 from modules.api.tool_schemas import MAX_CALLS, MAX_TOOLS, Choice, ToolSpec, WrittenCall, offer_of, schema_text
 from modules.api.whole import whole
@@ -59,7 +60,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 _THOUGHTS = ("thinking", "reasoning", "redacted_thinking")
 """Parts of an assistant's message that other dialects and libraries put beside its text."""
-_SCHEMAS = ("json_schema", "guided_json")
+_RENAMED = {
+    "n_predict": "max_new_tokens", "repeat_penalty": "repetition_penalty", "repeat_last_n": "repetition_penalty_range",
+    "ignore_eos": "ban_eos_token",
+}  # fmt: skip
+"""What llama-server and vLLM call parameters of Snug's."""
 _LENGTHS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -198,23 +203,24 @@ def _unlimited(value: object) -> object:
 
 def _by_other_names(body: object) -> object:
     """What other servers' clients write otherwise: -1 for a top_k that is off, 0 for the likeliest token alone, a
-    schema beside response_format.
+    schema beside response_format. OpenAI's seeds may be negative. Raises BadValue for a form that cannot be held.
     """
     if not isinstance(body, dict):
         return body
-    body = body | {name: _unlimited(body[name]) for name in _LENGTHS if name in body}
+    ours = {ours: body[name] for name, ours in _RENAMED.items() if name in body and body.get(ours) is None}
+    body = body | ours
+    body |= {name: _unlimited(body[name]) for name in _LENGTHS if name in body}
     if body.get("top_k") == -1:
         body["top_k"] = 0
     if body.get("top_p") == 0 and body["top_p"] is not False:
         body["top_p"] = LEAST_TOP_P
-    if body.get("grammar") in (None, "") and body.get("grammar_string"):
-        body["grammar"] = body["grammar_string"]
+    if type(body.get("seed")) is int and -(2**63) <= body["seed"] < -1:
+        body["seed"] %= 2**63
+    if body.get("repetition_penalty_range") == -1:
+        body["repetition_penalty_range"] = 0
     if body.get("do_sample") is False:
         body["temperature"] = 0
-    schema = next((body[name] for name in _SCHEMAS if body.get(name) and isinstance(body[name], dict)), None)
-    if schema is not None and body.get("response_format") is None:
-        body["response_format"] = {"type": "json_schema", "schema": schema}
-    return body
+    return body | form_elsewhere(body)
 
 
 def _answered(call_id: str | None, info: ValidationInfo) -> str | None:

@@ -156,11 +156,7 @@ class ChatShape:
         if self.alternatives is None:
             return None
         return {
-            "content": [
-                _token(token.text, token.logprob)
-                | {"top_logprobs": [_token(text, value) for _, text, value in token.top[: self.alternatives]]}
-                for token in tokens
-            ],
+            "content": [_tokens_of(token, self.alternatives) for token in tokens],
             "refusal": None,
         }
 
@@ -288,5 +284,14 @@ def _timings_json(timings: Timings) -> Json:
     }
 
 
-def _token(text: str, logprob: float) -> Json:
-    return {"token": text, "logprob": _number(logprob), "bytes": list(text.encode())}
+def _tokens_of(token: TokenLogprob, alternatives: int) -> Json:
+    """A token and its alternatives, each with its own bytes: texts alone lose parts of characters."""
+    texts = [token.text, *(text for _, text, _ in token.top)]
+    spelt = token.spelt or [text.encode() for text in texts]
+    values = [token.logprob, *(value for *_, value in token.top)]
+    own, *top = (_token(one, value) for one, value in zip(spelt, values, strict=True))
+    return own | {"top_logprobs": top[:alternatives]}
+
+
+def _token(spelt: bytes, logprob: float) -> Json:
+    return {"token": spelt.decode(errors="replace"), "logprob": _number(logprob), "bytes": list(spelt)}

@@ -86,7 +86,8 @@ class TokenLogprob:
     """One token's natural-log probability under the raw model distribution, with its likeliest alternatives.
 
     `text` is the token by itself, `adds` what it added to the reply's text where it stands: "" while a character is
-    incomplete, and for special tokens. An id of -1: the server that made it tells texts only.
+    incomplete, and for special tokens. `spelt` are the bytes of the token and of each of `top`, where one of their
+    texts is not all of them: parts of characters. An id of -1: the server that made it tells texts only.
     """
 
     token_id: int
@@ -94,6 +95,7 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[int, str, float], ...] = ()
     adds: str = ""
+    spelt: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

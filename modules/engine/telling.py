@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from modules.engine.base import (
     Degraded,
@@ -52,6 +52,15 @@ def with_text(told: Sequence[TokenLogprob], text: str) -> list[TokenLogprob]:
     if "".join(one.text for one in told) == text:
         return [replace(one, adds=one.text) for one in told]
     return [replace(one, adds=text if one is told[-1] else "") for one in told]
+
+
+def spelt(entries: Sequence[Mapping[str, Any]]) -> tuple[bytes, ...]:
+    """The bytes of tokens as another server tells them; none where their texts say the same, or one has none."""
+    told = [entry.get("bytes") for entry in entries]
+    if not all(isinstance(one, list) and all(type(byte) is int and 0 <= byte < 256 for byte in one) for one in told):
+        return ()
+    bytes_of = tuple(bytes(one or ()) for one in told)
+    return () if bytes_of == tuple(str(entry["token"]).encode() for entry in entries) else bytes_of
 
 
 class Telling:

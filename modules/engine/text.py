@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 
+Spell = Callable[[int], bytes | None]
+
 UNFINISHED = "\ufffd"  # what decoders put where bytes do not make up a character (yet)
 LONGEST_HALF_CHARACTER = 3  # bytes of a character that lacks its last one
 CONTEXT_TOKENS = 16

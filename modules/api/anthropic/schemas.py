@@ -84,13 +84,16 @@ def _string(block: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def _document(block: Mapping[str, Any], place: str) -> Text:
-    """A document that comes as text; its title stands before it."""
+    """A document that comes as text or as blocks of text; its title stands before it."""
     source = block.get("source")
-    if not isinstance(source, dict) or source.get("type") != "text":
+    kind = source.get("type") if isinstance(source, dict) else None
+    blocks = _blocks(source.get("content")) if isinstance(source, dict) and kind == "content" else ()
+    told = "\n\n".join(each.text for each in blocks if isinstance(each, Text))
+    if not isinstance(source, dict) or kind not in ("text", "content") or not all(isinstance(b, Text) for b in blocks):
         raise _refused(place, "is a document, of which Snug reads plain text only: send its text")
     title = block.get("title")
     heading = f"{whole(title)}\n\n" if isinstance(title, str) and title else ""
-    return Text(heading + _string(source, "data", place))
+    return Text(heading + (told if blocks else _string(source, "data", place)))
 
 
 def _search_result(block: Mapping[str, Any], place: str) -> Text:

@@ -42,7 +42,6 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "prompt": ((), "Snug keeps no prompts: send instructions and input"),
     "background": ((False,), "Snug answers while you wait"),
     "top_logprobs": ((0,), "this route tells no log-probabilities: /v1/chat/completions does"),
-    "include": (([], ["reasoning.encrypted_content"]), "Snug has nothing of this kind to include"),
 }
 """Fields that Snug does not have, the values of each that ask for nothing, and what to tell who asks for more."""
 
@@ -51,6 +50,13 @@ def _refuse(value: object, *, name: str) -> object:
     allowed, problem = _NEUTRAL[name]
     if value is not None and value not in allowed:
         raise PydanticCustomError("unsupported", problem)
+    return value
+
+
+def _included(value: object) -> object:
+    """What shall be told besides: of tools and files that are not here there is nothing to tell, or to refuse."""
+    if value is not None and (not isinstance(value, list) or "message.output_text.logprobs" in value):
+        raise PydanticCustomError("unsupported", _NEUTRAL["top_logprobs"][1])
     return value
 
 
@@ -182,7 +188,7 @@ class ResponsesRequest(SamplingFields):
     tool_choice: Literal["none", "auto", "required"] | FlatChoice | FlatAllowed | None = None
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call a reply.")
     top_logprobs: Annotated[Any, AfterValidator(partial(_refuse, name="top_logprobs"))] = None
-    include: Annotated[Any, AfterValidator(partial(_refuse, name="include"))] = None
+    include: Annotated[Any, AfterValidator(_included)] = None
 
     @property
     def params(self) -> GenerationParams:

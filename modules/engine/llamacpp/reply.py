@@ -9,7 +9,7 @@ from typing import Any
 from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogprob
 from modules.engine.llamacpp.sampling import sampling_fields
 from modules.engine.llamacpp.stream import Stream
-from modules.engine.telling import Telling, with_text
+from modules.engine.telling import Telling, spelt, with_text
 from modules.engine.text import ReadyText
 
 
@@ -125,7 +125,7 @@ def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:
     """One token as llama.cpp tells it: log-probabilities of the model, or what its samplers left, as probabilities."""
     entries = entry.get("top_logprobs") or entry.get("top_probs") or ()
     top = tuple((int(one["id"]), str(one["token"]), _value(one)) for one in entries)
-    return TokenLogprob(int(entry["id"]), str(entry["token"]), _value(entry), top)
+    return TokenLogprob(int(entry["id"]), str(entry["token"]), _value(entry), top, spelt=spelt([entry, *entries]))
 
 
 def _value(entry: Mapping[str, Any]) -> float:

@@ -18,6 +18,7 @@ import torch
 from modules.engine.base import EngineStats, ModelInfo, TextPiece
 from modules.engine.control_tokens import PieceEncoder
 from modules.engine.loops.sight import Eyes
+from modules.engine.loops.spelling import Spelling
 from modules.engine.process.footprint import peaks_by_device
 from modules.engine.text import Decode
 from modules.memory.forecasting.forecast import kv_work_bytes
@@ -90,6 +91,7 @@ class PieceCodec:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._spelling: Spelling | None = None  # made where bytes are wanted
         self._lock = threading.Lock()  # fast tokenizers set options on a shared Rust object while encoding
         template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
         control = {
@@ -124,6 +126,12 @@ class PieceCodec:
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         return text
+
+    def spelled(self, token_id: int) -> bytes | None:
+        """The bytes of one token; None where its text is all that is known."""
+        with self._lock:
+            self._spelling = self._spelling or Spelling(self._tokenizer)
+            return self._spelling.of(token_id)
 
     def showing(self, marks: Sequence[str]) -> Decode:
         """`shown`, but with those special tokens whose texts are `marks`."""

@@ -92,6 +92,7 @@ class Reply(Telling):
             vocab_size=self._loaded.info.vocab_size,
             device=self._loaded.device,
             decode=self._codec.decode,
+            spell=self._codec.spelled,
             foreign=self._foreign_processors(prompt),
             held=self._held,
         )

@@ -42,7 +42,7 @@ from modules.engine.loops.processors import (
     Xtc,
     dynamic_temperature,
 )
-from modules.engine.text import Decode
+from modules.engine.text import Decode, Spell
 from modules.errors import GenerationFailed
 from modules.sampling import GenerationParams
 
@@ -76,12 +76,14 @@ class Sampler:
         reply_ids: Sequence[int] = (),
         device: torch.device | str = "cpu",
         decode: Decode | None = None,
+        spell: Spell | None = None,
         foreign: Sequence[Penalty] = (),
         held: Held | None = None,
     ) -> None:
         """`prompt_ids`: of an encoder-decoder model, the decoder's start tokens. `decode` finds line ends and names
-        tokens for logprobs; without it DRY knows no breakers and XTC spares end tokens only. `foreign` are an
-        extension's, after all others that look at what came before. `held` rules out what a form does not permit.
+        tokens for logprobs, whose bytes `spell` tells; without it DRY knows no breakers and XTC spares end tokens only.
+        `foreign` are an extension's, after all others that look at what came before. `held` rules out what a form does
+        not permit.
         """
         self.seed = params.seed if params.seed >= 0 else int(torch.randint(2**31, (1,)).item())
         self._params = params
@@ -89,6 +91,8 @@ class Sampler:
         self._eos_ids = frozenset(token_id for token_id in eos_ids if 0 <= token_id < vocab_size)
         self._generator = torch.Generator(device=device).manual_seed(self.seed)
         self._texts: dict[int, str] = {}
+        self._spelt: dict[int, bytes] = {}
+        self._spell = spell
         self._decode = decode
         self._held = held
         self._bias = _bias(params, vocab_size, device)
@@ -227,7 +231,16 @@ class Sampler:
         tokens = ids[places].tolist()
         top = tuple((token, self._text(token), value) for token, value in zip(tokens, values.tolist(), strict=True))
         own = float(logprobs[token_id] if self._left is None else logprobs[ids == token_id][0])
-        return TokenLogprob(token_id, self._text(token_id), own, top)
+        return TokenLogprob(token_id, self._text(token_id), own, top, spelt=self._bytes_of([token_id, *tokens]))
+
+    def _bytes_of(self, token_ids: Sequence[int]) -> tuple[bytes, ...]:
+        """The bytes of these tokens; none where their texts say the same."""
+        for token_id in token_ids:
+            if token_id not in self._spelt:
+                spelt = self._spell(token_id) if self._spell else None
+                self._spelt[token_id] = self._text(token_id).encode() if spelt is None else spelt
+        bytes_of = tuple(self._spelt[token_id] for token_id in token_ids)
+        return () if all(self._text(i).encode() == s for i, s in zip(token_ids, bytes_of, strict=True)) else bytes_of
 
     def _breaks_repetition(self, token_id: int) -> bool:
         return not DRY_BREAKERS.isdisjoint(self._text(token_id))

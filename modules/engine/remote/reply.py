@@ -17,7 +17,7 @@ from modules.engine.remote.client import DONE
 from modules.engine.remote.complaints import MAX_WORDS
 from modules.engine.remote.connecting import Found
 from modules.engine.remote.dialect import SEPARATING, ask_for, continuing, counts_asked_for, kept_apart
-from modules.engine.telling import Telling, with_text
+from modules.engine.telling import Telling, spelt, with_text
 from modules.engine.text import ReadyText
 from modules.messages import ChatMessage
 
@@ -224,7 +224,8 @@ def _logprobs(told: Any) -> list[TokenLogprob]:
 
 def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:
     top = tuple((_id(one), str(one["token"]), float(one["logprob"])) for one in entry.get("top_logprobs") or ())
-    return TokenLogprob(_id(entry), str(entry["token"]), float(entry["logprob"]), top)
+    told = spelt([entry, *(entry.get("top_logprobs") or ())])
+    return TokenLogprob(_id(entry), str(entry["token"]), float(entry["logprob"]), top, spelt=told)
 
 
 def _pairs(top: Any) -> tuple[tuple[int, str, float], ...]:
