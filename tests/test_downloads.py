@@ -488,6 +488,11 @@ def test_a_name_that_is_not_there_is_answered_with_names_that_are_near(rig: Rig)
     with pytest.raises(BadName) as plain:
         rig.look("../x")
     assert "Did you mean" not in str(plain.value)
+    rig.hub.near = ("Org/Name", *[f"org/{'n' * 80}"] * 12_000)  # more than a megabyte: no answer to fifteen names
+    with pytest.raises(ModelNotFound) as cut:
+        rig.hub.fail = (404, "RepoNotFound")
+        rig.look()
+    assert "Did you mean" not in cut.value.remedy
 
 
 def test_a_repository_without_anything_to_fetch_says_what_it_holds(rig: Rig) -> None:

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx2
-from huggingface_hub import HfApi, ModelInfo, constants, get_session, hf_hub_url
+from huggingface_hub import ModelInfo, constants, get_session, hf_hub_url
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -39,8 +39,10 @@ WHOLE_TIMEOUT_S = 60.0
 MAX_FILES = 20_000
 MAX_LIST_BYTES = 16 * 1024**2  # a list of so many files has some 6 MB
 MAX_ERROR_BYTES = 64 * 1024
+MAX_NEAR_BYTES = 1024**2
 NEAR_NAMES = 3
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_UNPACKED = {"accept-encoding": "identity"}
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 _ASK_ACCESS = "Ask for access on its page, then log in with `hf auth login`, set HF_TOKEN or use --hf-token-file FILE."
 
@@ -78,12 +80,19 @@ def is_hub_name(name: str) -> bool:
 
 def near_names(name: str, *, endpoint: str | None = None, token: str | None = None) -> tuple[str, ...]:
     """Repositories with a name like this one, nearest first, as the hub's search finds them; none if it finds none."""
+    query = urlencode({"search": name.rpartition("/")[2], "limit": NEAR_NAMES * 5})
+    url = f"{endpoint or constants.ENDPOINT}/api/models?{query}"
+    headers = build_hf_headers(token=token) | _UNPACKED
+    deadline = time.monotonic() + REQUEST_TIMEOUT_S
     try:
-        api = HfApi(endpoint=endpoint, token=token)
-        found = [model.id for model in api.list_models(search=name.rpartition("/")[2], limit=NEAR_NAMES * 5)]
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError, ValueError, KeyError, TypeError):
+        with get_session().stream("GET", url, headers=headers, timeout=REQUEST_TIMEOUT_S) as got:
+            _raise_for_status(got)
+            found = json.loads(_first_bytes(got, MAX_NEAR_BYTES, deadline))
+        names = [model["id"] for model in found if isinstance(model["id"], str) and is_hub_name(model["id"])]
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, httpx2.InvalidURL, OSError):
         return ()
-    names = [str(other) for other in found if is_hub_name(str(other))]
+    except (ValueError, KeyError, TypeError, RecursionError):  # what answers is not the hub
+        return ()
 
     def likeness(other: str) -> float:
         return difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
@@ -132,7 +141,7 @@ class HubClient:
         """The hub's JSON about the repository. HfApi.model_info would unpack and read whatever comes, to its end."""
         endpoint = self._endpoint or constants.ENDPOINT
         url = f"{endpoint}/api/models/{self.name}/revision/{quote(self._revision, safe='')}?blobs=true"
-        headers = self._headers | {"accept-encoding": "identity"}
+        headers = self._headers | _UNPACKED
         with self._named_errors(), get_session().stream("GET", url, headers=headers, timeout=REQUEST_TIMEOUT_S) as got:
             _raise_for_status(got)
             packed = got.headers.get("content-encoding", "identity")
@@ -150,7 +159,7 @@ class HubClient:
 
         The failures of the server and the line are SnugErrors, here and while `pieces` are read.
         """
-        headers = self._headers | {"accept-encoding": "identity"}
+        headers = self._headers | _UNPACKED
         if start:
             headers["range"] = f"bytes={start}-"
         with self._named_errors():
@@ -182,10 +191,7 @@ class HubClient:
     def read(self, commit: str, file: str, start: int, length: int) -> tuple[bytes, int]:
         """(at most `length` bytes of `file` from `start`, the size of the whole file); never reads more than that."""
         url = hf_hub_url(self.name, file, revision=commit, endpoint=self._endpoint)
-        headers = self._headers | {
-            "range": f"bytes={start}-{start + length - 1}",
-            "accept-encoding": "identity",
-        }
+        headers = self._headers | _UNPACKED | {"range": f"bytes={start}-{start + length - 1}"}
         with self._named_errors(), get_session().stream("GET", url, headers=headers, timeout=REQUEST_TIMEOUT_S) as got:
             _raise_for_status(got)
             if got.status_code != 206 and start:
@@ -193,16 +199,10 @@ class HubClient:
             return self._take(got, length), _whole_size(got, file)
 
     def _take(self, response: httpx2.Response, length: int) -> bytes:
-        """The first `length` bytes of a body that may be endless, or slow."""
-        taken = bytearray()
-        for piece in response.iter_raw(64 * 1024):
-            taken += piece
-            if time.monotonic() > self._deadline:
-                raise self._late()
-            if len(taken) >= length:
-                break
-        del taken[length:]
-        return bytes(taken)
+        try:
+            return _first_bytes(response, length, self._deadline)
+        except TimeoutError as error:
+            raise self._late() from error
 
     def _late(self) -> TimedOut:
         return TimedOut(f"The hub answers too slowly about {self.name}.", remedy="Try again later.")
@@ -249,6 +249,19 @@ class HubClient:
             f"The hub cannot be reached ({why}).",
             remedy="Check the network, or put the model's config.json into a folder and name that.",
         )
+
+
+def _first_bytes(response: httpx2.Response, length: int, deadline: float) -> bytes:
+    """The first `length` bytes of a body that may be endless, or slow. Raises TimeoutError after `deadline`."""
+    taken = bytearray()
+    for piece in response.iter_raw(64 * 1024):
+        taken += piece
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        if len(taken) >= length:
+            break
+    del taken[length:]
+    return bytes(taken)
 
 
 def _raise_for_status(response: httpx2.Response) -> None:
