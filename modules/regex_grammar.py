@@ -6,13 +6,15 @@ alternatives and repetitions; what looks at the text around a place (look-around
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Sequence
-from re import _parser  # type: ignore[attr-defined]  # the one reader of Python's expressions; nothing public has it
 from typing import Any
 
 from modules.errors import BadGrammar
+
+_parser: Any = importlib.import_module("re._parser")  # Python's own reader of them; nothing public tells what it read
 
 MAX_LENGTH = 8192
 _CLASSES = {"DIGIT": "09", "WORD": "09AZaz__", "SPACE": "\t\r  "}
