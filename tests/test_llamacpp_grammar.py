@@ -196,7 +196,7 @@ def test_a_held_reply_can_be_cancelled(engine: Engine, prompt: list[int]) -> Non
     ("params", "name"),
     [
         ({"grammar": "root ::= ("}, "grammar"), ({"json_schema": "{"}, "response_format"),
-        ({"json_schema": '{"type": "string", "pattern": "a"}'}, "response_format"),
+        ({"json_schema": '{"type": "string", "pattern": "(?=a)"}'}, "response_format"),
         ({"grammar": 'root ::= "a"', "ban_eos_token": True}, "ban_eos_token"),
     ],
 )  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import llguidance
 import pytest
 
+from modules.engine.llamacpp.schema_grammar import checked_grammar_of
 from modules.engine.loops.guidance import gbnf_grammar
 from modules.errors import BadGrammar
 from modules.regex_grammar import MAX_LENGTH, grammar_of_choices, grammar_of_regex
@@ -27,7 +29,8 @@ def lets_through(grammar: str, text: str) -> bool:
     "pattern",
     [
         "(red|blue)", "[0-9]{3}", r'"[^"\\\x00-\x1f]*"', r"^\d+\.\w*?\s(?:a|bc)+(?P<x>c)?$", "a.b", r"[\]\[\-\^]+x{2,}",
-        r'\$\{"q\\"\}', r"[^a]\D", "(|x)y", "[à-ÿ中]+", "a{0}b", r"\S+", "[^a]", "", r"a+\sb|-", r"[\d\s]{3}.?",
+        r'\$\{"q\\"\}', r"[^a]\D", "(|x)y", "[à-ÿ中]+", "a{0}b", r"\S+", "[^a]", "", r"a+\sb|-",
+        r"[\d\s]{3}.?", r"[\D\s]+", r"[\s\S]*", r"[^\S1]b?",
     ],
 )  # fmt: skip
 def test_a_grammar_lets_through_what_its_expression_matches(pattern: str) -> None:
@@ -39,14 +42,26 @@ def test_a_grammar_lets_through_what_its_expression_matches(pattern: str) -> Non
 @pytest.mark.parametrize(
     "pattern",
     [
-        "(?=a)b", r"\bx", r"(a)\1", "(?i)a", "(?i:a)", "(", "a{99999999999999}", r"[\D\s]", "a" * (MAX_LENGTH + 1),
-        "(" * 4000 + ")" * 4000,
+        "(?=a)b", r"\bx", r"(a)\1", "(?i)a", "(?i:a)", "(", "a{99999999999999}", "a" * (MAX_LENGTH + 1),
+        "(" * 4000 + ")" * 4000, r"\ud83d", r"[\ud83d]",
     ],
 )  # fmt: skip
 def test_an_expression_that_no_grammar_says_is_refused_by_name(pattern: str) -> None:
     with pytest.raises(BadGrammar) as caught:
         grammar_of_regex(pattern, "guided_regex")
     assert caught.value.param == "guided_regex"
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"^\d{3}$", "b", "^a", r"x{2}$", r"^[ -~]*$", r"^[^a]+$", "a.b", r'\$\{"q', "[à-ÿ中]", r"^\S*$"]
+)
+def test_a_string_of_a_schema_matches_its_pattern_and_is_json(pattern: str) -> None:
+    grammar = checked_grammar_of(json.dumps({"type": "string", "pattern": pattern}))
+    let_through = [text for text in TEXTS if lets_through(grammar, json.dumps(text, ensure_ascii=False))]
+    matching = [text for text in TEXTS if re.search(pattern, text, re.ASCII)]
+    plain = [text for text in matching if text == json.dumps(text, ensure_ascii=False)[1:-1]]
+    assert let_through and set(plain) <= set(let_through) <= set(matching)
+    assert not any(lets_through(grammar, f'"{text}"') for text in TEXTS if '"' in text or "\n" in text)
 
 
 def test_choices_are_let_through_to_the_letter() -> None:

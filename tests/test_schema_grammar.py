@@ -81,7 +81,11 @@ def test_hostile_and_wrong_grammars_are_refused_at_once(grammar: str, problem: s
 @pytest.mark.parametrize(
     ("schema", "problem"),
     [
-        ({"type": "string", "pattern": "^a$"}, "'pattern' cannot be held"),
+        ({"type": "string", "pattern": "(?=a)b"}, r"at \$: 'pattern' cannot be held: assert"),
+        ({"type": "string", "pattern": '^["\\x01]$'}, "'pattern' cannot be held: a class has only"),
+        ({"type": "string", "pattern": "^a$", "maxLength": 3}, "'pattern' cannot be held beside"),
+        ({"type": "string", "pattern": "\ud83d"}, "half a character"),
+        ({"type": "string", "pattern": 5}, "'pattern' cannot be held"),
         ({"type": "number", "multipleOf": 1}, "'multipleOf' cannot be held"),
         ({"type": "number", "minimum": 0.12345678}, "more than 6 decimals"),
         ({"type": "number", "exclusiveMinimum": 1, "maximum": 1}, "no number"),

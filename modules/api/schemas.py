@@ -208,6 +208,8 @@ def _by_other_names(body: object) -> object:
     if not isinstance(body, dict):
         return body
     ours = {ours: body[name] for name, ours in _RENAMED.items() if name in body and body.get(ours) is None}
+    if ours.get("repetition_penalty_range") == -1:
+        ours["repetition_penalty_range"] = 0
     body = body | ours
     body |= {name: _unlimited(body[name]) for name in _LENGTHS if name in body}
     if body.get("top_k") == -1:
@@ -216,8 +218,6 @@ def _by_other_names(body: object) -> object:
         body["top_p"] = LEAST_TOP_P
     if type(body.get("seed")) is int and -(2**63) <= body["seed"] < -1:
         body["seed"] %= 2**63
-    if body.get("repetition_penalty_range") == -1:
-        body["repetition_penalty_range"] = 0
     if body.get("do_sample") is False:
         body["temperature"] = 0
     return body | form_elsewhere(body)

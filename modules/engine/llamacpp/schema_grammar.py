@@ -16,6 +16,7 @@ from typing import Any
 
 from modules.engine.llamacpp.gbnf import MAX_REPEATS, check_gbnf
 from modules.errors import BadGrammar
+from modules.regex_grammar import body_in_json
 from modules.tools import names_anything
 from modules.units import KiB
 
@@ -29,7 +30,7 @@ _ANNOTATIONS = frozenset({
 _KEYWORDS: dict[str, frozenset[str]] = {
     "object": frozenset({"properties", "required", "additionalProperties"}),
     "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
-    "string": frozenset({"minLength", "maxLength", "format"}),
+    "string": frozenset({"minLength", "maxLength", "format", "pattern"}),
     "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
     "number": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
     "boolean": frozenset(),
@@ -211,10 +212,25 @@ class _Writer:
             ):
                 raise _bad(at, f"format {schema['format']!r} cannot be held here", "Leave it out, check the reply.")
             return self._known(str(schema["format"]))
+        if "pattern" in schema:
+            return self._matching(schema, at)
         least, most = _count(schema, "minLength", at) or 0, _count(schema, "maxLength", at)
         if (least, most) == (0, None):
             return self._known("string")
         return f'"\\"" {self._known("char")}{_repeat(least, most, at)} "\\""' if most != 0 else '"\\"\\""'
+
+    def _matching(self, schema: Mapping[str, Any], at: str) -> str:
+        """A string that matches a regular expression, somewhere in it where that has no ^ or no $."""
+        pattern = schema["pattern"]
+        if not isinstance(pattern, str) or len(_KEYWORDS["string"] & {*schema}) > 1:
+            raise _bad(at, "'pattern' cannot be held beside minLength or maxLength here", "Say it in the pattern.")
+        try:
+            body, begins, ends = body_in_json(pattern, "response_format")
+        except BadGrammar as error:
+            problem = error.message.replace("The regular expression:", "'pattern' cannot be held:").rstrip(".")
+            raise _bad(at, problem, "Leave it out, and check the reply for it.") from error
+        before, after = ("" if found else f"{self._known('char')}*" for found in (begins, ends))
+        return " ".join(part for part in ('"\\""', before, body, after, '"\\""') if part)
 
     def _array(self, schema: Mapping[str, Any], at: str) -> str:
         first = schema.get("prefixItems", [])
