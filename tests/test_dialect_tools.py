@@ -210,3 +210,42 @@ async def test_one_call_at_a_time_ends_the_generation_with_it(settings: Settings
                 text = (await client.post(path, json=body | {"stream": stream})).text
                 assert '"tool_use"' in text or '"function_call"' in text
                 assert desk.idle_within(10)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "says"),
+    [
+        (MESSAGES, "bash_20250124", "declare it as a tool of your own"),
+        (MESSAGES, "text_editor_20250728", "declare it as a tool of your own"),
+        (MESSAGES, "web_search_20250305", "only tools of the client's own"),
+        (RESPONSES, "local_shell", "declare it as a tool of your own"),
+        (RESPONSES, "web_search", "only tools of the client's own"),
+    ],
+)
+async def test_who_sends_a_vendors_tool_is_told_what_would_work(
+    settings: Settings, path: str, kind: str, says: str
+) -> None:
+    with desk_with(settings, calling("Well.")) as desk:
+        async with desk.client() as client:
+            refused = await client.post(path, json=ASK | {"input": "Hello", "tools": [{"type": kind, "name": "it"}]})
+    assert refused.status_code == 400
+    assert repr(kind) in refused.json()["error"]["message"] and says in refused.json()["error"]["message"]
+
+
+async def test_the_openai_client_counts_the_tokens_of_an_input(settings: Settings) -> None:
+    given: Any = {"input": "Hello", "instructions": "Be brief.", "tools": [FLAT]}
+    with desk_with(settings, calling("Well.")) as desk, sdk(desk) as client:
+        counted = client.responses.input_tokens.count(model=MODEL, **given)
+        client.responses.create(model=MODEL, **given)
+        assert counted.to_dict() == {
+            "object": "response.input_tokens",
+            "input_tokens": len(desk.engine.requests[-1].prompt_ids),
+        }
+
+
+async def test_the_openapi_text_says_which_routes_stream(settings: Settings) -> None:
+    with desk_with(settings, calling("Well.")) as desk:
+        async with desk.client() as client:
+            paths = (await client.get("/openapi.json")).json()["paths"]
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"):
+        assert set(paths[path]["post"]["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
