@@ -355,8 +355,6 @@ def error_of_anthropic(response: httpx.Response) -> object:
 async def test_what_a_response_shall_include_of_tools_that_are_not_here_is_nothing(client: httpx.AsyncClient) -> None:
     wishes = ["reasoning.encrypted_content", "web_search_call.action.sources", "message.input_image.image_url"]
     assert (await client.post(RESPONSES, json={"input": "Hello", "include": wishes})).status_code == 200
-    logprobs = [*wishes, "message.output_text.logprobs"]
-    assert error_of(await client.post(RESPONSES, json={"input": "Hello", "include": logprobs}))["param"] == "include"
 
 
 async def test_the_bytes_of_tokens_make_up_the_text_though_characters_are_cut(settings: Settings) -> None:

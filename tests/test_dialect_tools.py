@@ -249,3 +249,21 @@ async def test_the_openapi_text_says_which_routes_stream(settings: Settings) -> 
             paths = (await client.get("/openapi.json")).json()["paths"]
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"):
         assert set(paths[path]["post"]["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+
+
+def test_the_openai_client_gets_the_log_probabilities_of_a_responses_message_alone(settings: Settings) -> None:
+    given: Any = {"model": MODEL, "input": "Hello", "tools": [FLAT], "include": ["message.output_text.logprobs"]}
+    with desk_with(settings, calling("<think>Né.</think>Né 🦜.\n" + HERMES.one)) as desk, sdk(desk) as client:
+        whole: Any = client.responses.create(top_logprobs=2, **given)
+        plain: Any = client.responses.create(**given)
+        with client.responses.stream(top_logprobs=2, **given) as stream:
+            deltas = [event for event in stream if event.type == "response.output_text.delta"]
+            streamed: Any = stream.get_final_response()
+    (said,) = (item.content[0] for item in whole.output if item.type == "message")
+    assert said.text == "Né 🦜."
+    assert b"".join(bytes(token.bytes) for token in said.logprobs).decode() == said.text
+    assert {len(token.top_logprobs) for token in said.logprobs} == {2}
+    assert [token.token for event in deltas for token in event.logprobs] == [token.token for token in said.logprobs]
+    assert streamed.output[1].content[0].logprobs == said.logprobs
+    assert whole.top_logprobs == 2
+    assert {len(token.top_logprobs) for token in plain.output[1].content[0].logprobs} == {0}

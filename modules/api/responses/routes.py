@@ -51,7 +51,7 @@ def _order(services: Services, prompting: Prompting, body: ResponsesRequest, eng
     prompt = prompting.build(engine, asked, max_new_tokens=params.max_new_tokens, held=held, truncate=cuts)
     params = params if body.limited else with_room(params, engine.info)
     sums_up = body.reasoning is not None and body.reasoning.summary is not None
-    shape = ResponseShape(engine.info.name, _repeated(body, params), body.namespaces, sums_up)
+    shape = ResponseShape(engine.info.name, _repeated(body, params), body.namespaces, sums_up, body.alternatives)
     return Order(engine, prompt, prompt.reader(), params, shape)
 
 
@@ -70,6 +70,7 @@ def _repeated(body: ResponsesRequest, params: GenerationParams) -> Json:
         "tools": [_tool_json(tool) for tool in body.tools or ()],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "top_p": params.top_p,
+        "top_logprobs": body.top_logprobs or 0,
         "truncation": body.truncation or "disabled",
     }
 
