@@ -96,6 +96,16 @@ def test_a_call_cut_at_the_length_limit_keeps_what_it_says(formats: dict[str, Ca
     assert named(read(formats["hermes"], odd)) == ("", "", [CALLED]), "arguments first, and as a string"
 
 
+@pytest.mark.parametrize("step", [1, 1000])
+def test_a_required_call_cut_before_its_name_says_no_signs(formats: dict[str, CallFormat], step: int) -> None:
+    whole = '<tool_call>\n{"name": "get_weather"'
+    for end in range(len(whole)):
+        must = read(formats["hermes"], whole[:end], step=step, offer=Offer((WEATHER,), "required"))
+        assert (must.answer, must.calls) == ("", ())
+    words = read(formats["hermes"], "No, <b", step=step, offer=Offer((WEATHER,), "required"))
+    assert words.answer == "No, <b", "an engine that cannot be held to calls"
+
+
 @pytest.mark.parametrize("name", [name for name in TOOL_FAMILIES if name != "none"])
 def test_a_reply_cut_in_what_stands_behind_a_call_says_nothing_of_it(name: str, formats: dict[str, CallFormat]) -> None:
     whole = TOOL_FAMILIES[name].one

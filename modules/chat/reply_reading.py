@@ -197,6 +197,7 @@ class _CallReader:
         self.done = False
         self._form = form
         self._several = offer.parallel
+        self._must = offer.must_call
         self._tools = {tool.name: tool for tool in offer.callable}
         lead = form.lead.rstrip("[ \n").strip() if form.in_object else form.lead.strip()
         self._trigger = lead or ("" if form.in_object else form.head.strip())
@@ -225,7 +226,13 @@ class _CallReader:
         elif self._state == "gap" and (self._may_begin or not self._cut_sign()):
             parts += self._said(self._raw + self._buffer)
         self._buffer = self._raw = ""
-        return parts
+        return [] if self._must and self._only_begins(parts) else parts
+
+    def _only_begins(self, parts: Sequence[Part]) -> bool:
+        """Whether the reply, which has to call, was cut before the name of its first call was whole."""
+        text = "".join(part.text for part in parts if isinstance(part, Said)).lstrip()
+        begins = text.startswith(self._trigger) or self._trigger.startswith(text)
+        return bool(self._trigger) and not self.count and begins
 
     def _cut_sign(self) -> bool:
         """Whether the reply ended in the midst of what stands behind a call."""
