@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 _ROOT = Path(__file__).parent.parent
-ASKED_FOR: ContextVar[str] = ContextVar("asked for", default="")
+ASKED_FOR: ContextVar[str] = ContextVar("asked_for", default="")
 """For whom processes are asked: api/doors/places.py says it for each request, chat/writing.py for each reply."""
 _KEPT_VARIABLES = ("PATH", "HOME", "USERPROFILE", "SYSTEMROOT", "TMPDIR", "TEMP", "TZ", "LD_LIBRARY_PATH")
 
