@@ -7,8 +7,6 @@ each, on two cores, or as one whose end costs nothing. A new one fails the test 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,6 +26,7 @@ from modules.engine.host.patience import PATIENCE
 from modules.engine.host.worker import LoadByName
 from modules.memory.model import describing
 from modules.memory.model.describing import describe_in_process
+from tests.crowd import busy_programs
 from tests.deadlines import numbers_of_seconds
 from tests.fakes import fake_plan, fake_request
 from tests.small_files import pdf
@@ -177,12 +176,8 @@ def test_no_deadline_is_shorter_than_three_times_what_is_usual() -> None:
 
 @pytest.fixture
 def busy() -> Iterator[None]:
-    """Two programs that do nothing but compute."""
-    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
-    yield
-    for one in spinning:
-        one.kill()
-        one.wait()
+    with busy_programs(2):
+        yield
 
 
 def seconds(act: Callable[[], object]) -> float:
