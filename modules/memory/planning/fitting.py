@@ -115,9 +115,9 @@ def longest(problem: Problem, way: Way, most: int, *, least: int = LEAST_CONTEXT
     return best
 
 
-def solve_at(problem: Problem, way: Way, tokens: int) -> Solution | None:
-    """`way` with exactly this context, in the largest chunks that fit."""
-    for chunk in CHUNKS:
+def solve_at(problem: Problem, way: Way, tokens: int, chunks: Sequence[int] = CHUNKS) -> Solution | None:
+    """`way` with exactly this context, in the largest of `chunks` that fit."""
+    for chunk in chunks:
         run = replace(way.run, context_tokens=tokens, prefill_chunk=chunk)
         found = _solve_run(problem, way, run)
         if found is not None:
