@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 _WEIGHTS_SHARE = (0.05, 0.9)
 _DISK_MARGIN_BYTES = 64 * MiB
 _OURS = ".snug-"
-"""Between a model and a process in the name of a cache folder: what else ends in a number, `photos.2019`, is not Snug's."""
+"""Between model and process in the name of a cache folder. What else ends in a number, `photos.2019`, is not Snug's."""
 _SMALL_BYTES = MiB
 
 
