@@ -25,5 +25,5 @@ def no_panics(what: str) -> Iterator[None]:
             raise
         raise BadValue(
             f"The model's tokenizer gives up over this text and cannot {what} it.",
-            remedy="Shorten it, or leave out long runs of one character. Where short texts fail too, use another model.",
+            remedy="Shorten it, or leave out long runs of one character. If short texts fail too, use another model.",
         ) from error
