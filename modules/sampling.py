@@ -24,9 +24,11 @@ GROUP_TITLES: dict[Group, str] = {
     "other": "Seed and ending",
 }
 MAX_STOP_STRINGS = 64
-UNSAVED = frozenset({"grammar", "json_schema", "logit_bias", "sampled_logprobs"})
+MAX_STOP_TOKENS = 256
+UNSAVED = frozenset({"grammar", "json_schema", "logit_bias", "min_tokens", "sampled_logprobs", "stop_token_ids"})
 """Parameters of one request's own: no slider shows them and no preset keeps them."""
 StopString = Annotated[str, Field(min_length=1, max_length=500)]
+StopToken = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,12 @@ class GenerationParams(BaseModel):
     )
     stop: Annotated[tuple[StopString, ...], FIRST_FAULT] = Field(
         default=(), max_length=MAX_STOP_STRINGS, strict=False, description="The reply ends before any of these strings."
+    )
+    stop_token_ids: Annotated[tuple[StopToken, ...], FIRST_FAULT] = Field(
+        default=(), max_length=MAX_STOP_TOKENS, strict=False, description="The reply ends before any of these tokens."
+    )
+    min_tokens: int = Field(
+        default=0, ge=0, le=1_000_000, description="No token ends the reply before it has this many. 0 is off."
     )
     logprobs: int = Field(
         default=0, ge=0, le=100, description="Report the log-probabilities of each token and of this many alternatives."

@@ -177,6 +177,17 @@ class LoopBehaviour:
         assert made[last] not in banned.tokens
         assert (len(banned.tokens), banned.end.reason) == (30, "length")
 
+    def test_tokens_named_by_the_client_end_the_reply_once_it_is_long_enough(
+        self, engine: LoopEngine, prompt: list[int]
+    ) -> None:
+        made = Ask("1", prompt, greedy(12)).run(engine).tokens
+        last = next(n for n in range(4, 12) if made[n] not in made[:n])
+        ends = (made[last], 10**6)
+        ask = Ask("2", prompt, greedy(12, stop_token_ids=ends)).run(engine)
+        assert (ask.tokens, ask.end.reason) == (made[:last], "stop")
+        longer = Ask("3", prompt, greedy(12, stop_token_ids=ends, min_tokens=last + 2)).run(engine)
+        assert made[last] not in longer.tokens[: last + 2] and len(longer.tokens) >= last + 2
+
     def test_no_half_character_is_ever_shown(self, engine: LoopEngine, prompt: list[int]) -> None:
         asks = [
             Ask(f"{seed}", prompt, GenerationParams(temperature=3, top_p=1, seed=seed, max_new_tokens=60)).submit(

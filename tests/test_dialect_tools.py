@@ -210,3 +210,60 @@ async def test_one_call_at_a_time_ends_the_generation_with_it(settings: Settings
                 text = (await client.post(path, json=body | {"stream": stream})).text
                 assert '"tool_use"' in text or '"function_call"' in text
                 assert desk.idle_within(10)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "says"),
+    [
+        (MESSAGES, "bash_20250124", "declare it as a tool of your own"),
+        (MESSAGES, "text_editor_20250728", "declare it as a tool of your own"),
+        (MESSAGES, "web_search_20250305", "only tools of the client's own"),
+        (RESPONSES, "local_shell", "declare it as a tool of your own"),
+        (RESPONSES, "web_search", "only tools of the client's own"),
+    ],
+)
+async def test_who_sends_a_vendors_tool_is_told_what_would_work(
+    settings: Settings, path: str, kind: str, says: str
+) -> None:
+    with desk_with(settings, calling("Well.")) as desk:
+        async with desk.client() as client:
+            refused = await client.post(path, json=ASK | {"input": "Hello", "tools": [{"type": kind, "name": "it"}]})
+    assert refused.status_code == 400
+    assert repr(kind) in refused.json()["error"]["message"] and says in refused.json()["error"]["message"]
+
+
+async def test_the_openai_client_counts_the_tokens_of_an_input(settings: Settings) -> None:
+    given: Any = {"input": "Hello", "instructions": "Be brief.", "tools": [FLAT]}
+    with desk_with(settings, calling("Well.")) as desk, sdk(desk) as client:
+        counted = client.responses.input_tokens.count(model=MODEL, **given)
+        client.responses.create(model=MODEL, **given)
+        assert counted.to_dict() == {
+            "object": "response.input_tokens",
+            "input_tokens": len(desk.engine.requests[-1].prompt_ids),
+        }
+
+
+async def test_the_openapi_text_says_which_routes_stream(settings: Settings) -> None:
+    with desk_with(settings, calling("Well.")) as desk:
+        async with desk.client() as client:
+            paths = (await client.get("/openapi.json")).json()["paths"]
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"):
+        assert set(paths[path]["post"]["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+
+
+def test_the_openai_client_gets_the_log_probabilities_of_a_responses_message_alone(settings: Settings) -> None:
+    given: Any = {"model": MODEL, "input": "Hello", "tools": [FLAT], "include": ["message.output_text.logprobs"]}
+    with desk_with(settings, calling("<think>Né.</think>Né 🦜.\n" + HERMES.one)) as desk, sdk(desk) as client:
+        whole: Any = client.responses.create(top_logprobs=2, **given)
+        plain: Any = client.responses.create(**given)
+        with client.responses.stream(top_logprobs=2, **given) as stream:
+            deltas = [event for event in stream if event.type == "response.output_text.delta"]
+            streamed: Any = stream.get_final_response()
+    (said,) = (item.content[0] for item in whole.output if item.type == "message")
+    assert said.text == "Né 🦜."
+    assert b"".join(bytes(token.bytes) for token in said.logprobs).decode() == said.text
+    assert {len(token.top_logprobs) for token in said.logprobs} == {2}
+    assert [token.token for event in deltas for token in event.logprobs] == [token.token for token in said.logprobs]
+    assert streamed.output[1].content[0].logprobs == said.logprobs
+    assert whole.top_logprobs == 2
+    assert {len(token.top_logprobs) for token in plain.output[1].content[0].logprobs} == {0}

@@ -238,6 +238,8 @@ def test_forms_are_refused_where_they_cannot_end_or_the_tokenizer_is_unknown(
 ) -> None:
     with pytest.raises(BadValue, match="ban_eos_token"):
         forms.held(request(grammar='root ::= "a"', ban_eos_token=True))
+    with pytest.raises(BadValue, match="min_tokens"):
+        forms.held(request(grammar='root ::= "a"', min_tokens=1))
     assert forms.held(request()) is None
 
     class Slow:

@@ -174,6 +174,15 @@ def test_a_bias_decides_which_token_comes(engine: Engine, prompt: list[int]) -> 
     assert forced.tokens == [70, 70, 70]
 
 
+def test_a_token_named_by_the_client_ends_the_reply(engine: Engine, prompt: list[int]) -> None:
+    made = Ask("free", prompt, drawn(3, max_new_tokens=12, ban_eos_token=True)).run(engine)
+    last = next(n for n in range(3, 12) if made.tokens[n] not in made.tokens[:n])
+    ends = (made.tokens[last], 10**6)
+    ask = Ask("ended", prompt, drawn(3, max_new_tokens=12, ban_eos_token=True, stop_token_ids=ends)).run(engine)
+    assert (ask.tokens, ask.end.reason) == (made.tokens[:last], "stop")
+    assert made.text.startswith(ask.text)
+
+
 def test_a_held_reply_can_be_cancelled(engine: Engine, prompt: list[int]) -> None:
     events: list[Event] = []
     started, ended = threading.Event(), threading.Event()
@@ -197,7 +206,7 @@ def test_a_held_reply_can_be_cancelled(engine: Engine, prompt: list[int]) -> Non
     [
         ({"grammar": "root ::= ("}, "grammar"), ({"json_schema": "{"}, "response_format"),
         ({"json_schema": '{"type": "string", "pattern": "(?=a)"}'}, "response_format"),
-        ({"grammar": 'root ::= "a"', "ban_eos_token": True}, "ban_eos_token"),
+        ({"grammar": 'root ::= "a"', "ban_eos_token": True}, "ban_eos_token"), ({"min_tokens": 3}, "min_tokens"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_held_is_refused_before_it_begins(

@@ -635,6 +635,17 @@ def test_what_a_server_cannot_do_is_told_by_name() -> None:
     )
 
 
+def test_ends_of_a_reply_reach_the_servers_that_know_them() -> None:
+    params = GenerationParams(temperature=0, stop_token_ids=(2, 3), min_tokens=4)
+    able: tuple[Kind, ...] = ("vllm", "sglang", "snug")
+    for kind in able:
+        asked = ask_for(kind, params, chat=True, context_tokens=64)
+        assert (list(asked.fields["stop_token_ids"]), asked.fields["min_tokens"], asked.told) == ([2, 3], 4, ())
+    asked = ask_for("openai", params, chat=True, context_tokens=64)
+    assert "stop_token_ids, min_tokens were left out" in asked.told[0] and "min_tokens" not in asked.fields
+    assert "min_tokens" not in ask_for("vllm", GenerationParams(), chat=True, context_tokens=64).fields
+
+
 @pytest.mark.parametrize("kind", TITLES)
 def test_what_a_server_is_said_to_lack_is_what_it_leaves_out(kind: Kind) -> None:
     on = {"top_k": 40, "min_p": 0.1, "tfs": 0.9, "top_n_sigma": 1.0, "dynatemp_range": 0.5, "smoothing_factor": 0.3}

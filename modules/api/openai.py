@@ -101,14 +101,14 @@ def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: fl
             )
         return anthropic_model(info) if dialect_of(request.scope) == "anthropic" else _model_json(info)
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", responses=sse.STREAMED)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation."""
         return await answer(
             request, body, partial(_with_engine, services, partial(_chat_order, services, toolbox, body))
         )
 
-    @router.post("/completions")
+    @router.post("/completions", responses=sse.STREAMED)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue a text."""
         order = partial(_completion_order, services, filling, body)

@@ -30,7 +30,7 @@ from modules.api.tool_schemas import MAX_CALLS, MAX_TOOLS, Choice, ToolSpec, Wri
 from modules.api.whole import whole
 from modules.errors import BadValue
 from modules.few import FIRST_FAULT, FewFields
-from modules.sampling import MAX_STOP_STRINGS, GenerationParams, StopString
+from modules.sampling import MAX_STOP_STRINGS, MAX_STOP_TOKENS, GenerationParams, StopString, StopToken
 from modules.settings import LoadOptions, flag_of
 from modules.tools import Offer
 
@@ -47,7 +47,7 @@ MAX_BIASES = 1024
 Prompt = str | tuple[int, ...]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
-RESHAPED = frozenset({"stop", "logprobs", "sampled_logprobs", "json_schema", "logit_bias"})
+RESHAPED = frozenset({"stop", "stop_token_ids", "logprobs", "sampled_logprobs", "json_schema", "logit_bias"})
 """Parameters that OpenAI's bodies hold in another shape than GenerationParams."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -336,6 +336,12 @@ class TextRequest(DerivedFields):
         Field(max_length=MAX_STOP_STRINGS),
         BeforeValidator(strings, json_schema_input_type=str | list[str] | None),
     ] = Field((), description="The reply ends before any of these strings.")
+    stop_token_ids: Annotated[
+        tuple[StopToken, ...],
+        FIRST_FAULT,
+        Field(max_length=MAX_STOP_TOKENS),
+        BeforeValidator(strings, json_schema_input_type=list[int] | None),
+    ] = Field((), description="The reply ends before any of these tokens (vLLM's field).")
 
     response_format: ResponseFormat | None = Field(
         None, description="JSON of a schema, or any JSON object, in place of free text."
@@ -377,7 +383,8 @@ class TextRequest(DerivedFields):
         given["logprobs"] = None if self.alternatives is None else max(1, self.alternatives)
         given["json_schema"] = self.response_format.text if self.response_format else None
         given["logit_bias"] = tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items())
-        return GenerationParams(stop=self.stop, **{name: value for name, value in given.items() if value is not None})
+        given |= {"stop": self.stop, "stop_token_ids": self.stop_token_ids}
+        return GenerationParams(**{name: value for name, value in given.items() if value is not None})
 
     def _length(self) -> int | None:
         return next((value for name in _LENGTHS if (value := getattr(self, name)) is not None), None)

@@ -156,7 +156,7 @@ class ChatShape:
         if self.alternatives is None:
             return None
         return {
-            "content": [_tokens_of(token, self.alternatives) for token in tokens],
+            "content": [token_json(token, self.alternatives) for token in tokens],
             "refusal": None,
         }
 
@@ -284,7 +284,7 @@ def _timings_json(timings: Timings) -> Json:
     }
 
 
-def _tokens_of(token: TokenLogprob, alternatives: int) -> Json:
+def token_json(token: TokenLogprob, alternatives: int) -> Json:
     """A token and its alternatives, each with its own bytes: texts alone lose parts of characters."""
     texts = [token.text, *(text for _, text, _ in token.top)]
     spelt = token.spelt or [text.encode() for text in texts]

@@ -21,7 +21,7 @@ from modules.api.replies import Job, collect, relay, running
 from modules.api.shapes import Json, degraded_json
 from modules.chat.offering import OfferedPrompt
 from modules.chat.reply_reading import Part, ReplyReader
-from modules.engine.base import Degraded, Delta, Event, Finished
+from modules.engine.base import Degraded, Delta, Event, Finished, TokenLogprob
 from modules.engine.host.host import EngineHost
 from modules.errors import SnugError
 from modules.sampling import GenerationParams
@@ -30,10 +30,11 @@ from modules.services import Services
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a reply ended; `called`: with calls of tools that are whole."""
+    """How a reply ended; `called`: with calls of tools that are whole. `logprobs` are those of all its tokens."""
 
     finished: Finished
     called: bool
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 class Events(Protocol):
@@ -42,8 +43,8 @@ class Events(Protocol):
     def begin(self) -> bytes:
         """What the stream begins with."""
 
-    def parts(self, parts: Sequence[Part]) -> bytes:
-        """What the client hears of more of the reply."""
+    def parts(self, parts: Sequence[Part], logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        """What the client hears of more of the reply, whose tokens had these log-probabilities."""
 
     def end(self, end: End, degraded: Json) -> bytes:
         """What the stream ends with."""
@@ -81,9 +82,9 @@ class Order:
         """What the engine is to do."""
         return Job(self.prompt.built, self.params, shape=self.prompt.shape, shows=self.prompt.shows)
 
-    def end(self, finished: Finished) -> End:
+    def end(self, finished: Finished, logprobs: Sequence[TokenLogprob]) -> End:
         """How it ended."""
-        return End(finished, bool(self.reader.calls) and finished.reason != "length")
+        return End(finished, bool(self.reader.calls) and finished.reason != "length", logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +124,13 @@ async def _whole(prepare: Callable[[], Order], user: Asker) -> Json:
     async with running(order.engine, [order.job], user, order.told.key) as generations:
         (reply,) = await collect(generations, settled)
     parts += order.reader.end()
-    return order.told.whole(parts, order.end(reply.end)) | degraded_json(reply.degraded)
+    return order.told.whole(parts, order.end(reply.end, reply.logprobs)) | degraded_json(reply.degraded)
 
 
 async def _stream(prepare: Callable[[], Order], user: Asker, begun: list[Events], write: sse.Write) -> None:
     """Write the events; `begun` gets their maker when the first of them goes out."""
     order = await in_place(prepare)
-    reader, degraded = order.reader, list[Degraded]()
+    reader, degraded, logprobs = order.reader, list[Degraded](), list[TokenLogprob]()
     events = order.told.events(len(order.job.prompt.prompt_ids))
 
     async def handle(_: int, happened: Event) -> None:
@@ -137,13 +138,14 @@ async def _stream(prepare: Callable[[], Order], user: Asker, begun: list[Events]
         if not begun:
             begun.append(events)
         if isinstance(happened, Delta):
-            told += events.parts(reader.feed(happened.text))
+            logprobs.extend(happened.logprobs)
+            told += events.parts(reader.feed(happened.text), happened.logprobs)
             if reader.done:
                 generations[0].cancel()
         elif isinstance(happened, Degraded):
             degraded.append(happened)
         elif isinstance(happened, Finished):
-            told += events.parts(reader.end()) + events.end(order.end(happened), degraded_json(degraded))
+            told += events.parts(reader.end()) + events.end(order.end(happened, logprobs), degraded_json(degraded))
         if told:
             await write(told)
 

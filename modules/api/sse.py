@@ -35,6 +35,13 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with `stream` server-sent events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+"""What the OpenAPI text says of a route that can stream, besides its JSON."""
 
 
 def event(data: Mapping[str, Any], name: str = "") -> bytes:

@@ -21,6 +21,11 @@ MAX_CALLS = 128
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}"
 _Name = Annotated[str, Field(pattern=f"^{_NAME}$")]
+_RUN_BY_CLIENTS = re.compile("bash_|text_editor_|computer_|memory_|local_shell|shell|apply_patch")
+"""Types of vendors' tools that run where the client is; no form of their arguments comes with them."""
+_TAUGHT = (
+    "no model but its vendor's was taught its form: declare it as a tool of your own, with name, description and schema"
+)
 NO_NAME = "calls a tool by a name that is not made of letters, digits, _, . and -, at most 128 of them"
 
 
@@ -151,12 +156,14 @@ class WrittenCall(BaseModel):
 
 
 def refuse_hosted(value: object, *, kind: str) -> object:
-    """`value`, if no tool in it is one that runs on the servers of whose dialect this is: `kind` is a client's own."""
+    """`value`, if every tool in it is a client's own, of type `kind`. Others run on the servers of whose dialect this
+    is, or at the client, but in a form that only the vendor's own models were taught.
+    """
     for number, tool in enumerate(value if isinstance(value, list) else ()):
-        given = (tool.get("type") or kind) if isinstance(tool, dict) else kind
+        given = str((tool.get("type") or kind) if isinstance(tool, dict) else kind)
         if given != kind:
-            problem = f"tool {number} is of type {str(given)[:60]!r}; only tools of the client's own work here ({kind})"
-            raise PydanticCustomError("hosted_tool", problem)
+            why = _TAUGHT if _RUN_BY_CLIENTS.match(given) else "only tools of the client's own work here"
+            raise PydanticCustomError("hosted_tool", f"tool {number} is of type {given[:60]!r}; {why} ({kind})")
     return value
 
 

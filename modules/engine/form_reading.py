@@ -96,7 +96,9 @@ class FormReader:
 
 
 def form_of(request: GenerationRequest, engine: Literal["llamacpp", "guidance"]) -> Form | None:
-    """What the reply to `request` is to follow, None where it is free. Raises BadValue together with ban_eos_token."""
+    """What the reply to `request` is to follow, None where it is free. Raises BadValue together with ban_eos_token
+    or min_tokens.
+    """
     if not request.has_form:
         return None
     params = request.params
@@ -105,5 +107,11 @@ def form_of(request: GenerationRequest, engine: Literal["llamacpp", "guidance"])
             "A reply that follows a form ends with it; ban_eos_token forbids that.",
             remedy="Leave out one of them.",
             param="ban_eos_token",
+        )
+    if params.min_tokens:
+        raise BadValue(
+            "A reply that follows a form ends with it; min_tokens may forbid that.",
+            remedy="Leave out one of them.",
+            param="min_tokens",
         )
     return Form(engine, params.grammar, params.json_schema, request.shape)

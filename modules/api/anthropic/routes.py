@@ -24,7 +24,7 @@ def anthropic_routes(services: Services, *, keep_alive_s: float, send_timeout_s:
     waits = Waits(keep_alive_s, send_timeout_s)
     prompting = Prompting(services.prompts)
 
-    @router.post("")
+    @router.post("", responses=sse.STREAMED)
     async def messages(request: Request, body: MessagesRequest) -> Response:
         """Answer a conversation, as Anthropic's API does."""
         make = partial(_order, services, prompting, body)

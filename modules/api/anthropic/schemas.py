@@ -252,7 +252,7 @@ class OutputConfig(BaseModel):
 
 
 class ToolOfAnthropic(BaseModel):
-    """A tool that the model may ask for. Anthropic's own tools, which run on their servers, are refused."""
+    """A tool that the model may ask for. Anthropic's own are refused: they run on their servers, or have no schema."""
 
     model_config = _STRICT
 

@@ -16,7 +16,7 @@ from modules.api.shapes import Json
 from modules.api.single import End
 from modules.api.sse import ANTHROPIC, event
 from modules.chat.reply_reading import CallBegun, Part, Said, Thought
-from modules.engine.base import Usage
+from modules.engine.base import TokenLogprob, Usage
 from modules.errors import SnugError
 
 SIGNATURE = "snug"
@@ -151,7 +151,7 @@ class MessageEvents:
         opening = self._shape.opening(self._prompt_tokens)
         return _event("message_start", message=opening) + _event("ping")
 
-    def parts(self, parts: Sequence[Part]) -> bytes:
+    def parts(self, parts: Sequence[Part], logprobs: Sequence[TokenLogprob] = ()) -> bytes:  # noqa: ARG002 - not told
         """What the client hears of more of the reply."""
         return b"".join(self._part(self._blocks.add(part)) for part in parts)
 

@@ -35,6 +35,7 @@ PROMPTS_AT_ONCE = 4
 PROMPTS_WAITING = 128  # of one person; each may have megabytes
 _ROUTES: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"/v1/internal/(token/.*|encode|decode|token-count|chat-prompt|plan)"), 2),
+    (re.compile(r"/v1/(messages/count_tokens|responses/input_tokens)"), 2),
     (re.compile(r"/attachments"), 2),
     (re.compile(r"/conversations"), 1),
     (re.compile(r"/gradio_api/(component_server|run/predict|api/predict)/?"), 6),

@@ -1,4 +1,4 @@
-"""OpenAI's Responses API: POST /v1/responses."""
+"""OpenAI's Responses API: /v1/responses and /v1/responses/input_tokens."""
 
 from __future__ import annotations
 
@@ -20,18 +20,28 @@ from modules.services import Services
 
 
 def responses_routes(services: Services, *, keep_alive_s: float, send_timeout_s: float) -> APIRouter:
-    """The one route."""
+    """The routes of an API that keeps nothing."""
     router = APIRouter(prefix="/v1")
     waits = Waits(keep_alive_s, send_timeout_s)
     prompting = Prompting(services.prompts)
 
-    @router.post("/responses")
+    @router.post("/responses", responses=sse.STREAMED)
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         """Answer an input, as OpenAI's Responses API does; nothing is kept."""
         make = partial(_order, services, prompting, body)
         return await answer(services, request, make, sse.OPENAI, waits if body.stream else None)
 
+    @router.post("/responses/input_tokens")
+    def input_tokens(body: ResponsesRequest) -> Json:
+        """How many tokens the prompt of an input has."""
+        tokens: int = services.models.with_engine(partial(_count, services, prompting, body))
+        return {"object": "response.input_tokens", "input_tokens": tokens}
+
     return router
+
+
+def _count(services: Services, prompting: Prompting, body: ResponsesRequest, engine: EngineHost) -> int:
+    return prompting.count(engine, looked_at(body.asked, services, engine.info, param="input"))
 
 
 def _order(services: Services, prompting: Prompting, body: ResponsesRequest, engine: EngineHost) -> Order:
@@ -41,7 +51,7 @@ def _order(services: Services, prompting: Prompting, body: ResponsesRequest, eng
     prompt = prompting.build(engine, asked, max_new_tokens=params.max_new_tokens, held=held, truncate=cuts)
     params = params if body.limited else with_room(params, engine.info)
     sums_up = body.reasoning is not None and body.reasoning.summary is not None
-    shape = ResponseShape(engine.info.name, _repeated(body, params), body.namespaces, sums_up)
+    shape = ResponseShape(engine.info.name, _repeated(body, params), body.namespaces, sums_up, body.alternatives)
     return Order(engine, prompt, prompt.reader(), params, shape)
 
 
@@ -60,6 +70,7 @@ def _repeated(body: ResponsesRequest, params: GenerationParams) -> Json:
         "tools": [_tool_json(tool) for tool in body.tools or ()],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "top_p": params.top_p,
+        "top_logprobs": body.top_logprobs or 0,
         "truncation": body.truncation or "disabled",
     }
 

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from modules.api.prompting import Asked
 from modules.api.responses.items import STATELESS, read_items
-from modules.api.schemas import Effort, SamplingFields, sampling, strings
+from modules.api.schemas import MAX_LOGPROBS, Effort, SamplingFields, sampling, strings
 from modules.api.sent import Sent, shown_by_users
 from modules.api.tool_schemas import (
     MAX_TOOLS,
@@ -41,7 +41,6 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "conversation": ((), STATELESS),
     "prompt": ((), "Snug keeps no prompts: send instructions and input"),
     "background": ((False,), "Snug answers while you wait"),
-    "top_logprobs": ((0,), "this route tells no log-probabilities: /v1/chat/completions does"),
 }
 """Fields that Snug does not have, the values of each that ask for nothing, and what to tell who asks for more."""
 
@@ -53,11 +52,7 @@ def _refuse(value: object, *, name: str) -> object:
     return value
 
 
-def _included(value: object) -> object:
-    """What shall be told besides: of tools and files that are not here there is nothing to tell, or to refuse."""
-    if value is not None and (not isinstance(value, list) or "message.output_text.logprobs" in value):
-        raise PydanticCustomError("unsupported", _NEUTRAL["top_logprobs"][1])
-    return value
+_LOGPROBS = "message.output_text.logprobs"
 
 
 class TextFormat(BaseModel):
@@ -187,14 +182,27 @@ class ResponsesRequest(SamplingFields):
     ] = Field(None, description="Functions that the model may ask the client to call; OpenAI's own tools are not here.")
     tool_choice: Literal["none", "auto", "required"] | FlatChoice | FlatAllowed | None = None
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call a reply.")
-    top_logprobs: Annotated[Any, AfterValidator(partial(_refuse, name="top_logprobs"))] = None
-    include: Annotated[Any, AfterValidator(_included)] = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None, description="Report the log-probability of each token of the message and of this many alternatives."
+    )
+    include: Annotated[list[Annotated[str, Field(max_length=200)]] | None, Field(max_length=64)] = Field(
+        None,
+        description="message.output_text.logprobs asks for log-probabilities; other things are not here.",
+    )
 
     @property
     def params(self) -> GenerationParams:
         """The sampling parameters, with defaults for what was not given."""
         form = self.text.format.as_text if self.text and self.text.format else None
-        return sampling(self, max_new_tokens=self._length, stop=self.stop, json_schema=form)
+        # The engine reports nothing at 0 alternatives; what the client calls 0 is cut down to it in the answer.
+        logprobs = None if self.alternatives is None else max(1, self.alternatives)
+        return sampling(self, max_new_tokens=self._length, stop=self.stop, json_schema=form, logprobs=logprobs)
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives to report beside each token; None for no log-probabilities at all."""
+        asks = bool(self.top_logprobs) or _LOGPROBS in (self.include or ())
+        return (self.top_logprobs or 0) if asks else None
 
     @property
     def limited(self) -> bool:

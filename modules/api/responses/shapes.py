@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import time
 import uuid
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal
 
 from modules.api.errors import error_object
-from modules.api.shapes import Json
+from modules.api.shapes import Json, token_json
 from modules.api.single import End
 from modules.api.sse import event
 from modules.chat.reply_reading import CallArguments, CallBegun, Part, Said, Thought
-from modules.engine.base import Usage
+from modules.engine.base import TokenLogprob, Usage
 from modules.errors import SnugError
 
 Kind = Literal["reasoning", "message", "function_call"]
+_MOST_UNTOLD = 4096  # tokens of a stream; more than a reader of replies holds back
 _PREFIXES: dict[Kind, str] = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
 _EVENTS: dict[Kind, str] = {
     "reasoning": "response.reasoning_text", "message": "response.output_text",
@@ -40,6 +43,7 @@ class Item:
     namespace: str = ""
     summed: bool = False
     key: str = ""
+    logprobs: list[Json] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.key = self.key or f"{_PREFIXES[self.kind]}_{uuid.uuid4().hex}"
@@ -60,7 +64,7 @@ class Item:
         """The one part of its content."""
         if self.kind == "reasoning":
             return {"type": "summary_text" if self.summed else "reasoning_text", "text": self.text}
-        return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": []}
+        return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": list(self.logprobs)}
 
     @property
     def text_event(self) -> str:
@@ -108,12 +112,14 @@ class Output:
 class ResponseShape:
     """How one response is told; `repeated` are the fields that repeat what the client sent, `namespaces` those of its
     tools that have one, by their names. `sums_up`: thoughts are told as their own summaries.
+    `alternatives` beside each token of the message, None for no log-probabilities.
     """
 
     model: str
     repeated: Json
     namespaces: Mapping[str, str] = field(default_factory=dict)
     sums_up: bool = False
+    alternatives: int | None = None
     key: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -124,7 +130,15 @@ class ResponseShape:
             output.add(part)
         if output.lacks_message:
             output.add(Said(""))
+        untold = Untold(end.logprobs)
+        for item in output.items:
+            told = untold.take(item.text)
+            item.logprobs = self.tokens(told) if item.kind == "message" else []
         return self.at_end(output.items, end)
+
+    def tokens(self, logprobs: Sequence[TokenLogprob]) -> list[Json]:
+        """Log-probabilities as they are told, if they are."""
+        return [] if self.alternatives is None else [token_json(token, self.alternatives) for token in logprobs]
 
     def events(self, prompt_tokens: int) -> ResponseEvents:  # noqa: ARG002 - counts are told at the end alone
         """The response as a stream."""
@@ -147,6 +161,30 @@ class ResponseShape:
         return self.at("completed" if whole else "incomplete", output, usage, incomplete_details=details)
 
 
+class Untold:
+    """The tokens of a reply that were not told yet with the text that they made. Marks around thoughts and calls are
+    part of no text.
+    """
+
+    def __init__(self, logprobs: Sequence[TokenLogprob] = ()) -> None:
+        self._tokens = list(logprobs)
+
+    def add(self, logprobs: Sequence[TokenLogprob]) -> None:
+        """More of them."""
+        self._tokens = [*self._tokens, *logprobs][-_MOST_UNTOLD:]
+
+    def take(self, text: str) -> list[TokenLogprob]:
+        """Those that made `text`, which comes next; what is before them is told no more."""
+        start = "".join(token.adds for token in self._tokens).find(text) if text else -1
+        if start < 0:
+            return []
+        ends = list(accumulate(len(token.adds) for token in self._tokens))
+        first, last = bisect_left(ends, start), bisect_left(ends, start + len(text))
+        first += bool(start) and ends[first] == start  # that token ends before; parts of a character add nothing
+        told, self._tokens = self._tokens[first : last + 1], self._tokens[last + 1 :]
+        return told
+
+
 class ResponseEvents:
     """The events of one stream."""
 
@@ -155,14 +193,16 @@ class ResponseEvents:
         self._output = Output(shape)
         self._open: Item | None = None
         self._number = -1
+        self._untold = Untold()
 
     def begin(self) -> bytes:
         """What every stream begins with."""
         now = self._shape.at("in_progress")
         return self._event("response.created", response=now) + self._event("response.in_progress", response=now)
 
-    def parts(self, parts: Sequence[Part]) -> bytes:
-        """What the client hears of more of the reply."""
+    def parts(self, parts: Sequence[Part], logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        """What the client hears of more of the reply; tokens are told with the text that they are part of."""
+        self._untold.add(logprobs)
         return b"".join(self._part(part) for part in parts)
 
     def end(self, end: End, degraded: Json) -> bytes:
@@ -180,10 +220,13 @@ class ResponseEvents:
 
     def _part(self, part: Part) -> bytes:
         begins, text = self._output.add(part)
+        told = self._shape.tokens(self._untold.take(text))
         begun = self._stop("completed", before=1) + self._start() if begins else b""
         if not text or self._open is None:
             return begun
-        return begun + self._in_item(f"{self._open.text_event}.delta", delta=text, **self._extra())
+        if self._open.kind == "message":
+            self._open.logprobs += told
+        return begun + self._in_item(f"{self._open.text_event}.delta", delta=text, **self._extra(told))
 
     def _start(self) -> bytes:
         item = self._open = self._output.items[-1]
@@ -203,17 +246,17 @@ class ResponseEvents:
         if item.call is not None:
             done = self._event(f"{name}.done", **place, name=item.call.name, arguments=item.text)
         else:
-            extra: Json = {"logprobs": []} if item.kind == "message" else {}
+            extra: Json = {"logprobs": list(item.logprobs)} if item.kind == "message" else {}
             done = self._event(f"{name}.done", **place, **item.part_place, text=item.text, **extra)
             done += self._event(f"{item.part_event}.done", **place, **item.part_place, part=item.part)
         last = {"output_index": place["output_index"], "item": item.json(status)}
         return done + self._event("response.output_item.done", **last)
 
-    def _extra(self) -> Json:
-        """What deltas of the open item hold besides."""
+    def _extra(self, told: Sequence[Json]) -> Json:
+        """What deltas of the open item hold besides: of a message the log-probabilities that are `told` with it."""
         if self._open is None or self._open.call is not None:
             return {}
-        return self._open.part_place | ({"logprobs": []} if self._open.kind == "message" else {})
+        return self._open.part_place | ({"logprobs": told} if self._open.kind == "message" else {})
 
     def _in_item(self, name: str, /, **fields: Any) -> bytes:
         return self._in_output(name, item_id=self._output.items[-1].key, **fields)

@@ -130,11 +130,12 @@ class Generation:
                 waited_for.add(self)
             self._tell_engine, self._waited_for = cancel, waited_for
             self._made_before = len(self._made)
+            lengths = {"max_new_tokens": left, "min_tokens": max(0, self._request.params.min_tokens - len(self._made))}
             return replace(
                 self._request,
                 reply_ids=(*self._request.reply_ids, *self._made),
                 held_ids=self._request.held_ids + len(self._made),
-                params=self._request.params.model_copy(update={"max_new_tokens": left}),
+                params=self._request.params.model_copy(update=lengths),
                 queue_s=0.0,  # its turn has come already
             )
 

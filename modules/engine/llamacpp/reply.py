@@ -82,6 +82,9 @@ class LlamaReply(Telling):
             self.slot = event.get("id_slot", self.slot)
             if event.get("stop"):
                 reason = self._take_end(event)
+            elif self._ends_with(event):
+                reason = "stop"
+                break
             else:
                 self._take_tokens(event)
             self._count_guesses(event.get("timings", {}))
@@ -91,6 +94,10 @@ class LlamaReply(Telling):
                 break
         self._show("".join(texts))
         return reason
+
+    def _ends_with(self, event: Mapping[str, Any]) -> bool:
+        """Whether it brings a token before which the reply ends; llama.cpp itself knows of none such."""
+        return not set(self.request.params.stop_token_ids).isdisjoint(event.get("tokens", ()))
 
     def _take_tokens(self, event: Mapping[str, Any]) -> None:
         made = int(event["tokens_predicted"])

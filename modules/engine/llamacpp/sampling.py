@@ -24,10 +24,12 @@ REPLY_PENALTIES = "The presence and frequency penalties count the prompt's token
 
 
 def check_params(params: GenerationParams) -> None:
-    """Raise BadValue for what llama.cpp has no sampler for."""
+    """Raise BadValue for what llama.cpp cannot do."""
     for name, off in MISSING.items():
         if getattr(params, name) != off:
             raise _refusal(params, name, f"llama.cpp has no sampler for {name}", f"Set it to {off:g}")
+    if params.min_tokens:
+        raise _refusal(params, "min_tokens", "llama.cpp cannot keep a reply from ending early", "Leave min_tokens out")
     if params.mirostat_mode and not params.greedy:
         for name, off in _PENALTIES.items():
             if getattr(params, name) != off:

@@ -153,7 +153,7 @@ class Reply(Telling):
             self.accepted_tokens += 1
         else:
             self._guesses.clear()
-        if token in self._loaded.eos_ids:
+        if token in self._loaded.eos_ids or token in self.request.params.stop_token_ids:
             shows_end = self.request.params.sampled_logprobs or self.request.scored
             if shows_end and self._sampled is not None and self._sampled.logprob is not None:
                 self._pending_logprobs.append(self._sampled.logprob)  # who asks for what was drawn wants to see the end

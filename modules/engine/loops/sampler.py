@@ -89,6 +89,8 @@ class Sampler:
         self._params = params
         self._vocab_size = vocab_size
         self._eos_ids = frozenset(token_id for token_id in eos_ids if 0 <= token_id < vocab_size)
+        self._stop_ids = frozenset(token_id for token_id in params.stop_token_ids if token_id < vocab_size)
+        self._made = 0
         self._generator = torch.Generator(device=device).manual_seed(self.seed)
         self._texts: dict[int, str] = {}
         self._spelt: dict[int, bytes] = {}
@@ -112,6 +114,7 @@ class Sampler:
         biased = raw if self._bias is None else raw.index_add(0, *self._bias)
         scores = self._penalized(biased if self._held is None else self._held.allow(biased))
         token_id = self._take_best(scores) if self._params.greedy else self._draw(scores)
+        self._made += 1
         for penalty in self._penalties:
             penalty.add(token_id)
         if self._held is not None:
@@ -190,7 +193,7 @@ class Sampler:
 
     def _penalized(self, raw: torch.Tensor) -> torch.Tensor:
         """Scores after ban and penalties; where they would leave nothing, those that leave something."""
-        banned = list(self._eos_ids) if self._params.ban_eos_token and len(self._eos_ids) < len(raw) else []
+        banned = self._banned(len(raw))
         scores = allowed = raw.index_fill(0, torch.tensor(banned, device=raw.device), -torch.inf) if banned else raw
         for penalty in self._penalties:
             scores = penalty(scores)
@@ -202,6 +205,13 @@ class Sampler:
         return torch.zeros_like(raw).index_fill(
             0, torch.tensor(banned, device=raw.device, dtype=torch.long), -torch.inf
         )
+
+    def _banned(self, tokens: int) -> list[int]:
+        """The ends that may not come now; none where nothing else of so many `tokens` were left."""
+        young = self._made < self._params.min_tokens
+        ends = self._eos_ids if young or self._params.ban_eos_token else frozenset()
+        banned = ends | self._stop_ids if young else ends
+        return list(banned) if len(banned) < tokens else []
 
     def _draw(self, scores: torch.Tensor) -> int:
         candidates = Candidates(self._all_ids[: len(scores)], scores)

@@ -45,6 +45,8 @@ _ABLE: dict[Kind, frozenset[str]] = {
     ),
     "snug": frozenset(_OFF),
 }
+_ENDS: frozenset[Kind] = frozenset({"vllm", "sglang", "snug"})
+"""Which servers know `stop_token_ids` and `min_tokens`."""
 SEPARATING: frozenset[Kind] = frozenset({"vllm", "snug"})
 """Which servers keep what they know of prompts apart by a request's `cache_salt`."""
 _STOPS = {"openai": 4}  # OpenAI's own limit; Snug looks for all of them itself in any case
@@ -81,6 +83,9 @@ def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens:
         missing = [name for name in missing if name != "repetition_penalty_range"]
     if params.greedy:
         missing = [name for name in missing if name in _GREEDY]
+    ends: dict[str, Any] = {"stop_token_ids": list(params.stop_token_ids), "min_tokens": params.min_tokens}
+    ends = {name: value for name, value in ends.items() if value}
+    missing += [name for name in ends if kind not in _ENDS]
     told = [_left_out(missing, kind)] if missing else []
     fields: dict[str, Any] = {"temperature": params.temperature, "top_p": params.top_p}
     if kind == "snug":
@@ -97,7 +102,7 @@ def ask_for(kind: Kind, params: GenerationParams, *, chat: bool, context_tokens:
     if kind in ("vllm", "sglang"):
         fields |= {
             "top_k": params.top_k or -1, "min_p": params.min_p, "repetition_penalty": params.repetition_penalty,
-            "ignore_eos": params.ban_eos_token,
+            "ignore_eos": params.ban_eos_token, **ends,
         }  # fmt: skip
     fields |= {"grammar": grammar} if kind == "snug" and grammar else _form(kind, params)
     if params.logit_bias and kind not in ("llamacpp", "transformers"):
