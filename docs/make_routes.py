@@ -38,7 +38,7 @@ Every route, asked at its own Host and without an Origin, on a Snug where people
 request through to the route, whose own checks come then. A number is the refusal's status: 401 for who is not known,
 403 for who has not the right, 404 for a route of Gradio's that Snug keeps shut. Any other Host gets 421 on every route,
 any other Origin 403, whoever asks, but for the API where `--cors-origin` names it. On a machine for one whoever asks
-counts as an administrator.
+counts as an administrator; with `--listen` and without accounts the guests' secret counts as a person.
 
 | method | path | nobody | wrong key | person | administrator |
 | --- | --- | --- | --- | --- | --- |

@@ -27,7 +27,7 @@ def check_name(name: str) -> str:
         reason = "is empty"
     elif len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
         reason = f"is longer than {_MAX_NAME_BYTES} bytes"
-    elif not name.isprintable() or _FORBIDDEN.search(name) or not _can_be_written(name):
+    elif not name.isprintable() or _FORBIDDEN.search(name) or not can_be_written(name):
         reason = "holds a character that file names may not hold"
     elif name[0] in ".- " or name[-1] in ". ":
         reason = "begins with a dot, dash or space, or ends with a dot or space"
@@ -38,7 +38,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def _can_be_written(name: str) -> bool:
+def can_be_written(name: str) -> bool:
     """Whether this system's file names can hold it: in an old locale they are ASCII, or Latin alone."""
     try:
         os.fsencode(name)

@@ -18,7 +18,7 @@ from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Place, Way
 from modules.memory.planning.fitting import solve_at
 from modules.memory.planning.planner import Plan, PlanTable, Question, list_plans, longest_context
-from modules.memory.planning.problem import CONTEXT_STEP, Problem, margin
+from modules.memory.planning.problem import CHUNKS, CONTEXT_STEP, Problem, margin
 from modules.memory.planning.speed import Estimate
 from modules.settings import LoadOptions, check_together
 from modules.ui.ways import options_of
@@ -171,6 +171,22 @@ def test_gpu_memory_is_one_printed_number_and_a_tenth_less_moves_a_layer_away() 
     less = table(MODELS["7B"], inventory, gpu_memory=f"{float(limit[:-3]) - 0.1:.1f}GiB", bf16=True).chosen
     assert less is not None
     assert less.limits["cuda:0"] < plan.limits["cuda:0"]
+
+
+def test_a_prompt_is_read_in_smaller_chunks_where_a_layer_that_fits_then_is_worth_more() -> None:
+    wide = MACHINES["1x8, 8 GiB RAM"]
+    sizes = {"cuda:0": int(4.607 * GiB), "cpu": int(9.245 * GiB)}
+    gpu, cpu = (replace(d, total_bytes=sizes[d.id], free_bytes=sizes[d.id]) for d in (wide.gpus[0], wide.cpu))
+    narrow = replace(wide, gpus=(gpu,), cpu=cpu)
+    plan, usual = table(MODELS["7B"], narrow, ctx_size=1024).chosen, table(MODELS["13B"], wide).chosen
+    assert plan is not None and usual is not None
+    assert plan.title == "4-bit (nf4, double), 27 of 32 layers on the GPU"
+    assert plan.run.prefill_chunk == CHUNKS[1]
+    assert "128 tokens at a time: 512 take memory that the weights need" in " ".join(plan.reasons)
+    options = options_of(plan.flags, LoadOptions.model_validate({"ctx_size": 1024}))
+    again = list_plans(Question(MODELS["7B"], options, narrow, Path("cache"))).chosen
+    assert again is not None and (again.placement, again.run) == (plan.placement, plan.run)
+    assert (usual.title, usual.run.prefill_chunk) == ("4-bit (nf4, double), 29 of 40 layers on the GPU", CHUNKS[0])
 
 
 def test_several_gpus_are_filled_evenly_and_no_more_of_them_than_it_takes() -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from modules.engine.base import TextPiece
 from modules.engine.control_tokens import MOST_MARKS, PieceEncoder, _any_of
 from modules.engine.loops.loaded import PieceCodec
+from modules.errors import BadValue
 
 MARK, OTHER = "<|end|>", "<|other|>"
 IDS = {MARK: 1, OTHER: 2}
@@ -121,3 +122,15 @@ def test_the_starter_model_reads_a_crowd_of_control_tokens_as_text(starter_model
     ids = codec.encode([TextPiece("<|im_start|>", template=True), TextPiece(content)])
     assert ids.count(2) == 0 and ids.count(1) == 1
     assert codec.decode(ids) == f"<|im_start|>{content}"
+
+
+def test_a_text_over_which_a_tokenizer_gives_up_is_refused() -> None:
+    inner = Tokenizer(models.WordLevel({"z": 0, "?": 1}, unk_token="?"))
+    backtracking = Regex("(z+z+)+y")
+    inner.pre_tokenizer = pre_tokenizers.Split(backtracking, "isolated")
+    inner.decoder = decoders.Replace(backtracking, "")
+    codec = PieceCodec(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="?"))
+    assert codec.encode([TextPiece("z")]) == [0]
+    with pytest.raises(BadValue, match="gives up"):
+        codec.encode([TextPiece("z" * 60)])
+    assert codec.decode([0]) == "z"

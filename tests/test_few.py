@@ -15,6 +15,8 @@ import modules.api
 import modules.ui
 from modules.characters.character import Character, LoreEntry
 from modules.chat.importing import MOST_LINES, MOST_OBJECTS, MOST_VALUES, _Conversation, read_file
+from modules.errors import BadValue
+from modules.ui.widgets import Pick, read_body
 
 PARTS = 3000
 WRONG: dict[str, Any] = {
@@ -54,6 +56,11 @@ def test_thousands_of_wrong_parts_make_few_errors(model: type[BaseModel]) -> Non
     }
     found["unknown", "fields"] = errors(model, {str(number): 1 for number in range(PARTS)})
     assert {place: count for place, count in found.items() if count > PARTS // 2} == {}
+
+
+def test_a_page_hears_that_its_body_has_too_many_fields() -> None:
+    with pytest.raises(BadValue, match=r"^The body: it has more than 256 fields\.$"):
+        read_body(Pick, dict.fromkeys(map(str, range(PARTS)), 1))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.routing import iter_route_contexts
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules import startup
@@ -24,6 +25,7 @@ from modules.api.doors.rights import need_of
 from modules.errors import TooManyAttempts, Unauthorized
 from modules.settings import Settings
 from modules.ui.app import mount_ui
+from modules.ui.widgets import is_for_admins
 
 HERE = "127.0.0.1:7860"
 FOREIGN_HOSTS = (
@@ -347,7 +349,7 @@ async def test_without_the_secret_no_route_answers() -> None:
 
 
 async def test_the_guests_secret_opens_no_administrators_route(settings: Settings) -> None:
-    guests, statuses = "for-guests", {}
+    guests, statuses, told = "for-guests", {}, set()
     with startup.services(settings, settings.user_data_dir) as services:
         app = mount_ui(build_api(services), services)
         install_guard(app, host="0.0.0.0", port=7860, access_token=TOKEN, guest_token=guests)
@@ -357,6 +359,15 @@ async def test_the_guests_secret_opens_no_administrators_route(settings: Setting
                 if need_of(method, path) == "admin":
                     answer = await client.request(method, path, headers={"X-Api-Key": guests})
                     statuses[method, path] = (answer.status_code, error_code(answer))
+            mounted = next(route.app for route in reversed(app.routes) if isinstance(route, Mount))
+            page = mounted.get_blocks()  # type: ignore[attr-defined]
+            events = [number for number, event in page.fns.items() if is_for_admins(event.fn)]
+            for number, path in product(events, ("/gradio_api/run/predict", "/gradio_api/queue/join")):
+                body = {"fn_index": number, "data": [], "session_hash": "guest"}
+                answer = await client.post(path, json=body, headers={"X-Api-Key": guests})
+                told.add((answer.status_code, answer.json().get("detail")))
+            event = {"fn_index": events[0], "data": [], "session_hash": "guest"}
+            let = await client.post("/gradio_api/run/predict", json=event, headers={"X-Api-Key": TOKEN})
             free = await client.get("/v1/models", headers={"X-Api-Key": guests})
             ours = await client.get("/v1/internal/stats", headers={"X-Api-Key": TOKEN})
             both = await client.get(
@@ -365,6 +376,7 @@ async def test_the_guests_secret_opens_no_administrators_route(settings: Setting
             door = await client.get("/", params={"token": guests})
     assert len(statuses) > 5
     assert set(statuses.values()) == {(403, "forbidden")}
+    assert told == {(403, "This is for administrators.")} and let.status_code != 403
     assert (free.status_code, ours.status_code, both.status_code) == (200, 200, 200)
     assert (door.status_code, door.cookies["snug_7860"]) == (303, guests)
 

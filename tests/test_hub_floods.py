@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from modules.errors import DownloadFailed, SnugError
+from modules.errors import DownloadFailed, SnugError, TimedOut
 from modules.memory.model.hub_client import MAX_FILES, HubClient
 from modules.units import MiB
 from tests.fake_hub import COMMIT
@@ -28,8 +28,10 @@ class Flood(BaseHTTPRequestHandler):
     kind = ""
 
     def do_GET(self) -> None:
-        status = 500 if self.kind == "error" else 200
+        status = {"error": 500, "redirect": 302, "around": 302}.get(self.kind, 200)
         self.send_response(status)
+        if status == 302:
+            self.send_header("Location", "/" if self.kind == "around" else "file:///etc/passwd")
         if self.kind == "packed":
             self.send_header("Content-Encoding", "gzip")
         self.end_headers()
@@ -50,6 +52,13 @@ class Flood(BaseHTTPRequestHandler):
             yield b'{"rfilename": "last", "size": 1}]}'
         elif self.kind == "deep":
             yield b"[" * 1_000_000
+        elif self.kind == "vast":
+            yield LIST + b'{"rfilename": "model.safetensors", "size": 1%s}]}' % (b"0" * 4000)
+        elif self.kind == "dripping":
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                yield b" "
+                time.sleep(0.01)
         elif self.kind == "many":
             files = [{"rfilename": f"file-{n}.json", "size": 1} for n in range(MAX_FILES + 5000)]
             yield json.dumps({"id": "org/name", "sha": COMMIT, "siblings": files}).encode()
@@ -88,7 +97,9 @@ def refusal(client: HubClient) -> tuple[SnugError, int]:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("flooding", ["packed", "million", "deep", "endless", "error"], indirect=True)
+@pytest.mark.parametrize(
+    "flooding", ["packed", "million", "deep", "endless", "error", "redirect", "around"], indirect=True
+)
 def test_a_flood_in_place_of_the_list_of_files_is_refused_in_little_memory(flooding: HubClient) -> None:
     started = time.thread_time()
     error, most = refusal(flooding)
@@ -97,7 +108,7 @@ def test_a_flood_in_place_of_the_list_of_files_is_refused_in_little_memory(flood
     assert time.thread_time() - started < 10
 
 
-@pytest.mark.parametrize("flooding", ["endless", "error", "packed"], indirect=True)
+@pytest.mark.parametrize("flooding", ["endless", "error", "packed", "redirect", "around"], indirect=True)
 def test_a_flood_in_place_of_a_file_is_refused_too(flooding: HubClient) -> None:
     tracemalloc.start()
     try:
@@ -108,6 +119,22 @@ def test_a_flood_in_place_of_a_file_is_refused_too(flooding: HubClient) -> None:
         assert tracemalloc.get_traced_memory()[1] < MOST
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("flooding", ["dripping"], indirect=True)
+def test_a_byte_now_and_then_is_not_waited_for_without_end(
+    flooding: HubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flooding, "_deadline", time.monotonic() + 0.3)
+    started = time.monotonic()
+    with pytest.raises(TimedOut):
+        flooding.listing()
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("flooding", ["vast"], indirect=True)
+def test_a_size_that_no_file_has_counts_as_none_told(flooding: HubClient) -> None:
+    assert flooding.listing().files == {"model.safetensors": 0}
 
 
 @pytest.mark.parametrize("flooding", ["many"], indirect=True)

@@ -169,9 +169,10 @@ def test_experts_on_disk_are_written_to_the_cache_read_back_and_removed_with_the
 
 def test_cache_folders_of_killed_processes_are_removed(copied: Callable[[str], Path]) -> None:
     folder = copied("llama")
-    stale = folder.parent / "cache" / "other.4194399"  # above Linux's and others' largest process id in use
-    mine = folder.parent / "cache" / "notes.txt"
+    stale = folder.parent / "cache" / "other.snug-4194399"  # above Linux's and others' largest process id in use
+    mine = folder.parent / "cache" / "photos.4194399" / "notes.txt"
     stale.mkdir(parents=True)
+    mine.parent.mkdir()
     mine.write_text("keep")
     load(spread(folder, "cpu", "disk"), quiet).close()
     assert not stale.exists()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,18 @@ from benchmarks.common import snug
 from benchmarks.reliability_rows.crowds import soak
 from benchmarks.reliability_rows.outcome import Scale
 from modules.units import MiB
-from tests.crowd import Holdings, ask, connected, frozen_reader, head, holdings, percentile, slow_sender, stream
+from tests.crowd import (
+    Holdings,
+    ask,
+    busy_programs,
+    connected,
+    frozen_reader,
+    head,
+    holdings,
+    percentile,
+    slow_sender,
+    stream,
+)
 from tests.fakes import Script
 from tests.scripted_server import scripted_server
 from tests.server_rig import free_port
@@ -71,21 +81,16 @@ async def test_64_streams_at_once_all_flow_and_come_to_their_end(crowded: Crowde
 
 @pytest.mark.slow
 async def test_beside_programs_that_keep_every_core_busy_all_streams_come_to_their_end(crowded: Crowded) -> None:
-    spin = [sys.executable, "-c", "while True: pass"]
-    busy = [subprocess.Popen(spin) for _ in range(2 * (os.cpu_count() or 1))]
-    try:
+    with busy_programs(2 * (os.cpu_count() or 1)):
         seen = await asyncio.gather(*(stream(crowded.port, max_tokens=100, timeout_s=250) for _ in range(32)))
-    finally:
-        for one in busy:
-            one.kill()
-            one.wait()
     assert [one for one in seen if not one.sound] == []
 
 
 @pytest.mark.slow
 @pytest.mark.model
-async def test_16_at_once_at_the_real_model_all_get_their_reply_in_a_fair_order() -> None:
-    with snug("--dtype", "bf16") as base:
+@pytest.mark.parametrize("busy", [0, 2])
+async def test_16_at_once_at_the_real_model_all_get_their_reply_in_a_fair_order(busy: int) -> None:
+    with busy_programs(busy), snug("--dtype", "bf16") as base:
         port = int(base.rpartition(":")[2])
         body = {"max_tokens": 64, "ban_eos_token": True, "timeout_s": 250}
         seen = await asyncio.gather(*(stream(port, **body) for _ in range(16)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -259,3 +260,22 @@ def test_the_open_conversation_is_looked_at_with_a_model_and_without(make_world:
         assert "1,251 tokens, and 1,024 of 1,024 are left" in reason("yes")
         world.store.append("", world.conversation.id, world.path()[0].id, "assistant", "indeed", op_id="2")
         assert reason("yes") == "No key in the last 2 messages."
+
+
+def test_a_book_of_a_hundred_thousand_keys_hears_the_end_of_a_long_text_alone() -> None:
+    keys = [f"q{number:05x}z" for number in range(100_000)]
+    entries = [{"keys": keys[at : at + 1000], "content": "x"} for at in range(0, len(keys), 1000)]
+    book = Lorebook.model_validate({"entries": [*entries, {"keys": ["oak"], "content": "A tree."}]})
+    started = time.thread_time()
+    judged = verdicts(book, ["hello world " * 100_000 + "oak"], len, 100)
+    assert time.thread_time() - started < 10, "it took a minute of the processor where all of the text was heard"
+    assert [verdict.fires for verdict in judged] == [False] * 100 + [True]
+
+
+def test_what_no_budget_is_left_for_is_not_counted() -> None:
+    book = Lorebook.model_validate({"entries": [{"constant": True, "content": "abc"}] * 50, "token_budget": 6})
+    counted: list[str] = []
+    judged = verdicts(book, ["hello"], lambda text: counted.append(text) or len(text), 100)  # type: ignore[func-returns-value]
+    assert [verdict.fires for verdict in judged] == [True] * 2 + [False] * 48
+    assert len(counted) == 2
+    assert judged[2].reason == "Always told, but all 6 tokens for lore are taken."

@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -158,6 +159,21 @@ def test_a_stranger_without_the_secret_is_sent_away(port: int) -> None:
     assert b"#WELCOME#" not in received
     gathering.join(WAIT_S)
     assert "only 1 came" in failure[0].message
+
+
+def test_who_takes_the_port_cannot_let_one_follower_answer_what_another_asks(port: int) -> None:
+    taken = socket.create_server(("127.0.0.1", port))
+    for rank in (1, 2):
+        threading.Thread(target=connect, args=(world(rank, 3, port),), daemon=True).start()
+    first, second = (Connection(taken.accept()[0].detach()) for _ in range(2))
+    taken.close()
+    with first, second:
+        first.send_bytes(b"#CHALLENGE#" + os.urandom(20))
+        first.recv_bytes(256)
+        first.send_bytes(b"#WELCOME#")
+        second.send_bytes(first.recv_bytes(256))
+        first.send_bytes(second.recv_bytes(256))
+        assert first.recv_bytes(256) == b"#FAILURE#"
 
 
 def test_the_secret_is_made_once_and_for_its_owner_only(home: Path) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import json
 import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +17,16 @@ import pytest
 from PIL import Image
 
 from modules.api import conversations
-from modules.attachments.extracting import Extractor
+from modules.attachments.extracted import Extracted
+from modules.attachments.extracting import Extractor, Read
 from modules.attachments.picture import read_picture
 from modules.chat import taking_in
 from modules.chat.exporting import to_json
 from modules.chat.store import Store
 from modules.chat.taking_in import TakenIn, take_in
 from modules.chat.trees import Tree, TreeFile, TreeMessage
+from modules.engine.turns import Turns
+from modules.errors import BadAttachment
 from modules.settings import Settings
 from modules.units import MiB
 from tests.store_rig import Clock, clock, store
@@ -186,3 +193,36 @@ def test_pictures_of_a_file_are_drawn_by_a_process_that_can_be_killed_and_not_fo
     monkeypatch.setattr(taking_in, "DRAW_S", -1.0)
     (taken,) = take(store, to_json([tree("See?", "No.", files=files)])).imported
     assert [file.width for file in store.path("", taken.id)[0].attachments] == [0, 0]
+
+
+def test_an_import_of_many_pictures_gives_others_their_turn_between_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taking_in, "STRETCH_S", -1.0)
+    turns, drawing, ben_is_done = Turns(), threading.Event(), threading.Event()
+    heard = []
+
+    class Slow(Extractor):
+        @contextmanager
+        def several(self) -> Iterator[Read]:
+            yield self.draw
+
+        def draw(self, name: str, data: bytes, *, most_side: int = 0) -> Extracted:
+            if drawing.is_set():
+                heard.append(ben_is_done.wait(20))
+            drawing.set()
+            while not turns.wanted and not heard:
+                time.sleep(0.001)
+            raise BadAttachment("It is none.")
+
+    def import_as(owner: str, text: str) -> None:
+        take_in(store.shelf, owner, text, Slow(), turns=turns)
+
+    pictures = to_json([tree("See?", files=(pictured("red"), pictured("blue")))])
+    ana = threading.Thread(target=import_as, args=("ana", pictures))
+    ana.start()
+    assert drawing.wait(20)
+    import_as("ben", to_json([tree("a", "b")]))
+    ben_is_done.set()
+    ana.join(40)
+    assert heard == [True] and len(store.shelf.ids("ana")) == 1

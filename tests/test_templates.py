@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from modules.chat.rendering import ChatTemplate, _longest_shown, _shown_part, render_pieces
-from modules.chat.templates import MAX_TEMPLATE_CHARACTERS, TemplateRefused, TemplateWorker, Turns
+from modules.chat.templates import MAX_TEMPLATE_CHARACTERS, TemplateRefused, TemplateWorker
+from modules.engine.turns import Turns
 from modules.errors import BadChatTemplate
 from modules.messages import ChatMessage
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from modules.chat.trees import Tree
 from modules.engine.base import GenerationRequest
 from modules.engine.host.generation import Generation
 from modules.engine.host.host import EngineHost
@@ -401,6 +403,34 @@ async def test_an_export_ends_where_one_answer_would_grow_too_large_and_goes_on_
         monkeypatch.setattr(side, "MOST_EXPORTED", len(whole["pieces"][0]) + 1)
         first = await home.ask(ana, "export", {"ids": ids})
         assert (first["pieces"], first["done"]) == (whole["pieces"][:2], 2)
+
+
+async def test_exports_of_one_person_are_made_one_at_a_time_and_another_does_not_wait(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners = {name: home.accounts.named(name).person.owner for name in ("Ana", "Ben")}
+    ids = {name: [home.services.store.create(owner, title=name).id] for name, owner in owners.items()}
+    making: list[str] = []
+    together: set[tuple[str, ...]] = set()
+
+    def piece(tree: Tree) -> str:
+        making.append(tree.title)
+        for _ in range(100):
+            together.add(tuple(sorted(making)))
+            if len(set(making)) == 2 or ("Ana", "Ben") in together:
+                break
+            time.sleep(0.01)
+        time.sleep(0.02)
+        making.remove(tree.title)
+        return "{}"
+
+    monkeypatch.setattr(side, "json_piece", piece)
+    async with home.client("Ana") as ana, home.client("Ben") as ben:
+        people = [(ana, "Ana"), (ana, "Ana"), (ben, "Ben"), (ana, "Ana")]
+        answers = await asyncio.gather(*(home.ask(who, "export", {"ids": ids[name]}) for who, name in people))
+    assert [answer["pieces"] for answer in answers] == [["{}"]] * 4
+    assert ("Ana", "Ben") in together
+    assert not any(names.count("Ana") > 1 for names in together)
 
 
 async def test_every_request_to_the_engine_says_whose_it_is(home: Household, monkeypatch: pytest.MonkeyPatch) -> None:

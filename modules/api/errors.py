@@ -35,6 +35,7 @@ from modules.errors import (
     TimedOut,
     TooManyAttempts,
 )
+from modules.few import MOST_FIELDS
 from modules.files import without_folders
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ def from_validation(problems: Sequence[Any]) -> BadValue:
     if first["type"] == "json_invalid":
         return BadValue(f"The body is not JSON: {first.get('ctx', {}).get('error', 'it cannot be read')}.")
     name = parameter_name(first["loc"])
+    if first["type"] == "too_many_fields":
+        return BadValue(f"{name or 'The body'} has more than {MOST_FIELDS} fields.", remedy="No request needs as many.")
     if not name:
         return BadValue("The body must be a JSON object.", remedy="Send it with Content-Type: application/json.")
     text = str(first["msg"]).removeprefix("Value error, ").rstrip(".")

@@ -16,7 +16,7 @@ from modules.characters.character import Character, Persona
 from modules.characters.folder import Folder, Found
 from modules.characters.pictures import kept_picture
 from modules.errors import BadCharacter, NotFound, SnugError
-from modules.files import check_name, home_of
+from modules.files import can_be_written, check_name, home_of
 from modules.units import format_size
 
 ExportKind = Literal["png", "json", "yaml"]
@@ -206,7 +206,7 @@ def read_persona(data: bytes, _: str, where: str) -> Persona:
 
 def free_id(name: str, taken: list[str]) -> str:
     """A file name made of a person's name that is not taken yet, whatever the case. Never leads anywhere."""
-    plain = "".join(c if c.isalnum() or c in _KEPT_ASCII else " " for c in name)
+    plain = "".join(c if (c.isalnum() and can_be_written(c)) or c in _KEPT_ASCII else " " for c in name)
     base = " ".join(plain.split())[:_MAX_ID].strip(" .-") or "Character"
     while len(base.encode("utf-8", "replace")) > 3 * _MAX_ID:
         base = base[:-1].strip()

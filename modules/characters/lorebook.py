@@ -13,6 +13,9 @@ from modules.characters.character import Lorebook, LoreEntry
 
 DEFAULT_SCAN_DEPTH = 4
 _ROUNDS = 5  # of entries that speak of other entries
+# Of a text so many characters, its last ones, are looked through, taken over all keys: a second or so. A book of 10,000
+# keys hears 200,000.
+_MOST_HEARD = 2_000_000_000
 _NOT_ALL, _NOT_ANY, _AND_ALL = 1, 2, 3  # SillyTavern's `selectiveLogic`; 0 and none: any of the secondary keys
 
 
@@ -53,11 +56,14 @@ def verdicts(
     whole = left = default_budget if book.token_budget is None else book.token_budget
     fired = [number for number, verdict in enumerate(judged) if verdict.fires]
     for number in sorted(fired, key=lambda number: _rank(book.entries[number])):
+        reason = judged[number].reason.removesuffix(".")
+        if left <= 0:  # thousands of entries are not counted one by one for nothing
+            judged[number] = Verdict(False, f"{reason}, but all {whole:,} tokens for lore are taken.")
+            continue
         tokens = count(spoken(book.entries[number]))
         if tokens <= left:
             left -= tokens
         else:
-            reason = judged[number].reason.removesuffix(".")
             short = f"{reason}, but it has {tokens:,} tokens, and {left:,} of {whole:,} are left for lore."
             judged[number] = Verdict(False, short)
     return tuple(judged)
@@ -89,13 +95,14 @@ class _Heard:
 def _judged(book: Lorebook, messages: Sequence[str]) -> list[Verdict]:
     """What is called for, whatever it takes of the budget."""
     depth = DEFAULT_SCAN_DEPTH if book.scan_depth is None else book.scan_depth
-    text = "\n".join(messages[-depth:]) if depth else ""
+    most = _MOST_HEARD // max(1, sum(len(entry.keys) + len(entry.secondary_keys) for entry in book.entries))
+    text = "\n".join(messages[-depth:])[-most:] if depth else ""
     where = "in the last message" if depth == 1 else f"in the last {depth} messages"
     heard = _Heard.of(text)
     judged = [_unused(entry) or _called(entry, heard, where) for entry in book.entries]
     news = [number for number, verdict in enumerate(judged) if verdict.fires]
     for _ in range(_ROUNDS - 1 if book.recursive_scanning else 0):
-        heard = _Heard.of("\n".join(spoken(book.entries[number]) for number in news))
+        heard = _Heard.of("\n".join(spoken(book.entries[number]) for number in news)[-most:])
         news = []
         for number, entry in enumerate(book.entries):
             if not judged[number].fires and _unused(entry) is None:

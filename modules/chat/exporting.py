@@ -32,8 +32,11 @@ def json_piece(tree: Tree) -> str:
     """One conversation of a file; between two stands a comma."""
     whole: dict[str, Any] = dataclasses.asdict(tree)
     whole["messages"] = [_message(message) for message in whole["messages"]]
+    text = json.dumps(whole, ensure_ascii=False)
+    if text.isascii():  # hundreds of megabytes are not copied for nothing
+        return text
     # A lone surrogate has no UTF-8; written like this it is JSON's own escape for it.
-    return json.dumps(whole, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def json_end() -> str:

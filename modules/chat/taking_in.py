@@ -10,21 +10,24 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from modules.attachments.extracted import MAX_PICTURE_SIDE, Extracted
-from modules.attachments.extracting import Extractor
+from modules.attachments.extracting import Extractor, Read
 from modules.chat.aside import Aside
 from modules.chat.importing import Skipped, drawn, read_file
 from modules.chat.packing import printable
 from modules.chat.shelf import Outline, Shelf
 from modules.chat.trees import Tree, TreeFile
+from modules.engine.turns import Turns
 from modules.errors import BadAttachment
 from modules.messages import Conversation
 
 _DIGEST_SIGNS = 24
 DRAW_S = 120.0  # for the pictures of one file
+STRETCH_S = 5.0  # of drawing, then whoever waits has a turn
 MB = 1_000_000
 
 
@@ -65,17 +68,21 @@ def take_in(
     *,
     only: Sequence[str] | None = None,
     aside: Aside | None = None,
+    turns: Turns | None = None,
 ) -> TakenIn:
     """Keep the conversations of a file's text. With `only` those of these digests, though they are there already.
 
     `aside` has the pictures for which references stand in the text. Pictures are drawn anew by `extractor`, within
-    DRAW_S and a second for each megabyte; what takes longer is left out.
-    Raises StoreFailed; then nothing of it is kept.
+    DRAW_S and a second for each megabyte; what takes longer is left out. Files that share `turns` are read one at a
+    time, and drawn by turns.
+    Raises StoreFailed or Busy; then nothing of it is kept.
     """
-    read = read_file(text)
-    trees = [aside.filled(tree) for tree in read.trees] if aside else read.trees
-    new, known = _new(shelf, owner, trees) if only is None else (_of_digests(trees, only), [])
-    added = shelf.add(owner, _drawn(new, extractor))
+    turns = turns or Turns()
+    with turns.turn(owner):
+        read = read_file(text)
+        trees = [aside.filled(tree) for tree in read.trees] if aside else read.trees
+        new, known = _new(shelf, owner, trees) if only is None else (_of_digests(trees, only), [])
+    added = shelf.add(owner, _drawn(new, _Drawing(owner, extractor, turns)))
     return TakenIn(added, sum(len(tree.messages) for tree in new), tuple(known), read.skipped, read.notes)
 
 
@@ -85,19 +92,44 @@ def _said_by(file: TreeFile) -> list[str]:
     return [file.name, file.text, *([hashlib.sha256(file.picture).hexdigest()] if kept else [])]
 
 
-def _drawn(trees: Sequence[Tree], extractor: Extractor) -> list[Tree]:
+class _Drawing:
+    """Draws pictures, a stretch at a time while others wait for their turn."""
+
+    def __init__(self, owner: str, extractor: Extractor, turns: Turns) -> None:
+        self._owner, self._extractor, self._turns = owner, extractor, turns
+        self._read: Read | None = None
+        self._began = self._drew_s = 0.0
+
+    def all_of(self, trees: Sequence[Tree], most_s: float) -> list[Tree]:
+        """`trees` with their pictures drawn anew, but for those that would be drawn after `most_s`. Raises Busy."""
+        with ExitStack() as held:
+
+            def draw(name: str, data: bytes, *, most_side: int = MAX_PICTURE_SIDE) -> Extracted:
+                read = self._in_turn(held)
+                if self._drew_s + time.monotonic() - self._began > most_s:
+                    raise BadAttachment("The pictures of this file take too long.")
+                return read(name, data, most_side=most_side)
+
+            return [drawn(tree, draw) for tree in trees]
+
+    def _in_turn(self, held: ExitStack) -> Read:
+        now = time.monotonic()
+        if self._read is not None and self._turns.wanted and now - self._began > STRETCH_S:
+            self._drew_s += now - self._began
+            held.close()
+            self._read = None
+        if self._read is None:
+            held.enter_context(self._turns.turn(self._owner))
+            self._read = held.enter_context(self._extractor.several())
+            self._began = time.monotonic()
+        return self._read
+
+
+def _drawn(trees: Sequence[Tree], drawing: _Drawing) -> list[Tree]:
     if not any(file.kind == "picture" for tree in trees for message in tree.messages for file in message.attachments):
         return list(trees)
     size_bytes = sum(len(file.picture) for tree in trees for message in tree.messages for file in message.attachments)
-    ends_at = time.monotonic() + DRAW_S + size_bytes / MB
-    with extractor.several() as read:
-
-        def draw(name: str, data: bytes, *, most_side: int = MAX_PICTURE_SIDE) -> Extracted:
-            if time.monotonic() > ends_at:
-                raise BadAttachment("The pictures of this file take too long.")
-            return read(name, data, most_side=most_side)
-
-        return [drawn(tree, draw) for tree in trees]
+    return drawing.all_of(trees, DRAW_S + size_bytes / MB)
 
 
 def digest(tree: Tree) -> str:

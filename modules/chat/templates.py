@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modules.engine.admission import FairQueue
+from modules.engine.turns import Turns
 from modules.errors import BadChatTemplate
 from modules.killable import ASKED_FOR, KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
 from modules.units import MiB, format_size
@@ -24,7 +22,6 @@ from modules.units import MiB, format_size
 RENDER_S = 1.8  # of the 2 that a refusal may take
 RENDER_BYTES = 64 * MiB
 MAX_TEMPLATE_CHARACTERS = 1_000_000
-WAITING = 128  # renderings; of one person's, where others wait too, their share of as many
 _START_S = 30.0
 _COPIES = 12  # a text stands in memory as JSON, as variables, as the rendered parts, as their sum, as JSON again
 _WORKER = Path(__file__).with_name("template_worker.py")
@@ -33,31 +30,6 @@ REMEDY = "Use another model, or correct the chat template in the model's folder.
 
 class TemplateRefused(BadChatTemplate):
     """The template itself said no, or is wrong: with other messages it may render."""
-
-
-class Turns:
-    """One at a time, person after person: who comes a hundred times waits behind the own hundred."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting: FairQueue[object] = FairQueue(WAITING)
-        self._taken = False
-
-    @contextmanager
-    def turn(self, whose: str) -> Iterator[None]:
-        """A turn of that person's, when it has come. Raises QueueFull where too many of theirs wait already."""
-        ticket = object()
-        with self._changed:
-            self._waiting.push(whose, ticket)
-            self._changed.wait_for(lambda: not self._taken and self._waiting.peek() is ticket)
-            self._waiting.pop()
-            self._taken = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken = False
-                self._changed.notify_all()
 
 
 class TemplateWorker:

@@ -5,7 +5,11 @@ Every answer is JSON for static/side.js and static/files.js.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Literal
+from weakref import WeakValueDictionary
 
 from pydantic import Field
 
@@ -14,8 +18,9 @@ from modules.chat.incognito import is_incognito
 from modules.chat.searching import Found
 from modules.chat.taking_in import take_in
 from modules.chat.trash import Deletion
-from modules.errors import NotFound
+from modules.errors import Busy, NotFound
 from modules.few import FIRST_FAULT
+from modules.killable import UNTIL_ANSWERED
 from modules.messages import Conversation
 from modules.services import Services
 from modules.ui.views import Json, printable
@@ -23,6 +28,7 @@ from modules.ui.widgets import Body, Pick
 from modules.ui.words import t, told
 
 EXPORTED_AT_ONCE = 200
+EXPORT_S = 120.0  # to wait for another export of the same person
 MOST_EXPORTED = 16_000_000  # characters in one answer; a conversation alone may have more
 
 
@@ -75,6 +81,8 @@ class SideDoors:
     def __init__(self, services: Services) -> None:
         self.store, self.chat = services.store, services.chat
         self.shelf, self.extractor = services.store.shelf, services.extractor
+        self._exporting: WeakValueDictionary[str, threading.BoundedSemaphore] = WeakValueDictionary()
+        self._lock = threading.Lock()
 
     def conversations(self, owner: str, body: Look) -> Json:
         """What the list shows: deleted conversations, what holds a query, or all, of a folder or of all."""
@@ -158,20 +166,39 @@ class SideDoors:
         """Pieces of a file, one a conversation; those deleted meanwhile are left out. Without ids, all ids.
 
         After MOST_EXPORTED characters, pictures among them, the rest has to be asked for: `done` says how many came.
-        `too_large` names those that no import would take.
+        `too_large` names those that no import would take. Raises Busy: until one is sent a person's others wait.
         """
         if body.ids is None:
             return {"ids": list(self.shelf.ids(owner))}
+        with ExitStack() as alone:
+            (UNTIL_ANSWERED.get() or alone).enter_context(self._alone(owner))
+            return self._pieces(owner, body.ids, body.format)
+
+    @contextmanager
+    def _alone(self, owner: str) -> Iterator[None]:
+        """One at a time, for each may be hundreds of megabytes, and is held several times over."""
+        with self._lock:
+            mine = self._exporting.get(owner)
+            if mine is None:
+                mine = self._exporting[owner] = threading.BoundedSemaphore()
+        if not mine.acquire(timeout=EXPORT_S):
+            raise Busy("Another export of yours is under way.", remedy="Try again when it is done.")
+        try:
+            yield
+        finally:
+            mine.release()
+
+    def _pieces(self, owner: str, ids: list[str], kind: Literal["json", "markdown"]) -> Json:
         pieces: list[str] = []
         too_large: list[str] = []
         done = 0
-        for ident in body.ids:
+        for ident in ids:
             done += 1
             try:
                 tree = self.shelf.tree(owner, ident)
             except NotFound:
                 continue
-            piece = json_piece(tree) if body.format == "json" else to_markdown(tree)
+            piece = json_piece(tree) if kind == "json" else to_markdown(tree)
             if len(piece) > MOST_OF_ONE - 1000:  # with what stands around it in a file
                 too_large.append(printable(tree.title) or t("New chat"))
             else:

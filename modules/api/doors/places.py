@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules.accounts.person import STATE, Person
 from modules.errors import QueueFull
-from modules.killable import ASKED_FOR
+from modules.killable import ASKED_FOR, UNTIL_ANSWERED
 from modules.units import KiB
 
 T = TypeVar("T")
@@ -70,7 +71,8 @@ class Places:
     async def _in_turn(self, who: str, scope: Scope, receive: Receive, send: Send) -> None:
         """The request, when its person has room for it."""
         prompts = self._limiter(who, -1, PROMPTS_AT_ONCE)
-        token = _PROMPTS.set(prompts)
+        held = ExitStack()
+        prompting, holding = _PROMPTS.set(prompts), UNTIL_ANSWERED.set(held)
         ASKED_FOR.set(who)
         try:
             for number, (path, at_once) in enumerate(_ROUTES):
@@ -84,7 +86,9 @@ class Places:
             finally:
                 large.let_go()
         finally:
-            _PROMPTS.reset(token)
+            held.close()
+            UNTIL_ANSWERED.reset(holding)
+            _PROMPTS.reset(prompting)
 
     def _limiter(self, who: str, number: int, at_once: int) -> CapacityLimiter:
         """The same one for as long as a request holds it."""

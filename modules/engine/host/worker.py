@@ -233,18 +233,18 @@ def _answer(engine: Engine, call: Call, writer: Writer) -> None:
     }
     try:
         writer.post(Answer(call.number, methods[call.method](*call.arguments)))
-    except Exception as error:
+    except BaseException as error:  # a panic in a library's Rust is no Exception; who asked would wait for ever
         writer.post(Answer(call.number, None, _as_snug(error)))
 
 
-def _as_snug(error: Exception) -> SnugError:
+def _as_snug(error: BaseException) -> SnugError:
     if isinstance(error, SnugError):
         return error
     log.error("A request failed", exc_info=error)
     return GenerationFailed(f"The engine failed: {_brief(error)}.", remedy="The log says more.")
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     """An exception in one line of at most 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".: ")
 

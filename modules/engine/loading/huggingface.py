@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 _WEIGHTS_SHARE = (0.05, 0.9)
 _DISK_MARGIN_BYTES = 64 * MiB
+_OURS = ".snug-"
+"""Between model and process in the name of a cache folder. What else ends in a number, `photos.2019`, is not Snug's."""
 _SMALL_BYTES = MiB
 
 
@@ -268,7 +270,7 @@ def make_own_folder(parent: Path, name: str, *, param: str) -> Path:
 
     Raises BadValue for the flag `param` where it cannot be written.
     """
-    folder = parent / f"{name}.{os.getpid()}"
+    folder = parent / f"{name}{_OURS}{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "probe").write_bytes(b"1")
@@ -294,10 +296,11 @@ def bytes_to_write(plan: Plan) -> int:
 
 
 def _remove_stale(parent: Path, own: Path) -> None:
-    """Remove the cache folders of engine processes that were killed."""
-    for folder in parent.glob("*.*"):
-        pid = folder.suffix.removeprefix(".")
-        if folder != own and folder.is_dir() and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+    """Remove the cache folders of engine processes that were killed; `parent` may hold whatever else."""
+    for folder in parent.glob(f"*{_OURS}*"):
+        pid = folder.name.rpartition(_OURS)[2]
+        ours = pid.isascii() and pid.isdecimal() and folder.is_dir() and not folder.is_symlink()
+        if ours and folder != own and not psutil.pid_exists(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
 

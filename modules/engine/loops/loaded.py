@@ -19,6 +19,7 @@ from modules.engine.base import EngineStats, ModelInfo, TextPiece
 from modules.engine.control_tokens import PieceEncoder
 from modules.engine.loops.sight import Eyes
 from modules.engine.loops.spelling import Spelling
+from modules.engine.panics import no_panics
 from modules.engine.process.footprint import peaks_by_device
 from modules.engine.text import Decode
 from modules.memory.forecasting.forecast import kv_work_bytes
@@ -108,12 +109,12 @@ class PieceCodec:
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
         """Token ids of the pieces in order, with none added before or after."""
-        with self._lock:
+        with self._lock, no_panics("read"):
             return self._encoder.encode(pieces)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids`, control tokens included, spaces as they are."""
-        with self._lock:
+        with self._lock, no_panics("write"):
             text: str = self._tokenizer.decode(
                 list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
@@ -121,7 +122,7 @@ class PieceCodec:
 
     def shown(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids` as a reader sees it: special tokens left out."""
-        with self._lock:
+        with self._lock, no_panics("write"):
             text: str = self._tokenizer.decode(
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )

@@ -41,8 +41,12 @@ def lead(plan: Plan, leader: Leader, on_progress: OnProgress) -> Engine:
     store: Any = stores.HashStore()
     try:
         if world.size > 1:
-            store = stores.TCPStore(world.host, 0, world.size, is_master=True, wait_for_workers=False)
-            leader.send(Meet(store.port))
+            door = leader.listen(0)  # of its own, a store listens on every network that this machine is in
+            port = door.getsockname()[1]
+            store = stores.TCPStore(
+                world.host, port, world.size, is_master=True, wait_for_workers=False, master_listen_fd=door.detach()
+            )
+            leader.send(Meet(port))
         share = load_share(plan, world, store, on_progress)
     except SnugError as error:
         if why := leader.broken_within(FOLLOWERS_WORD_S):

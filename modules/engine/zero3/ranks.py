@@ -7,6 +7,7 @@ secret that only this user can read, because orders are pickled. Ranks on other 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import logging
 import os
 import queue
@@ -146,7 +147,7 @@ class Leader:
         secret = shared_secret()
         greeted: queue.SimpleQueue[tuple[int, Connection]] = queue.SimpleQueue()
         deadline = time.monotonic() + timeout_s
-        with self._listen() as listener:
+        with self.listen(self.world.port) as listener:
             listener.settimeout(CONNECT_AGAIN_S)
             while len(self._followers) < self.world.size - 1:
                 with contextlib.suppress(TimeoutError):
@@ -210,12 +211,15 @@ class Leader:
                     link.shutdown(socket.SHUT_RDWR)  # closing alone would wait for the watch to look up
             follower.close()
 
-    def _listen(self) -> socket.socket:
+    def listen(self, port: int) -> socket.socket:
+        """Take connections at `port` (0: any that is free) of the address where ranks look for rank 0, and of no other.
+        Raises LoadFailed where it is taken.
+        """
         try:
-            return socket.create_server((self.world.host, self.world.port), backlog=self.world.size)
+            return socket.create_server((self.world.host, port), backlog=self.world.size)
         except OSError as error:
             raise LoadFailed(
-                f"Port {self.world.port} of {self.world.host}, where the ranks meet: {error.strerror or error}.",
+                f"Port {port} of {self.world.host}, where the ranks meet: {error.strerror or error}.",
                 remedy="Choose another: deepspeed --master_port=PORT …",
             ) from error
 
@@ -274,8 +278,8 @@ def connect(world: World, share: Callable[[Connection], None] | None = None) -> 
                 raise ConnectionRefusedError
             link.settimeout(None)
             connection = Connection(link.detach())
-            answer_challenge(connection, secret)
-            deliver_challenge(connection, secret)
+            answer_challenge(connection, _for_followers(secret))
+            deliver_challenge(connection, _for_leader(secret))
             if share is not None:
                 share(connection)
             connection.send_bytes(str(world.rank).encode())
@@ -297,11 +301,21 @@ def shared_secret() -> bytes:
     return path.read_bytes()
 
 
+def _for_followers(secret: bytes) -> bytes:
+    """With what followers show that they know `secret`. Rank 0 has another key: whoever takes its port while it is away
+    could else have one follower answer what another one asks."""
+    return hmac.digest(secret, b"follower", "sha256")
+
+
+def _for_leader(secret: bytes) -> bytes:
+    return hmac.digest(secret, b"leader", "sha256")
+
+
 def _greet(connection: Connection, secret: bytes, greeted: queue.SimpleQueue[tuple[int, Connection]]) -> None:
     """Check a newcomer and learn its rank; a stranger is sent away."""
     try:
-        deliver_challenge(connection, secret)
-        answer_challenge(connection, secret)
+        deliver_challenge(connection, _for_followers(secret))
+        answer_challenge(connection, _for_leader(secret))
         greeted.put((int(connection.recv_bytes(20)), connection))
     except (OSError, EOFError, AuthenticationError, ValueError):
         log.warning("A stranger knocked where the ranks meet")

@@ -38,6 +38,8 @@ REQUEST_TIMEOUT_S = 10.0
 WHOLE_TIMEOUT_S = 60.0
 MAX_FILES = 20_000
 MAX_LIST_BYTES = 16 * 1024**2  # a list of so many files has some 6 MB
+MAX_FILE_BYTES = 1024**5
+MAX_REDIRECTS = 5
 MAX_ERROR_BYTES = 64 * 1024
 MAX_NEAR_BYTES = 1024**2
 NEAR_NAMES = 3
@@ -85,7 +87,7 @@ def near_names(name: str, *, endpoint: str | None = None, token: str | None = No
     headers = build_hf_headers(token=token) | _UNPACKED
     deadline = time.monotonic() + REQUEST_TIMEOUT_S
     try:
-        with get_session().stream("GET", url, headers=headers, timeout=REQUEST_TIMEOUT_S) as got:
+        with _opened(url, headers) as got:
             _raise_for_status(got)
             found = json.loads(_first_bytes(got, MAX_NEAR_BYTES, deadline))
         names = [model["id"] for model in found if isinstance(model["id"], str) and is_hub_name(model["id"])]
@@ -124,7 +126,7 @@ class HubClient:
                 f"What answers about {self.name} is not the hub.", remedy="Check the network, and HF_ENDPOINT."
             ) from error
         found = [item for item in (info.siblings or [])[:MAX_FILES] if isinstance(item.rfilename, str)]
-        files = {item.rfilename: item.size if isinstance(item.size, int) and item.size > 0 else 0 for item in found}
+        files = {item.rfilename: item.size if _is_size(item.size) else 0 for item in found}
         if not info.sha or not re.fullmatch(r"[0-9a-f]{7,64}", info.sha):
             raise DownloadFailed(f"The hub does not name a commit of {self.name}.", remedy="Try again later.")
         return Listing(
@@ -142,7 +144,7 @@ class HubClient:
         endpoint = self._endpoint or constants.ENDPOINT
         url = f"{endpoint}/api/models/{self.name}/revision/{quote(self._revision, safe='')}?blobs=true"
         headers = self._headers | _UNPACKED
-        with self._named_errors(), get_session().stream("GET", url, headers=headers, timeout=REQUEST_TIMEOUT_S) as got:
+        with self._named_errors(), _opened(url, headers) as got:
             _raise_for_status(got)
             packed = got.headers.get("content-encoding", "identity")
             found = self._take(got, MAX_LIST_BYTES + 1)
@@ -163,12 +165,7 @@ class HubClient:
         if start:
             headers["range"] = f"bytes={start}-"
         with self._named_errors():
-            session = get_session()
-            request = session.build_request(
-                "GET", hf_hub_url(self.name, file, revision=commit, endpoint=self._endpoint), headers=headers,
-                timeout=REQUEST_TIMEOUT_S,
-            )  # fmt: skip
-            got = session.send(request, stream=True)
+            got = _open(hf_hub_url(self.name, file, revision=commit, endpoint=self._endpoint), headers)
         try:
             with self._named_errors():
                 _raise_for_status(got)
@@ -192,7 +189,7 @@ class HubClient:
         """(at most `length` bytes of `file` from `start`, the size of the whole file); never reads more than that."""
         url = hf_hub_url(self.name, file, revision=commit, endpoint=self._endpoint)
         headers = self._headers | _UNPACKED | {"range": f"bytes={start}-{start + length - 1}"}
-        with self._named_errors(), get_session().stream("GET", url, headers=headers, timeout=REQUEST_TIMEOUT_S) as got:
+        with self._named_errors(), _opened(url, headers) as got:
             _raise_for_status(got)
             if got.status_code != 206 and start:
                 raise DownloadFailed(f"{file} cannot be read in parts from there.", remedy="Fetch the model instead.")
@@ -251,10 +248,40 @@ class HubClient:
         )
 
 
+def _open(url: str, headers: dict[str, str]) -> httpx2.Response:
+    """What answers a GET, its body not read yet. httpx reads the body of every redirect to its end, however long, and
+    follows one from https to whatever this machine or its network offers without."""
+    session = get_session()
+    request = session.build_request("GET", url, headers=headers, timeout=REQUEST_TIMEOUT_S)
+    for _ in range(MAX_REDIRECTS + 1):
+        got = session.send(request, stream=True, follow_redirects=False)
+        if got.next_request is None:
+            return got
+        got.close()
+        if request.url.scheme == "https" != got.next_request.url.scheme:
+            raise httpx2.UnsupportedProtocol("A redirect leads from https elsewhere.")
+        request = got.next_request
+    raise httpx2.TooManyRedirects("There is no end of redirects.", request=request)
+
+
+@contextmanager
+def _opened(url: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
+    """Likewise, closed at the end."""
+    got = _open(url, headers)
+    try:
+        yield got
+    finally:
+        got.close()
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and 0 < value < MAX_FILE_BYTES
+
+
 def _first_bytes(response: httpx2.Response, length: int, deadline: float) -> bytes:
     """The first `length` bytes of a body that may be endless, or slow. Raises TimeoutError after `deadline`."""
     taken = bytearray()
-    for piece in response.iter_raw(64 * 1024):
+    for piece in response.iter_raw():  # as it comes: pieces of a size would be waited for, byte by byte
         taken += piece
         if time.monotonic() > deadline:
             raise TimeoutError
@@ -268,7 +295,7 @@ def _raise_for_status(response: httpx2.Response) -> None:
     """As hf_raise_for_status, of the first bytes of what the hub says to an error: that may be endless too."""
     if response.status_code >= 400:
         said, deadline = bytearray(), time.monotonic() + REQUEST_TIMEOUT_S
-        for piece in response.iter_raw(MAX_ERROR_BYTES):
+        for piece in response.iter_raw():
             said += piece
             if len(said) >= MAX_ERROR_BYTES or time.monotonic() > deadline:
                 break
@@ -285,7 +312,7 @@ def _whole_size(response: httpx2.Response, file: str) -> int:
     value = response.headers.get("content-range", "").rpartition("/")[2]
     if response.status_code != 206:
         value = response.headers.get("content-length", "")
-    if not value.isdecimal():
+    if not re.fullmatch(r"[0-9]{1,18}", value):
         raise DownloadFailed(f"The hub does not say how large {file} is.", remedy="Try again later.")
     return int(value)
 

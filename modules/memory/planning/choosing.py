@@ -18,7 +18,7 @@ QUALITY_FLOOR = 0.9
 # As stored; or in 16 bits what is stored in 32.
 _NO_LOSS = (1.0, 0.999)
 # Forecasts of speed are no better than this: what is closer counts as the same.
-_TIE = 1.1
+TIE = 1.1
 # A reply that takes no longer is as fast as one reads: 250 words a minute are about 5 tokens a second.
 COMFORTABLE_S = 50.0
 # So many times faster must be what has a shorter context than another way; of those cut short anyway, this share of
@@ -69,13 +69,13 @@ def choose(found: Sequence[Ranked], wishes: Wishes, wished_context: int) -> Rank
     if not usable:
         return None
     usable = _long_enough(usable, wished_context)
-    limit_s = _TIE * min(one.pace_s for one in usable)
+    limit_s = TIE * min(one.pace_s for one in usable)
     kept = [one for one in usable if 2 * one.context >= wished_context]
     for loss in _NO_LOSS:
         as_stored = [one for one in kept if one.quality >= loss]
         quick = [one for one in as_stored if one.pace_s <= max(limit_s, COMFORTABLE_S)]
         if quick:
-            limit_s = _TIE * min(one.pace_s for one in quick)
+            limit_s = TIE * min(one.pace_s for one in quick)
             usable = quick
             break
     return min(

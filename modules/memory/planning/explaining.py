@@ -140,7 +140,7 @@ def _explain_context(problem: Problem, run: RunSpec, wished_context: int) -> Ite
     elif problem.options.ctx_size is None and run.context_tokens < spec.max_context:
         yield f"The context is {run.context_tokens:,} tokens; the model can take {spec.max_context:,} (--ctx-size)."
     if run.prefill_chunk < CHUNKS[0] and run.context_tokens > run.prefill_chunk:
-        yield f"The prompt is read {run.prefill_chunk} tokens at a time: {CHUNKS[0]} would not fit."
+        yield f"The prompt is read {run.prefill_chunk} tokens at a time: {CHUNKS[0]} take memory that the weights need."
 
 
 def _explain_cache(problem: Problem, solution: Solution) -> Iterator[str]:

@@ -115,9 +115,9 @@ def longest(problem: Problem, way: Way, most: int, *, least: int = LEAST_CONTEXT
     return best
 
 
-def solve_at(problem: Problem, way: Way, tokens: int) -> Solution | None:
-    """`way` with exactly this context, in the largest chunks that fit."""
-    for chunk in CHUNKS:
+def solve_at(problem: Problem, way: Way, tokens: int, chunks: Sequence[int] = CHUNKS) -> Solution | None:
+    """`way` with exactly this context, in the largest of `chunks` that fit."""
+    for chunk in chunks:
         run = replace(way.run, context_tokens=tokens, prefill_chunk=chunk)
         found = _solve_run(problem, way, run)
         if found is not None:
@@ -195,9 +195,14 @@ def _evened(groups: Sequence[Group], rooms: Sequence[Room]) -> Layout | None:
 
 
 def _over_gpus_and_cpu(attempt: _Try) -> Layout | None:
-    groups = cached_groups(attempt.problem.spec, attempt.run)
+    """Some on the GPUs, the rest elsewhere. No way where all would fit on them: with the embedding alone in CPU memory,
+    the buffer that it passes through takes its place.
+    """
+    groups, rooms = cached_groups(attempt.problem.spec, attempt.run), attempt.gpu_rooms()
+    if not attempt.overflow and fill_gpus(groups, rooms) is not None:
+        return None
     cpu = attempt.cpu_room(computes=False)
-    layout = split(groups, attempt.gpu_rooms(), cpu, disk=attempt.way.disk, overflow=attempt.overflow)
+    layout = split(groups, rooms, cpu, disk=attempt.way.disk, overflow=attempt.overflow)
     return layout if layout is not None and len(layout.weights) > 1 else None
 
 

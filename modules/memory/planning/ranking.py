@@ -15,10 +15,10 @@ from modules.memory.forecasting.encoding import batch_tokens
 from modules.memory.forecasting.forecast import Quantization, RunSpec, kv_traffic_bytes
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.candidates import Loader, Way
-from modules.memory.planning.choosing import Ranked
-from modules.memory.planning.fitting import lacking, solve
+from modules.memory.planning.choosing import TIE, Ranked
+from modules.memory.planning.fitting import lacking, solve, solve_at
 from modules.memory.planning.placement import make_groups
-from modules.memory.planning.problem import Counted, Problem, Solution
+from modules.memory.planning.problem import CHUNKS, Counted, Problem, Solution
 from modules.memory.planning.speed import Estimate, Speeds, Work, estimate
 
 # Ratios of small models say little of large ones: what was observed raises forecasts by a quarter at most.
@@ -46,15 +46,34 @@ ErrorsOf = Callable[[str, Loader, Quantization], float]
 def rank_way(
     problem: Problem, way: Way, *, speeds: Speeds, observed: ErrorsOf | None, counted: Counted | None = None
 ) -> Ranked | None:
-    """`way` solved and timed; None if it is no way here."""
-    solution = solve(replace(problem, widened=widened(problem, way, observed), counted=counted), way)
-    return None if solution is None else _ranked(problem.spec, solution, speeds)
+    """`way` solved and timed; None if it is no way here.
+
+    In the largest chunks that fit, unless smaller ones leave room for layers and make it more than a tie faster.
+    """
+    problem = replace(problem, widened=widened(problem, way, observed), counted=counted)
+    solution = solve(problem, way)
+    if solution is None:
+        return None
+    found = _ranked(problem.spec, solution, speeds)
+    if not solution.fits or solution.run.prefill_chunk < CHUNKS[0] or not _is_shared(solution):
+        return found
+    finer = solve_at(problem, way, found.context, CHUNKS[1:])
+    if finer is None:
+        return found
+    other = _ranked(problem.spec, finer, speeds)
+    return other if other.pace_s * TIE < found.pace_s else found
 
 
 def rank_cut(problem: Problem, way: Way, *, speeds: Speeds, observed: ErrorsOf | None) -> Ranked | None:
     """`way` cut down as far as Snug does unasked, with what it lacks even so; None where it then fits, or is no way."""
     solution = lacking(replace(problem, widened=widened(problem, way, observed)), way)
     return None if solution is None else _ranked(problem.spec, solution, speeds)
+
+
+def _is_shared(solution: Solution) -> bool:
+    """Whether weights lie both on GPUs and elsewhere."""
+    weights = () if solution.layout is None else solution.layout.weights
+    return len({name.startswith("cuda") for name in weights}) == 2
 
 
 def _ranked(spec: ModelSpec, solution: Solution, speeds: Speeds) -> Ranked:
