@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import socket
 import stat
@@ -92,8 +93,8 @@ def test_of_a_follower_that_was_killed_the_leader_hears_how_it_ended(
     variables = {"HOME": str(tmp_path), "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     for name, value in (variables | {"MASTER_PORT": str(port)}).items():
         monkeypatch.setenv(name, value)
-    broken: list[str] = []
-    leader = Leader(world(0, 2, port), on_broken=broken.append)
+    broken: queue.SimpleQueue[str] = queue.SimpleQueue()
+    leader = Leader(world(0, 2, port), on_broken=broken.put)
     before = {process.pid for process in psutil.Process().children()}
     lives = threading.Thread(target=_live_once, args=(1, []))
     lives.start()
@@ -102,7 +103,8 @@ def test_of_a_follower_that_was_killed_the_leader_hears_how_it_ended(
     follower.send_signal(signal.SIGSEGV)
     assert leader.broken_within(WAIT_S).startswith("Rank 1 cannot go on: its process ended (SIGSEGV)")
     lives.join(WAIT_S)
-    assert broken == [leader.broken]
+    assert broken.get(timeout=WAIT_S) == leader.broken  # which it knows a moment before it tells
+    assert broken.empty()
 
 
 def test_the_last_words_of_a_follower_are_told_with_its_end() -> None:

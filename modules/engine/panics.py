@@ -14,8 +14,8 @@ _PANIC = "PanicException"  # each library has its own, by the same name
 
 
 @contextmanager
-def no_panics(what: str) -> Iterator[None]:
-    """Raises BadValue, saying that the tokenizer cannot do `what`, where a panic would pass."""
+def no_panics() -> Iterator[None]:
+    """Raises BadValue where a panic would pass."""
     try:
         yield
     except Exception:
@@ -24,6 +24,6 @@ def no_panics(what: str) -> Iterator[None]:
         if type(error).__name__ != _PANIC:
             raise
         raise BadValue(
-            f"The model's tokenizer gives up over this text and cannot {what} it.",
+            "The model's tokenizer gives up over this text.",
             remedy="Shorten it, or leave out long runs of one character. If short texts fail too, use another model.",
         ) from error

@@ -111,7 +111,9 @@ def read_body(kind: type[BodyKind], payload: Any) -> BodyKind:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BadValue(f"{where or 'The body'}: {first['msg']}.", param=where or None) from error
+        if not where:
+            raise BadValue(f"The body: {first['msg']}.") from error
+        raise BadValue(f"{where}: {first['msg']}.", param=where) from error
 
 
 def decoded(data: str) -> bytes:

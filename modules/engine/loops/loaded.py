@@ -109,12 +109,12 @@ class PieceCodec:
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
         """Token ids of the pieces in order, with none added before or after."""
-        with self._lock, no_panics("read"):
+        with self._lock, no_panics():
             return self._encoder.encode(pieces)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids`, control tokens included, spaces as they are."""
-        with self._lock, no_panics("write"):
+        with self._lock, no_panics():
             text: str = self._tokenizer.decode(
                 list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
@@ -122,7 +122,7 @@ class PieceCodec:
 
     def shown(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids` as a reader sees it: special tokens left out."""
-        with self._lock, no_panics("write"):
+        with self._lock, no_panics():
             text: str = self._tokenizer.decode(
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )

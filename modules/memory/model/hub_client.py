@@ -259,9 +259,9 @@ def _open(url: str, headers: dict[str, str]) -> httpx2.Response:
             return got
         got.close()
         if request.url.scheme == "https" != got.next_request.url.scheme:
-            raise httpx2.UnsupportedProtocol("A redirect leads from https elsewhere.")
+            raise httpx2.UnsupportedProtocol("redirected out of https")
         request = got.next_request
-    raise httpx2.TooManyRedirects("There is no end of redirects.", request=request)
+    raise httpx2.TooManyRedirects("redirected on and on", request=request)
 
 
 @contextmanager
