@@ -163,7 +163,7 @@ async def test_every_sampling_parameter_arrives_as_given(desk: Desk, client: htt
         "mirostat_eta": 0.2, "temperature_last": True, "ban_eos_token": True, "seed": 99,
         "grammar": 'root ::= "a"', "top_n_sigma": 1.5, "tfs": 0.9, "top_a": 0.1, "dynatemp_range": 0.2,
         "dynatemp_exponent": 1.5, "smoothing_factor": 0.3, "smoothing_curve": 2.0, "repetition_penalty_range": 256,
-        "encoder_repetition_penalty": 1.2,
+        "encoder_repetition_penalty": 1.2, "min_tokens": 5,
     }  # fmt: skip
     assert set(values) == set(GenerationParams.model_fields) - RESHAPED, "a new parameter belongs here"
     for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)):
