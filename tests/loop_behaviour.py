@@ -373,7 +373,7 @@ class LoopBehaviour:
             for ask in queued:
                 ask.submit(engine)
             with pytest.raises(QueueFull):
-                Ask("late", prompt, greedy(2), user="c").submit(engine)
+                Ask("late", prompt, greedy(2), user="a").submit(engine)  # who has a share already; another has not
             engine.cancel("first")
             go_on.set()
             for ask in (first, *queued):

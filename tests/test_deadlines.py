@@ -68,6 +68,7 @@ DEADLINES = {
     "modules/attachments/worker.py: MOST_CPU_S": 3,  # of the processor, not of the clock
     "modules/chat/taking_in.py: DRAW_S": 10,
     "modules/chat/templates.py: RENDER_S": 0.2,
+    "modules/ui/side.py: EXPORT_S": 15,  # another export of the same person
     "modules/engine/form_reading.py: READ_S": 0.2,
     "modules/engine/form_worker.py: _LONGEST_S": 0.1,  # of the processor
     "modules/memory/dryruns/asking.py: ANSWER_S": 8,
@@ -115,6 +116,7 @@ modules/chat/indexing.py: AT_ONCE_S PAUSE_S AGAIN_S
 modules/chat/running.py: updates(heartbeat_s)
 modules/chat/service.py: SHUTDOWN_S
 modules/chat/shelf.py: SWEEP_EVERY_S FORGET_S
+modules/chat/taking_in.py: STRETCH_S
 modules/chat/trash.py: KEPT_S
 modules/chat/writing.py: JOURNAL_EVERY_S SAVE_AGAIN_S
 modules/compare/runner.py: UNWATCHED_S LOOK_S
