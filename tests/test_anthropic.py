@@ -144,16 +144,20 @@ async def test_thoughts_are_shown_only_to_who_asks_for_them(settings: Settings) 
         async with desk.client() as client:
             plain = (await client.post(PATH, json=ASK)).json()
             asked = (await client.post(PATH, json=ASK | {"thinking": {"type": "adaptive"}})).json()
+            unseen = (
+                await client.post(PATH, json=ASK | {"thinking": {"type": "adaptive", "display": "omitted"}})
+            ).json()
         told = [desk.engine.decode(request.prompt_ids)[:4] for request in desk.engine.requests]
     assert [block["type"] for block in plain["content"]] == ["text"]
     assert plain["content"][0]["text"] == "Hello!"
+    assert unseen["content"] == plain["content"]
     assert asked["content"][0] | {"signature": ""} == {
         "type": "thinking", "thinking": "The user greets.", "signature": "",
     }  # fmt: skip
     assert asked["content"][0]["signature"]
     assert asked["content"][1]["text"] == "Hello!"
     assert told[0].startswith("[off")
-    assert told[1].startswith("[on]")
+    assert told[1:] == ["[on]", "[on]"]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +185,7 @@ async def test_blocks_systems_and_prefills_reach_the_template(client: httpx.Asyn
                 {"type": "thinking", "thinking": "secret", "signature": "x"}, {"type": "text", "text": "Two"},
             ]},
             {"role": "user", "content": [
-                {"type": "document", "title": "Note", "source": {"type": "text", "data": "Three"}},
+                {"type": "document", "title": "Note", "context": "Old", "source": {"type": "text", "data": "Three"}},
             ]},
             {"role": "assistant", "content": "The quick"},
         ],
@@ -190,7 +194,7 @@ async def test_blocks_systems_and_prefills_reach_the_template(client: httpx.Asyn
     request = desk.engine.requests[-1]
     assert desk.engine.decode(request.prompt_ids) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne\n\n<|im_end|><|im_end|>\n"
-        "<|im_start|>assistant\nTwo<|im_end|>\n<|im_start|>user\nNote\n\nThree<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>assistant\nTwo<|im_end|>\n<|im_start|>user\nNote\n\nOld\n\nThree<|im_end|>\n<|im_start|>assistant\n"
     )
     assert request.prompt_ids.count(CONTROL_IDS["<|im_end|>"]) == 4, "what a user types is text"
     assert desk.engine.decode(request.reply_ids) == "The quick"
@@ -231,6 +235,9 @@ async def test_samplers_of_snugs_own_reach_the_engine(client: httpx.AsyncClient,
         ({"temperature": "hot"}, "temperature"),
         ({"stream": "yes"}, "stream"),
         ({"thinking": {"type": "much"}}, "thinking.type"),
+        ({"thread": {"type": "continue", "previous_message_id": "msg_1"}}, "thread"),
+        ({"compaction": {"type": "summarize"}}, "compaction"),
+        ({"mcp_servers": [{"type": "url", "name": "a", "url": "https://mcp.example/sse"}]}, "mcp_servers"),
         ({"model": "x" * 501}, "model"),
     ],
 )

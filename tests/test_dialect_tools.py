@@ -267,3 +267,38 @@ def test_the_openai_client_gets_the_log_probabilities_of_a_responses_message_alo
     assert streamed.output[1].content[0].logprobs == said.logprobs
     assert whole.top_logprobs == 2
     assert {len(token.top_logprobs) for token in plain.output[1].content[0].logprobs} == {0}
+
+
+async def test_results_reach_the_model_in_the_order_of_the_calls(settings: Settings) -> None:
+    ids, asked = ("a", "b"), {"role": "user", "content": "Well?"}
+    spoken = {"id": "", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    chat: list[Any] = [
+        *USER, {"role": "assistant", "tool_calls": [spoken | {"id": one} for one in ids]},
+        *({"role": "tool", "tool_call_id": one, "content": f"rain {one}"} for one in "bxa"),
+    ]  # fmt: skip
+    flat: list[Any] = [
+        *USER, *({"type": "function_call", "call_id": one, "name": "get_weather", "arguments": "{}"} for one in ids),
+        *({"type": "function_call_output", "call_id": one, "output": f"rain {one}"} for one in "bxa"),
+    ]  # fmt: skip
+    blocks: list[Any] = [
+        *USER,
+        {"role": "assistant", "content": [
+            {"type": "tool_use", "id": one, "name": "get_weather", "input": {}} for one in ids
+        ]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": one, "content": f"rain {one}"} for one in "bxa"
+        ]},
+    ]  # fmt: skip
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {"messages": [*chat, asked]},
+        RESPONSES: {"input": [*flat, asked]},
+        MESSAGES: {"messages": [*blocks, asked], "max_tokens": 50},
+    }
+    with desk_with(settings, calling("Fine.")) as desk:
+        async with desk.client() as client:
+            for path, body in bodies.items():
+                assert (await client.post(path, json=body)).status_code == 200
+                told = desk.engine.decode(desk.engine.requests[-1].prompt_ids)
+                places = [told.index(f"rain {one}") for one in "abx"]
+                assert places == sorted(places), path
+                assert places[-1] < told.index("Well?")

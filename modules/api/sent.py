@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from modules.api.image_parts import look_at
 from modules.api.prompting import Asked
+from modules.api.turns import by_calls
 from modules.engine.base import ModelInfo
 from modules.messages import ChatMessage
 from modules.services import Services
@@ -28,10 +29,10 @@ class Sent:
 
 
 def shown_by_users(sent: Sequence[Sent]) -> list[Sent]:
-    """`sent` with the pictures of tools' results in the user's message that follows them."""
+    """`sent` with results in the order of their calls, and their pictures in the user's message that follows them."""
     found: list[Sent] = []
     waiting: tuple[bytes, ...] = ()
-    for one in sent:
+    for one in (sent[place] for place in by_calls([one.turn for one in sent])):
         if one.turn.role == "tool":
             waiting += one.files
             silent = one.files and not one.turn.content

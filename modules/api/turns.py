@@ -29,7 +29,22 @@ def turns_of(
             turns.append(ChatMessage("tool", content, call_id=call_id, tool=names.get(call_id, "")))
         else:
             turns.append(ChatMessage(_ROLES[message.role], content, shown, tool_calls=calls))
-    return answerable(turns)
+    return answerable([turns[place] for place in by_calls(turns)])
+
+
+def by_calls(turns: Sequence[ChatMessage]) -> list[int]:
+    """The places of the turns, results in the order of the calls that they answer: most templates write no ids, and
+    clients send results as they come in. Those of unknown calls stand behind.
+    """
+    keys: list[tuple[int, int]] = []
+    ranks: dict[str, int] = {}
+    for place, turn in enumerate(turns):
+        if turn.role == "tool":
+            keys.append((keys[-1][0] if keys else 0, ranks.get(turn.call_id, len(ranks) + 1)))
+        else:
+            ranks = {call.id: rank for rank, call in enumerate(turn.tool_calls, 1)}
+            keys.append((place, 0))
+    return sorted(range(len(turns)), key=keys.__getitem__)
 
 
 def answerable(turns: Sequence[ChatMessage]) -> list[ChatMessage]:

@@ -47,5 +47,5 @@ def _order(services: Services, prompting: Prompting, body: MessagesRequest, engi
     asked = looked_at(body.asked, services, engine.info, param="messages")
     params, held = form_of(body.params, asked.offer)
     prompt = prompting.build(engine, asked, max_new_tokens=params.max_new_tokens, held=held)
-    shape = MessageShape(engine.info.name, body.max_tokens, params.stop, shows_thoughts=body.thinks)
+    shape = MessageShape(engine.info.name, body.max_tokens, params.stop, shows_thoughts=body.shows_thoughts)
     return Order(engine, prompt, prompt.reader(), params, shape)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from modules.api.image_parts import ONLY_USERS, bytes_at, bytes_in
@@ -37,6 +37,18 @@ from modules.sampling import MAX_STOP_STRINGS, GenerationParams, StopString
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
 MAX_BLOCKS = 2048
+_UNSERVED = {
+    "thread": "nothing is kept here: send the whole conversation as messages",
+    "compaction": "nothing is summed up here: ask for a summary in a message",
+    "mcp_servers": "no other servers are called here: offer their tools as tools of your own",
+}
+"""Fields of newer clients without which a reply would be to something else, and what to tell who sends them."""
+
+
+def _unserved(value: object, *, name: str) -> object:
+    if value not in (None, []):
+        raise PydanticCustomError("unsupported", _UNSERVED[name])
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +96,16 @@ def _string(block: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def _document(block: Mapping[str, Any], place: str) -> Text:
-    """A document that comes as text or as blocks of text; its title stands before it."""
+    """A document that comes as text or as blocks of text; its title and context stand before it."""
     source = block.get("source")
     kind = source.get("type") if isinstance(source, dict) else None
     blocks = _blocks(source.get("content")) if isinstance(source, dict) and kind == "content" else ()
     told = "\n\n".join(each.text for each in blocks if isinstance(each, Text))
     if not isinstance(source, dict) or kind not in ("text", "content") or not all(isinstance(b, Text) for b in blocks):
         raise _refused(place, "is a document, of which Snug reads plain text only: send its text")
-    title = block.get("title")
-    heading = f"{whole(title)}\n\n" if isinstance(title, str) and title else ""
-    return Text(heading + (told if blocks else _string(source, "data", place)))
+    given = (block.get(name) for name in ("title", "context"))
+    before = [whole(text) for text in given if isinstance(text, str) and text]
+    return Text("\n\n".join([*before, told if blocks else _string(source, "data", place)]))
 
 
 def _search_result(block: Mapping[str, Any], place: str) -> Text:
@@ -311,11 +323,19 @@ class Conversation(BaseModel):
         BeforeValidator(partial(refuse_hosted, kind="custom")),
     ] = Field(None, description="What the model may ask the client to do.")
     tool_choice: ToolChoice | None = None
+    thread: Annotated[Any, AfterValidator(partial(_unserved, name="thread"))] = None
+    compaction: Annotated[Any, AfterValidator(partial(_unserved, name="compaction"))] = None
+    mcp_servers: Annotated[Any, AfterValidator(partial(_unserved, name="mcp_servers"))] = None
 
     @property
     def thinks(self) -> bool:
-        """Whether the client wants to see what a model thinks."""
+        """Whether a model shall think that can."""
         return self.thinking is not None and self.thinking.type != "disabled"
+
+    @property
+    def shows_thoughts(self) -> bool:
+        """Whether the client wants to see what it thinks."""
+        return self.thinks and self.thinking is not None and self.thinking.display != "omitted"
 
     @property
     def asked(self) -> Asked:
