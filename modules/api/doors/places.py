@@ -20,8 +20,8 @@ from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from modules.accounts.attempts import place_of
 from modules.accounts.person import STATE, Person
-from modules.api.doors.lock import client_of
 from modules.errors import QueueFull
 from modules.killable import ASKED_FOR, UNTIL_ANSWERED
 from modules.units import KiB
@@ -136,9 +136,10 @@ def _who(scope: Scope) -> str:
     person = scope.get("state", {}).get(STATE)
     if isinstance(person, Person) and person.id:
         return _PERSON + person.id
+    address = scope["client"][0] if scope.get("client") else ""
     if isinstance(person, Person) and not person.admin:
-        return _GUEST + client_of(scope)
-    return f"address {scope['client'][0]}" if scope.get("client") else ""
+        return _GUEST + place_of(address)
+    return f"address {address}" if address else ""
 
 
 async def in_place(work: Callable[[], T]) -> T:
