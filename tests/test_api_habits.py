@@ -116,6 +116,7 @@ async def test_forms_in_other_servers_words_hold_the_reply(
         ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs", "bad_value"),
         ({"structured_outputs": {"choice": ["red", 1]}}, "structured_outputs", "bad_value"),
         ({"guided_choice": "red"}, "guided_choice", "bad_value"),
+        ({"guided_choice": ["r" * 9000] * 8}, "guided_choice", "bad_value"),
         ({"guided_json": "{"}, "guided_json", "bad_value"),
     ],
 )

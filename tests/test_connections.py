@@ -214,3 +214,18 @@ def test_in_a_crowd_who_asks_for_nothing_gives_way_and_who_asks_does_not(
         assert b" 408 " in until_closed(crowd[-1])
         asks.sendall(b"123456789")
         assert asks.recv(1000).endswith(b"9")
+
+
+def test_in_a_crowd_a_body_that_does_not_come_is_waited_for_no_longer_than_headers(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for patience in ("headers_s", "body_grace_s"):
+        monkeypatch.setattr(Hasty, patience, 10 * WAIT_S)
+    monkeypatch.setattr(Hasty, "hurry_s", SHORT_S)
+    monkeypatch.setattr(Hasty, "most_open", 4)
+    with contextlib.ExitStack() as held:
+        for _ in range(12):
+            slow = held.enter_context(connected(port))
+            slow.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n1")
+        assert b" 408 " in until_closed(slow)
+        assert httpx.post(f"http://127.0.0.1:{port}/", content=b"123", timeout=WAIT_S).text == "3"

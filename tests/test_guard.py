@@ -505,6 +505,21 @@ def test_the_right_secret_works_again_after_the_wait_and_for_others_at_once() ->
     assert ask(lock, "ключ") == Opened(admin=True)
 
 
+async def test_guesses_in_addresses_lock_nobody_out_who_has_the_cookie() -> None:
+    """Any site's page can make a browser open them; over http it tells nobody whose page that was."""
+    house = House("0.0.0.0", TOKEN, page=False)
+    async with house.client("192.168.1.9") as client:
+        owner = {"Cookie": f"snug_7860={TOKEN}"}
+        for number in range(WRONG_TRIES):
+            assert (await client.get("/", params={"token": f"wrong {number}"})).status_code == 401
+        assert (await client.get("/", params={"token": TOKEN})).status_code == 429
+        assert (await client.get("/v1/thing", headers=owner)).status_code == 200
+        assert (await client.get("/v1/thing", params={"token": "wrong"}, headers=owner)).status_code == 200
+        for number in range(WRONG_TRIES):
+            assert (await client.get("/v1/thing", headers={"X-Api-Key": f"wrong {number}"})).status_code == 401
+        assert (await client.get("/v1/thing", headers=owner)).status_code == 429, "a program's guesses are its user's"
+
+
 def test_the_same_stale_secret_does_not_lock_anyone_out() -> None:
     lock = Lock("right", cookie="snug_1")
     for _ in range(5 * WRONG_TRIES):

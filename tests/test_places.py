@@ -10,9 +10,11 @@ from functools import partial
 import anyio
 import httpx
 import pytest
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from modules.accounts.person import STATE, Person
+from modules.accounts.person import GUEST, STATE, THE_ONE, Person
+from modules.api.asking import asker
 from modules.api.doors.places import LARGE_AT_ONCE, LARGE_BYTES, OPEN_AT_ONCE, PROMPTS_AT_ONCE, Places, in_place
 from modules.attachments.extracted import Extracted
 from modules.attachments.extracting import EACH_AT_ONCE, Extractor
@@ -184,7 +186,7 @@ async def test_one_persons_files_leave_a_place_for_another(home: Household, monk
         assert all(answer.json().get("name") == "slow.txt" for answer in await asyncio.gather(*slow))
 
 
-async def test_a_person_with_an_account_has_so_many_requests_open_and_others_have_theirs() -> None:
+async def test_a_person_or_a_guest_has_so_many_requests_open_and_others_have_theirs() -> None:
     may_end, answered = asyncio.Event(), list[tuple[str, int]]()
 
     async def app(_: Scope, __: Receive, send: Send) -> None:
@@ -194,7 +196,7 @@ async def test_a_person_with_an_account_has_so_many_requests_open_and_others_hav
     places = Places(app)
 
     def ask(ident: str, address: str = "192.0.2.1") -> asyncio.Task[None]:
-        person = Person(ident, ident, ident, admin=False)
+        person = GUEST if ident == "guest" else Person(ident, ident, ident, admin=not ident)
         scope: Scope = {
             "type": "http", "method": "GET", "path": "/gradio_api/heartbeat/a", "headers": [],
             "client": (address, 1), "state": {STATE: person},
@@ -213,13 +215,28 @@ async def test_a_person_with_an_account_has_so_many_requests_open_and_others_hav
     await asyncio.sleep(0)
     with pytest.raises(QueueFull, match="Too many of your requests are open"):
         await ask("ben", "192.0.2.2")
-    others = [ask("ana"), *(ask("") for _ in range(2 * OPEN_AT_ONCE))]  # without accounts addresses are nobody's alone
+    open_ones += [ask("guest") for _ in range(OPEN_AT_ONCE)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match="Too many of your requests are open"):
+        await ask("guest")
+    others = [
+        ask("ana"),
+        ask("guest", "192.0.2.2"),
+        *(ask("") for _ in range(2 * OPEN_AT_ONCE)),  # who alone is here has no limit
+    ]
     await asyncio.sleep(0)
     assert not answered
     may_end.set()
     await asyncio.gather(*open_ones, *others)
     await ask("ben")
-    assert answered == [*answered[:-1], ("ben", 200)] and len(answered) == 3 * OPEN_AT_ONCE + 2
+    assert answered == [*answered[:-1], ("ben", 200)] and len(answered) == 4 * OPEN_AT_ONCE + 3
+
+
+def test_a_guest_has_a_line_of_their_own_at_the_address_of_the_administrator() -> None:
+    scope = {"type": "http", "headers": [], "client": ("192.0.2.1", 1)}
+    turns = [asker(Request(scope | {"state": {STATE: person}})).turn for person in (THE_ONE, GUEST, GUEST)]
+    assert turns[0] != turns[1]
+    assert turns[1] == turns[2]
 
 
 async def test_who_has_too_many_open_is_told_so(home: Household, monkeypatch: pytest.MonkeyPatch) -> None:

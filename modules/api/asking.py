@@ -28,8 +28,8 @@ _BOTH_SPEAK = re.compile(r"/v1/models(/|$)")
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Whose turn it is in the engine's queue: each person's, and where nobody has an account each address's; and to
-    whose conversations the request belongs."""
+    """Whose turn it is in the engine's queue: each person's, and where nobody has an account each address's, guests
+    there by themselves; and to whose conversations the request belongs."""
 
     turn: str
     owner: str
@@ -41,7 +41,8 @@ def asker(request: Request, salt: str = "") -> Asker:
     owner = f"{person.owner} {salt}" if salt else person.owner
     if person.id:
         return Asker(f"api {person.id}", owner)
-    return Asker(f"api {request.client.host}" if request.client else "api", owner)
+    address = request.client.host if request.client else ""
+    return Asker(f"api {address}" if person.admin else f"api guest {address}", owner)  # neither stops the other's
 
 
 def dialect_of(scope: Scope) -> Dialect:

@@ -11,6 +11,7 @@ from modules.errors import BadValue
 from modules.regex_grammar import grammar_of_choices, grammar_of_regex
 
 MAX_FORM_CHOICES = 1000
+_MOST_WRITTEN = 65_536  # what a grammar may have
 _NAMES = {
     "json_schema": "json", "guided_json": "json", "guided_regex": "regex", "regex": "regex", "guided_choice": "choice",
     "guided_grammar": "grammar", "ebnf": "grammar", "grammar_string": "grammar",
@@ -65,5 +66,9 @@ def _choices(name: str, value: object) -> list[str]:
     if not isinstance(value, list) or len(texts) < len(value) or len(texts) > MAX_FORM_CHOICES:
         raise BadValue(
             f"{name} takes a list of up to {MAX_FORM_CHOICES:,} texts to choose from.", remedy="Send one.", param=name
+        )
+    if sum(map(len, texts)) > _MOST_WRITTEN:  # writing megabytes down for a refusal takes seconds of everybody's
+        raise BadValue(
+            f"{name}: the texts are longer than {_MOST_WRITTEN:,} characters.", remedy="Send shorter ones.", param=name
         )
     return texts

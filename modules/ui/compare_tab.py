@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ import gradio as gr
 from anyio import to_thread
 from pydantic import Field
 
+from modules.accounts.person import Person
 from modules.compare import report
 from modules.compare.arranging import arrange
 from modules.compare.offers import Offer, base_options, offers
@@ -22,8 +24,8 @@ from modules.few import FIRST_FAULT
 from modules.sampling import GenerationParams
 from modules.services import Services
 from modules.ui.views import Json, printable, problem_view
-from modules.ui.ways import options_of
-from modules.ui.widgets import Body, Nothing, door, owner_of, scripted
+from modules.ui.ways import FOLDERS, options_of
+from modules.ui.widgets import Body, Nothing, door, owner_of, personal_door, scripted
 from modules.ui.words import told
 
 LOOKS_PER_S = 10
@@ -77,9 +79,12 @@ class CompareDoors:
         """The precisions that the planner says are possible for a model here."""
         return {"ways": [_offer_view(offer) for offer in offers(self.models, body.model, tokens=USUAL_TOKENS)]}
 
-    def foresee(self, owner: str, body: Ask) -> Json:
+    def foresee(self, person: Person, body: Ask) -> Json:
         """How a comparison would run, before anything is loaded."""
-        found = arrange(self.models, self._trial(owner, body))
+        trial = self._trial(person.owner, body)
+        if not person.admin:
+            trial = replace(trial, columns=tuple(map(self._in_known_folders, trial.columns)))
+        found = arrange(self.models, trial)
         refused = {str(number): problem_view(error) for number, error in found.refused.items()}
         return {"words": [told(sentence) for sentence in found.words], "refused": refused}
 
@@ -113,6 +118,10 @@ class CompareDoors:
             async for view in _looks(last):
                 beat += 1
                 yield await to_thread.run_sync(partial(comparison_view, view)) | {"beat": beat}
+
+    def _in_known_folders(self, asked: Asked) -> Asked:
+        usual = {name: getattr(self.models.defaults, name) for name in FOLDERS}
+        return replace(asked, options=asked.options.model_copy(update=usual))
 
     def _trial(self, owner: str, body: Ask) -> Trial:
         columns = tuple(self._asked(owner, column, body.params) for column in body.columns)
@@ -196,7 +205,7 @@ def build(services: Services) -> None:
         "snug.mountCompare",
         door(Nothing, "choices", doors.choices),
         door(ModelBody, "ways", doors.ways),
-        door(Ask, "foresee", doors.foresee),
+        personal_door(Ask, "foresee", doors.foresee),
         door(Ask, "begin", doors.begin, admin="Comparing models, which loads them,"),
         door(Nothing, "halt", doors.halt),
         door(Nothing, "markdown", doors.markdown),

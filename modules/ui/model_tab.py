@@ -19,7 +19,7 @@ from modules.ui.model_memory import memory_html
 from modules.ui.picture import info_html
 from modules.ui.plan_picture import plan_html
 from modules.ui.plan_values import Measured, measured_by_device
-from modules.ui.ways import options_of, reasons_html, same_load, ways_html
+from modules.ui.ways import FOLDERS, options_of, reasons_html, same_load, ways_html
 from modules.ui.widgets import DIRECT, for_admins, note, notes, option_control, person_of, read_options, shown_option
 from modules.ui.words import format_size, t, tn, told
 
@@ -57,6 +57,13 @@ class ModelTab:
     def options(self, data: Data) -> LoadOptions:
         """What the controls ask for."""
         return read_options({name: data[control] for name, control in self.controls.items()})
+
+    def in_known_folders(self, data: Data) -> Data:
+        """`data` without folders that neither the start nor the loaded model's load named."""
+        known = [options for options in (self.models.defaults, self.models.options) if options]
+        shown = {name: {shown_option(name, getattr(options, name)) for options in known} for name in FOLDERS}
+        others = [name for name in FOLDERS if str(data[self.controls[name]] or "") not in shown[name]]
+        return {**data, **{self.controls[name]: "" for name in others}}
 
     def mirrored(self, name: str | None) -> dict[gr.components.Component, Any]:
         """Updates that make the controls show how the loaded model was loaded; else choose a model that is alone."""
@@ -343,9 +350,10 @@ def build(services: Services) -> None:
         return tab.showing(usual) | {memory: "", offered: ""}
 
     def draw(data: Data, request: gr.Request) -> Any:
-        seen = tab.seen(data)
+        admin = person_of(request).admin
+        seen = tab.seen(data if admin else tab.in_known_folders(data))
         load_button, unload_button = tab.buttons(seen)
-        if not person_of(request).admin:
+        if not admin:
             load_button, unload_button = gr.update(interactive=False), gr.update(interactive=False)
         buttons = {load: load_button, unload: unload_button, wrong: seen.wrong, lora: tab.adapters(data)}
         if seen.wrong and data[shown] == data[name]:

@@ -11,10 +11,12 @@ from modules.hardware import Inventory
 from modules.memory.planning.candidates import wished_context
 from modules.memory.planning.planner import Plan, PlanTable
 from modules.memory.planning.quality import loss_text
-from modules.settings import LoadOptions, build_parser
+from modules.settings import LoadOptions, build_parser, flag_of
 from modules.ui.plan_picture import speed_text
 from modules.ui.words import format_size, t, told
 
+FOLDERS = tuple(name for name in LoadOptions.model_fields if flag_of(name).metavar == "FOLDER")
+"""Options whose disk a plan looks at: of who is no administrator only those count that the server has already."""
 SHOWN = 8  # rows before the rest is folded away
 
 

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from modules.units import KiB
 
 HEADERS_S = 20.0
-HURRY_S = 3.0  # the same where too many connections are open
+HURRY_S = 3.0  # the same where too many connections are open, and the grace of bodies there
 MAX_HEADER_BYTES = 64 * KiB
 MAX_HEADERS = 100
 BODY_GRACE_S = 20.0
@@ -59,16 +59,20 @@ class Connection(HttpToolsProtocol):
         self._unread: asyncio.TimerHandle | None = None
         self._header_bytes = self._body_bytes = 0
         self._body_since = 0.0
+        self._body_within = self.body_grace_s
         self._reads_headers = True
         self._answer = b""
         self.timeout_keep_alive = self.idle_s  # uvicorn's own 5 s are what httpx waits too
         super().connection_made(transport)
-        crowded = len(self.connections) > self.most_open
-        self._headers_within = self.hurry_s if crowded else self.headers_s
+        self._headers_within = self.hurry_s if self._is_crowded else self.headers_s
         self._wait(self._headers_within, self._headers_late)
-        if crowded:
+        if self._is_crowded:
             self._make_room()
         self._begin_to_idle()
+
+    @property
+    def _is_crowded(self) -> bool:
+        return len(self.connections) > self.most_open
 
     def _begin_to_idle(self) -> None:
         self._idle_since = self.loop.time()
@@ -135,7 +139,8 @@ class Connection(HttpToolsProtocol):
         self._reads_headers = False
         self._header_bytes = self._body_bytes = 0
         self._body_since = self.loop.time()
-        self._wait(self.body_grace_s, self._body_late)
+        self._body_within = min(self.hurry_s, self.body_grace_s) if self._is_crowded else self.body_grace_s
+        self._wait(self._body_within, self._body_late)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -176,10 +181,10 @@ class Connection(HttpToolsProtocol):
     def _body_late(self) -> None:
         """Time is up, unless it is the server that reads slowly, or the body comes fast enough."""
         now = self.loop.time()
-        enough_until = self._body_since + self.body_grace_s + self._body_bytes / BODY_BYTES_PER_S
+        enough_until = self._body_since + self._body_within + self._body_bytes / BODY_BYTES_PER_S
         if self.flow.read_paused:
-            self._body_since += self.body_grace_s
-            self._wait(self.body_grace_s, self._body_late)
+            self._body_since += self._body_within
+            self._wait(self._body_within, self._body_late)
         elif now < enough_until:
             self._wait(enough_until - now, self._body_late)
         elif self.cycle is not None and not self.cycle.response_started:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
@@ -18,7 +18,7 @@ from starlette.requests import cookie_parser
 from starlette.types import Scope
 
 from modules.accounts.attempts import LOCKED_S, WRONG_TRIES, Attempts, place_of
-from modules.errors import Unauthorized
+from modules.errors import TooManyAttempts, Unauthorized
 
 __all__ = ["LOCKED_S", "WRONG_TRIES", "Lock", "client_of", "cookie_values", "header_secrets", "header_values"]
 
@@ -76,18 +76,37 @@ class Lock:
         from_address = _query_secrets(scope)
         if from_address:
             scope["query_string"] = b""
-        given = [*from_address, *header_secrets(scope), *cookie_values(scope, self._cookie)]
         client = client_of(scope)
+        ways = {
+            client: [*header_secrets(scope), *cookie_values(scope, self._cookie)],
+            f"in an address {client}": from_address,  # any site's page can make a browser open some
+        }
+        given = {way: secrets for way, secrets in ways.items() if secrets}
         if not given:
             raise Unauthorized("This server asks for its secret.", remedy=_REMEDY)
-        self._attempts.check([client])
-        right = {admin for admin, ours in self._secrets.items() for one in given if hmac.compare_digest(one, ours)}
+        right: set[bool] = set()
+        locked: TooManyAttempts | None = None
+        for way, secrets in given.items():
+            try:
+                right |= self._tried(way, secrets)
+            except TooManyAttempts as error:
+                locked = error
         if not right:
-            self._attempts.wrong([client], given)
-            raise Unauthorized("That is not this server's secret.", remedy=_REMEDY, param="token")
-        self._attempts.right([client])
+            raise locked or Unauthorized("That is not this server's secret.", remedy=_REMEDY, param="token")
         admin = max(right)
         return Opened(admin, self._secrets[admin].decode() if from_address else "")
+
+    def _tried(self, way: str, given: Sequence[bytes]) -> set[bool]:
+        """Which secrets are among those that came by one way, True for the administrator's; each way is guessed at,
+        and waits, by itself. Raises TooManyAttempts.
+        """
+        self._attempts.check([way])
+        right = {admin for admin, ours in self._secrets.items() for one in given if hmac.compare_digest(one, ours)}
+        if right:
+            self._attempts.right([way])
+        else:
+            self._attempts.wrong([way], given)
+        return right
 
     def welcome(self, secret: str, *, secure: bool = False) -> Response:
         """To the page, with the cookie that opens it from now on."""

@@ -20,6 +20,7 @@ from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from modules.accounts.attempts import place_of
 from modules.accounts.person import STATE, Person
 from modules.errors import QueueFull
 from modules.killable import ASKED_FOR, UNTIL_ANSWERED
@@ -27,8 +28,8 @@ from modules.units import KiB
 
 T = TypeVar("T")
 OPEN_AT_ONCE = 256
-"""Requests of a person with an account that may be under way together, streams to open pages among them: connections
-are files, of which a process has a thousand or so, for everybody."""
+"""Requests of a person with an account, or of a guest's address, that may be under way together, streams to open pages
+among them: connections are files, of which a process has a thousand or so, for everybody."""
 LARGE_BYTES = 512 * KiB
 LARGE_AT_ONCE = 4  # bodies of one person that are larger, until their answers begin
 PROMPTS_AT_ONCE = 4
@@ -41,7 +42,7 @@ _ROUTES: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"/gradio_api/(component_server|run/predict|api/predict)/?"), 6),
 )
 """Which routes, and how many of a person's requests to them are worked on at once."""
-_PERSON = "person "
+_PERSON, _GUEST = "person ", "guest "
 _PROMPTS: ContextVar[CapacityLimiter | None] = ContextVar("prompts", default=None)
 
 
@@ -58,7 +59,7 @@ class Places:
             await self.app(scope, receive, send)
             return
         who = _who(scope)
-        if self._open[who] >= OPEN_AT_ONCE and who.startswith(_PERSON):
+        if self._open[who] >= OPEN_AT_ONCE and who.startswith((_PERSON, _GUEST)):
             raise QueueFull("Too many of your requests are open.", remedy="Close some pages, or ask for less at once.")
         self._open[who] += 1
         try:
@@ -131,11 +132,14 @@ class _LargeBody:
 
 
 def _who(scope: Scope) -> str:
-    """Whose turn it is: each person's, and where nobody has an account each address's."""
+    """Whose turn it is: each person's, and where nobody has an account each address's, guests there by themselves."""
     person = scope.get("state", {}).get(STATE)
     if isinstance(person, Person) and person.id:
         return _PERSON + person.id
-    return f"address {scope['client'][0]}" if scope.get("client") else ""
+    address = scope["client"][0] if scope.get("client") else ""
+    if isinstance(person, Person) and not person.admin:
+        return _GUEST + place_of(address)
+    return f"address {address}" if address else ""
 
 
 async def in_place(work: Callable[[], T]) -> T:
