@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("same", derandomize=True, database=None)
     hypothesis.settings.register_profile("new", derandomize=False)
     hypothesis.settings.load_profile("new" if config.getoption("--all") else "same")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: servers would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.disable()  # until the tests are collected: modules are made, and none goes away
 
 

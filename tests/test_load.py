@@ -160,7 +160,7 @@ async def test_many_who_come_and_go_leave_nothing_behind(crowded: Crowded) -> No
         for _ in range(times):
             await asyncio.gather(*(come_and_go(number) for number in range(50)))
 
-    await crowds(2)  # the pool of threads has grown to its bound, and keeps them
+    await crowds(6)  # the pool of threads has grown to its bound, and keeps them
     await asyncio.sleep(2)
     before = crowded.holds()
     await crowds(6)

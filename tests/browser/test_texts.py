@@ -105,8 +105,10 @@ def read_everywhere(reader: Reader) -> None:
         reader.read(name)
         if name == "characters":
             page.locator(".tile").first.click()
+            expect(page.locator("dialog[open]")).to_have_count(1)
             reader.read("a character")
             page.keyboard.press("Escape")
+            expect(page.locator("dialog[open]")).to_have_count(0)
             page.locator("#snug-new-character").click()
             reader.read("new character")
             page.keyboard.press("Escape")
