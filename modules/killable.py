@@ -15,18 +15,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 _ROOT = Path(__file__).parent.parent
-ASKED_FOR: ContextVar[str] = ContextVar("asked_for", default="")
-"""For whom processes are asked: api/doors/places.py says it for each request, chat/writing.py for each reply."""
-UNTIL_ANSWERED: ContextVar[ExitStack | None] = ContextVar("until_answered", default=None)
-"""What a request holds until its answer is sent, as api/doors/places.py lets go of it; None where nobody answers."""
 _KEPT_VARIABLES = ("PATH", "HOME", "USERPROFILE", "SYSTEMROOT", "TMPDIR", "TEMP", "TZ", "LD_LIBRARY_PATH")
 
 

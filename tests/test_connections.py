@@ -191,13 +191,18 @@ def test_two_hundred_slow_clients_keep_nobody_waiting(port: int) -> None:
         assert httpx.post(f"http://127.0.0.1:{port}/", content=b"123", timeout=WAIT_S).text == "3"
 
 
-def test_in_a_crowd_who_asks_for_nothing_gives_way_and_who_asks_does_not(
-    port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def crowd_above(most_open: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience without end, but for a crowd of more than `most_open` connections."""
     for patience in ("headers_s", "body_grace_s"):
         monkeypatch.setattr(Hasty, patience, 10 * WAIT_S)
     monkeypatch.setattr(Hasty, "hurry_s", SHORT_S)
-    monkeypatch.setattr(Hasty, "most_open", 8)
+    monkeypatch.setattr(Hasty, "most_open", most_open)
+
+
+def test_in_a_crowd_who_asks_for_nothing_gives_way_and_who_asks_does_not(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd_above(8, monkeypatch)
     with contextlib.ExitStack() as held:
         asks = held.enter_context(connected(port))
         asks.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
@@ -219,10 +224,7 @@ def test_in_a_crowd_who_asks_for_nothing_gives_way_and_who_asks_does_not(
 def test_in_a_crowd_a_body_that_does_not_come_is_waited_for_no_longer_than_headers(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for patience in ("headers_s", "body_grace_s"):
-        monkeypatch.setattr(Hasty, patience, 10 * WAIT_S)
-    monkeypatch.setattr(Hasty, "hurry_s", SHORT_S)
-    monkeypatch.setattr(Hasty, "most_open", 4)
+    crowd_above(4, monkeypatch)
     with contextlib.ExitStack() as held:
         for _ in range(12):
             slow = held.enter_context(connected(port))

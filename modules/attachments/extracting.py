@@ -14,14 +14,8 @@ from weakref import WeakValueDictionary
 
 from modules.attachments.extracted import MAX_FILE_BYTES, MAX_PICTURE_SIDE, Extracted, clean_name, refuse
 from modules.errors import BadAttachment, Busy
-from modules.killable import (
-    ASKED_FOR,
-    KillableWorker,
-    WorkerDoesNotStart,
-    WorkerEnded,
-    WorkerLate,
-    bare_environment,
-)
+from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate, bare_environment
+from modules.on_behalf import ASKED_FOR
 from modules.units import format_size
 
 EXTRACT_S = 45.0

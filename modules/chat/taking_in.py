@@ -75,7 +75,7 @@ def take_in(
     `aside` has the pictures for which references stand in the text. Pictures are drawn anew by `extractor`, within
     DRAW_S and a second for each megabyte; what takes longer is left out. Files that share `turns` are read one at a
     time, and drawn by turns.
-    Raises StoreFailed or Busy; then nothing of it is kept.
+    Raises StoreFailed, QueueFull or Busy; then nothing of it is kept.
     """
     turns = turns or Turns()
     with turns.turn(owner):

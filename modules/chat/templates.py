@@ -16,7 +16,8 @@ from typing import Any
 
 from modules.engine.turns import Turns
 from modules.errors import BadChatTemplate
-from modules.killable import ASKED_FOR, KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
+from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
+from modules.on_behalf import ASKED_FOR
 from modules.units import MiB, format_size
 
 RENDER_S = 1.8  # of the 2 that a refusal may take

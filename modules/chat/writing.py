@@ -22,9 +22,9 @@ from modules.chat.thinking import Stopwatch
 from modules.engine.base import Degraded, Delta, Event, Finished, GenerationRequest, Prefill, Queued, TokenLogprob
 from modules.engine.host.host import EngineHost, Generation
 from modules.errors import EngineDied, GenerationFailed, SnugError, StaleView, StoreFailed
-from modules.killable import ASKED_FOR
 from modules.messages import Conversation, MessageStatus, ReplyStats
 from modules.models.manager import ModelManager
+from modules.on_behalf import ASKED_FOR
 from modules.sampling import MAX_STOP_STRINGS, GenerationParams
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from modules.chat.taking_in import take_in
 from modules.chat.trash import Deletion
 from modules.errors import Busy, NotFound
 from modules.few import FIRST_FAULT
-from modules.killable import UNTIL_ANSWERED
 from modules.messages import Conversation
+from modules.on_behalf import UNTIL_ANSWERED
 from modules.services import Services
 from modules.ui.views import Json, printable
 from modules.ui.widgets import Body, Pick

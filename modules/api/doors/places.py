@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from modules.accounts.attempts import place_of
 from modules.accounts.person import STATE, Person
 from modules.errors import QueueFull
-from modules.killable import ASKED_FOR, UNTIL_ANSWERED
+from modules.on_behalf import ASKED_FOR, UNTIL_ANSWERED
 from modules.units import KiB
 
 T = TypeVar("T")
