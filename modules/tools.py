@@ -9,6 +9,8 @@ from typing import Any, Literal
 Choice = Literal["none", "auto", "required"]
 MAX_DEPTH = 64
 """How deep a schema may nest."""
+CALLS_AT_ONCE = 16
+"""How many calls a reply can consist of that has to call: a small model that may go on calling does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,9 @@ class Tags:
 
 @dataclass(frozen=True, slots=True)
 class CallShape:
-    """A reply that consists of calls: `lead`, one of `calls`, more of them each after `between` where `several` may be,
-    `trail`. Control tokens are written as their texts. With `tags` arguments are no JSON object, but tagged.
+    """A reply that consists of calls: `lead`, one of `calls`, more of them each after `between` where `several` may be
+    (CALLS_AT_ONCE in all), `trail`. Control tokens are written as their texts. With `tags` arguments are no JSON
+    object, but tagged.
     """
 
     calls: tuple[CallPattern, ...]

@@ -269,6 +269,16 @@ async def test_namespaces_and_hosted_tools_that_leave_nothing_to_offer_are_refus
     assert error_of(refused)["param"].startswith("tools")
 
 
+@pytest.mark.parametrize(("path", "said"), [(RESPONSES, {"input": "Hello"}), (CHATS, {"messages": USER})])
+async def test_a_choice_of_a_hosted_tool_is_refused_in_words(
+    client: httpx.AsyncClient, path: str, said: dict[str, Any]
+) -> None:
+    refused = await client.post(path, json=said | {"tool_choice": {"type": "web_search"}})
+    error = error_of(refused)
+    assert (refused.status_code, error["param"]) == (400, "tool_choice")
+    assert "'web_search'" in error["message"] and "only tools of the client's own" in error["message"]
+
+
 async def test_allowed_tools_alone_are_told_in_the_responses_api_too(settings: Settings) -> None:
     other = {"type": "function", "name": "other", "parameters": {"type": "object"}}
     choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_weather"}]}

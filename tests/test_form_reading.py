@@ -14,7 +14,7 @@ from modules.chat.call_formats import GENERIC
 from modules.engine.form_reading import READ_S, Form, FormReader
 from modules.errors import BadGrammar, GenerationFailed
 from modules.killable import KillableWorker
-from modules.tools import Offer, Tool
+from modules.tools import CALLS_AT_ONCE, Offer, Tool
 from tests.hostile_forms import GRAMMARS, SCHEMAS, forms
 
 Kind = Literal["llamacpp", "guidance"]
@@ -76,6 +76,12 @@ def test_a_form_is_read_once(kind: Kind, reader: FormReader) -> None:
     assert "later" in grammar and reader.read(form) is grammar
     either = reader.read(Form(kind, shape=shape, json_schema=SOUND))
     assert len(either) > len(grammar)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reply_that_has_to_call_calls_so_often_and_no_more(kind: Kind, reader: FormReader) -> None:
+    shape = GENERIC.shape(Offer((Tool("now"),), choice="required"))
+    assert f"{{0,{CALLS_AT_ONCE - 1}}}" in reader.read(Form(kind, shape=shape))
 
 
 def test_a_tools_schema_that_cannot_be_held_is_named_as_such(reader: FormReader) -> None:

@@ -378,7 +378,21 @@ async def test_the_guests_secret_opens_no_administrators_route(settings: Setting
     assert set(statuses.values()) == {(403, "forbidden")}
     assert told == {(403, "This is for administrators.")} and let.status_code != 403
     assert (free.status_code, ours.status_code, both.status_code) == (200, 200, 200)
-    assert (door.status_code, door.cookies["snug_7860"]) == (303, guests)
+    assert (door.status_code, door.cookies["snug_7860_guest"]) == (303, guests)
+
+
+async def test_a_link_with_the_guests_secret_takes_nothing_from_an_administrators_browser() -> None:
+    guests = "for-guests"
+    lock = Lock(TOKEN, guests=guests, cookie="snug_1")
+    kept = [lock.welcome(secret).headers["set-cookie"].split(";")[0] for secret in (TOKEN, guests)]
+    assert kept == [f"snug_1={TOKEN}", f"snug_1_guest={guests}"]
+
+    def opened(*cookies: str) -> bool:
+        headers = [(b"cookie", "; ".join(cookies).encode())]
+        return lock.check({"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": headers}).admin
+
+    assert not opened(kept[1])
+    assert opened(*kept) and opened(*reversed(kept))
 
 
 @pytest.mark.parametrize(

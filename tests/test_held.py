@@ -22,7 +22,7 @@ from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.serial import SerialEngine
 from modules.errors import BadGrammar, BadValue, GenerationFailed, NotAvailableHere
 from modules.sampling import GenerationParams
-from modules.tools import CallPattern, CallShape, Offer, Tool
+from modules.tools import CALLS_AT_ONCE, CallPattern, CallShape, Offer, Tool
 from tests.loop_rig import Ask, load
 from tests.tiny_models import tiny_model
 
@@ -281,6 +281,15 @@ def test_a_reply_that_must_call_is_a_call_of_an_offered_tool_with_fitting_argume
         assert arguments["city"] in ("Oslo", "Bergen") and 1 <= arguments["days"] <= 9
     else:
         assert arguments == {}
+
+
+def test_a_reply_that_has_to_call_ends_after_so_many_calls(engine: SerialEngine, loaded: LoadedModel) -> None:
+    nothing = '{"type": "object", "properties": {}, "additionalProperties": false}'
+    shape = CallShape((CallPattern("call ", nothing, ";"),), several=True)
+    on_and_on = tuple((index, -100.0) for index in loaded.eos_ids)
+    params = GenerationParams(top_p=1, max_new_tokens=400, seed=1, logit_bias=on_and_on)
+    ask = Ask("calls", (65, 66), params, shape=shape).run(engine)
+    assert (ask.text.count("call"), ask.end.reason) == (CALLS_AT_ONCE, "stop"), ask.text
 
 
 def test_control_tokens_of_a_format_are_written_as_such(forms: Forms, loaded: LoadedModel) -> None:

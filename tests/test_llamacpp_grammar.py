@@ -19,7 +19,7 @@ from modules.chat.reply_reading import ReplyReader, put_together
 from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, TextPiece
 from modules.errors import BadValue, GenerationFailed
 from modules.sampling import GenerationParams
-from modules.tools import Offer, Tool
+from modules.tools import CALLS_AT_ONCE, CallPattern, CallShape, Offer, Tool
 from tests.llamacpp_rig import TEXT, engine_of, ignore, plan_of
 from tests.loop_rig import TIMEOUT_S, Ask
 from tests.tiny_models import tiny_gguf
@@ -167,6 +167,14 @@ def test_a_reply_that_must_call_is_a_call_of_an_offered_tool(engine: Engine, pro
             Point.model_validate_json(arguments)
         else:
             assert isinstance(json.loads(arguments), dict), "what cannot be held is any object"
+
+
+def test_a_reply_that_has_to_call_ends_after_so_many_calls(engine: Engine, prompt: list[int]) -> None:
+    nothing = '{"type": "object", "properties": {}, "additionalProperties": false}'
+    shape = CallShape((CallPattern("call ", nothing, ";"),), several=True)
+    on_and_on = tuple((token, 100.0) for token in engine.encode([TextPiece("c")]))
+    ask = Ask("calls", prompt, drawn(1, logit_bias=on_and_on), shape=shape).run(engine)
+    assert (ask.text.count("call"), ask.end.reason) == (CALLS_AT_ONCE, "stop"), ask.text
 
 
 def test_a_bias_decides_which_token_comes(engine: Engine, prompt: list[int]) -> None:

@@ -26,7 +26,16 @@ from pydantic_core import PydanticCustomError
 
 from modules.api.forms_elsewhere import form_elsewhere
 from modules.api.image_parts import ONLY_USERS, OR_IMAGE, ImagePart, bytes_of, files_of, is_image, pictures_apart
-from modules.api.tool_schemas import MAX_CALLS, MAX_TOOLS, Choice, ToolSpec, WrittenCall, offer_of, schema_text
+from modules.api.tool_schemas import (
+    MAX_CALLS,
+    MAX_TOOLS,
+    Choice,
+    ToolSpec,
+    WrittenCall,
+    offer_of,
+    refuse_hosted_choice,
+    schema_text,
+)
 from modules.api.whole import whole
 from modules.errors import BadValue
 from modules.few import FIRST_FAULT, FewFields
@@ -414,7 +423,7 @@ class ChatRequest(TextRequest):
     tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS)] | None = Field(
         None, description="Functions that the model may ask the client to call."
     )
-    tool_choice: Choice | None = Field(
+    tool_choice: Annotated[Choice | None, BeforeValidator(refuse_hosted_choice)] = Field(
         None, description="Whether it calls any (auto, the default), none, must call some, or one by its name."
     )
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call a reply.")

@@ -167,6 +167,17 @@ def refuse_hosted(value: object, *, kind: str) -> object:
     return value
 
 
+def refuse_hosted_choice(value: object) -> object:
+    """`value`, if what it chooses may be a tool of the client's own."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind not in ("function", "allowed_tools"):
+        raise PydanticCustomError(
+            "hosted_tool",
+            f"it chooses a tool of type {kind[:60]!r}; only tools of the client's own work here (function)",
+        )
+    return value
+
+
 Choice = Literal["none", "auto", "required"] | NamedTool | AllowedChoice
 
 

@@ -207,7 +207,7 @@ def build(services: Services) -> None:
         door(ModelBody, "ways", doors.ways),
         personal_door(Ask, "foresee", doors.foresee),
         door(Ask, "begin", doors.begin, admin="Comparing models, which loads them,"),
-        door(Nothing, "halt", doors.halt),
+        door(Nothing, "halt", doors.halt, admin="Stopping a comparison"),
         door(Nothing, "markdown", doors.markdown),
         follow=doors.follow,
         show="snug.onCompareLive",

@@ -64,7 +64,7 @@ class Lock:
     ) -> None:
         """`token` is the administrator's; None for `guests`: there is no other."""
         self._secrets = {True: token.encode()} | ({} if guests is None else {False: guests.encode()})
-        self._cookie = cookie
+        self._cookies = {True: cookie} | ({} if guests is None else {False: f"{cookie}_guest"})
         self._attempts = Attempts(clock)
 
     def check(self, scope: Scope) -> Opened:
@@ -78,7 +78,10 @@ class Lock:
             scope["query_string"] = b""
         client = client_of(scope)
         ways = {
-            client: [*header_secrets(scope), *cookie_values(scope, self._cookie)],
+            client: [
+                *header_secrets(scope),
+                *(one for name in self._cookies.values() for one in cookie_values(scope, name)),
+            ],
             f"in an address {client}": from_address,  # any site's page can make a browser open some
         }
         given = {way: secrets for way, secrets in ways.items() if secrets}
@@ -109,9 +112,12 @@ class Lock:
         return right
 
     def welcome(self, secret: str, *, secure: bool = False) -> Response:
-        """To the page, with the cookie that opens it from now on."""
+        """To the page, with the cookie that opens it from now on. The guests' has a name of its own: a link that holds
+        their secret, in a page of anybody's, takes nothing from an administrator's browser.
+        """
+        cookie = self._cookies[hmac.compare_digest(secret.encode(), self._secrets[True])]
         response = RedirectResponse("/", 303)
-        response.set_cookie(self._cookie, secret, httponly=True, samesite="strict", path="/", secure=secure)
+        response.set_cookie(cookie, secret, httponly=True, samesite="strict", path="/", secure=secure)
         return response
 
 

@@ -27,6 +27,7 @@ from modules.api.tool_schemas import (
     ToolSpec,
     offer_of,
     refuse_hosted,
+    refuse_hosted_choice,
     schema_text,
 )
 from modules.api.whole import whole
@@ -180,7 +181,9 @@ class ResponsesRequest(SamplingFields):
         Annotated[list[FlatTool], Field(max_length=MAX_TOOLS)] | None,
         BeforeValidator(_functions, json_schema_input_type=list[FlatTool] | None),
     ] = Field(None, description="Functions that the model may ask the client to call; OpenAI's own tools are not here.")
-    tool_choice: Literal["none", "auto", "required"] | FlatChoice | FlatAllowed | None = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | FlatChoice | FlatAllowed | None, BeforeValidator(refuse_hosted_choice)
+    ] = None
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call a reply.")
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="Report the log-probability of each token of the message and of this many alternatives."

@@ -11,7 +11,7 @@ from modules.engine.llamacpp.gbnf import check_gbnf
 from modules.engine.llamacpp.schema_grammar import grammar_of
 from modules.errors import BadGrammar
 from modules.tagged_arguments import Argument, arguments_of, text_states
-from modules.tools import CallPattern, CallShape, Tags
+from modules.tools import CALLS_AT_ONCE, CallPattern, CallShape, Tags
 
 # What a string of JSON may hold, without and with what may begin a tag: that can be written as an escape.
 _IN_STRINGS, _NO_TAGS = r'[^"\\\x00', r'[^"\\<\x00'
@@ -29,7 +29,7 @@ def calls_grammar(shape: CallShape, instead: str = "") -> str:
         f"{_literal(pattern.before)} t{number}-root {_literal(pattern.after)}"
         for number, pattern in enumerate(shape.calls)
     )
-    more = f" ({_literal(shape.between)} call)*" if shape.several else ""
+    more = f" ({_literal(shape.between)} call){{0,{CALLS_AT_ONCE - 1}}}" if shape.several else ""
     root = f"calls ::= {_literal(shape.lead)} call{more} {_literal(shape.trail)}"
     if shape.tags is None:
         rules = [_arguments(number, pattern) for number, pattern in enumerate(shape.calls)]

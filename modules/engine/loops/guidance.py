@@ -15,7 +15,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from modules.engine.llamacpp.gbnf import check_gbnf
 from modules.errors import BadGrammar
 from modules.tagged_arguments import Argument, arguments_of
-from modules.tools import MAX_DEPTH, CallShape, Tags, deeper_than, without_idle
+from modules.tools import CALLS_AT_ONCE, MAX_DEPTH, CallShape, Tags, deeper_than, without_idle
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -66,7 +66,7 @@ def calls_grammar(shape: CallShape, instead: str, special: Mapping[str, int]) ->
     """Tool calls as a grammar: fixed text around arguments that follow each tool's own schema. Or, `instead` of calls,
     JSON of a schema, where there is one. `special` are the ids of control tokens that are written as such.
     """
-    more = f" ({_literal(shape.between, special)} call)*" if shape.several else ""
+    more = f" ({_literal(shape.between, special)} call){{0,{CALLS_AT_ONCE - 1}}}" if shape.several else ""
     lines = [
         "start: calls | answer" if instead else "start: calls",
         f"calls: {_literal(shape.lead, special)} call{more} {_literal(shape.trail, special)}",

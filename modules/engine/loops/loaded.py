@@ -130,7 +130,7 @@ class PieceCodec:
 
     def spelled(self, token_id: int) -> bytes | None:
         """The bytes of one token; None where its text is all that is known."""
-        with self._lock:
+        with self._lock, no_panics():
             self._spelling = self._spelling or Spelling(self._tokenizer)
             return self._spelling.of(token_id)
 
