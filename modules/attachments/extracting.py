@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
-from weakref import WeakValueDictionary
 
 from modules.attachments.extracted import MAX_FILE_BYTES, MAX_PICTURE_SIDE, Extracted, clean_name, refuse
 from modules.errors import BadAttachment, Busy
 from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate, bare_environment
-from modules.on_behalf import ASKED_FOR
+from modules.on_behalf import ASKED_FOR, OwnPlaces
 from modules.units import format_size
 
 EXTRACT_S = 45.0
@@ -37,8 +36,7 @@ class Extractor:
     def __init__(self, *, extract_s: float = EXTRACT_S) -> None:
         self._extract_s = extract_s
         self._places = threading.BoundedSemaphore(AT_ONCE)
-        self._own: WeakValueDictionary[str, threading.BoundedSemaphore] = WeakValueDictionary()
-        self._lock = threading.Lock()
+        self._own = OwnPlaces(EACH_AT_ONCE)
         self._workers: set[KillableWorker] = set()
 
     def extract(self, name: str, data: bytes, *, most_side: int = MAX_PICTURE_SIDE) -> Extracted:
@@ -66,11 +64,7 @@ class Extractor:
     @contextmanager
     def _place(self) -> Iterator[None]:
         """One of this person's places, and then one of all. Raises Busy."""
-        with self._lock:
-            whose = ASKED_FOR.get()
-            own = self._own.get(whose)
-            if own is None:
-                own = self._own[whose] = threading.BoundedSemaphore(EACH_AT_ONCE)
+        own = self._own.of(ASKED_FOR.get())
         until = time.monotonic() + _WAIT_S
         for taken, places in enumerate((own, self._places)):
             if not places.acquire(timeout=max(0.0, until - time.monotonic())):

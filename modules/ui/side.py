@@ -5,11 +5,9 @@ Every answer is JSON for static/side.js and static/files.js.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Annotated, Literal
-from weakref import WeakValueDictionary
 
 from pydantic import Field
 
@@ -21,7 +19,7 @@ from modules.chat.trash import Deletion
 from modules.errors import Busy, NotFound
 from modules.few import FIRST_FAULT
 from modules.messages import Conversation
-from modules.on_behalf import UNTIL_ANSWERED
+from modules.on_behalf import UNTIL_ANSWERED, OwnPlaces
 from modules.services import Services
 from modules.ui.views import Json, printable
 from modules.ui.widgets import Body, Pick
@@ -81,8 +79,7 @@ class SideDoors:
     def __init__(self, services: Services) -> None:
         self.store, self.chat = services.store, services.chat
         self.shelf, self.extractor = services.store.shelf, services.extractor
-        self._exporting: WeakValueDictionary[str, threading.BoundedSemaphore] = WeakValueDictionary()
-        self._lock = threading.Lock()
+        self._exporting = OwnPlaces(1)
 
     def conversations(self, owner: str, body: Look) -> Json:
         """What the list shows: deleted conversations, what holds a query, or all, of a folder or of all."""
@@ -177,10 +174,7 @@ class SideDoors:
     @contextmanager
     def _alone(self, owner: str) -> Iterator[None]:
         """One at a time, for each may be hundreds of megabytes, and is held several times over."""
-        with self._lock:
-            mine = self._exporting.get(owner)
-            if mine is None:
-                mine = self._exporting[owner] = threading.BoundedSemaphore()
+        mine = self._exporting.of(owner)
         if not mine.acquire(timeout=EXPORT_S):
             raise Busy("Another export of yours is under way.", remedy="Try again when it is done.")
         try:
