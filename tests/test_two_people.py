@@ -285,7 +285,7 @@ async def test_the_pages_own_events_ask_for_the_right_too(home: Household, handl
 async def test_doors_for_administrators_say_so(home: Household) -> None:
     async with home.client("Ben") as ben:
         for name, body in (
-            ("look", {"text": "org/model"}), ("cancel", {"id": "x"}), ("begin", {"text": "org/model"}),
+            ("look", {"text": "org/model"}), ("cancel", {"id": "x"}), ("begin", {"text": "org/model"}), ("halt", {}),
             ("switch", {"id": "x", "on": False}), ("add_person", {"name": "Eve", "password": "battery staple"}),
             ("set_right", {"id": "x", "admin": True}), ("give_password", {"id": "x", "password": "battery staple"}),
         ):  # fmt: skip

@@ -67,7 +67,7 @@
         el("label.compare-turns", { title: t("Speeds are then those of each alone") }, turns, t("One after the other")),
         tools),
       plan, phase, grid));
-    snug.onlyAdmins(t("Comparing, which loads models,"), prompt.parentElement, go);
+    snug.onlyAdmins(t("Comparing, which loads models,"), prompt.parentElement, go, stopButton);
   }
 
   function onKey(event) { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); begin(); } }
@@ -152,7 +152,8 @@
     state.heard = Date.now();
     state.trigger("follow", {});
   }
-  async function halt() { stopButton.disabled = true; await call(state.server, "halt", {}); stopButton.disabled = false; }
+  function mayNot() { return document.body.classList.contains("guest"); }
+  async function halt() { if (mayNot()) return; stopButton.disabled = true; await call(state.server, "halt", {}); stopButton.disabled = false; }
 
   function add() {
     const last = state.columns.at(-1);
@@ -181,7 +182,7 @@
   function draw() {
     const busy = running();
     go.hidden = busy; stopButton.hidden = !busy;
-    go.disabled = state.columns.length < 2 || document.body.classList.contains("guest");
+    go.disabled = state.columns.length < 2 || mayNot(); stopButton.disabled = mayNot();
     more.hidden = busy || state.columns.length >= MOST || state.columns.length < 2;
     lengths.value = String(state.tokens); lengths.disabled = turns.disabled = busy;
     tools.hidden = !state.live || Boolean(state.live.kept);
