@@ -73,8 +73,6 @@ class Accounts:
     def __init__(self, path: Path, *, now: Callable[[], float] = time.time) -> None:
         self._path = path
         self._file = Database(path, LAYOUT)
-        with suppress(OSError):  # where the system has such rights
-            path.chmod(0o600)
         self._now = now
         self.endings = 0
         """How many sessions and keys this process has ended: whoever holds a long answer open looks again."""
