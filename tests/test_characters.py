@@ -417,3 +417,11 @@ def test_texts_that_stay_in_memory_are_bounded(tmp_path: Path) -> None:
         folder.restore("a")
     folder.delete("b")
     folder.restore("a")
+
+
+def test_a_file_that_yaml_stumbles_over_is_told_and_the_others_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "shipped").mkdir()
+    found = Characters(tmp_path / "shipped", tmp_path / "own")
+    (tmp_path / "shipped" / "bad.yaml").write_text("? [a]\n: b\n")
+    (tmp_path / "shipped" / "good.yaml").write_text("name: Ann\n")
+    assert [(one.found.id, one.found.problem is None) for one in found.list()] == [("bad", False), ("good", True)]
