@@ -75,7 +75,7 @@ class Accounts:
         self._file = Database(path, LAYOUT)
         self._now = now
         self.endings = 0
-        """How many sessions and keys this process has ended: whoever holds a long answer open looks again."""
+        """How many sessions, keys and rights this process has ended: whoever holds a long request open looks again."""
         self.attempts = Attempts()  # at the old password, by who is logged in already
 
     def close(self) -> None:
@@ -152,6 +152,7 @@ class Accounts:
         with self._file.write() as file:
             file.execute("UPDATE people SET admin = ? WHERE id = ?", (admin, ident))
             _require_an_admin(file)
+        self.endings += 1
 
     def remove(self, ident: str) -> None:
         """Let a person in no more: sessions end, keys are gone. What is theirs stays, for `restore`."""
