@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from modules.errors import BadName
@@ -77,6 +78,14 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def only_for_owner(path: Path) -> None:
+    """Make `path`, if it is not there, and let nobody but its owner open it, where the system knows such rights."""
+    with suppress(OSError):  # never opened if it is there: a close would let go of SQLite's locks on it
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    with suppress(OSError):  # another user's, or a disk without such rights
+        path.chmod(0o600)
 
 
 def sync_folder(folder: Path) -> None:

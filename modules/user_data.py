@@ -39,7 +39,7 @@ def lock_user_data(folder: Path) -> UserDataLock:
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     note = folder / ".lock.pid"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock.acquire()
         note.write_text(str(os.getpid()), encoding="ascii")
     except filelock.Timeout:

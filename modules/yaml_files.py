@@ -8,6 +8,8 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
+_MOST_DIGITS = 1000
+
 
 def parse_yaml(text: str) -> Any:
     """What `text` says: dicts, lists, text, numbers, booleans, dates, None.
@@ -23,6 +25,8 @@ def parse_yaml(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # a tag that does not suit its value
+        raise ValueError("a value is not what it says it is") from error
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -38,8 +42,18 @@ class _PlainLoader(yaml.SafeLoader):
         """Refuse a key that stands there twice, else as SafeLoader does."""
         seen = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
                 raise ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Refuse a number that Python would not write again, else as SafeLoader does."""
+        if len(node.value) > _MOST_DIGITS:
+            raise ConstructorError(None, None, f"a number has more than {_MOST_DIGITS} digits", node.start_mark)
+        return int(super().construct_yaml_int(node))
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)

@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from modules.characters import card
 from modules.characters.character import Character, Persona, checked
+from modules.characters.folder import Folder
 from modules.characters.library import Characters, Library, free_id
 from modules.characters.lorebook import Lore, matching
 from modules.characters.pictures import KEPT_SIDE, MAX_PICTURE_BYTES, kept_picture
@@ -180,6 +181,7 @@ HOSTILE: dict[str, tuple[str, bytes, str]] = {
     "no name": ("a.yaml", b"greeting: hi\ncontext: x\n", "no name"),
     "deep json": ("a.json", b'{"name": ' + b"[" * 200_000, "nested too deeply"),
     "huge json": ("a.json", b'{"name": "' + b"x" * card.MAX_JSON_BYTES + b'"}', "more than"),
+    "many values": ("a.json", b'{"name": "x", "a": [' + b"0," * card.MOST_VALUES + b"0]}", "more than 500,000 values"),
     "NaN": ("a.json", b'{"name": "x", "character_book": {"scan_depth": NaN}}', "NaN"),
     "a list as json": ("a.json", b'{"data": [], "name": ["x"]}', "name is"),
     "wrong types": ("a.json", as_bytes({"data": {"name": "x", "first_mes": {"a": 1}}}), "first_mes"),
@@ -391,3 +393,35 @@ def test_regular_expressions_are_named_as_unused() -> None:
     entries = [{"keys": ["a.*"], "use_regex": True}, {"keys": ["b"], "use_regex": True}, {"keys": ["/b/i", "c"]}]
     character = checked(Character, {"name": "x", "character_book": {"entries": entries}}, "x")
     assert character.unused[0].startswith("1 of 3 lorebook entries")
+
+
+def test_what_would_take_a_minute_to_write_as_yaml_is_kept_as_json(characters: Characters, tmp_path: Path) -> None:
+    values: list[dict[str, int]] = [{}] * 25_000
+    ident = characters.import_file(as_bytes({"name": "x", "extensions": {"a": values}}), "a.json")
+    with pytest.raises(BadCharacter, match="too large for a YAML file"):
+        characters.export(ident, "yaml")
+    assert (characters.get(ident).model_extra or {})["extensions"] == {"a": values}
+    assert characters.export(ident, "json").name == "x.json"
+
+
+def test_texts_that_stay_in_memory_are_bounded(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, lambda data, *_: data, cards=False, most_bytes=1000)
+    folder.write("a", ".yaml", "a" * 600, picture())
+    for name, size in (("b", 401), ("a", 1001)):
+        with pytest.raises(BadCharacter, match="more than 1000 B of text"):
+            folder.write(name, ".yaml", "b" * size, None)
+    folder.write("a", ".yaml", "a" * 1000, None)
+    folder.delete("a")
+    folder.write("b", ".yaml", "b", None)
+    with pytest.raises(BadCharacter, match="Delete some first"):
+        folder.restore("a")
+    folder.delete("b")
+    folder.restore("a")
+
+
+def test_a_file_that_yaml_stumbles_over_is_told_and_the_others_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "shipped").mkdir()
+    found = Characters(tmp_path / "shipped", tmp_path / "own")
+    (tmp_path / "shipped" / "bad.yaml").write_text("? [a]\n: b\n")
+    (tmp_path / "shipped" / "good.yaml").write_text("name: Ann\n")
+    assert [(one.found.id, one.found.problem is None) for one in found.list()] == [("bad", False), ("good", True)]

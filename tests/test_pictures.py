@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 from modules.attachments.extracting import Extractor
 from modules.attachments.picture import MAX_PIXELS, read_picture
 from modules.attachments.reading import read
+from modules.characters.pictures import kept_picture
 from modules.errors import BadAttachment
 from modules.jpeg_scans import MOST_SCANS
 from tests.small_files import endless_jpeg
@@ -66,6 +69,39 @@ def test_exif_turns_it_and_is_not_kept(turn: int) -> None:
         assert near(image.getpixel(blue[turn]), BLUE)
     if turn > 4:
         assert taken.cut == "Scaled from 200 × 400 to 50 × 100 pixels."
+
+
+def directory(entries: int, size: int) -> bytes:
+    """EXIF of `size` bytes in which each of `entries` says that all the rest is its own."""
+    each = b"".join(struct.pack("<HHII", 0x8000 + number, 1, size - 8, 8) for number in range(entries))
+    return (b"II*\0" + struct.pack("<IH", 8, entries) + each).ljust(size, b"\0")
+
+
+def jpeg_with(segments: list[bytes]) -> bytes:
+    plain = saved(halves(), "JPEG")[20:]  # without what says its resolution, for which EXIF is asked else
+    return b"\xff\xd8" + b"".join(struct.pack(">HH", 0xFFE1, len(one) + 2) + one for one in segments) + plain
+
+
+@pytest.mark.parametrize("draw", [kept_picture, lambda data, where: read_picture(data, where, most_side=100)])
+def test_exif_that_points_at_itself_a_thousand_times_costs_nothing(draw: Callable[[bytes, str], Any]) -> None:
+    exif = directory(1000, 1_000_000)
+    pieces = [b"Exif\0\0" + exif[at : at + 65_000] for at in range(0, len(exif), 65_000)]
+    tracemalloc.start()
+    try:
+        for data in (saved(halves(), "PNG", exif=exif), saved(halves(), "WEBP", exif=exif), jpeg_with(pieces)):
+            draw(data, "a")
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_pictures_of_characters_are_turned_too(form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(io.BytesIO(kept_picture(saved(halves(), form, exif=exif), "a"))) as image:
+        assert image.size == (200, 400)
+        assert near(image.getpixel((100, 50)), BLUE)
 
 
 def test_what_is_see_through_lies_on_white_and_other_modes_become_rgb() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
@@ -485,3 +485,30 @@ async def test_numbers_of_no_event_and_of_no_component_are_told_so_and_leave_no_
                 assert (await browser.post(f"/gradio_api/{path}", json=event)).status_code == 404
             assert (await browser.post("/gradio_api/component_server", json=part)).status_code == 404
     assert not caplog.records
+
+
+@pytest.mark.parametrize("ending", ["removed", "no administrator"])
+async def test_a_body_that_is_whole_too_late_does_nothing(
+    home: Household, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cyd = home.accounts.add(f"Cyd, {ending}", "a password of hers", admin=True)
+    _, key = home.accounts.make_key(cyd.id, "slow", admin=True)
+    monkeypatch.setattr(home.services.models, "load", lambda *_: pytest.fail("it was loaded"))
+
+    async def slowly(body: bytes) -> AsyncIterator[bytes]:
+        yield body[:10]
+        if ending == "removed":
+            home.accounts.remove(cyd.id)
+        else:
+            home.accounts.set_admin(cyd.id, admin=False)
+        yield body[10:]
+
+    deeds = {
+        "removed": ("/conversations", b'[{"conversations": [{"from": "human", "value": "a"}]}]'),
+        "no administrator": ("/v1/internal/model/load", b'{"model_name": "tiny"}'),
+    }
+    path, body = deeds[ending]
+    async with home.program(key) as client:
+        answer = await client.post(path, content=slowly(body), headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+    assert home.services.store.list(cyd.person.owner) == []

@@ -29,3 +29,13 @@ def test_plain_values_come_through() -> None:
 def test_anything_else_is_refused_with_its_line(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_yaml(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["? [a]\n: b", "? {a: b}\n: c", "a: !!bool abc", "a: !!timestamp abc", "a: !!int ''", "a: !!map [b]",
+     "a: " + "1:" * 1000 + "1", "a: 0x" + "f" * 4000],
+)  # fmt: skip
+def test_a_value_that_is_not_what_it_says_is_refused_as_any_other_fault(text: str) -> None:
+    with pytest.raises(ValueError, match=r"unhashable key|not what it says|more than 1000 digits"):
+        parse_yaml(text)

@@ -36,7 +36,7 @@ def run_users(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     folder = Path(given.user_data_dir).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StoreFailed(f"{folder} cannot be written: {error.strerror or error}.", remedy="Check it.") from error
     with closing(Accounts(folder / FILE)) as accounts:

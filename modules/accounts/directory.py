@@ -73,11 +73,9 @@ class Accounts:
     def __init__(self, path: Path, *, now: Callable[[], float] = time.time) -> None:
         self._path = path
         self._file = Database(path, LAYOUT)
-        with suppress(OSError):  # where the system has such rights
-            path.chmod(0o600)
         self._now = now
         self.endings = 0
-        """How many sessions and keys this process has ended: whoever holds a long answer open looks again."""
+        """How many sessions, keys and rights this process has ended: whoever holds a long request open looks again."""
         self.attempts = Attempts()  # at the old password, by who is logged in already
 
     def close(self) -> None:
@@ -154,6 +152,7 @@ class Accounts:
         with self._file.write() as file:
             file.execute("UPDATE people SET admin = ? WHERE id = ?", (admin, ident))
             _require_an_admin(file)
+        self.endings += 1
 
     def remove(self, ident: str) -> None:
         """Let a person in no more: sessions end, keys are gone. What is theirs stays, for `restore`."""

@@ -15,18 +15,13 @@ from modules.attachments.extracted import Extracted, refuse
 from modules.jpeg_scans import has_too_many_scans
 from modules.messages import PictureType
 from modules.units import MiB
+from modules.upright import lies, opened, turn_of
 
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 30_000
 MAX_KEPT_BYTES = 12 * MiB
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _JPEG_QUALITY = 92
-_ORIENTATION = 0x0112  # of EXIF
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
 _BACKGROUND = (255, 255, 255)
 _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _REMEDY = "Open it in a program for pictures and save it as PNG or JPEG."
@@ -47,16 +42,19 @@ def read_picture(data: bytes, name: str, *, most_side: int) -> Extracted:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = opened(data, _FORMATS)
             _check(image, name)
-            came = _came(image)
-            lossy = image.format == "JPEG"
+            came, lossy = image.size, image.format == "JPEG"
             image.draft("RGB", (2 * most_side, 2 * most_side))  # a JPEG decodes to a fraction by itself
-            drawn = _drawn(image, most_side)
+            image.load()
+            turn = turn_of(image)
+            drawn = _drawn(image, most_side, turn)
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Image.DecompressionBombError) as error:
         why = " ".join(str(error).split())[:120].rstrip(".") or type(error).__name__
         refuse(f"{name} is a damaged picture: {why}.", _REMEDY)
     cut = ""
+    if lies(turn):
+        came = came[::-1]
     if max(came) > most_side:
         cut = f"Scaled from {came[0]} × {came[1]} to {drawn.width} × {drawn.height} pixels."
     kept, media_type = _saved(drawn, lossy=lossy)
@@ -77,15 +75,8 @@ def _check(image: Image.Image, name: str) -> None:
         refuse(f"{name} has {image.width:,} × {image.height:,} pixels: it is too narrow to see.", "Cut out a part.")
 
 
-def _came(image: Image.Image) -> tuple[int, int]:
-    """Its size as people see it: turned as its EXIF says."""
-    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (image.height, image.width) if turned else image.size
-
-
-def _drawn(image: Image.Image, most_side: int) -> Image.Image:
-    """Decoded, in size, upright, in RGB; what is see-through lies on white, as most models were shown it."""
-    orientation = image.getexif().get(_ORIENTATION)
+def _drawn(image: Image.Image, most_side: int, turn: Image.Transpose | None) -> Image.Image:
+    """In size, upright, in RGB; what is see-through lies on white, as most models were shown it."""
     plain = image
     if image.mode.startswith(("I", "F")):  # 16 bits a colour, which would be cut at 255
         plain = image.convert("I").point(lambda value: value / 257).convert("L")
@@ -98,7 +89,6 @@ def _drawn(image: Image.Image, most_side: int) -> Image.Image:
         whole = Image.new("RGBA", plain.size, (*_BACKGROUND, 255))
         whole.alpha_composite(plain)
         plain = whole
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     plain = plain.convert("RGB") if turn is None else plain.convert("RGB").transpose(turn)
     plain.info = {}
     return plain

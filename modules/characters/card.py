@@ -14,13 +14,14 @@ from typing import Any, NoReturn
 
 from PIL.PngImagePlugin import PngInfo
 
-from modules.characters.character import Character, checked
+from modules.characters.character import Character, checked, holds_more_values
 from modules.characters.pictures import MAX_PICTURE_BYTES, as_png, open_picture, placeholder
 from modules.characters.yaml_form import is_form, to_character
 from modules.errors import BadCharacter
 from modules.units import MiB, format_size
 
 MAX_JSON_BYTES = 6 * MiB
+MOST_VALUES = 500_000  # twice what as many entries as a lorebook may have come to
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNKS = ("ccv3", "chara")  # the newer form first
 _V3_ONLY = {"nickname", "creator_notes_multilingual", "source", "group_only_greetings", "assets", "creation_date",
@@ -97,11 +98,14 @@ def parse_json(data: bytes, where: str) -> Any:
     if len(data) > MAX_JSON_BYTES:
         _too_large(where)
     try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
+        values = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
     except RecursionError as error:
         raise BadCharacter(f"{where} is nested too deeply.", remedy="Is this the right file?") from error
     except ValueError as error:
         raise BadCharacter(f"{where} is not valid JSON: {error}.", remedy="Get it again.") from error
+    if holds_more_values(values, MOST_VALUES):
+        raise BadCharacter(f"{where} holds more than {MOST_VALUES:,} values.", remedy="Is this the right file?")
+    return values
 
 
 def _no_number(name: str) -> NoReturn:

@@ -129,6 +129,18 @@ class Persona(_Card):
     description: Text = Field(default="", max_length=100_000)
 
 
+def holds_more_values(values: object, most: int) -> bool:
+    """Whether lists and fields in `values` hold more than `most` in all, however they lie in one another."""
+    inside: list[object] = [values]
+    count = 0
+    while inside and count <= most:
+        value = inside.pop()
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        count += len(held)
+        inside.extend(held)
+    return count > most
+
+
 def checked(kind: type[ValueKind], values: object, where: str) -> ValueKind:
     """`values` as a `kind`. Raises BadCharacter naming `where` and the field."""
     if not isinstance(values, dict):

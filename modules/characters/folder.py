@@ -14,11 +14,12 @@ from typing import Generic, TypeVar, overload
 from modules.characters.pictures import MAX_PICTURE_BYTES, shown_picture
 from modules.errors import BadCharacter, NotFound, SnugError, StoreFailed
 from modules.files import atomic_write, safe_path
-from modules.units import format_size
+from modules.units import MiB, format_size
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 TEXTS = (".yaml", ".yml", ".json")
 DELETED = ".deleted"
+MOST_TEXT_BYTES = 128 * MiB  # of one folder: what was read of it stays in memory
 _PICTURES_KEPT = 500
 
 Value = TypeVar("Value")
@@ -40,9 +41,10 @@ class Found(Generic[Value]):
 class Folder(Generic[Value]):
     """The people in one folder, which need not exist. Safe to use from any thread."""
 
-    def __init__(self, path: Path, read: Read[Value], *, cards: bool) -> None:
-        """With `cards` a picture that has no text file beside it is read as well."""
+    def __init__(self, path: Path, read: Read[Value], *, cards: bool, most_bytes: int = MOST_TEXT_BYTES) -> None:
+        """With `cards` a picture that has no text file beside it is read as well. `most_bytes`: of texts, together."""
         self.path = path
+        self._most_bytes = most_bytes
         self._read = read
         self._suffixes = (*TEXTS, ".png") if cards else TEXTS
         self._known: dict[Path, tuple[str, Value | SnugError]] = {}
@@ -87,12 +89,14 @@ class Folder(Generic[Value]):
     def write(self, name: str, suffix: str, text: str, picture: bytes | None) -> None:
         """Keep an entry in place of one of that name; its picture stays where `picture` is None.
 
-        Raises BadName, StoreFailed.
+        Raises BadName, StoreFailed, BadCharacter where there would be too much of them all.
         """
         path = safe_path(self.path, name, suffix)
+        data = text.encode("utf-8", "replace")
+        self._check_room(name, len(data))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, text.encode("utf-8", "replace"))  # before the picture, which may be the card itself
+            atomic_write(path, data)  # before the picture, which may be the card itself
             self._remove(name, TEXTS, keep=path)
             if picture is not None:
                 target = safe_path(self.path, name, ".png")
@@ -125,11 +129,22 @@ class Folder(Generic[Value]):
             raise NotFound(f"{name!r} cannot be brought back.", remedy="It was not deleted here.")
         if self._of(name):
             raise BadCharacter(f"There is a new {name!r} by now.", remedy="Rename or delete that one first.")
+        self._check_room(name, sum(_size(path) for path in files if path.suffix.lower() in TEXTS))
         try:
             for path in files:
                 path.rename(self.path / path.name)
         except OSError as error:
             raise self._failed(name, "was not brought back", error) from error
+
+    def _check_room(self, name: str, size_bytes: int) -> None:
+        """Raise BadCharacter where the texts of all others leave no room for one of that size."""
+        others = (files for other, files in self._index().items() if other != name)
+        held = sum(_size(path) for files in others for suffix, path in files.items() if suffix in TEXTS)
+        if held + size_bytes > self._most_bytes:
+            raise BadCharacter(
+                f"All of them together would hold more than {format_size(self._most_bytes)} of text.",
+                remedy="Delete some first.",
+            )
 
     def _ids(self, index: Index) -> list[str]:
         return sorted((name for name, files in index.items() if set(files) & set(self._suffixes)), key=str.casefold)
@@ -214,6 +229,14 @@ def _stamp(path: Path) -> str:
     except OSError:
         return ""
     return f"{seen.st_mtime_ns:x}{seen.st_size:x}"
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 for what was deleted just now."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _bytes(path: Path, limit: int) -> bytes:

@@ -75,8 +75,8 @@ class Characters:
         if kept is None and ident not in self._own.ids():
             shown = self._shipped.whole_picture(ident)
             kept = kept_picture(shown, "The picture") if shown else None
-        text = yaml_form.character_yaml(character)
-        if character.character_book is None and len(text.encode("utf-8", "replace")) <= yaml_form.MAX_YAML_BYTES:
+        text = _short_yaml(character)
+        if text:
             self._own.write(ident, ".yaml", text, kept)
         else:
             self._own.write(ident, ".json", card.to_json(character), kept)
@@ -188,6 +188,17 @@ class Library:
         if not owner or self.made is None:
             return self
         return self.others.get(owner) or self.others.setdefault(owner, self.made(owner))
+
+
+def _short_yaml(character: Character) -> str:
+    """What people may edit by hand; "" for what is kept as JSON: large ones, and those with a lorebook."""
+    if character.character_book is not None:
+        return ""
+    try:
+        text = yaml_form.character_yaml(character)
+    except BadCharacter:
+        return ""
+    return text if len(text.encode("utf-8", "replace")) <= yaml_form.MAX_YAML_BYTES else ""
 
 
 def read_character(data: bytes, suffix: str, where: str) -> Character:

@@ -8,12 +8,13 @@ import struct
 import warnings
 from typing import NoReturn
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from modules.errors import BadCharacter
 from modules.jpeg_scans import has_too_many_scans
 from modules.units import MiB, format_size
+from modules.upright import opened, turn_of
 
 MAX_PICTURE_BYTES = 7 * MiB  # as base64 it must fit into one request
 MAX_PIXELS = 16_000_000
@@ -32,7 +33,7 @@ def open_picture(data: bytes, where: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = opened(data, _FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 _refuse(where, f"has {image.width:,} × {image.height:,} pixels; Snug takes {MAX_PIXELS:,} in all")
             image.load()
@@ -78,7 +79,8 @@ def placeholder(name: str) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF says, without EXIF, in colours that PNG and WebP have."""
-    turned = ImageOps.exif_transpose(image)
+    turn = turn_of(image)
+    turned = image if turn is None else image.transpose(turn)
     plain = turned.convert("RGBA" if "A" in turned.getbands() or "transparency" in turned.info else "RGB")
     plain.info = {}
     return plain

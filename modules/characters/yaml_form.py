@@ -6,16 +6,18 @@ lines of its own, which text-generation-webui leaves alone.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
 
-from modules.characters.character import Character, Persona, checked
+from modules.characters.character import Character, Persona, checked, holds_more_values
 from modules.errors import BadCharacter
 from modules.units import KiB, format_size
 from modules.yaml_files import parse_yaml
 
 MAX_YAML_BYTES = 256 * KiB
+MOST_VALUES = 20_000  # written in about half a second
 _TO_CARD = {
     "context": "description",
     "greeting": "first_mes",
@@ -67,8 +69,11 @@ def to_persona(values: object, where: str) -> Persona:
 
 
 def character_yaml(character: Character) -> str:
-    """A Character as such a file."""
+    """A Character as such a file. Raises BadCharacter for one that is too large to be one: it would take a minute."""
     fields = character.model_dump(mode="json", exclude_defaults=True)
+    size = len(json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
+    if size > MAX_YAML_BYTES or holds_more_values(fields, MOST_VALUES):
+        raise BadCharacter(f"{character.name} is too large for a YAML file.", remedy="Save it as JSON.")
     order = ["name", "greeting", "context", "example_dialogue", "your_name"]
     named = {_FROM_CARD.get(key, key): value for key, value in fields.items()}
     return as_yaml({key: named[key] for key in (*order, *named) if key in named})

@@ -17,6 +17,7 @@ from pathlib import Path
 from modules.chat.packing import fold, unpack
 from modules.chat.schema import APPLICATION_ID, MIGRATIONS
 from modules.errors import StoreFailed
+from modules.files import only_for_owner
 from modules.units import MiB, format_size
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Database:
         self._backed_up = ""
         with self._named_faults("opened"):
             version = self._check()
+            self._keep_private()
             self._writer = _connect(path, synchronous="FULL")
             try:
                 if 0 < version < len(self.layout.migrations):
@@ -194,13 +196,22 @@ class Database:
                     self._writer.execute("ROLLBACK")
                 raise
 
+    def _keep_private(self) -> None:
+        """Let nobody else of this machine's people read it: not the file, nor what older versions left beside it."""
+        only_for_owner(self.path)  # first: SQLite gives the files that it makes beside it the same rights
+        beside = (self.path.with_name(f"{self.path.name}-{kind}") for kind in ("wal", "shm", "journal"))
+        for path in (*beside, *self.backup_folder.glob(f"{self.layout.label}-*.db")):
+            if path.exists():
+                only_for_owner(path)
+
     def _back_up(self, label: str) -> None:
         target = self.backup_folder / f"{self.layout.label}-{label}.db"
         if target.exists():
             return
-        self.backup_folder.mkdir(exist_ok=True)
+        self.backup_folder.mkdir(mode=0o700, exist_ok=True)
         unfinished = target.with_suffix(".part")
         unfinished.unlink(missing_ok=True)
+        only_for_owner(unfinished)
         with self.read() as source, closing(sqlite3.connect(unfinished)) as copy:
             source.backup(copy)
         unfinished.replace(target)

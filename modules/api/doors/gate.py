@@ -49,11 +49,14 @@ class Gate:
 
     @property
     def endings(self) -> int:
-        """How many sessions and keys were ended by this process."""
+        """How many sessions, keys and rights were ended by this process."""
         return 0 if self._accounts is None else self._accounts.endings
 
-    def admits(self, scope: Scope, person: Person, *, cookies: bool) -> bool:
-        """Whether `person`, who was let in with this request, would be again. No attempt is counted."""
+    def admits(self, scope: Scope, person: Person, *, cookies: bool, rights: bool = False) -> bool:
+        """Whether `person`, who was let in with this request, would be again. No attempt is counted.
+
+        With `rights`: as an administrator, too, who was one.
+        """
         if self._accounts is None or not person.id:
             return True
         keys = header_secrets(scope)
@@ -62,7 +65,7 @@ class Gate:
         else:
             sessions = cookie_values(scope, self._cookie) if cookies else []
             found = self._accounts.by_session(_text(sessions[0])) if sessions else None
-        return found is not None and found.id == person.id
+        return found is not None and found.id == person.id and (not rights or found.admin >= person.admin)
 
     def _with_account(self, scope: Scope, accounts: Accounts, cookies: bool) -> Person:
         keys = set(header_secrets(scope))

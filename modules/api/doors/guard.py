@@ -179,22 +179,24 @@ class Doors:
         elif named and scope.get("method") == "OPTIONS":
             await PREFLIGHT(scope, receive, send)
         else:
-            await self.app(scope, receive, self._while_let_in(scope, receive, send, cookies=not named))
+            receive, send = self._while_let_in(scope, receive, send, cookies=not named)
+            await self.app(scope, receive, send)
 
-    def _while_let_in(self, scope: Scope, receive: Receive, send: Send, *, cookies: bool) -> Send:
-        """How the answer goes out: to somebody with an account, only as long as that person may come in."""
+    def _while_let_in(self, scope: Scope, receive: Receive, send: Send, *, cookies: bool) -> tuple[Receive, Send]:
+        """How the body comes in and the answer goes out: with an account, only as long as that person may come in."""
         person = scope["state"].get(STATE)
         if person is None or not person.id or scope["type"] != "http" or scope["path"] == "/logout":
-            return send
+            return receive, send
         gate = self.gate
         staying = Staying(
             scope,
             receive,
             send,
             admitted=lambda: gate.admits(scope, person, cookies=cookies),
+            entitled=lambda: gate.admits(scope, person, cookies=cookies, rights=True),
             endings=lambda: gate.endings,
         )
-        return staying.send
+        return staying.receive, staying.send
 
     def _let_in(self, scope: Scope, *, cookies: bool) -> str:
         """Put who asks into the request's state; the secret, if it came in the address. Raises a SnugError."""

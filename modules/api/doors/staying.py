@@ -1,8 +1,9 @@
-"""Answers that take long, to somebody who meanwhile may come in no more: they end there.
+"""Requests and answers that take long, of somebody who meanwhile may come in no more: they end there.
 
-Whoever logged out, was removed, or whose key was revoked reads nothing further, on any page that is still open. What
-runs for an answer alone ends with it, as for a client that left; a reply in a conversation belongs to the
-conversation, goes on, and is kept.
+A body that is sent slowly asks for nothing until it is whole, and does nothing where the right is gone by then. Whoever
+logged out, was removed, or whose key was revoked reads nothing further, on any page that is still open. What runs for
+an answer alone ends with it, as for a client that left; a reply in a conversation belongs to the conversation, goes on,
+and is kept.
 """
 
 from __future__ import annotations
@@ -21,20 +22,41 @@ LOOK_EVERY_S = 1.0
 
 
 class Staying:
-    """One answer on its way out. `admitted` says whether who asked may still come in."""
+    """One request on its way in, and its answer on its way out."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, *, admitted: Callable[[], bool], endings: Callable[[], int]
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        admitted: Callable[[], bool],
+        entitled: Callable[[], bool],
+        endings: Callable[[], int],
     ) -> None:
-        """`endings` counts the sessions and keys that this process has ended."""
+        """`admitted` says whether who asked may still come in, `entitled` whether with the same rights too.
+
+        `endings` counts the sessions, keys and rights that this process has ended.
+        """
         self._scope = scope
         self._receive = receive
         self._send = send
         self._admitted = admitted
+        self._entitled = entitled
         self._endings = endings
         self._seen = (endings(), time.monotonic())
         self._whole = False
+        self._gone = False
         self._over = False
+
+    async def receive(self) -> Message:
+        """The next piece of the body; the last one only as long as who asked has the rights that it began with."""
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False) and self._is_due():
+            self._gone = self._gone or not self._entitled()
+            if self._gone:
+                return {"type": "http.disconnect"}
+        return message
 
     async def send(self, message: Message) -> None:
         """Pass `message` on, while who asked may hear it."""
@@ -53,12 +75,18 @@ class Staying:
         await self._send(message)
 
     def _may_stay(self) -> bool:
+        if not self._gone and self._is_due():
+            self._gone = not self._admitted()
+        return not self._gone
+
+    def _is_due(self) -> bool:
+        """Whether it is time to look again."""
         endings, looked = self._seen
         now, ended = time.monotonic(), self._endings()
         if ended == endings and now - looked < LOOK_EVERY_S:
-            return True
+            return False
         self._seen = (ended, now)
-        return self._admitted()
+        return True
 
 
 def _left() -> SnugError:
