@@ -237,6 +237,8 @@ DECLARED: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "inte
     [
         (DECLARED, '{"a": 1, "b": 2}', False),
         (DECLARED, '{"a": 1}', True),
+        (DECLARED, '{\n    "a":1\n}', True),
+        (DECLARED, '{\n\n"a":1}', False),
         (DECLARED, '{"a": 9007199254740991}', True),
         (DECLARED, '{"a": 11111111111111111', False),
         ({"type": ["integer", "null"], "minimum": 1}, "11111111111111111", False),

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 MAX_SCHEMA_BYTES = 65_536
-# Small models love white space: it must end.
-_JSON: JsonCompileOptions = {"whitespace_pattern": r"[ \n\t]{1,24}"}
+# Small models love white space: a line break and what begins the next line are all that may stand in one place.
+_JSON: JsonCompileOptions = {"whitespace_pattern": r" |\n[ \t]{0,20}"}
 # As chat templates write arguments, and models learn them.
 _AS_TEMPLATES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # The library's own limits, tightened: a matcher that meets one ends its reply with an error.
