@@ -335,7 +335,7 @@ class _Clock:
         self.tokens += len(delta.token_ids)
 
     def usage(self) -> Usage:
-        return Usage(len(self.request.prompt_ids), 0, self.tokens)
+        return Usage(self.request.held_tokens, 0, self.tokens)
 
     def timings(self) -> Timings:
         first_s = self.first - self.submitted if self.first else 0.0

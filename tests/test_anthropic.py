@@ -198,6 +198,8 @@ async def test_blocks_systems_and_prefills_reach_the_template(client: httpx.Asyn
     )
     assert request.prompt_ids.count(CONTROL_IDS["<|im_end|>"]) == 4, "what a user types is text"
     assert desk.engine.decode(request.reply_ids) == "The quick"
+    counted = (await client.post(f"{PATH}/count_tokens", json=body)).json()
+    assert reply["usage"]["input_tokens"] == counted["input_tokens"] == request.held_tokens
     assert reply["content"][0]["text"] == FOX.removeprefix("The quick")
 
 

@@ -259,7 +259,8 @@ async def test_a_reply_goes_on_from_the_last_message_where_the_client_says_so(
     request = desk.engine.requests[-1]
     assert desk.engine.decode(request.prompt_ids + request.reply_ids) == f"{ASKED}<|im_start|>assistant\nThe qu"
     shown = (await client.post("/v1/internal/chat-prompt", json=body)).json()
-    assert shown["tokens"] == len(request.prompt_ids) + len(request.reply_ids)
+    assert shown["prompt"] == f"{ASKED}<|im_start|>assistant\nThe qu"
+    assert shown["tokens"] == len(request.prompt_ids) + len(request.reply_ids) == reply["usage"]["prompt_tokens"]
     await client.post("/v1/chat/completions", json={"messages": USER, field: True})
     assert desk.engine.decode(desk.engine.requests[-1].prompt_ids) == f"{ASKED}<|im_start|>assistant\n"
 
@@ -362,6 +363,21 @@ async def test_log_probabilities_come_in_openais_shape(client: httpx.AsyncClient
     assert (text["top_logprobs"] is None) == (alternatives == 0)
     plain = (await client.post("/v1/chat/completions", json=CHAT)).json()
     assert plain["choices"][0]["logprobs"] is None
+
+
+@pytest.mark.parametrize("echo", [False, True])
+async def test_offsets_of_tokens_count_characters_of_the_text(settings: Settings, echo: bool) -> None:
+    """Where a character takes several tokens they all begin where it does."""
+    body = {"prompt": "é", "logprobs": 1, "n": 2, "echo": echo}
+    with desk_with(settings, Script(reply="aé😀b")) as desk:
+        async with desk.client() as client:
+            choices = (await client.post("/v1/completions", json=body)).json()["choices"]
+            streamed = (await client.post("/v1/completions", json=body | {"echo": False, "stream": True})).text
+    chunks = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    offsets = [0, 1, 1, 2, 2, 2, 2, 3]
+    assert [choice["logprobs"]["text_offset"] for choice in choices] == [[at + echo for at in offsets]] * 2
+    told = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == 1 and choice["logprobs"]]
+    assert [at for choice in told for at in choice["logprobs"]["text_offset"]] == offsets
 
 
 OTHER_WORDS = {("top_k", "-1"): 0, ("top_p", "0"): LEAST_TOP_P, ("max_new_tokens", "-1"): MOST_NEW_TOKENS}

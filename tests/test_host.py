@@ -34,6 +34,8 @@ from modules.engine.base import (
     Progress,
     Queued,
     TextPiece,
+    Timings,
+    Usage,
 )
 from modules.engine.host.child import engine_environment
 from modules.engine.host.host import EngineHost, Generation, Patience, ignore
@@ -208,6 +210,22 @@ def test_death_in_mid_reply_keeps_the_text_and_ends_with_an_error(start: StartHo
     assert ("SIGKILL" in str(finished.error)) == (fault == "kill")
     assert "memory" not in str(finished.error)  # plenty was free
     assert not host.alive
+
+
+@pytest.mark.parametrize("by_host", [False, True])
+def test_what_another_engine_wrote_counts_as_the_replys_and_not_as_prompt(by_host: bool) -> None:
+    begun = replace(fake_request(), reply_ids=(65,))
+    generation = Generation(begun, lambda: None)
+    generation.push(Delta("ab", (66, 67)))
+    rest = generation.move(lambda: None, set())
+    assert rest is not None
+    generation.push(Delta("c", (68,)))
+    if by_host:
+        generation.finish("cancelled")
+    else:
+        generation.push(Finished("stop", Usage(rest.held_tokens, rest.held_tokens, 1), Timings(0, 0, 0, 0, 0)))
+    _, end = generation.result()
+    assert end.usage == Usage(begun.held_tokens, 0 if by_host else begun.held_tokens, 3)
 
 
 def test_kill_9_ends_every_open_generation_within_two_seconds() -> None:

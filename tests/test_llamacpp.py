@@ -23,6 +23,7 @@ from modules.engine.control_tokens import PieceEncoder
 from modules.engine.host.host import EngineHost
 from modules.engine.host.worker import LoadByName
 from modules.engine.llamacpp.engine import LlamaCppEngine, load
+from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, sampling_fields
 from modules.errors import (
     BadValue,
@@ -120,6 +121,23 @@ def test_a_reply_is_the_text_of_its_tokens_and_its_figures_add_up(engine: Engine
     assert ask.end.timings.decoded_tokens == 40
     assert 0 <= ask.end.timings.queue_s <= ask.end.timings.first_token_s
     assert ask.end.timings.tokens_per_s > 0
+
+
+@pytest.mark.parametrize("last", ["", "b"])
+def test_the_end_token_is_not_told_with_the_replys(last: str) -> None:
+    """llama.cpp tells it as a token without text, of which the reply has nothing."""
+    told: list[Event] = []
+    request = GenerationRequest("r", "u", (1,), GenerationParams(logprobs=1))
+    reply = LlamaReply(request, told.append, lambda _: [], longest=9)
+    events = [
+        {"content": text, "tokens": [id], "tokens_predicted": id, "completion_probabilities": [
+            {"id": id, "token": text, "logprob": -1.0}
+        ]} for id, text in ((1, "a"), (2, last))
+    ]  # fmt: skip
+    assert reply.take([*events, {"stop": True, "stop_type": "eos", "tokens_predicted": 2, "content": ""}]) == "stop"
+    reply.finish("stop")
+    tokens = [one.text for event in told if isinstance(event, Delta) for one in event.logprobs]
+    assert tokens == (["a", last] if last else ["a"])
 
 
 def test_a_reply_goes_on_where_it_ended(engine: Engine, prompt: list[int]) -> None:

@@ -9,15 +9,17 @@ import time
 from decimal import Decimal
 from typing import Any
 
+import llguidance
 import pytest
 
 from modules.engine.base import GenerationRequest
 from modules.engine.form_reading import form_of
 from modules.engine.llamacpp.gbnf import MAX_REPEATS, check_gbnf
 from modules.engine.llamacpp.schema_grammar import _digits, checked_grammar_of, grammar_of
+from modules.engine.loops import guidance
 from modules.errors import BadValue
 from modules.sampling import GenerationParams
-from modules.tools import without_idle
+from modules.tools import bounded, without_idle
 
 CHESS = """
 # moves
@@ -225,6 +227,42 @@ def test_names_that_may_be_any_are_no_demand() -> None:
         "properties": {"propertyNames": {"type": "string"}, "more": {"items": record}},
     }
     assert without_idle(named) == {"type": "object", "properties": {**named["properties"], "more": {"items": plain}}}
+
+
+DECLARED: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "fits"),
+    [
+        (DECLARED, '{"a": 1, "b": 2}', False),
+        (DECLARED, '{"a": 1}', True),
+        (DECLARED, '{\n    "a":1\n}', True),
+        (DECLARED, '{\n\n"a":1}', False),
+        (DECLARED, '{"a": 9007199254740991}', True),
+        (DECLARED, '{"a": 11111111111111111', False),
+        ({"type": ["integer", "null"], "minimum": 1}, "11111111111111111", False),
+        (DECLARED | {"additionalProperties": True}, '{"a": 1, "b": 2}', True),
+        (DECLARED | {"required": ["a", "b"]}, '{"a": 1, "b": 2}', True),
+        ({"type": "object"}, '{"b": 2}', True),
+        ({"type": "array", "items": DECLARED}, '[{"b": 2}]', False),
+        ({"$ref": "#/$defs/x", "$defs": {"x": DECLARED}}, '{"b": 2}', False),
+        ({"anyOf": [DECLARED, {"type": "null"}]}, '{"b": 2}', False),
+        ({"allOf": [DECLARED, {"properties": {"b": {"type": "integer"}}}]}, '{"a": 1, "b": 2}', True),
+        (DECLARED | {"anyOf": [{"required": ["b"]}, {"required": ["c"]}]}, '{"a": 1, "b": 2}', True),
+    ],
+)
+def test_members_and_digits_have_an_end_with_transformers_too(schema: dict[str, Any], text: str, fits: bool) -> None:
+    matcher = guidance.matcher_of(
+        llguidance.LLTokenizer("byte"), guidance.schema_grammar(json.dumps(schema)), "response_format"
+    )
+    assert matcher.consume_tokens(list(text.encode())) == fits
+
+
+@pytest.mark.parametrize("more", [{"minimum": 10**18}, {"enum": [10**20]}, {"type": ["integer", "number"]}])
+def test_numbers_that_lie_farther_out_have_no_other_end(more: dict[str, Any]) -> None:
+    schema = {"type": "integer"} | more
+    assert bounded(schema) == schema
 
 
 def test_a_grammar_and_a_schema_or_a_ban_of_the_end_do_not_go_together() -> None:

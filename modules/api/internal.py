@@ -158,7 +158,7 @@ def _chat_prompt(services: Services, prompting: Prompting, body: ChatRequest, en
     asked = Asked(turns, begun, offer, body.effort)
     built = prompting.whole(engine, asked, held=held).built
     return {
-        "prompt": None if built.words else engine.decode(built.prompt_ids),
+        "prompt": None if built.words else engine.decode([*built.prompt_ids, *built.reply_ids]),
         "tokens": prompting.count(engine, asked, held=held),
         "exact": built.words is None,
         "context_tokens": engine.info.context_tokens or None,

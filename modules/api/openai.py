@@ -140,20 +140,19 @@ async def _stream(prepare: Callable[[], Order], include_usage: bool, write: sse.
     """The answer as chunks: an opening, the text as it comes, a closing for each reply; then the counts, if asked."""
     order = await in_place(prepare)
     shape = order.envelope.shape
-    lengths = [-1] * len(order.jobs)
+    opened = [False] * len(order.jobs)
     usages = [Usage(0, 0, 0)] * len(order.jobs)
 
     async def send(choice: Json) -> None:
         await write(sse.event(order.envelope.chunk(choice) | ({"usage": None} if include_usage else {})))
 
     async def handle(index: int, event: Event) -> None:
-        if lengths[index] < 0:
-            lengths[index] = 0
+        if not opened[index]:
+            opened[index] = True
             await send(shape.opening(index))
         if isinstance(event, Delta):
-            for choice in shape.parts(index, event, lengths[index]):
+            for choice in shape.parts(index, event):
                 await send(choice)
-            lengths[index] += len(event.text)
             if shape.settled(index):
                 generations[index].cancel()
         elif isinstance(event, Degraded):

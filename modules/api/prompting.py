@@ -82,7 +82,7 @@ class Prompting:
         """How many tokens that prompt has; a guess where the engine tells no tokens."""
         built = self.whole(engine, asked, held=held).built
         if built.words is None:
-            return len(built.prompt_ids) + len(built.reply_ids)
+            return built.held_tokens
         return sum(self._prompts.length(engine, turn.content) for turn in built.words.messages)
 
 

@@ -26,7 +26,7 @@ _REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "cancel
 
 
 class Shape(Protocol):
-    """How one route writes a choice. `start` is where the delta's text begins in the choice's whole text."""
+    """How one route writes a choice."""
 
     @property
     def object(self) -> str:
@@ -43,7 +43,7 @@ class Shape(Protocol):
     def opening(self, index: int) -> Json:
         """The first chunk's choice."""
 
-    def parts(self, index: int, delta: Delta, start: int) -> list[Json]:
+    def parts(self, index: int, delta: Delta) -> list[Json]:
         """The choices of chunks with new text."""
 
     def closing(self, index: int, finished: Finished) -> list[Json]:
@@ -115,7 +115,7 @@ class ChatShape:
     def opening(self, index: int) -> Json:
         return _choice(index, delta={"role": "assistant", "content": ""})
 
-    def parts(self, index: int, delta: Delta, start: int) -> list[Json]:  # noqa: ARG002 - only completions count characters
+    def parts(self, index: int, delta: Delta) -> list[Json]:
         told = [_delta(part) for part in self.readers[index].feed(delta.text)]
         logprobs = self._logprobs(delta.logprobs) if delta.logprobs or told else None
         if not told and logprobs:
@@ -163,10 +163,14 @@ class ChatShape:
 
 @dataclass(frozen=True, slots=True)
 class CompletionShape:
-    """Choices of /v1/completions; `echoes` holds the text that each choice begins with ("" without echo)."""
+    """Choices of /v1/completions; `echoes` holds the text that each choice begins with ("" without echo).
+
+    `ends` is for each choice where the text of the tokens told so far ends; what may be a stop string is not sent yet.
+    """
 
     alternatives: int | None
     echoes: tuple[str, ...]
+    ends: dict[int, int] = field(default_factory=dict)
     object: str = "text_completion"
     chunk_object: str = "text_completion"
     id_prefix: str = "cmpl"
@@ -174,9 +178,8 @@ class CompletionShape:
     def opening(self, index: int) -> Json:
         return _choice(index, text=self.echoes[index])
 
-    def parts(self, index: int, delta: Delta, start: int) -> list[Json]:
-        offset = len(self.echoes[index]) + start
-        return [_choice(index, text=delta.text, logprobs=self._logprobs(delta.logprobs, offset))]
+    def parts(self, index: int, delta: Delta) -> list[Json]:
+        return [_choice(index, text=delta.text, logprobs=self._logprobs(index, delta.logprobs))]
 
     def closing(self, index: int, finished: Finished) -> list[Json]:
         return [_choice(index, finished, text="")]
@@ -189,19 +192,17 @@ class CompletionShape:
 
     def whole(self, index: int, reply: Collected) -> Json:
         echo = self.echoes[index]
-        logprobs = self._logprobs(reply.logprobs, len(echo))
+        logprobs = self._logprobs(index, reply.logprobs)
         if logprobs is not None and reply.scored:
             scored = self._told(reply.scored, _offsets_in(echo, reply.scored))
             logprobs = {name: scored[name] and scored[name] + logprobs[name] for name in logprobs}
         return _choice(index, reply.end, text=echo + reply.text, logprobs=logprobs)
 
-    def _logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> Json | None:
+    def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> Json | None:
         if self.alternatives is None:
             return None
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token.text)
+        start = self.ends.setdefault(index, len(self.echoes[index]))
+        *offsets, self.ends[index] = accumulate((len(token.adds) for token in tokens), initial=start)
         return self._told(tokens, offsets)
 
     def _told(self, tokens: Sequence[TokenLogprob], offsets: list[int]) -> Json:

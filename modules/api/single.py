@@ -131,7 +131,7 @@ async def _stream(prepare: Callable[[], Order], user: Asker, begun: list[Events]
     """Write the events; `begun` gets their maker when the first of them goes out."""
     order = await in_place(prepare)
     reader, degraded, logprobs = order.reader, list[Degraded](), list[TokenLogprob]()
-    events = order.told.events(len(order.job.prompt.prompt_ids))
+    events = order.told.events(order.job.prompt.held_tokens)
 
     async def handle(_: int, happened: Event) -> None:
         told = b"" if begun else events.begin()

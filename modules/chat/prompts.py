@@ -72,6 +72,11 @@ class BuiltPrompt:
     told: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
+    @property
+    def held_tokens(self) -> int:
+        """How many tokens there are before the first new one; 0 where the engine takes words."""
+        return len(self.prompt_ids) + len(self.reply_ids)
+
 
 class Prompts:
     """Builds prompts. Safe to use from any thread."""

@@ -76,6 +76,11 @@ class GenerationRequest:
     whose: str = ""
 
     @property
+    def held_tokens(self) -> int:
+        """How many tokens there are before the first new one."""
+        return len(self.prompt_ids) + len(self.reply_ids)
+
+    @property
     def has_form(self) -> bool:
         """Whether the reply is held to a form."""
         return bool(self.shape or self.params.json_schema or self.params.grammar)
@@ -100,11 +105,19 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one generation; `cached_tokens` of the prompt were not computed again."""
+    """Token counts of one generation; `cached_tokens` of the prompt were not computed again.
+
+    What the reply already held counts as prompt: it was read, and is not told again.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+
+    def moved(self, made: int) -> Usage:
+        """The counts of all of a reply whose first `made` tokens another engine wrote, and this one read."""
+        prompt = max(0, self.prompt_tokens - made)
+        return Usage(prompt, min(self.cached_tokens, prompt), self.completion_tokens + made)
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,9 +177,8 @@ class Telling:
             self._pending_logprobs.clear()
 
     def _usage(self) -> Usage:
-        return Usage(
-            len(self.request.prompt_ids), min(self.cached_tokens, len(self.request.prompt_ids)), self.new_tokens
-        )
+        held = self.request.held_tokens
+        return Usage(held, min(self.cached_tokens, held), self.new_tokens)
 
     def _timings(self, now: float) -> Timings:
         started = now if self._started is None else self._started

@@ -110,7 +110,7 @@ class Generation:
     @property
     def tokens(self) -> int:
         """How many tokens prompt and reply have so far."""
-        return len(self._request.prompt_ids) + len(self._request.reply_ids) + len(self._made)
+        return self._request.held_tokens + len(self._made)
 
     def park(self) -> None:
         """No engine has it now: a cancel ends it at once."""
@@ -147,8 +147,7 @@ class Generation:
             if isinstance(event, Delta):
                 self._made += event.token_ids
             if isinstance(event, Finished) and self._made_before:
-                made = self._made_before + event.usage.completion_tokens
-                usage = replace(event.usage, completion_tokens=made)
+                usage = event.usage.moved(self._made_before)
                 event = replace(event, usage=usage, timings=self._clock.timings())
             self._clock.count(event)
             if self._listen is not None:
@@ -161,7 +160,8 @@ class Generation:
 
     def finish(self, reason: FinishReason, error: SnugError | None = None) -> None:
         """End here and now with what the host knows, where the engine will not or cannot say it."""
-        usage = Usage(len(self._request.prompt_ids), 0, self._clock.tokens)
+        before = self._made_before
+        usage = Usage(self._request.held_tokens + before, 0, self._clock.tokens - before)
         self.push(Finished(reason, usage, self._clock.timings(), error))
 
     def _claim(self) -> None:

@@ -205,7 +205,7 @@ class _Submits:
             self._end(request, "error", _as_snug(error))
 
     def _end(self, request: GenerationRequest, reason: FinishReason, error: SnugError | None = None) -> None:
-        usage = Usage(len(request.prompt_ids), 0, 0)
+        usage = Usage(request.held_tokens, 0, 0)
         _emit(self._writer, request.id, Finished(reason, usage, Timings(0, 0, 0, 0, 0), error))
 
 

@@ -111,6 +111,8 @@ class LlamaReply(Telling):
 
     def _take_end(self, event: Mapping[str, Any]) -> FinishReason:
         by_itself = event.get("stop_type") == "eos"
+        if by_itself and self._pending_logprobs and not self._pending_logprobs[-1].text:
+            self._pending_logprobs.pop()  # the end token, which is no part of the reply
         made = int(event["tokens_predicted"])
         self._written = made - by_itself
         self._count(made)

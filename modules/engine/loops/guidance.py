@@ -15,14 +15,14 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from modules.engine.llamacpp.gbnf import check_gbnf
 from modules.errors import BadGrammar
 from modules.tagged_arguments import Argument, arguments_of
-from modules.tools import CALLS_AT_ONCE, MAX_DEPTH, CallShape, Tags, deeper_than, without_idle
+from modules.tools import CALLS_AT_ONCE, MAX_DEPTH, CallShape, Tags, bounded, deeper_than, without_idle
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 MAX_SCHEMA_BYTES = 65_536
-# Small models love white space: it must end.
-_JSON: JsonCompileOptions = {"whitespace_pattern": r"[ \n\t]{1,24}"}
+# Small models love white space: a line break and what begins the next line are all that may stand in one place.
+_JSON: JsonCompileOptions = {"whitespace_pattern": r" |\n[ \t]{0,20}"}
 # As chat templates write arguments, and models learn them.
 _AS_TEMPLATES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # The library's own limits, tightened: a matcher that meets one ends its reply with an error.
@@ -151,7 +151,7 @@ def _checked_schema(text: str, param: str) -> Any:
         raise _refusal("it is not JSON, or nests too deeply", param) from error
     if deeper_than(MAX_DEPTH, schema):
         raise _refusal(f"it nests deeper than {MAX_DEPTH}", param)
-    return without_idle(schema)
+    return bounded(without_idle(schema))
 
 
 def _as_object(schema: dict[str, Any]) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class RemoteReply(Telling):
             self._count(self.new_tokens)
 
     def _usage(self) -> Usage:
-        prompt = _whole(self._counted.get("prompt_tokens")) or len(self.request.prompt_ids)
+        prompt = _whole(self._counted.get("prompt_tokens")) or self.request.held_tokens
         return Usage(prompt, min(self.cached_tokens, prompt), self.new_tokens)
 
 
