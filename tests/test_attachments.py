@@ -181,6 +181,7 @@ def test_bombs_of_zip_and_xml_do_not_go_off() -> None:
     zeros = repacked(docx("x"), {"word/media/a.bin": bytes(300 * 1024**2)})
     assert "unpacks to" in refusal(zeros)
     assert "unpacks to" in refusal(repacked(docx("x"), {"word/document.xml": b"<a>" * 20_000_000}))
+    assert "unpacks to" in refusal(repacked(docx("x"), {"word/document.xml": b"<a/>" * 2_100_000}))
     lol = b'<!DOCTYPE l [<!ENTITY a "lolololol">%s]>' % b"".join(
         b'<!ENTITY %c "%s">' % (98 + n, b"&%c;" % (97 + n) * 10) for n in range(9)
     )

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import ValidationError
 
 from modules.characters import card
-from modules.characters.character import Character, Persona, checked
+from modules.characters.character import Character, Lorebook, Persona, checked
 from modules.characters.folder import Folder
 from modules.characters.library import Characters, Library, free_id
 from modules.characters.lorebook import Lore, matching
@@ -425,3 +426,9 @@ def test_a_file_that_yaml_stumbles_over_is_told_and_the_others_are_shown(tmp_pat
     (tmp_path / "shipped" / "bad.yaml").write_text("? [a]\n: b\n")
     (tmp_path / "shipped" / "good.yaml").write_text("name: Ann\n")
     assert [(one.found.id, one.found.problem is None) for one in found.list()] == [("bad", False), ("good", True)]
+
+
+def test_a_card_of_half_a_million_wrong_entries_is_one_fault() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Lorebook.model_validate({"entries": [1] * 9000})
+    assert refused.value.error_count() == 1

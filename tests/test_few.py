@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 import modules.api
 import modules.ui
 from modules.characters.character import Character, LoreEntry
+from modules.chat.foreign import MOST_MESSAGES
 from modules.chat.importing import MOST_LINES, MOST_OBJECTS, MOST_VALUES, _Conversation, read_file
 from modules.errors import BadValue
 from modules.ui.widgets import Pick, read_body
@@ -71,8 +72,20 @@ def test_a_page_hears_that_its_body_has_too_many_fields() -> None:
         '{"snug": 1, "conversations": [{"messages": [' + "0," * 1_000_000 + "0]}]}",
         "a\n" * (MOST_LINES + 1),
         "{}\r" * (MOST_LINES + 1),
+        '{"character_name": "x"}\n' + ('{"mes": "a", "x": [' + "[]," * (MOST_OBJECTS // 2) + "0]}\n") * 2,
+        '{"messages": [' + '{"role": "user", "content": "a"},' * (MOST_MESSAGES + 1) + "0]}",
+        '{"character_name": "x"}\n{"mes": "a", "swipes": [' + '"b",' * MOST_MESSAGES + '"b"]}\n',
     ],
-    ids=["lists", "numbers", "messages that are none", "lines", "lines of objects"],
+    ids=[
+        "lists",
+        "numbers",
+        "messages that are none",
+        "lines",
+        "lines of objects",
+        "lines of a chat",
+        "messages",
+        "versions",
+    ],
 )
 def test_a_file_of_millions_of_parts_is_no_conversation(text: str) -> None:
     read = read_file(text)

@@ -259,3 +259,13 @@ def test_a_folder_with_the_name_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(ModelNotFound):
         read_safetensors(tmp_path / "model.safetensors")
+
+
+def test_shards_of_too_many_tensors_are_refused_as_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modules.memory.model.formats.MAX_MODEL_TENSORS", 1)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors").write_bytes(safetensors({name: ONE["w"]}))
+    with pytest.raises(BadSafetensors, match="list more than 1 tensors"):
+        read_model_tensors(tmp_path)

@@ -94,6 +94,9 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "array_of_2_to_63_texts": (gguf((pair("k", ARRAY, array(STRING, 2**63)),)), "more than the file"),
     "array_of_texts_cut": (gguf((pair("k", ARRAY, array(STRING, 3, CUT_TEXT)),)), "ends within"),
     "text_in_an_array_of_2_to_60": (gguf((pair("k", ARRAY, array(STRING, 1, HUGE_TEXT)),)), "holds a text"),
+    "millions_of_numbers": (
+        gguf(tuple(pair(f"k{i}", ARRAY, array(U8, 1024, bytes(1024))) for i in range(4000))), "numbers"
+    ),
     "array_in_array": (gguf((pair("k", ARRAY, array(ARRAY, 1, array(U8, 1, b"1"))),)), "array of the type 9"),
     "array_of_unknown": (gguf((pair("k", ARRAY, array(99, 1, b"1")),)), "array of the type 99"),
     "alignment_13": (gguf((ARCH, align(13))), "alignment"),
@@ -207,3 +210,12 @@ def test_a_fifo_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.gguf")
     with pytest.raises(ModelNotFound, match="regular file"):
         read_gguf(tmp_path / "m.gguf")
+
+
+def test_a_vocabulary_of_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modules.memory.model.gguf.MAX_WHOLE_BYTES", 100)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf((pair("k", ARRAY, array(STRING, 11, text("x" * 10) * 11)),)))
+    with pytest.raises(BadGguf, match="more text than any vocabulary"):
+        read_gguf(path, whole=frozenset({"k"}))
+    assert read_gguf(path).metadata["k"] == ArrayValue(11)

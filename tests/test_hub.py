@@ -282,3 +282,10 @@ def test_plan_takes_a_name_on_the_hub(hub: FakeHub, tmp_path: Path, monkeypatch:
         spec = source.read()
     assert (spec.name, spec.layers, spec.weights_here) == ("org/name", 2, False)
     assert any("One of the two is wrong" in warning for warning in spec.warnings)  # 2 × 2 matrices in the tests' files
+
+
+def test_shards_of_too_many_tensors_are_refused_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modules.memory.model.hub.MAX_MODEL_TENSORS", 10)
+    files, sizes = sharded(layers=20, shards=3)
+    with serve(FakeHub(files, sizes)) as hub, pytest.raises(BadSafetensors, match="more than 10 tensors"):
+        look(hub, tmp_path)

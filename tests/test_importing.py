@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modules.chat import importing
 from modules.chat.exporting import to_json, to_markdown
 from modules.chat.importing import read_file
 from modules.chat.store import Store
@@ -311,3 +312,11 @@ def test_no_json_makes_the_reader_fail(value: object) -> None:
         to_markdown(tree)
         if tree.messages:
             assert tree.head is not None
+
+
+def test_a_file_of_too_many_messages_keeps_the_conversations_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "MOST_MESSAGES", 2)
+    line = '{"messages": [{"role": "user", "content": "a"}]}\n'
+    read = read_file(line * 5)
+    assert len(read.trees) == 2
+    assert [skipped.where for skipped in read.skipped] == ["line 3"]

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from modules import startup
+from modules.api import tokens
 from modules.settings import Settings
 from tests.api_desk import CHAT, MODEL, USER, Desk, api_of, client, desk, desk_with, error_of, served, streaming
 from tests.fakes import CONTROL_IDS, SEEING_TEMPLATE, Script
@@ -40,6 +41,18 @@ async def test_texts_and_tokens_under_both_names(client: httpx.AsyncClient) -> N
         ("decode", {"tokens": [-1]}),
     ):
         assert (await client.post(f"{BASE}/{path}", json=body)).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["encode", "token-count", "token/encode", "token/count"])
+async def test_a_text_that_no_prompt_could_hold_is_not_given_to_the_tokenizer(
+    path: str, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "MOST_READ", 100)
+    monkeypatch.setattr(tokens, "MOST_OF_A_TOKEN", 0)
+    monkeypatch.setattr(tokens, "LONG", 10)
+    assert (await client.post(f"/v1/internal/{path}", json={"text": "a" * 100})).status_code == 200
+    refused = await client.post(f"/v1/internal/{path}", json={"text": "a" * 101})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "text")
 
 
 async def test_the_prompt_of_a_chat_is_the_one_that_would_be_sent(client: httpx.AsyncClient, desk: Desk) -> None:

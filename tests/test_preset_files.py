@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,16 @@ def test_a_preset_that_was_opened_and_saved_says_the_same(path: Path) -> None:
 def test_the_comment_at_the_top_says_what_a_preset_is_for() -> None:
     assert read_preset("x", "# For stories.\ntemperature: 1\n").about == "For stories."
     assert read_preset("x", "temperature: 1\n# no\n").about == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eta_cutoff: 1" + "0" * 400,
+        "dynamic_temperature: true\ndynatemp_low: 1\ndynatemp_high: 1" + "0" * 400,
+        "dry_sequence_breakers: '" + "[" * 50_000 + "'\ndry_multiplier: 1",
+    ],
+)
+def test_numbers_and_lists_beyond_all_sense_are_faults_of_the_file(text: str) -> None:
+    with suppress(BadPreset):
+        read_preset("x", text)

@@ -10,9 +10,12 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from modules.accounts.person import Person
+from modules.errors import BadValue
 from modules.services import Services
 from modules.settings import LoadOptions, Settings
 from modules.ui.app import SESSIONS_KEPT
+from modules.ui.sessions import OwnSessions
 from tests.api_desk import served
 from tests.fakes import Script
 from tests.page_doors import PageDoors
@@ -90,3 +93,12 @@ def test_pages_that_were_opened_and_left_are_forgotten(paged: Paged) -> None:
     there = list(paged.sessions.session_data)
     assert len(there) == SESSIONS_KEPT
     assert not set(there) & set(left[:4])
+
+
+def test_a_request_of_millions_of_parts_never_reaches_gradio() -> None:
+    person = Person(id="ben", name="Ben", owner="ben", admin=False)
+    own = OwnSessions(lambda *_: None, session_of=lambda _: None, events={0}, parts={1}, admin_events=())  # type: ignore[arg-type]
+    body = b'{"session_hash": "a", "fn_index": 0, "data": [%s0]}'
+    assert own._check_body(person, "/gradio_api/queue/join", body % (b"[]," * 1000))
+    with pytest.raises(BadValue, match="too many parts"):
+        own._check_body(person, "/gradio_api/queue/join", body % (b"[]," * 300_000))

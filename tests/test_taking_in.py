@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,13 +21,13 @@ from modules.api import conversations
 from modules.attachments.extracted import Extracted
 from modules.attachments.extracting import Extractor, Read
 from modules.attachments.picture import read_picture
-from modules.chat import taking_in
+from modules.chat import shelf, taking_in
 from modules.chat.exporting import to_json
 from modules.chat.store import Store
 from modules.chat.taking_in import TakenIn, take_in
 from modules.chat.trees import Tree, TreeFile, TreeMessage
 from modules.engine.turns import Turns
-from modules.errors import BadAttachment
+from modules.errors import BadAttachment, StoreFailed
 from modules.settings import Settings
 from modules.units import MiB
 from tests.store_rig import Clock, clock, store
@@ -226,3 +227,24 @@ def test_an_import_of_many_pictures_gives_others_their_turn_between_them(
     ben_is_done.set()
     ana.join(40)
     assert heard == [True] and len(store.shelf.ids("ana")) == 1
+
+
+def test_others_write_between_two_conversations_of_a_file_and_nothing_stays_of_one_that_fails(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "_AT_ONCE", 1)
+    monkeypatch.setattr(shelf.time, "sleep", lambda _: store.create("another"))
+    text = to_json([tree("one", "two"), tree("three"), tree("four")])
+    assert len(take(store, text).imported) == 3
+    assert len(store.shelf.list("another")) == 3
+    written = shelf.write_tree
+
+    def failing(*arguments: Any) -> Any:
+        if arguments[2].messages[0].content == "seven":
+            raise StoreFailed("The disk is full.")
+        return written(*arguments)
+
+    monkeypatch.setattr(shelf, "write_tree", failing)
+    with pytest.raises(StoreFailed):
+        take(store, to_json([tree("five"), tree("six"), tree("seven")]))
+    assert count(store) == 3

@@ -21,7 +21,7 @@ from modules.api.openai import openai_routes
 from modules.api.pictures import picture_routes
 from modules.api.plans import plan_routes
 from modules.api.responses.routes import responses_routes
-from modules.api.tokens import token_routes
+from modules.api.tokens import LongTexts, token_routes
 from modules.services import Services
 
 
@@ -41,11 +41,12 @@ def build_api(services: Services, *, patience: Patience = Patience()) -> FastAPI
     # Our own first: openai's catch-all for /v1 comes last, so that the page's own routes never answer for the API.
     app.include_router(account_routes(services))
     app.include_router(admin_routes(services, **waits))
-    app.include_router(internal_routes(services))
+    long_texts = LongTexts(services)
+    app.include_router(internal_routes(services, long_texts))
     app.include_router(plan_routes(services))
     app.include_router(metrics_routes(services))
     app.include_router(download_routes(services))
-    app.include_router(token_routes(services))
+    app.include_router(token_routes(services, long_texts))
     app.include_router(picture_routes(services))
     app.include_router(attachment_routes(services))
     app.include_router(conversation_routes(services))

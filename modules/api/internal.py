@@ -6,7 +6,7 @@ Some go by the names that text-generation-webui gave them and answer in its shap
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from modules.api.prompting import Asked, Prompting
 from modules.api.replies import Job, collect, running
 from modules.api.schemas import ChatRequest, SamplingFields, sampling
 from modules.api.shapes import Json
-from modules.api.tokens import MAX_CHARACTERS, MAX_TOKENS
+from modules.api.tokens import MAX_CHARACTERS, MAX_TOKENS, LongTexts
 from modules.api.turns import turns_of
 from modules.chat.prompts import BuiltPrompt
 from modules.engine.base import TextPiece, TokenLogprob
@@ -78,7 +78,7 @@ class LogitsRequest(SamplingFields):
         return sampling(self, max_new_tokens=1, logprobs=self.top_logits or 50, sampled_logprobs=True)
 
 
-def internal_routes(services: Services) -> APIRouter:
+def internal_routes(services: Services, long_texts: LongTexts) -> APIRouter:
     """The routes right under /v1/internal."""
     models, prompting = services.models, Prompting(services.prompts)
     router = APIRouter(prefix="/v1/internal")
@@ -94,9 +94,9 @@ def internal_routes(services: Services) -> APIRouter:
         return _stats_json(services)
 
     @router.post("/encode")
-    def encode(body: TextBody) -> Json:
+    async def encode(body: TextBody) -> Json:
         """A text's tokens, with what the tokenizer itself puts around a text."""
-        tokens = _encoded(services, body.text)
+        tokens = await long_texts.read([TextPiece(body.text, template=True)], _encoded)
         return {"tokens": tokens, "length": len(tokens)}
 
     @router.post("/decode")
@@ -105,9 +105,9 @@ def internal_routes(services: Services) -> APIRouter:
         return {"text": models.with_engine(partial(decoded, tokens=body.tokens))}
 
     @router.post("/token-count")
-    def token_count(body: TextBody) -> Json:
+    async def token_count(body: TextBody) -> Json:
         """How many tokens a text has, as /v1/internal/encode counts."""
-        return {"length": len(_encoded(services, body.text))}
+        return {"length": len(await long_texts.read([TextPiece(body.text, template=True)], _encoded))}
 
     @router.post("/chat-prompt")
     def chat_prompt(body: ChatRequest) -> Json:
@@ -138,14 +138,11 @@ def decoded(engine: EngineHost, tokens: list[int]) -> str:
     return engine.decode(tokens)
 
 
-def _encoded(services: Services, text: str) -> list[int]:
-    def use(engine: EngineHost) -> list[int]:
-        info = engine.info
-        ids = engine.encode([TextPiece(text, template=True)])
-        begun = tuple(ids[: len(info.text_prefix_ids)]) == info.text_prefix_ids
-        return [*(() if begun else info.text_prefix_ids), *ids, *info.text_suffix_ids]
-
-    return services.models.with_engine(use)
+def _encoded(engine: EngineHost, pieces: Sequence[TextPiece]) -> list[int]:
+    info = engine.info
+    ids = engine.encode(pieces)
+    begun = tuple(ids[: len(info.text_prefix_ids)]) == info.text_prefix_ids
+    return [*(() if begun else info.text_prefix_ids), *ids, *info.text_suffix_ids]
 
 
 def _chat_prompt(services: Services, prompting: Prompting, body: ChatRequest, engine: EngineHost) -> Json:

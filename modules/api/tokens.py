@@ -5,18 +5,24 @@ With them another Snug makes its prompts itself, content never read as control t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from pydantic import ConfigDict, Field, model_validator
 
 from modules.api.shapes import Json
 from modules.engine.base import TextPiece
+from modules.engine.host.host import EngineHost
 from modules.errors import BadValue
 from modules.few import FIRST_FAULT, FewFields
 from modules.services import Services
 
 MAX_CHARACTERS = 4_000_000
+# No reply goes on while the tokenizer reads, a second for a million characters: longer texts only where a context is as
+# long, and long ones one at a time.
+MOST_READ, MOST_OF_A_TOKEN, LONG = 1_000_000, 8, 100_000
 MAX_PIECES = 16_384
 MAX_TOKENS = 1_000_000
 _STRICT = ConfigDict(strict=True, extra="forbid")
@@ -65,7 +71,37 @@ class DecodeRequest(FewFields):
     tokens: Annotated[list[int], FIRST_FAULT, Field(max_length=MAX_TOKENS)]
 
 
-def token_routes(services: Services) -> APIRouter:
+class LongTexts:
+    """Has texts read by the loaded model's tokenizer; those of more than LONG characters one at a time."""
+
+    def __init__(self, services: Services) -> None:
+        self._models = services.models
+        self._places = CapacityLimiter(1)
+
+    async def read(
+        self, pieces: Sequence[TextPiece], use: Callable[[EngineHost, Sequence[TextPiece]], list[int]]
+    ) -> list[int]:
+        """What `use` makes of them. Raises BadValue where they are too long for any prompt."""
+
+        def ask() -> list[int]:
+            return self._models.with_engine(lambda engine: use(engine, pieces))
+
+        characters = sum(len(piece.text) for piece in pieces)
+        info = self._models.state.info
+        most = max(MOST_READ, MOST_OF_A_TOKEN * info.context_tokens) if info else MAX_CHARACTERS
+        if characters > most:
+            raise BadValue(
+                f"The text has {characters:,} characters; at most {most:,} are read at once.",
+                remedy="Send it in parts.",
+                param="text",
+            )
+        if characters <= LONG:
+            return await to_thread.run_sync(ask)
+        async with self._places:  # whoever waits holds no thread of the page's
+            return await to_thread.run_sync(ask)
+
+
+def token_routes(services: Services, long_texts: LongTexts) -> APIRouter:
     """The routes under /v1/internal/token."""
     models = services.models
     router = APIRouter(prefix="/v1/internal/token")
@@ -77,15 +113,15 @@ def token_routes(services: Services) -> APIRouter:
         return {name: getattr(loaded, name) for name in _LENT}
 
     @router.post("/encode")
-    def encode(body: EncodeRequest) -> Json:
+    async def encode(body: EncodeRequest) -> Json:
         """Token ids of a text or of pieces, with none that the tokenizer would add by itself."""
-        tokens: list[int] = models.with_engine(lambda engine: engine.encode(body.asked))
+        tokens = await long_texts.read(body.asked, _encoded)
         return {"tokens": tokens, "length": len(tokens)}
 
     @router.post("/count")
-    def count(body: EncodeRequest) -> Json:
+    async def count(body: EncodeRequest) -> Json:
         """How many tokens a text or pieces have."""
-        tokens: list[int] = models.with_engine(lambda engine: engine.encode(body.asked))
+        tokens = await long_texts.read(body.asked, _encoded)
         return {"length": len(tokens)}
 
     @router.post("/decode")
@@ -98,3 +134,7 @@ def token_routes(services: Services) -> APIRouter:
         return {"text": text}
 
     return router
+
+
+def _encoded(engine: EngineHost, pieces: Sequence[TextPiece]) -> list[int]:
+    return engine.encode(pieces)

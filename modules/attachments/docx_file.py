@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_UNPACKED_BYTES = 256 * MiB
 MAX_PART_BYTES = 48 * MiB
 MAX_PARTS = 5_000
+MAX_TAGS = 2_000_000  # in all parts; each element takes some 150 bytes and four millionths of a second
 _TEXT, _TAB, _PARAGRAPH, _TABLE, _ROW, _CELL = (qn(f"w:{tag}") for tag in ("t", "tab", "p", "tbl", "tr", "tc"))
 _BREAKS = {qn("w:br"), qn("w:cr")}
 _UNREAD = {qn("w:del"), qn("w:moveFrom"), "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback",
@@ -49,15 +50,18 @@ def read_docx(data: bytes, name: str) -> Extracted:
 
 
 def _check_size(data: bytes, name: str) -> None:
-    """Raise BadAttachment for an archive that unpacks to more than any document needs; nothing is unpacked here."""
+    """Raise BadAttachment for an archive that unpacks to more than any document needs; no more is unpacked here."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             parts = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError):
+            written = [part for part in parts if part.filename.endswith((".xml", ".rels"))]
+            whole = sum(part.file_size for part in parts)
+            largest = max((part.file_size for part in written), default=0)
+            too_much = len(parts) > MAX_PARTS or whole > MAX_UNPACKED_BYTES or largest > MAX_PART_BYTES
+            too_much = too_much or sum(archive.read(part).count(b"<") for part in written) > MAX_TAGS
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, OSError, EOFError, NotImplementedError):
         refuse(f"{name} is damaged.", "Open it in a word processor and save it anew.")
-    whole = sum(part.file_size for part in parts)
-    largest = max((part.file_size for part in parts if part.filename.endswith((".xml", ".rels"))), default=0)
-    if len(parts) > MAX_PARTS or whole > MAX_UNPACKED_BYTES or largest > MAX_PART_BYTES:
+    if too_much:
         refuse(
             f"{name} unpacks to {format_size(whole)} in {len(parts):,} parts: no document needs that.",
             "Open it in a word processor and save it as a new DOCX, or as PDF.",

@@ -78,7 +78,7 @@ class Lorebook(_Card):
     scan_depth: int | None = Field(default=None, ge=0, le=10_000)
     token_budget: int | None = Field(default=None, ge=0, le=1_000_000)
     recursive_scanning: Switch = False
-    entries: Annotated[tuple[LoreEntry, ...], _or(())] = Field(default=(), max_length=MAX_ENTRIES)
+    entries: Annotated[tuple[LoreEntry, ...], FIRST_FAULT, _or(())] = Field(default=(), max_length=MAX_ENTRIES)
 
 
 class Character(_Card):

@@ -16,6 +16,7 @@ from modules.chat.trees import Tree, TreeMessage
 from modules.messages import Role
 
 Json = dict[str, Any]
+MOST_MESSAGES = 50_000  # of one conversation, versions too: it is stored in two seconds, in which nobody else writes
 GREETED = "<|BEGIN-VISIBLE-CHAT|>"  # text-generation-webui's question before a greeting
 ROLES: dict[str, Role] = {
     "human": "user", "user": "user", "prompter": "user",
@@ -23,6 +24,8 @@ ROLES: dict[str, Role] = {
     "bing": "assistant", "bard": "assistant", "system": "system", "developer": "system",
 }  # fmt: skip
 TIMES = ("%b %d, %Y %H:%M", "%Y-%m-%dT%H:%M:%S.%fZ", "%Y-%m-%dT%H:%M:%SZ", "%B %d, %Y %I:%M%p", "%Y-%m-%d @%Hh %Mm %Ss")
+
+_LONGEST_TIME = 60  # characters
 
 
 class Unreadable(ValueError):
@@ -48,6 +51,8 @@ class _Growing:
 
     def add(self, role: Role, content: str, created_at: float | None = None, *, below: int | None) -> int:
         """A message below another one, None at the root. Its place; it is the head."""
+        if len(self.messages) >= MOST_MESSAGES:
+            raise Unreadable(f"It has more than {MOST_MESSAGES:,} messages.")
         self.messages.append(TreeMessage(below, role, content, created_at))
         self.head = len(self.messages) - 1
         return self.head
@@ -140,10 +145,10 @@ def is_sillytavern(first: Any) -> bool:
     return isinstance(first, dict) and "mes" not in first and ("chat_metadata" in first or "character_name" in first)
 
 
-def sillytavern(lines: list[Any]) -> Draft:
-    """A chat of SillyTavern: who talks, then a message a line, its versions as swipes."""
+def sillytavern(first: Json, lines: Iterable[Any]) -> Draft:
+    """A chat of SillyTavern: `first` says who talks, then comes a message a line, its versions as swipes."""
     growing = _Growing()
-    for line in lines[1:]:
+    for line in lines:
         if not isinstance(line, dict) or not isinstance(line.get("mes"), str):
             raise Unreadable("A line holds no message.")
         if line.get("is_system"):
@@ -158,7 +163,7 @@ def sillytavern(lines: list[Any]) -> Draft:
             place = growing.add(role, text, at, below=below)
             shown = place if text == line["mes"] and shown is None else shown
         growing.head = shown
-    name = lines[0].get("character_name")
+    name = first.get("character_name")
     return growing.draft(title=f"Chat with {name}" if isinstance(name, str) and name else "")
 
 
@@ -269,7 +274,7 @@ def _time(value: Any) -> float | None:
     if isinstance(value, int | float):
         seconds = float(value) / (1000 if abs(value) > 1e11 else 1) if abs(value) < 1e14 else math.nan
         return seconds if math.isfinite(seconds) and seconds >= 0 else None
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > _LONGEST_TIME:
         return None
     for form in TIMES:
         try:

@@ -39,7 +39,10 @@ _MOST = 1e15  # of any figure about a reply; nothing that is no number is less
 # 128 MiB, the largest that is taken, has these where each of its messages has a hundred characters.
 MOST_OBJECTS, MOST_VALUES, MOST_LINES = 2_000_000, 12_000_000, 1_000_000
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # as splitlines counts them
+# Of one file, which is read while nobody's request moves much; of one conversation foreign.MOST_MESSAGES.
+MOST_MESSAGES = 500_000
 LINES_TRIED = 5  # before a file counts as one JSON object a line
+_TOO_MANY_PARTS = "It has too many parts: millions of lists, objects or values."
 FORMATS = (
     "Snug's own JSON, text-generation-webui, SillyTavern, ShareGPT, OpenAI messages, and ChatGPT's conversations.json"
 )
@@ -96,7 +99,7 @@ class _Setup(SetupFields):
 class _Conversation(BaseModel):  # its mode is not taken: a file of conversations holds chats
     model_config = ConfigDict(extra="ignore", strict=True)
     title: str = ""
-    messages: Annotated[list[_Message], FIRST_FAULT]
+    messages: Annotated[list[_Message], FIRST_FAULT, Field(max_length=foreign.MOST_MESSAGES)]
     head: int | None = None
     renamed: bool = False
     system_prompt: str = ""
@@ -114,11 +117,17 @@ class _Reading:
     trees: list[Tree] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    messages: int = 0
 
     def take(self, where: str, read: Callable[[], foreign.Draft]) -> None:
         """Add what `read` gives; if it cannot, say where and why."""
+        if self.messages > MOST_MESSAGES:
+            return
         try:
             draft = read()
+            self.messages += len(draft.tree.messages)
+            if self.messages > MOST_MESSAGES:
+                raise Unreadable(f"The file has more than {MOST_MESSAGES:,} messages: split it.")
         except Unreadable as error:
             self.skipped.append(Skipped(where, str(error)))
             return
@@ -129,6 +138,8 @@ class _Reading:
 def read_file(text: str) -> Read:
     """All conversations of a file. What cannot be read is told in `skipped`; this never raises."""
     reading = _Reading()
+    if _has_too_many_parts(text):  # nor line by line: all lines of one chat count together
+        return Read((), (Skipped("the file", _TOO_MANY_PARTS),))
     try:
         whole = parse(text)
     except Unreadable as error:
@@ -147,8 +158,8 @@ def parse(text: str) -> Any:
     """JSON that may say anything. Raises Unreadable with the place of what is wrong."""
     if not text.strip():
         raise Unreadable("It is empty.")
-    if text.count("{") + text.count("[") > MOST_OBJECTS or text.count(",") > MOST_VALUES:
-        raise Unreadable("It has too many parts: millions of lists, objects or values.")
+    if _has_too_many_parts(text):
+        raise Unreadable(_TOO_MANY_PARTS)
     try:
         return json.loads(text.removeprefix("\ufeff"), parse_constant=_no_number)
     except json.JSONDecodeError as error:
@@ -157,6 +168,10 @@ def parse(text: str) -> Any:
         raise Unreadable("It is nested too deeply.") from error
     except ValueError as error:  # a number of too many digits
         raise Unreadable(f"It is not JSON: {error}.") from error
+
+
+def _has_too_many_parts(text: str) -> bool:
+    return text.count("{") + text.count("[") > MOST_OBJECTS or text.count(",") > MOST_VALUES
 
 
 def _no_number(name: str) -> float:
@@ -182,8 +197,10 @@ def _quietly(line: str) -> Any:
 
 def _read_lines(lines: list[tuple[int, str]], reading: _Reading) -> None:
     """One JSON object a line: a chat of SillyTavern as a whole, else a conversation each."""
-    if foreign.is_sillytavern(_quietly(lines[0][1])):
-        reading.take("the file", lambda: foreign.sillytavern([_line(number, line) for number, line in lines]))
+    first = _quietly(lines[0][1])
+    if foreign.is_sillytavern(first):
+        rest = (_line(number, line) for number, line in lines[1:])
+        reading.take("the file", lambda: foreign.sillytavern(first, rest))
         return
     for number, line in lines:
         reading.take(f"line {number}", lambda line=line: _conversation(parse(line)))  # type: ignore[misc]

@@ -26,6 +26,7 @@ PENALTY_RANGE = 1024
 """How far penalties look back where a file does not say."""
 CUTOFF_UNIT = 1e-4
 """text-generation-webui writes epsilon_cutoff and eta_cutoff in these units."""
+_MOST = 1e15  # of any number in a preset; products of larger ones may be none that Python has
 DRY_BREAKERS = {"\n", ":", '"', "*"}
 _OWN = frozenset(GenerationParams.model_fields) - UNSAVED
 _ALIASES = {
@@ -177,7 +178,7 @@ def _breakers(values: Values) -> list[str]:
     given = values.pop("dry_sequence_breakers", None)
     try:
         breakers = json.loads(f"[{given}]") if isinstance(given, str) else given
-    except ValueError:
+    except (ValueError, RecursionError):  # nested too deeply
         breakers = given
     usual = not breakers or (isinstance(breakers, list) and {str(item) for item in breakers} == DRY_BREAKERS)
     if usual or not values.get("dry_multiplier"):
@@ -242,7 +243,7 @@ def _comment(text: str) -> str:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST
 
 
 def _takes_whole_numbers(key: str) -> bool:

@@ -8,7 +8,7 @@ Every method takes the owner and sees that owner's only. Incognito conversations
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +29,9 @@ ByOutline = dict[Outline, list[str]]
 MAX_FOLDERS = 500
 SWEEP_EVERY_S = 300.0
 OUTLINE_CHARACTERS = 200
+_AT_ONCE = 10_000  # messages of files that are written in one go: half a second
+_BYTES_OF_ONE = 20_000  # of pictures, written in the time of a message
+_BREATH_S = 0.02
 FORGET_S = 0.1  # of each sweep, for deleted text in the search index
 
 
@@ -234,18 +237,40 @@ class Shelf:
         return amount, first[:OUTLINE_CHARACTERS], last[:OUTLINE_CHARACTERS]
 
     def add(self, owner: str, trees: Iterable[Tree]) -> tuple[Conversation, ...]:
-        """Keep conversations that come from files, all or none; folders are found by name, or made."""
+        """Keep conversations that come from files, all or none; folders are found by name, or made.
+
+        Others write between two stretches of them. A power cut or a kill in between leaves what was written.
+        """
         trees = tuple(trees)
         folders = {folder.name.casefold(): folder.id for folder in self.folders(owner)}
         for name in {tree.folder for tree in trees if tree.folder.strip()}:
             key = " ".join(name.split()).casefold()
             if key not in folders:
                 folders[key] = self.make_folder(owner, name).id
-        with self._databases.disk.write() as connection:
-            return tuple(
-                write_tree(connection, owner, tree, folders.get(" ".join(tree.folder.split()).casefold()), self._now())
-                for tree in trees
-            )
+        added: list[Conversation] = []
+        try:
+            for stretch in _stretches(trees):
+                with self._databases.disk.write() as connection:
+                    added += [
+                        write_tree(
+                            connection, owner, tree, folders.get(" ".join(tree.folder.split()).casefold()), self._now()
+                        )
+                        for tree in stretch
+                    ]
+                if len(stretch) < len(trees):
+                    time.sleep(_BREATH_S)  # a lock that is taken again at once is taken before whoever waits
+        except BaseException:
+            self._take_back(added)
+            raise
+        return tuple(added)
+
+    def _take_back(self, added: Sequence[Conversation]) -> None:
+        if not added:
+            return
+        with suppress(StoreFailed), self._databases.disk.write() as connection:
+            for conversation in added:
+                connection.execute("DELETE FROM messages WHERE conversation_id = ?", (conversation.id,))
+                connection.execute("DELETE FROM conversations WHERE id = ?", (conversation.id,))
 
     def branch(self, owner: str, message_id: str) -> Conversation:
         """A new conversation that begins with copies of the messages down to this one. Raises NotFound."""
@@ -253,6 +278,22 @@ class Shelf:
             copy = copy_path(connection, owner, find_message(connection, owner, message_id), self._now())
         self.see(copy.id)
         return copy
+
+
+def _stretches(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
+    """The trees in order, in lists of _AT_ONCE messages or a conversation."""
+    stretch: list[Tree] = []
+    left = _AT_ONCE
+    for tree in trees:
+        pictures = sum(len(file.picture) for message in tree.messages for file in message.attachments)
+        cost = 1 + len(tree.messages) + pictures // _BYTES_OF_ONE
+        if stretch and cost > left:
+            yield stretch
+            stretch, left = [], _AT_ONCE
+        stretch.append(tree)
+        left -= cost
+    if stretch:
+        yield stretch
 
 
 def _require(found: object) -> None:

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules.accounts.person import Person, person_in
+from modules.characters.character import holds_more_values
 from modules.errors import BadValue, Forbidden, NotFound, SnugError
 
 ROUTES: tuple[tuple[str, str], ...] = (
@@ -35,6 +36,8 @@ _OPEN = [(re.compile(methods), re.compile(path, re.DOTALL)) for methods, path in
 _HASH = re.compile(r"[\w-]{1,64}")
 _MAX_UPLOADS = 20_000
 _MAX_PATH = 1000
+# In one request: Gradio walks through all of them while nobody's request moves, and keeps them until it answers.
+_MOST_VALUES = 200_000
 
 Event = Callable[[str], str | None]
 """An event's session, by the event's id; None for none that is under way."""
@@ -108,6 +111,8 @@ class OwnSessions:
             raise BadValue("The page's request is not JSON.") from error
         if not isinstance(asked, dict):
             raise BadValue("The page's request is no object.")
+        if holds_more_values(asked, _MOST_VALUES):
+            raise BadValue("The page's request has too many parts.")
         if asked.get("session_hash") is not None:
             asked["session_hash"] = _own(person, asked["session_hash"])
         event = asked.get("event_id")

@@ -21,7 +21,8 @@ from modules.files import check_name
 from modules.units import MiB, format_size
 
 MAX_HEADER_BYTES = 8 * MiB
-MAX_TENSORS = 65_536
+MAX_TENSORS = 65_536  # of one file
+MAX_MODEL_TENSORS = 1_000_000  # of all files of a model
 MAX_INDEX_BYTES = 32 * MiB
 _MAX_ENTRY_CHARS = 1024
 _MAX_METADATA_CHARS = 256 * 1024
@@ -280,7 +281,12 @@ def _check_shard(index: Path, name: str, exists: Callable[[str], bool]) -> None:
 
 def read_model_tensors(folder: Path) -> tuple[StoredTensor, ...]:
     """All tensors of a model folder. Raises BadSafetensors where two files list one tensor or the index disagrees."""
-    tensors = merge_tensors({path: read_safetensors(path) for path in model_files(folder)})
+    files: dict[Path, tuple[StoredTensor, ...]] = {}
+    for path in model_files(folder):
+        files[path] = read_safetensors(path)
+        if sum(map(len, files.values())) > MAX_MODEL_TENSORS:
+            raise _bad(path, f"it and the files before it list more than {MAX_MODEL_TENSORS:,} tensors")
+    tensors = merge_tensors(files)
     index = folder / "model.safetensors.index.json"
     if index.exists():
         names = {tensor.name for tensor in tensors}

@@ -26,6 +26,8 @@ MAX_NAME_BYTES = 127
 MAX_STRING_BYTES = 4 * MiB
 MAX_TEXT_BYTES = 8 * MiB
 MAX_ARRAY_STRINGS = 2_000_000
+MAX_NUMBERS = 4_000_000  # of arrays whose items are kept
+MAX_WHOLE_BYTES = 256 * MiB  # of texts that are
 _KEPT_ITEMS = 1024
 _WINDOW = 256 * KiB
 _DEFAULT_ALIGNMENT = 32
@@ -101,6 +103,8 @@ class _Reader:
         self._position = 0
         self._text_bytes = 0
         self._strings = 0
+        self._numbers = 0
+        self._whole_bytes = 0
         self._kinds: dict[str, int] = {}
 
     @property
@@ -169,7 +173,11 @@ class _Reader:
             return ArrayValue(length)
         if length > MAX_ARRAY_STRINGS:
             raise self._bad(f"{key[:80]!r} claims {length} items, more than any vocabulary has")
-        return ArrayValue(length, tuple(self._scalar(_SCALARS[kind]) for _ in range(length)))
+        self._numbers += length
+        if self._numbers > MAX_NUMBERS:
+            raise self._bad(f"its arrays hold more than {MAX_NUMBERS:,} numbers")
+        layout = struct.Struct(f"<{length}{_SCALARS[kind][1]}")
+        return ArrayValue(length, layout.unpack(self._take(layout.size)))
 
     def _strings_of(self, key: str, length: int) -> tuple[str, ...]:
         """Step over `length` strings; tokenizers have up to half a million of them. Kept only where asked for."""
@@ -188,6 +196,9 @@ class _Reader:
                 raise self._bad(f"{key[:80]!r} holds a text of {item_bytes} bytes")
             if key in self._whole:
                 self._position += 8
+                self._whole_bytes += item_bytes
+                if self._whole_bytes > MAX_WHOLE_BYTES:
+                    raise self._bad(f"{key[:80]!r} holds more text than any vocabulary has")
                 texts.append(self._take(item_bytes).decode("utf-8", "replace"))
             else:
                 self._position += 8 + item_bytes

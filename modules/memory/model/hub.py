@@ -33,6 +33,7 @@ from modules.memory.model.folder import checked_against_config, named_tensors, s
 from modules.memory.model.formats import (
     MAX_HEADER_BYTES,
     MAX_INDEX_BYTES,
+    MAX_MODEL_TENSORS,
     PICKLE_SUFFIXES,
     StoredTensor,
     merge_tensors,
@@ -188,7 +189,15 @@ def _fetch(client: HubClient, listing: Listing, cache_folder: Path) -> Path:
     check_config(folder / "config.json", client.name, trust_remote_code=False)
     names = _weight_files(client, listing, folder)
     with ThreadPoolExecutor(_READERS) as readers:
-        headers = list(readers.map(lambda file: _header(client, listing.commit, file), names))
+        headers: list[list[list[Any]]] = []
+        for header in readers.map(lambda file: _header(client, listing.commit, file), names):
+            headers.append(header)
+            if sum(map(len, headers)) > MAX_MODEL_TENSORS:
+                readers.shutdown(wait=False, cancel_futures=True)
+                raise BadSafetensors(
+                    f"The files of {client.name} list more than {MAX_MODEL_TENSORS:,} tensors.",
+                    remedy="Choose another model.",
+                )
     content = {"files": sorted(listing.files), "headers": dict(zip(names, headers, strict=True))}
     atomic_write(folder / "files.json", json.dumps(content))
     return folder
