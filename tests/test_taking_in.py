@@ -21,7 +21,7 @@ from modules.api import conversations
 from modules.attachments.extracted import Extracted
 from modules.attachments.extracting import Extractor, Read
 from modules.attachments.picture import read_picture
-from modules.chat import shelf, taking_in
+from modules.chat import shelf, taking_in, trees
 from modules.chat.exporting import to_json
 from modules.chat.store import Store
 from modules.chat.taking_in import TakenIn, take_in
@@ -233,11 +233,11 @@ def test_others_write_between_two_conversations_of_a_file_and_nothing_stays_of_o
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shelf, "_AT_ONCE", 1)
-    monkeypatch.setattr(shelf.time, "sleep", lambda _: store.create("another"))
+    monkeypatch.setattr(time, "sleep", lambda _: store.create("another"))
     text = to_json([tree("one", "two"), tree("three"), tree("four")])
     assert len(take(store, text).imported) == 3
     assert len(store.shelf.list("another")) == 3
-    written = shelf.write_tree
+    written = trees.write_tree
 
     def failing(*arguments: Any) -> Any:
         if arguments[2].messages[0].content == "seven":
