@@ -132,7 +132,8 @@ def test_a_wish_for_another_protocol_leaves_the_body_a_body(port: int, wish: byt
                 time.sleep(0.02)
             answer = b""
             while not answer.endswith(b"\r\n\r\n%d" % len(inner)):
-                assert (piece := client.recv(1000)), answer
+                piece = client.recv(1000)
+                assert piece, answer
                 answer += piece
         client.sendall((head + sized + inner) * 2 + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         sizes = [piece.split(b"\r\n\r\n")[1] for piece in until_closed(client).split(b"HTTP/1.1 200 OK")[1:]]
