@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
+import shutil
 import socket
 import threading
 import webbrowser
@@ -28,7 +30,7 @@ from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
 from modules.downloads.manager import Downloads
 from modules.downloads.offers import hub_of
-from modules.errors import BadFlag, SnugError
+from modules.errors import BadFlag, SnugError, StoreFailed
 from modules.extensions.manager import Extensions
 from modules.hardware import read_inventory
 from modules.machine_speeds import MACHINE_FILE, MachineSpeeds
@@ -47,6 +49,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # The process for dry runs holds a few hundred MiB: a pause in looking at plans ends it.
 DRY_RUNS_IDLE_S = 20.0
 DRY_RUNS_WAITING = 4
+GRADIO_FILES, COMPILED = "GRADIO_TEMP_DIR", "TORCHINDUCTOR_CACHE_DIR"
+"""Where Gradio keeps uploads and lets pages read, and where torch keeps programs that it compiled, to run them again.
+Their own choices are folders of /tmp that anybody can name: they belong to the user of the machine who was first."""
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -148,8 +153,9 @@ def user_data(settings: Settings) -> Iterator[Path]:
 def services(settings: Settings, folder: Path) -> Iterator[Services]:
     """All parts of Snug, put together; afterwards replies are stored, the engine has ended, the files are closed."""
     extensions = Extensions(ROOT / "extensions", settings.extensions, kept=folder / "extensions")
-    extensions.start()
     with ExitStack() as parts:
+        parts.enter_context(own_temporary_files(folder / "cache"))
+        extensions.start()
         accounts = Accounts(folder / FILE)
         parts.callback(accounts.close)
         store = Store(folder / "snug.db")
@@ -185,6 +191,32 @@ def services(settings: Settings, folder: Path) -> Iterator[Services]:
             extensions=extensions,
             accounts=accounts,
         )
+
+
+@contextmanager
+def own_temporary_files(cache: Path) -> Iterator[None]:
+    """Gradio's and torch's files in folders of `cache` that no other user can open, in this process and those that it
+    starts; elsewhere, where their variables say so already. Gradio's are emptied first. Raises StoreFailed.
+    """
+    chosen = {name: cache / kept for name, kept in ((GRADIO_FILES, "page"), (COMPILED, "compiled"))}
+    chosen = {name: folder.absolute() for name, folder in chosen.items() if not os.environ.get(name)}
+    if GRADIO_FILES in chosen:
+        shutil.rmtree(chosen[GRADIO_FILES], ignore_errors=True)
+    for folder in chosen.values():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        except OSError as error:
+            raise StoreFailed(
+                f"The user data folder {cache.parent} cannot be written: {error.strerror or error}.",
+                remedy="Choose another folder with --user-data-dir.",
+            ) from error
+    os.environ.update({name: str(folder) for name, folder in chosen.items()})
+    try:
+        yield
+    finally:
+        for name in chosen:
+            os.environ.pop(name, None)
 
 
 class Server(uvicorn.Server):

@@ -118,6 +118,34 @@ def test_a_connection_that_rests_is_kept_for_the_next_request(port: int) -> None
             time.sleep(0.05)  # uvicorn's own patience, 0 s here, is over
 
 
+@pytest.mark.parametrize("wish", [b"h2c", b"websocket", b"foo"])
+def test_a_wish_for_another_protocol_leaves_the_body_a_body(port: int, wish: bytes) -> None:
+    """Not the next request, which behind a proxy is another person's. Java's client sends the first of these."""
+    inner = b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\n" % wish
+    sized, chunked = b"Content-Length: %d\r\n\r\n" % len(inner), b"Transfer-Encoding: chunked\r\n\r\n"
+    whole = b"%x\r\n%b\r\n0\r\n\r\n" % (len(inner), inner)
+    with connected(port) as client:
+        for pieces in ([head + sized + inner], [head[:-9], head[-9:] + sized, inner], [head + chunked, whole]):
+            for piece in pieces:
+                client.sendall(piece)
+                time.sleep(0.02)
+            answer = b""
+            while not answer.endswith(b"\r\n\r\n%d" % len(inner)):
+                piece = client.recv(1000)
+                assert piece, answer
+                answer += piece
+        client.sendall((head + sized + inner) * 2 + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        sizes = [piece.split(b"\r\n\r\n")[1] for piece in until_closed(client).split(b"HTTP/1.1 200 OK")[1:]]
+        assert sizes == [b"%d" % len(inner)] * 2 + [b"0"]
+
+
+def test_no_tunnel_is_made(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\nGET /flood HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert until_closed(client).startswith(b"HTTP/1.1 400 ")
+
+
 def test_headers_that_drip_are_not_waited_for(port: int) -> None:
     with connected(port) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")

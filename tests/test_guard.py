@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules import startup
 from modules.api.app import build_api
+from modules.api.doors import staying
 from modules.api.doors.guard import BodyLimits, KnownHosts, NoHearsay, install_guard, is_loopback, new_access_token
 from modules.api.doors.lock import LOCKED_S, WRONG_TRIES, Lock, Opened
 from modules.api.doors.rights import need_of
@@ -549,6 +550,28 @@ def whole_app(settings: Settings) -> Iterator[FastAPI]:
         app = mount_ui(build_api(services), services)
         install_guard(app, host="127.0.0.1", port=7860, access_token=None)
         yield app
+
+
+async def test_who_came_by_a_secret_is_done_with_once_somebody_has_an_account(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staying, "LOOK_EVERY_S", 0.0)
+    with startup.services(settings, settings.user_data_dir) as services:
+        app = build_api(services)
+        install_guard(
+            app, host="0.0.0.0", port=7860, access_token=TOKEN, guest_token="guests", accounts=services.accounts
+        )
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield b'[{"conversations": [{"from": '
+            assert services.accounts is not None
+            services.accounts.add("Ana", "a password of hers")
+            yield b'"human", "value": "a"}]}]'
+
+        transport, headers = httpx.ASGITransport(app), {"Authorization": "Bearer guests"}
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{HERE}", headers=headers) as client:
+            answer = await client.post("/conversations", content=slowly())
+        assert answer.status_code == 401 and services.store.list("") == []
 
 
 async def test_no_route_of_snug_itself_serves_foreigners(whole_app: FastAPI) -> None:

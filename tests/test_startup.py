@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import gradio.utils
+import pytest
+
 from modules import startup
+from modules.errors import StoreFailed
 from modules.settings_reading import read_settings
 
 
@@ -11,3 +18,30 @@ def test_deepspeed_without_its_launcher_says_how_to_start_it() -> None:
     assert len(alone) == 1 and "deepspeed --num_gpus=N server.py --deepspeed" in alone[0]
     assert startup.hints(read_settings(["--deepspeed"], {}), {"WORLD_SIZE": "1"}) == []
     assert startup.hints(read_settings([], {}), {}) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has a temporary folder for each user")
+def test_what_gradio_and_torch_keep_lies_where_no_other_user_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (startup.GRADIO_FILES, startup.COMPILED):
+        monkeypatch.delenv(name, raising=False)
+    old = tmp_path / "cache" / "page" / "upload.txt"
+    old.parent.mkdir(parents=True)
+    old.parent.chmod(0o777)
+    old.write_text("of the last start", encoding="utf-8")
+    with startup.own_temporary_files(tmp_path / "cache"):
+        page, compiled = Path(gradio.utils.get_upload_folder()), Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        assert page == old.parent and not old.exists() and compiled.parent == page.parent
+        assert [folder.stat().st_mode & 0o777 for folder in (page, compiled)] == [0o700, 0o700]
+    assert startup.GRADIO_FILES not in os.environ and startup.COMPILED not in os.environ
+    monkeypatch.setenv(startup.GRADIO_FILES, "/elsewhere")
+    with startup.own_temporary_files(tmp_path / "cache"):
+        assert os.environ[startup.GRADIO_FILES] == "/elsewhere"
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(startup.GRADIO_FILES, raising=False)
+    (tmp_path / "cache").write_text("a file", encoding="utf-8")
+    with pytest.raises(StoreFailed, match="cannot be written"), startup.own_temporary_files(tmp_path / "cache"):
+        pass

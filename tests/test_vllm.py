@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -25,6 +26,7 @@ from modules.models.starting import load_engine_for
 from modules.sampling import GenerationParams
 from modules.settings import LoadOptions
 from modules.units import GiB
+from tests.fake_server import CARD, fake_server
 from tests.fakes import fake_inventory, fake_plan, fake_spec
 from tests.test_host import until
 
@@ -186,6 +188,19 @@ def test_a_server_is_started_with_a_key_watched_and_ended(tmp_path: Path) -> Non
     assert gone == []
     assert [step.stage for step in steps][:2] == ["Starting vLLM", "Starting vLLM's engine"]
     assert Progress("Loading weights", 0.425) in steps
+
+
+def test_whoever_else_listens_on_its_port_is_asked_nothing(tmp_path: Path) -> None:
+    """Any user of the machine reads the number in vLLM's command line, and listens before vLLM does."""
+    python = stand_in(tmp_path, *LOG)
+    python.write_text(python.read_text().replace("with fake_server(", "time.sleep(0.3)\nwith fake_server("))
+    server = VllmServer(plan_of(), python, ignore)
+    try:
+        another = fake_server(CARD, port=urlsplit(server.url).port or 0)
+        with another, pytest.raises(LoadFailed, match="ended before it answered"):
+            server.wait(lambda: pytest.fail("another's server was asked"), poll_s=0.05)
+    finally:
+        server.close()
 
 
 def test_one_that_dies_while_it_loads_is_told_with_its_last_error(tmp_path: Path) -> None:

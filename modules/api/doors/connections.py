@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from typing import Any, ClassVar
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from modules.units import KiB
@@ -42,6 +44,63 @@ class _TooMuch(Exception):
     """The headers are too large or too many."""
 
 
+class _PlainParser:
+    """httptools' parser, to which a wish for another protocol (Upgrade) says nothing, as servers may have it.
+
+    By itself it takes such a request for whole with its headers, and reads its body as the next request: behind a proxy
+    that keeps connections, somebody's body would have the beginning of somebody else's request. Java's client wishes
+    for HTTP/2 with every first request.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._begin()
+
+    def _begin(self) -> None:
+        self._parser = httptools.HttpRequestParser(self._connection)
+        with suppress(AttributeError):  # as uvicorn has it
+            self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    @property
+    def wished(self) -> bool:
+        """Whether this request has such a wish, and comes once more without it."""
+        return bool(self._parser.should_upgrade())
+
+    def should_upgrade(self) -> bool:
+        """For uvicorn: never."""
+        return False
+
+    def should_keep_alive(self) -> bool:
+        """Whether another request may follow."""
+        return bool(self._parser.should_keep_alive())
+
+    def get_method(self) -> bytes:
+        """As it was sent."""
+        return bytes(self._parser.get_method())
+
+    def get_http_version(self) -> str:
+        """As it was sent, "1.1"."""
+        return str(self._parser.get_http_version())
+
+    def feed_data(self, data: bytes) -> None:
+        """Read on. Raises HttpParserError."""
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as wish:
+                if self.get_method() == b"CONNECT":
+                    raise httptools.HttpParserError("no tunnels") from wish
+                data = self._plain_head() + data[wish.args[0] :]
+                self._begin()
+
+    def _plain_head(self) -> bytes:
+        """The head that was read, without its wish."""
+        kept = [b"%b: %b\r\n" % pair for pair in self._connection.headers if pair[0] != b"upgrade"]
+        line = self.get_method(), self._connection.url, self.get_http_version().encode()
+        return b"%b %b HTTP/%b\r\n" % line + b"".join(kept) + b"\r\n"
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, which ends in time."""
 
@@ -62,6 +121,8 @@ class Connection(HttpToolsProtocol):
         self._body_within = self.body_grace_s
         self._reads_headers = True
         self._answer = b""
+        self._plain = _PlainParser(self)
+        self.parser = self._plain  # type: ignore[assignment]
         self.timeout_keep_alive = self.idle_s  # uvicorn's own 5 s are what httpx waits too
         super().connection_made(transport)
         self._headers_within = self.hurry_s if self._is_crowded else self.headers_s
@@ -135,6 +196,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The body is due."""
+        if self._plain.wished:
+            return
         self._asking_nothing.pop(self, None)
         self._reads_headers = False
         self._header_bytes = self._body_bytes = 0
@@ -150,6 +213,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole: from here the server is at work."""
+        if self._plain.wished:
+            return
         self._settle()
         super().on_message_complete()
 

@@ -55,10 +55,12 @@ class Gate:
     def admits(self, scope: Scope, person: Person, *, cookies: bool, rights: bool = False) -> bool:
         """Whether `person`, who was let in with this request, would be again. No attempt is counted.
 
-        With `rights`: as an administrator, too, who was one.
+        With `rights`: as an administrator, too, who was one. Who has no account, until somebody has one.
         """
-        if self._accounts is None or not person.id:
+        if self._accounts is None:
             return True
+        if not person.id:
+            return not self._accounts.exist()
         keys = header_secrets(scope)
         if keys:
             found = self._accounts.by_key(_text(keys[0]))

@@ -183,9 +183,9 @@ class Doors:
             await self.app(scope, receive, send)
 
     def _while_let_in(self, scope: Scope, receive: Receive, send: Send, *, cookies: bool) -> tuple[Receive, Send]:
-        """How the body comes in and the answer goes out: with an account, only as long as that person may come in."""
+        """How the body comes in and the answer goes out: only as long as who asks may come in."""
         person = scope["state"].get(STATE)
-        if person is None or not person.id or scope["type"] != "http" or scope["path"] == "/logout":
+        if person is None or scope["type"] != "http" or scope["path"] == "/logout":
             return receive, send
         gate = self.gate
         staying = Staying(

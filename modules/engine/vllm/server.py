@@ -51,15 +51,15 @@ class VllmServer:
         """
         check_installed(python)
         self.key = secrets.token_urlsafe(32)
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}/v1"
+        self._port = _free_port()
+        self.url = f"http://127.0.0.1:{self._port}/v1"
         self._name = plan.spec.name
         self._on_progress = on_progress
         self._on_end = on_end
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._closing = False
         self._ready = False
-        command = serve_command(plan, python, port, gpu_total_bytes=gpu_total_bytes)
+        command = serve_command(plan, python, self._port, gpu_total_bytes=gpu_total_bytes)
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(SUPERVISOR.resolve()), *command],
             stdin=subprocess.PIPE,
@@ -74,8 +74,12 @@ class VllmServer:
         threading.Thread(target=self._listen, name="vLLM's log", daemon=True).start()
 
     def wait(self, answers: Callable[[], bool], poll_s: float = 0.5) -> None:
-        """Return once `answers`. Raises SnugError if the server ends before that."""
-        while not answers():
+        """Return once `answers`, which is asked only when the port is vLLM's: until it listens, which takes a while,
+        any user of the machine can read the port's number in its command line, and listen there.
+
+        Raises SnugError if the server ends before that.
+        """
+        while not (self._listens() and answers()):
             try:
                 code = self._process.wait(poll_s)
             except subprocess.TimeoutExpired:
@@ -86,11 +90,30 @@ class VllmServer:
     def rss_bytes(self) -> int:
         """What its processes hold together."""
         total = 0
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self._process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    total += process.memory_info().rss
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
         return total
+
+    def _listens(self) -> bool:
+        """Whether it is one of its processes that listens on the port; also where the system does not say."""
+        for process in self._processes():
+            try:
+                sockets = process.net_connections("tcp")
+            except psutil.AccessDenied:
+                return True
+            except psutil.Error:  # it has ended
+                continue
+            if any(one.status == psutil.CONN_LISTEN and one.laddr.port == self._port for one in sockets):
+                return True
+        return False
+
+    def _processes(self) -> list[psutil.Process]:
+        """vLLM and what it has started, without their supervisor."""
+        try:
+            return psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.Error:
+            return []
 
     def close(self) -> None:
         """End it, and all that it started."""
