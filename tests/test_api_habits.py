@@ -436,3 +436,4 @@ async def test_head_answers_as_get_without_a_body(client: httpx.AsyncClient) -> 
         refused = await client.head(path)
         assert (refused.status_code, refused.headers["allow"]) == (405, "POST"), path
     assert (await client.head("/v1/nothing")).status_code == 404
+    assert error_of(await client.get("/v1"))["code"] == "not_found"
