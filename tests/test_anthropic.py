@@ -11,6 +11,7 @@ import anthropic
 import httpx
 import pytest
 
+from modules.api.anthropic.shapes import MessageShape
 from modules.api.app import Patience
 from modules.settings import Settings
 from tests.api_desk import FOX, MODEL, USER, Desk, all_codes, client, desk, desk_with, served, streaming
@@ -322,3 +323,9 @@ def test_the_engine_is_idle_soon_after_any_departure(settings: Settings, stream:
                 client.leave(how)
                 assert desk.idle_within(5), how
             desk.engine.requests.clear()
+
+
+def test_a_stream_begins_with_what_is_kept_of_its_prompt() -> None:
+    told = MessageShape(MODEL, 9).events(34).begin(32).decode().splitlines()[1]
+    usage = json.loads(told.removeprefix("data: "))["message"]["usage"]
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (2, 32)

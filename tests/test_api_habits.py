@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from typing import Any
@@ -394,3 +395,45 @@ async def test_a_document_of_text_blocks_is_read(client: httpx.AsyncClient, desk
         assert "Ports\n\nA harbour." in told(desk)
     picture = {"type": "image", "source": {"type": "base64", "data": ""}}
     assert (await asked([picture])).status_code == 400
+
+
+@pytest.mark.parametrize("field", ["prefix", "partial"])
+async def test_a_last_message_that_is_a_prefix_is_gone_on_from(
+    client: httpx.AsyncClient, desk: Desk, field: str
+) -> None:
+    begun = [*USER, {"role": "assistant", "content": "The quick", field: True}]
+    assert (await client.post(CHATS, json={"messages": begun, "add_generation_prompt": False})).status_code == 200
+    assert desk.engine.decode(desk.engine.requests[-1].reply_ids) == "The quick"
+    asked = [*begun, *USER]
+    assert (await client.post(CHATS, json={"messages": asked})).status_code == 200
+    assert "The quick<|im_end|>" in told(desk)
+
+
+async def test_a_prompt_without_who_answers_is_refused(client: httpx.AsyncClient) -> None:
+    refused = await client.post(CHATS, json=CHAT | {"add_generation_prompt": False})
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "add_generation_prompt")
+    assert (await client.post(CHATS, json=CHAT | {"add_generation_prompt": True})).status_code == 200
+
+
+@pytest.mark.parametrize("path", [CHATS, MESSAGES, "/v1/internal/token/count"])
+async def test_packed_bodies_are_refused_by_their_packing(client: httpx.AsyncClient, path: str) -> None:
+    body = gzip.compress(json.dumps(CHAT | {"max_tokens": 3, "text": "a"}).encode())
+    packed = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    refused = await client.post(path, content=body, headers=packed)
+    assert refused.status_code == 400
+    assert "Content-Encoding: gzip" in refused.json()["error"]["message"]
+    assert refused.json().get("type") == ("error" if path == MESSAGES else None)
+    called_something = await client.post(CHATS, json=CHAT, headers={"Content-Encoding": "UTF-8"})
+    assert called_something.status_code == 200
+
+
+async def test_head_answers_as_get_without_a_body(client: httpx.AsyncClient) -> None:
+    for path in ("/v1/models", f"/v1/models/{MODEL}", "/v1/internal/model/info", "/health", "/health/ready"):
+        got, head = await client.get(path), await client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        assert head.headers["content-type"] == got.headers["content-type"]
+    for path in (CHATS, MESSAGES, RESPONSES):
+        refused = await client.head(path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, "POST"), path
+    assert (await client.head("/v1/nothing")).status_code == 404
+    assert error_of(await client.get("/v1"))["code"] == "not_found"

@@ -46,6 +46,9 @@ _UNION_TAG = re.compile(r"[A-Z]\w*|[a-z-]+\[.*\]")
 CLIENT_CLOSED_REQUEST = 499
 """The status of a response that nobody is there to read (nginx's number; no standard has one)."""
 
+ALLOWED = "snug.allowed"
+"""Under which name a scope holds the methods of a route that was called by another."""
+
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
@@ -95,6 +98,8 @@ class ErrorResponse(Response):
         """Send it."""
         body = error_body(self.error, dialect_of(scope), request_id_of(scope))
         extra = {name: value for name, value in self.headers.items() if name != "content-length"}
+        if self.status_code == 405 and ALLOWED in scope:
+            extra["Allow"] = scope[ALLOWED]
         await JSONResponse(body, self.status_code, extra)(scope, receive, send)
 
 

@@ -61,6 +61,6 @@ def lost_routes() -> APIRouter:
         raise no_route(request.method, request.scope["path"])
 
     others = (f"/{path}" for _, *paths in _OTHERS for path in paths)
-    for path in (*(f"/{name}" for name in SHARED), "//v1/{rest:path}", *others):
+    for path in (*(f"/{name}" for name in SHARED), "/v1", "//v1/{rest:path}", *others):
         router.add_api_route(path, lost, methods=["GET", "POST"])
     return router

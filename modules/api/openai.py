@@ -19,6 +19,7 @@ from modules.api import sse
 from modules.api.asking import Asker, asker, dialect_of
 from modules.api.doors.places import in_place
 from modules.api.embeddings import embed
+from modules.api.errors import ALLOWED
 from modules.api.image_parts import look_at
 from modules.api.lost import no_route
 from modules.api.model_list import anthropic_model, anthropic_models
@@ -121,7 +122,10 @@ def openai_routes(services: Services, *, keep_alive_s: float, send_timeout_s: fl
 
     @router.api_route("/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     def unknown(request: Request, rest: str) -> Json:
-        if any(route.path == f"/v1/{rest}" for route in iter_route_contexts(request.app.routes)):
+        routes = [route for route in iter_route_contexts(request.app.routes) if route.path == f"/v1/{rest}"]
+        if routes:
+            allowed = sorted({method for route in routes for method in route.methods or ()})
+            request.scope[ALLOWED] = ", ".join(allowed)
             raise MethodNotAllowed(f"/v1/{rest} takes no {request.method}.", remedy="docs/api.md lists every route.")
         raise no_route(request.method, request.scope["path"])
 

@@ -270,6 +270,10 @@ class RequestMessage(BaseModel):
         Field(validate_default=True),
     ] = None
     pictures: SkipJsonSchema[Annotated[tuple[bytes, ...], BeforeValidator(files_of)]] = ()
+    prefix: bool | None = Field(
+        None, description="True, of the last message, the assistant's: the reply goes on from it (DeepSeek, Mistral)."
+    )
+    partial: bool | None = Field(None, description="The same under Moonshot's and Alibaba's name.")
 
     @model_validator(mode="before")
     @classmethod
@@ -431,6 +435,9 @@ class ChatRequest(TextRequest):
         None, description="True: the reply goes on from the last message, which is the assistant's."
     )
     continue_: bool | None = Field(None, description="The same under text-generation-webui's name.")
+    add_generation_prompt: bool | None = Field(
+        None, description="False only together with one of these, which imply it (vLLM's field)."
+    )
     reasoning_effort: Effort | None = Field(
         None, description="How much a thinking model thinks first, where its chat template offers a choice."
     )
@@ -450,7 +457,9 @@ class ChatRequest(TextRequest):
     @property
     def continues(self) -> bool:
         """Whether the reply goes on from the last message."""
-        return bool(self.continue_final_message or self.continue_) and self.messages[-1].role == "assistant"
+        last = self.messages[-1]
+        asked = self.continue_final_message or self.continue_ or last.prefix or last.partial
+        return bool(asked) and last.role == "assistant"
 
     @property
     def offer(self) -> Offer | None:
@@ -465,6 +474,16 @@ class ChatRequest(TextRequest):
     def _alternatives_to_something(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise BadValue("top_logprobs needs logprobs.", remedy="Set logprobs to true.", param="top_logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_to_speak(self) -> Self:
+        if self.add_generation_prompt is False and not self.continues:
+            raise BadValue(
+                "add_generation_prompt: false leaves out who is to answer.",
+                remedy="Leave it out, or go on from the assistant's last message by continue_final_message: true.",
+                param="add_generation_prompt",
+            )
         return self
 
 

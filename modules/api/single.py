@@ -21,7 +21,7 @@ from modules.api.replies import Job, collect, relay, running
 from modules.api.shapes import Json, degraded_json
 from modules.chat.offering import OfferedPrompt
 from modules.chat.reply_reading import Part, ReplyReader
-from modules.engine.base import Degraded, Delta, Event, Finished, TokenLogprob
+from modules.engine.base import Degraded, Delta, Event, Finished, Prefill, Queued, TokenLogprob
 from modules.engine.host.host import EngineHost
 from modules.errors import SnugError
 from modules.sampling import GenerationParams
@@ -40,8 +40,8 @@ class End:
 class Events(Protocol):
     """The events of one stream, in the dialect's framing."""
 
-    def begin(self) -> bytes:
-        """What the stream begins with."""
+    def begin(self, cached_tokens: int) -> bytes:
+        """What the stream begins with; so many tokens of the prompt need not be read again."""
 
     def parts(self, parts: Sequence[Part], logprobs: Sequence[TokenLogprob] = ()) -> bytes:
         """What the client hears of more of the reply, whose tokens had these log-probabilities."""
@@ -134,7 +134,9 @@ async def _stream(prepare: Callable[[], Order], user: Asker, begun: list[Events]
     events = order.told.events(order.job.prompt.held_tokens)
 
     async def handle(_: int, happened: Event) -> None:
-        told = b"" if begun else events.begin()
+        if isinstance(happened, Queued):  # how much of the prompt is kept, which the beginning tells, is not known yet
+            return
+        told = b"" if begun else events.begin(happened.cached if isinstance(happened, Prefill) else 0)
         if not begun:
             begun.append(events)
         if isinstance(happened, Delta):

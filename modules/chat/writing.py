@@ -222,7 +222,7 @@ class Writer:
         match event:
             case Queued(position):
                 self.reply.change(position=position)
-            case Prefill(done, total):
+            case Prefill(done=done, total=total):
                 self.reply.change(position=None, prefill=(done, total))
             case Delta():
                 self._task.watch(event)

@@ -67,7 +67,7 @@ class Column:
             case Queued(position):
                 words = "You are next" if not position else f"Waiting, {position} before you"
                 self.change(stage="reading", progress=Progress(words, 0.0))
-            case Prefill(done, total):
+            case Prefill(done=done, total=total):
                 self.change(stage="reading", progress=Progress("Reading the prompt", done / max(1, total)))
             case Delta():
                 self._add(event)

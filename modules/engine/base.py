@@ -150,10 +150,11 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """`done` of `total` prompt tokens are read."""
+    """`done` of `total` prompt tokens are read, `cached` of them by an earlier request."""
 
     done: int
     total: int
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)

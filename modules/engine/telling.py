@@ -128,7 +128,7 @@ class Telling:
 
     def prefilled(self, done: int, total: int) -> None:
         """`done` of `total` prompt tokens are read."""
-        self._send(Prefill(done, total))
+        self._send(Prefill(done, total, min(self.cached_tokens, self.request.held_tokens)))
 
     def degraded(self, what: str, why: str, extension: str = "") -> None:
         """Tell the user that the engine had to give something up."""

@@ -46,9 +46,10 @@ class MessageShape:
         """The message as a stream."""
         return MessageEvents(self, prompt_tokens)
 
-    def opening(self, prompt_tokens: int) -> Json:
+    def opening(self, prompt_tokens: int, cached_tokens: int) -> Json:
         """The message before it has content."""
-        return self._message([], usage_json(Usage(prompt_tokens, 0, 0))) | {"stop_reason": None, "stop_sequence": None}
+        usage = usage_json(Usage(prompt_tokens, min(cached_tokens, prompt_tokens), 0))
+        return self._message([], usage) | {"stop_reason": None, "stop_sequence": None}
 
     def reason(self, end: End) -> Json:
         """Why the message ended."""
@@ -146,9 +147,9 @@ class MessageEvents:
         self._blocks = _Blocks(shape.shows_thoughts)
         self._open = ""
 
-    def begin(self) -> bytes:
+    def begin(self, cached_tokens: int) -> bytes:
         """What every stream begins with."""
-        opening = self._shape.opening(self._prompt_tokens)
+        opening = self._shape.opening(self._prompt_tokens, cached_tokens)
         return _event("message_start", message=opening) + _event("ping")
 
     def parts(self, parts: Sequence[Part], logprobs: Sequence[TokenLogprob] = ()) -> bytes:  # noqa: ARG002 - not told

@@ -9,12 +9,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from modules.api.doors.lock import header_values
 from modules.api.errors import error_response
 from modules.chat.exporting import MOST_OF_ONE
-from modules.errors import BodyTooLarge
+from modules.errors import BadValue, BodyTooLarge
 from modules.units import KiB, MiB, format_size
 
 UPLOAD_PATHS = ("/gradio_api/upload", "/attachments")
 IMPORT_PATH = "/conversations"
 SMALL_PATHS = ("/login", "/logout", "/account")
+_PACKINGS = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"})
 _LENGTH_DIGITS = 20  # no honest number has more; thousands of noughts are no number to Python
 
 
@@ -37,7 +38,7 @@ class BodyLimits:
 
 
 class BodyGuard:
-    """Refuses bodies that are too large (413): by what they declare, and by what comes."""
+    """Refuses bodies that are packed (400), and too large ones (413): by what they declare, and by what comes."""
 
     def __init__(self, app: ASGIApp, *, limits: BodyLimits) -> None:
         self.app = app
@@ -46,6 +47,13 @@ class BodyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if packed := _packing(scope):
+            refusal = BadValue(
+                f"The body is packed (Content-Encoding: {packed}), and only plain ones are read.",
+                remedy="Let the program send bodies without compression.",
+            )
+            await error_response(refusal)(scope, receive, send)
             return
         limit = self.limits.of(scope["path"])
         too_large = BodyTooLarge(f"The body is larger than {format_size(limit)}.", remedy="Send less.")
@@ -78,3 +86,9 @@ class BodyGuard:
             refused = refused or not started
         if refused:
             await error_response(too_large)(scope, receive, send)
+
+
+def _packing(scope: Scope) -> str:
+    """How the body is packed, by its headers; "" for one that is plain, or is called something that packs nothing."""
+    told = b",".join(header_values(scope, b"content-encoding")).decode("latin-1").lower()
+    return ", ".join(name for part in told.split(",") if (name := part.strip()) in _PACKINGS)

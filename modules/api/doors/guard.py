@@ -25,7 +25,7 @@ from modules.accounts.person import STATE
 from modules.api.doors import door_page
 from modules.api.doors.bodies import BodyGuard, BodyLimits
 from modules.api.doors.gate import Gate, session_cookie
-from modules.api.doors.headers import API_PATHS, POLICY_OF, PlainFace
+from modules.api.doors.headers import API_PATHS, POLICY_OF, HeadsOfAnswers, PlainFace
 from modules.api.doors.lock import Lock, cookie_values, header_values
 from modules.api.doors.places import Places
 from modules.api.doors.rights import check_right, need_of
@@ -79,6 +79,7 @@ def install_guard(
     gate = Gate(lock=lock, accounts=accounts, cookie=session_cookie(port))
     hosts = KnownHosts(host, more=frozenset(name.lower() for name in allowed_hosts))
     # The last one added is the first one asked.
+    app.add_middleware(HeadsOfAnswers)
     app.add_middleware(BodyGuard, limits=limits)
     app.add_middleware(Places)
     app.add_middleware(Doors, hosts=hosts, gate=gate, session=session_cookie(port), origins=frozenset(cors_origins))

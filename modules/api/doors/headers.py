@@ -91,6 +91,23 @@ class PlainFace:
         ]
 
 
+class HeadsOfAnswers:
+    """Innermost: HEAD of one of the API's routes is answered as GET is, without the body; FastAPI's know no HEAD."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD" or not API_PATHS.match(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+
+        async def bodiless(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app({**scope, "method": "GET"}, receive, bodiless)
+
+
 def _headers_allowed(scope: Scope) -> list[str]:
     """What a named origin's page may send: the usual ones, and what it asks for.
 

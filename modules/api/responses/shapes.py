@@ -195,7 +195,7 @@ class ResponseEvents:
         self._number = -1
         self._untold = Untold()
 
-    def begin(self) -> bytes:
+    def begin(self, cached_tokens: int) -> bytes:  # noqa: ARG002 - told at the end
         """What every stream begins with."""
         now = self._shape.at("in_progress")
         return self._event("response.created", response=now) + self._event("response.in_progress", response=now)
