@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import gradio as gr
 import httpx
@@ -134,14 +135,15 @@ def test_a_file_that_a_request_names_is_an_upload_and_nobody_elses(tmp_path: Pat
 
 def test_a_file_of_this_machine_that_an_event_names_is_copied_nowhere(paged: Paged, tmp_path: Path) -> None:
     """Nor for who may ask everything: Gradio looks where a file lies only if it takes the page for launched."""
-    (tmp_path / "secret.txt").write_text("secret")
+    secret = tmp_path / f"{uuid4().hex}.txt"  # Gradio's folder keeps what earlier runs left
+    secret.write_text("secret")
     page = paged.sessions.blocks
     event = next(number for number, one in page.fns.items() if one.inputs and not one.preprocess)
-    file = {"path": str(tmp_path / "secret.txt"), "meta": {"_type": "gradio.FileData"}}
+    file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
     body = {"session_hash": "a", "fn_index": event, "data": [file for _ in page.fns[event].inputs]}
     answer = httpx.post(f"{paged.base}/gradio_api/run/predict", json=body, timeout=30)
-    assert answer.status_code == 500 and "secret.txt" not in answer.text
-    assert not [*Path(get_upload_folder()).glob("*/secret.txt")]
+    assert answer.status_code == 500 and secret.name not in answer.text
+    assert not [*Path(get_upload_folder()).glob(f"*/{secret.name}")]
 
 
 def test_a_request_of_millions_of_parts_never_reaches_gradio() -> None:
