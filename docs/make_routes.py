@@ -116,7 +116,9 @@ def behind_doors(accounts: Accounts, routes: list[tuple[str, str]], ours: set[tu
     async def through(scope: Scope, receive: Receive, send: Send) -> None:
         await Response(status_code=204)(scope, receive, send)
 
-    gradios = OwnSessions(through, session_of=lambda _: None, events=(0,), parts=(0,), admin_events=())
+    gradios = OwnSessions(
+        through, session_of=lambda _: None, files=Path("uploads"), events=(0,), parts=(0,), admin_events=()
+    )
 
     async def house(scope: Scope, receive: Receive, send: Send) -> None:
         mine = (scope["method"], scope["path"]) in ours or scope["path"].startswith("/v1/")

@@ -26,6 +26,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 
+from modules.compiled import compiling_apart
 from modules.engine.base import GenerationRequest, TextPiece
 from modules.engine.host.host import EngineHost
 from modules.errors import SnugError
@@ -98,6 +99,7 @@ def modes_for(inventory: Inventory, *, has_deepspeed: bool, has_libaio: bool) ->
     ]
 
 
+@compiling_apart()
 def run_check(settings: Settings) -> int:
     """Run the whole machine test; returns 0 only if every mode that should work does."""
     console = Console(stderr=settings.json_output)

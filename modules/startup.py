@@ -28,6 +28,7 @@ from modules.chat.scripts_model import ModelForScripts
 from modules.chat.service import ChatService
 from modules.chat.store import Store
 from modules.chat.templates import TemplateWorker
+from modules.compiled import COMPILED
 from modules.downloads.manager import Downloads
 from modules.downloads.offers import hub_of
 from modules.errors import BadFlag, SnugError, StoreFailed
@@ -49,9 +50,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # The process for dry runs holds a few hundred MiB: a pause in looking at plans ends it.
 DRY_RUNS_IDLE_S = 20.0
 DRY_RUNS_WAITING = 4
-GRADIO_FILES, COMPILED = "GRADIO_TEMP_DIR", "TORCHINDUCTOR_CACHE_DIR"
-"""Where Gradio keeps uploads and lets pages read, and where torch keeps programs that it compiled, to run them again.
-Their own choices are folders of /tmp that anybody can name: they belong to the user of the machine who was first."""
+GRADIO_FILES = "GRADIO_TEMP_DIR"
+"""Where Gradio keeps uploads and lets pages read. Its own choice, as torch's for COMPILED, is a folder of /tmp that
+anybody can name: it belongs to the user of the machine who was first."""
 
 
 def bind(settings: Settings) -> socket.socket:

@@ -36,7 +36,7 @@ class UserDataLock:
 def lock_user_data(folder: Path) -> UserDataLock:
     """Make `folder` if needed and hold it. Raises UserDataInUse, or StoreFailed if it cannot be written."""
     remedy = "Choose another folder with --user-data-dir."
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    lock = filelock.FileLock(folder / ".lock", timeout=0, mode=0o600)  # who may read it may hold it
     note = folder / ".lock.pid"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

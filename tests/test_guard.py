@@ -260,6 +260,9 @@ async def test_every_response_carries_the_security_headers(client: httpx.AsyncCl
         if path.startswith("/v1"):
             assert headers["cache-control"] == "no-store"
             assert policy.startswith("default-src 'none'")
+        else:
+            assert headers["cache-control"] == "private, no-cache", "nothing that a cache between people keeps"
+    assert "cache-control" not in (await client.get("/theme.css")).headers
 
 
 async def test_a_crash_shows_nothing_of_the_inside(client: httpx.AsyncClient) -> None:

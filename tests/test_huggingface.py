@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from modules.engine.base import ModelInfo, Progress, TextPiece
 from modules.engine.loading import huggingface
-from modules.engine.loading.huggingface import bytes_to_write, find_eos_ids, load
+from modules.engine.loading.huggingface import bytes_to_write, find_eos_ids, load, make_own_folder
 from modules.errors import (
     BadSafetensors,
     BadTokenizer,
@@ -177,6 +178,30 @@ def test_cache_folders_of_killed_processes_are_removed(copied: Callable[[str], P
     load(spread(folder, "cpu", "disk"), quiet).close()
     assert not stale.exists()
     assert mine.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no owners by number")
+def test_a_cache_folder_that_somebody_else_made_first_is_not_written_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write beside it can make folders for all coming processes, with links to the user's files in them."""
+    folder, theirs = tmp_path / "cache" / f"tiny.snug-{os.getpid()}", tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "probe").write_text("precious")
+
+    def made() -> Path:
+        return make_own_folder(folder.parent, "tiny", param="disk_cache_dir")
+
+    assert made() == made() == folder and folder.stat().st_mode & 0o777 == 0o700
+    with monkeypatch.context() as changed:
+        changed.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+        with pytest.raises(BadValue, match="disk-cache-dir"):
+            made()
+    folder.rmdir()
+    folder.symlink_to(theirs)
+    with pytest.raises(BadValue, match="disk-cache-dir"):
+        made()
+    assert (theirs / "probe").read_text() == "precious"
 
 
 def test_a_cache_folder_that_cannot_be_made_is_refused_before_loading(copied: Callable[[str], Path]) -> None:

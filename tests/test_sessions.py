@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import gradio as gr
+import httpx
 import pytest
+from gradio.utils import get_upload_folder
 
 from modules.accounts.person import Person
-from modules.errors import BadValue
+from modules.errors import BadValue, NotFound
 from modules.services import Services
 from modules.settings import LoadOptions, Settings
 from modules.ui.app import SESSIONS_KEPT
@@ -95,9 +100,55 @@ def test_pages_that_were_opened_and_left_are_forgotten(paged: Paged) -> None:
     assert not set(there) & set(left[:4])
 
 
+def own_sessions(files: Path) -> OwnSessions:
+    """In front of nothing, with one event and one part."""
+    return OwnSessions(
+        lambda *_: None,  # type: ignore[arg-type]
+        session_of=lambda _: None, files=files, events={0}, parts={1}, admin_events=(),
+    )  # fmt: skip
+
+
+def test_a_file_that_a_request_names_is_an_upload_and_nobody_elses(tmp_path: Path) -> None:
+    ana, ben = (Person(id=name, name=name, owner=name, admin=False) for name in ("ana", "ben"))
+    own, kept, url = own_sessions(tmp_path / "page"), tmp_path / "page" / "1" / "a.png", "https://example.com/a.png"
+    own._note(ana, json.dumps([str(kept)]).encode())
+
+    def names(person: Person, path: object) -> bytes:
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        body = {"session_hash": "a", "fn_index": 0, "data": [[{"value": file}]]}
+        return own._check_body(person, "/gradio_api/queue/join", json.dumps(body).encode())
+
+    assert names(ana, str(kept))
+    outside = (
+        tmp_path / "users.db",
+        tmp_path / "page" / ".." / "users.db",
+        tmp_path / "page-2" / "a.png",
+        "a.png",
+        url,
+    )
+    for person, path in ((ben, kept), *((ana, path) for path in outside)):
+        with pytest.raises(NotFound):
+            names(person, str(path))
+    with pytest.raises(NotFound):
+        names(ana, None)
+
+
+def test_a_file_of_this_machine_that_an_event_names_is_copied_nowhere(paged: Paged, tmp_path: Path) -> None:
+    """Nor for who may ask everything: Gradio looks where a file lies only if it takes the page for launched."""
+    secret = tmp_path / f"{uuid4().hex}.txt"  # Gradio's folder keeps what earlier runs left
+    secret.write_text("secret")
+    page = paged.sessions.blocks
+    event = next(number for number, one in page.fns.items() if one.inputs and not one.preprocess)
+    file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    body = {"session_hash": "a", "fn_index": event, "data": [file for _ in page.fns[event].inputs]}
+    answer = httpx.post(f"{paged.base}/gradio_api/run/predict", json=body, timeout=30)
+    assert answer.status_code == 500 and secret.name not in answer.text
+    assert not [*Path(get_upload_folder()).glob(f"*/{secret.name}")]
+
+
 def test_a_request_of_millions_of_parts_never_reaches_gradio() -> None:
     person = Person(id="ben", name="Ben", owner="ben", admin=False)
-    own = OwnSessions(lambda *_: None, session_of=lambda _: None, events={0}, parts={1}, admin_events=())  # type: ignore[arg-type]
+    own = own_sessions(Path("/uploads"))
     body = b'{"session_hash": "a", "fn_index": 0, "data": [%s0]}'
     assert own._check_body(person, "/gradio_api/queue/join", body % (b"[]," * 1000))
     with pytest.raises(BadValue, match="too many parts"):

@@ -175,3 +175,17 @@ def test_every_screenshot_is_made_anew_by_its_script_and_shown_by_some_page() ->
         folder / f"{name}.png" for name in re.findall(r'shoot\(.*"([\w-]+)"\)', (folder / "make.py").read_text("utf-8"))
     }
     assert shown == made == set(folder.glob("*.png"))
+
+
+def test_no_process_of_ours_finds_modules_in_the_folder_that_it_starts_in() -> None:
+    """`python -m` looks there first: whoever may write in that folder (Downloads, /tmp) would be imported."""
+    commands = [
+        (path, node.lineno, [ast.unparse(part) for part in node.elts])
+        for path in sources()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.List | ast.Tuple) and any(ast.unparse(part) == "sys.executable" for part in node.elts)
+    ]
+    assert len(commands) > 8
+    in_snugs_own = {"'modules.engine.process.bandwidth'", "'modules.engine.loading.convert'"}
+    for path, line, parts in commands:
+        assert {"'-P'", "'-I'", *in_snugs_own} & set(parts), f"{path}:{line}"

@@ -52,7 +52,7 @@ class Extractor:
         """`extract`, for files that come one after the other: they share a process, until one of them ends it."""
         with self._place():
             worker = KillableWorker(
-                [sys.executable, "-m", "modules.attachments.worker"], bare_environment(), start_s=_START_S
+                [sys.executable, "-P", "-m", "modules.attachments.worker"], bare_environment(), start_s=_START_S
             )
             self._workers.add(worker)
             try:

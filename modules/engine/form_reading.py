@@ -49,7 +49,7 @@ class FormReader:
 
     def __init__(self, *, read_s: float = READ_S) -> None:
         self._read_s = read_s
-        command = [sys.executable, "-m", "modules.engine.form_worker"]
+        command = [sys.executable, "-P", "-m", "modules.engine.form_worker"]
         self._worker = KillableWorker(command, bare_environment(), start_s=_START_S)
         self._known: OrderedDict[bytes, str] = OrderedDict()
         self._lock = threading.Lock()

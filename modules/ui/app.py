@@ -9,11 +9,13 @@ import html
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio when it is imported
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
@@ -119,6 +121,9 @@ def mount_ui(app: App, services: Services) -> App:
         mcp_server=False,
         pwa=False,
     )
+    # Only of a page that was launched does Gradio check that files which an event names were uploaded; any file of this
+    # machine was copied to where pages may read it, and mounting is no launch to it.
+    page.has_launched = True
     app.add_middleware(PageTexts, catalogue=CATALOGUE)
     return app
 
@@ -128,6 +133,7 @@ def _own_sessions(page: gr.Blocks) -> Middleware:
     return Middleware(
         OwnSessions,
         session_of=_session_of(page),
+        files=Path(get_upload_folder()),
         events=page.fns.keys(),
         parts=page.blocks.keys(),
         admin_events=_admins({number: event.fn for number, event in page.fns.items()}),

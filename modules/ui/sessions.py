@@ -8,10 +8,12 @@ routes only those answer that the page uses.
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -51,16 +53,18 @@ class OwnSessions:
         app: ASGIApp,
         *,
         session_of: Event,
+        files: Path,
         events: Collection[int],
         parts: Collection[int],
         admin_events: Collection[int],
         admin_parts: Collection[int] = (),
     ) -> None:
-        """`events`, `parts`: numbers of Gradio's events, and of components; `admin_…`: those for administrators alone.
-        Gradio stumbles over numbers that are none, and writes a page into the log for each.
+        """`files`: the folder of uploads. `events`, `parts`: numbers of Gradio's events, and of components; `admin_…`:
+        those for administrators alone. Gradio stumbles over numbers that are none, and logs a page for each.
         """
         self.app = app
         self._session_of = session_of
+        self._files = os.path.abspath(files)  # noqa: PTH100 - as Gradio spells paths: links stay
         self._events = events
         self._parts = parts
         self._admin_events = admin_events
@@ -113,6 +117,10 @@ class OwnSessions:
             raise BadValue("The page's request is no object.")
         if holds_more_values(asked, _MOST_VALUES):
             raise BadValue("The page's request has too many parts.")
+        for named in _files_named(asked):
+            if not Path(os.path.abspath(named)).is_relative_to(self._files):  # noqa: PTH100
+                raise NotFound("There is no such page.")
+            self._check_file(person, named)
         if asked.get("session_hash") is not None:
             asked["session_hash"] = _own(person, asked["session_hash"])
         event = asked.get("event_id")
@@ -160,6 +168,20 @@ class OwnSessions:
             self._uploads.move_to_end(kept)
         while len(self._uploads) > _MAX_UPLOADS:
             self._uploads.popitem(last=False)
+
+
+def _files_named(asked: object) -> Iterator[str]:
+    """The paths and addresses that Gradio would take for files, and copy to where pages may read them."""
+    inside = [asked]
+    while inside:
+        value = inside.pop()
+        if isinstance(value, dict):
+            meta = value.get("meta")
+            if isinstance(meta, dict) and meta.get("_type") == "gradio.FileData":
+                yield str(value.get("path"))
+            inside.extend(value.values())
+        elif isinstance(value, list):
+            inside.extend(value)
 
 
 def _plain(path: str) -> str:

@@ -38,6 +38,8 @@ PAGE_POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
+SAME_FOR_ALL = re.compile(r"/((assets|static|svelte)/|(theme\.css|favicon\.ico|manifest\.json|robots\.txt)$)")
+"""What a cache between people may keep; all else is whose it is, and after logging out nobody's."""
 FILE_PATHS = re.compile(r"/gradio_api/file[=/]")
 FILE_POLICY = "default-src 'none'; sandbox; frame-ancestors 'none'"
 """Files that somebody uploaded or an extension made: to be saved or drawn, never to run."""
@@ -119,6 +121,7 @@ def _headers_allowed(scope: Scope) -> list[str]:
 
 
 def _hardened(headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> list[tuple[bytes, bytes]]:
+    headers = list(headers)
     is_api = API_PATHS.match(scope["path"]) is not None
     ours = {
         b"x-content-type-options": b"nosniff",
@@ -130,6 +133,8 @@ def _hardened(headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> list[tupl
     }
     if is_api:
         ours[b"cache-control"] = b"no-store"
+    elif not SAME_FOR_ALL.match(scope["path"]) and not any(name.lower() == b"cache-control" for name, _ in headers):
+        ours[b"cache-control"] = b"private, no-cache"
     if FILE_PATHS.match(scope["path"]):
         ours[b"content-disposition"] = b"attachment"  # what is drawn on the page is drawn all the same
     kept = [

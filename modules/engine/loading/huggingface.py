@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
+import sys
 import time
 import weakref
 from dataclasses import replace
@@ -266,13 +268,14 @@ def _prepare_offload_folder(plan: Plan, kwargs: dict[str, Any]) -> Path | None:
 
 
 def make_own_folder(parent: Path, name: str, *, param: str) -> Path:
-    """A folder of this process in `parent`; those of processes that were killed go.
+    """A folder of this process in `parent`, closed to other users; those of processes that were killed go.
 
-    Raises BadValue for the flag `param` where it cannot be written.
+    Raises BadValue for the flag `param` where it cannot be written, or is somebody else's: its name can be foretold.
     """
     folder = parent / f"{name}{_OURS}{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
+        _make_or_keep(folder)
         (folder / "probe").write_bytes(b"1")
         (folder / "probe").unlink()
     except OSError as error:
@@ -284,6 +287,17 @@ def make_own_folder(parent: Path, name: str, *, param: str) -> Path:
         ) from error
     _remove_stale(parent, folder)
     return folder
+
+
+def _make_or_keep(folder: Path) -> None:
+    """Raises FileExistsError where another user of the machine was first, or where a link lies."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or (sys.platform != "win32" and found.st_uid != os.getuid()):
+            raise
+        folder.chmod(0o700)
 
 
 def bytes_to_write(plan: Plan) -> int:

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 
 import psutil
 
+from modules.compiled import compiling_apart
 from modules.engine.base import Engine, OnProgress, Progress
 from modules.engine.host.child import engine_environment, relay
 from modules.engine.host.verdicts import exit_words
@@ -53,6 +54,7 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
         raise
 
 
+@compiling_apart()
 def follow(settings: Settings) -> int:
     """Be a rank above 0 until the launcher or rank 0's server is gone: one follower process after the other."""
     if settings.local_rank is not None:

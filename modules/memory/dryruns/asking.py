@@ -395,7 +395,7 @@ def _peaks(request: Mapping[str, Any], known: Mapping[str, int]) -> Peaks:
 
 
 def _worker(module: str) -> KillableWorker:
-    command = [sys.executable, "-X", "utf8", "-m", module]
+    command = [sys.executable, "-P", "-X", "utf8", "-m", module]
     return KillableWorker(command, _environment(), start_s=_START_S)
 
 

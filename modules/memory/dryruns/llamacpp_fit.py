@@ -48,7 +48,7 @@ def dry_fit(file: str, run: Mapping[str, Any], stored_bytes: int) -> dict[str, B
     `run` gives context_tokens, prefill_chunk, kv_cache. Raises UnsupportedModel or BadGguf where llama.cpp cannot load
     it. The process ends as soon as the figures are there: after them it would go on to load.
     """
-    command = [sys.executable, "-X", "utf8", "-m", "modules.memory.dryruns.llamacpp_dry", file,
+    command = [sys.executable, "-P", "-X", "utf8", "-m", "modules.memory.dryruns.llamacpp_dry", file,
                str(run["context_tokens"]), str(run["prefill_chunk"]), run["kv_cache"]]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="snug-") as folder, subprocess.Popen(
         [*command, folder], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

@@ -90,7 +90,7 @@ def cache_key(file: Path) -> str:
 
 def _ask(file: Path, timeout_s: float) -> Mapping[str, Any]:
     environment = {**bare_environment(), "TRANSFORMERS_VERBOSITY": "error"}
-    command = [sys.executable, "-m", "modules.memory.model.meta", str(file.resolve())]
+    command = [sys.executable, "-P", "-m", "modules.memory.model.meta", str(file.resolve())]
     root = Path(__file__).parent.parent.parent.parent
     try:
         done = subprocess.run(
