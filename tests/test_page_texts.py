@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from starlette.applications import Starlette
@@ -11,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from modules.accounts.person import STATE, THE_ONE
 from modules.texts.spoken import CATALOGUE
 from modules.ui.page_texts import PageTexts
 
@@ -26,10 +29,22 @@ async def data(_: Request) -> Response:
     return JSONResponse({"lang": '<html lang="en"'})
 
 
+class LetIn:
+    """The door: it lets in somebody whose name for their conversations would end a script."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})[STATE] = replace(THE_ONE, owner="</script>")
+        await self.app(scope, receive, send)
+
+
 @pytest.fixture
 def client() -> TestClient:
     app = Starlette(routes=[Route("/", page), Route("/data", data)])
     app.add_middleware(PageTexts, catalogue=CATALOGUE)
+    app.add_middleware(LetIn)
     return TestClient(app)
 
 
@@ -47,6 +62,11 @@ def test_an_english_page_asks_for_no_words(client: TestClient) -> None:
     assert language_in(answer.text)["chosen"] == ""
     assert answer.headers["vary"] == "Cookie, Accept-Language"
     assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+def test_a_page_knows_whose_it_is(client: TestClient) -> None:
+    found = re.search(r"<script>window\.snugOwner = (.*?);window", client.get("/").text)
+    assert found is not None and found.group(1) == '"\\u003c/script>"'
 
 
 def test_a_german_page_brings_a_script_that_is_kept_for_good(client: TestClient) -> None:

@@ -1,4 +1,4 @@
-"""What makes the page speak: its language in the HTML, and the script with that language's words.
+"""What the page is told as it comes: its language in the HTML, the script with that language's words, whose page it is.
 
 ASGI around the page's app. A page in English gets nothing more than the names of the languages; one in another language
 gets a script that browsers keep for good, as its address changes with its content.
@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from modules.accounts.person import person_in
 from modules.texts.catalogue import Catalogue, Texts
 from modules.texts.negotiating import COOKIE, ENGLISH, choose_language, chosen
 
@@ -54,16 +55,15 @@ class PageTexts:
         asked = asked if asked == ENGLISH or asked in self.catalogue.codes else ""
         code = asked or choose_language(headers, self.catalogue.codes)
         texts = self.catalogue.texts(code)
-        await self.app(
-            scope, receive, _Speaking(send, self._script_tags(texts, asked or self._chosen(headers)), texts, asked)
-        )
+        tags = self._script_tags(texts, asked or self._chosen(headers), person_in(scope).owner)
+        await self.app(scope, receive, _Speaking(send, tags, texts, asked))
 
     def _chosen(self, headers: Headers) -> str:
         """The language of the cookie, if there is one: any server on this host may have set it, to anything."""
         code = chosen(headers)
         return code if code == ENGLISH or code in self.catalogue.codes else ""
 
-    def _script_tags(self, texts: Texts, chosen: str) -> bytes:
+    def _script_tags(self, texts: Texts, chosen: str, owner: str) -> bytes:
         language = texts.language
         told = {
             "code": language.code,
@@ -71,11 +71,15 @@ class PageTexts:
             "chosen": chosen,
             "offered": [{"code": one.code, "name": one.name} for one in self.catalogue.offered],
         }
-        known = json.dumps(told, ensure_ascii=False).replace("<", "\\u003c")  # nothing in it ends the script
-        tags = f"<script>window.snugLanguage = {known};{_GRADIO_TOO if chosen else ''}</script>"
+        words = f"window.snugLanguage = {_script_value(told)};{_GRADIO_TOO if chosen else ''}"
+        tags = f"<script>window.snugOwner = {_script_value(owner)};{words}</script>"
         if language.code != ENGLISH:
             tags += f'<script src="texts/{language.code}.js?v={texts.version}"></script>'
         return tags.encode()
+
+
+def _script_value(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")  # nothing in it ends the script
 
 
 class _Speaking:

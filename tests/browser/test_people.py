@@ -98,6 +98,36 @@ def test_two_people_live_in_one_snug(start: Callable[..., Snug], arrive: Callabl
     expect(ana.get_by_label("Name")).to_be_visible()
 
 
+def test_a_browser_keeps_each_persons_own_for_them_and_nothing_of_who_logs_out(
+    start: Callable[..., Snug], arrive: Callable[..., Page]
+) -> None:
+    snug = start(Script())
+    accounts = snug.services.accounts
+    assert accounts is not None
+    for name, word in WORDS.items():
+        accounts.add(name, word)
+
+    page = arrive(snug)
+    log_in(page, "Ben")
+    page.locator("#snug-input").fill("what Ben has not sent")
+    page.evaluate("snug.setTheme('dark')")
+    page.context.clear_cookies()
+    page.goto(snug.url)
+    log_in(page, "Ana")
+    expect(page.locator("#snug-person")).to_contain_text("Ana")
+    expect(page.locator("#snug-input")).to_have_value("")
+    page.locator("#snug-input").fill("what Ana has not sent")
+    assert page.evaluate("[snug.remember.get('theme'), snug.remember.unsent()]") == ["dark", True]
+    page.locator("#snug-person").click()
+    page.get_by_role("button", name="Log out").click()
+    page.get_by_role("button", name="Log out").last.click()
+    expect(page.get_by_label("Name")).to_be_visible()
+    assert "Ana" not in page.evaluate("JSON.stringify(localStorage)")
+
+    log_in(page, "Ben")
+    expect(page.locator("#snug-input")).to_have_value("what Ben has not sent")
+
+
 def test_no_hostile_text_runs_or_loads_anything_while_it_is_written(
     start: Callable[..., Snug], visit: Callable[..., Page]
 ) -> None:

@@ -77,27 +77,40 @@ window.snug = (() => {
   /* The browser may refuse storage (private windows, some 5 MB in all): then values last as long as the page, which asks
      before it is left while there is text among them. */
   const memory = new Map(), unkept = new Set();
+  /* One browser may be several people's: each has values of their own there, but for how the page looks. */
+  const EVERYBODYS = new Set(["theme", "sidebar"]), OTHERS = "snug.@", owner = window.snugOwner ?? "", mine = owner ? `${OTHERS}${owner}.` : "snug.";
+  const placeOf = (key) => `${EVERYBODYS.has(key) ? "snug." : mine}${key}`;
+  function own() {
+    try { return Object.keys(localStorage).filter((place) => place.startsWith(mine) && (owner || !place.startsWith(OTHERS)) && !EVERYBODYS.has(place.slice(5))); }
+    catch { return []; }
+  }
+  let left = false;
   addEventListener("beforeunload", (event) => { if ([...unkept].some((key) => typeof memory.get(key) === "string")) event.preventDefault(); });
   const remember = {
     get(key, fallback = null) {
       if (unkept.has(key)) return memory.get(key);
-      try { const text = localStorage.getItem(`snug.${key}`); return text === null ? fallback : JSON.parse(text); }
+      try { const text = localStorage.getItem(placeOf(key)); return text === null ? fallback : JSON.parse(text); }
       catch { return memory.has(key) ? memory.get(key) : fallback; }
     },
     set(key, value) {
+      if (left) return;
       memory.set(key, value);
       unkept.delete(key);
       try {
-        if (value === null) localStorage.removeItem(`snug.${key}`);
-        else localStorage.setItem(`snug.${key}`, JSON.stringify(value));
+        if (value === null) localStorage.removeItem(placeOf(key));
+        else localStorage.setItem(placeOf(key), JSON.stringify(value));
       } catch { unkept.add(key); }
     },
     /* Calls `told` with the new value when another tab of the browser changes it. */
     watch(key, told) {
       window.addEventListener("storage", (event) => {
-        if (event.key === `snug.${key}` || event.key === null) told(remember.get(key));
+        if (event.key === placeOf(key) || event.key === null) told(remember.get(key));
       });
     },
+    /* Whether text that was never sent waits in this browser. */
+    unsent: () => own().some((place) => /^(draft\.|files\.|notebook$)/.test(place.slice(mine.length))),
+    /* Takes all that is this person's out of the browser; the page keeps nothing more. */
+    leave() { own().forEach((place) => localStorage.removeItem(place)); memory.clear(); unkept.clear(); left = true; },
   };
 
   let toasts = null;

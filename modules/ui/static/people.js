@@ -1,7 +1,7 @@
 /* Who somebody is: the button at the foot of the sidebar, the dialog behind it, and what is only for administrators. */
 "use strict";
 (() => {
-  const { el, icon, iconButton, call, ask, toast, copy, t, date } = snug;
+  const { el, icon, iconButton, call, ask, toast, copy, remember, t, date } = snug;
   let server = null, me = { name: "", admin: true }, button = null, dialog = null;
   let known = null;
   snug.me = new Promise((resolve) => { known = resolve; });
@@ -61,7 +61,8 @@
   }
   /* By fetch: a form of this page, which names itself to nobody, would look like another site's. */
   async function logOut() {
-    try { await fetch("/logout", { method: "POST", redirect: "manual" }); } finally { location.reload(); }
+    if (remember.unsent() && !await ask(t("Log out?"), t("What you have written and not sent is deleted from this browser."), t("Log out"))) return;
+    try { await fetch("/logout", { method: "POST", redirect: "manual" }); remember.leave(); } finally { location.reload(); }
   }
   function section(title, about, ...children) { return el("section", {}, el("h3", {}, title), about ? el("p", {}, about) : null, ...children); }
   function submit(label, kind = "primary-button") { const made = el(`button.${kind}`, {}, label); made.type = "submit"; return made; }
