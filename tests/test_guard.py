@@ -350,6 +350,7 @@ async def test_without_the_secret_no_route_answers() -> None:
         for method, path in every_route(house.app):
             response = await guest.request(method, path)
             assert response.status_code == 401, (method, path)
+            assert response.headers["www-authenticate"].startswith("Bearer "), (method, path)
 
 
 async def test_the_guests_secret_opens_no_administrators_route(settings: Settings) -> None:

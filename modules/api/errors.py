@@ -92,6 +92,7 @@ class ErrorResponse(Response):
         self.error = error
         headers = {"X-Should-Retry": "false"} if isinstance(error, _IN_VAIN) else {}
         headers |= {} if wait_s is None else {"Retry-After": str(wait_s)}
+        headers |= {"WWW-Authenticate": 'Bearer realm="Snug"'} if error.http_status == 401 else {}  # RFC 9110, 15.5.2
         super().__init__(status_code=error.http_status, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
