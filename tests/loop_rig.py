@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, ModelInfo
 from modules.engine.loops.loaded import LoadedModel
+from modules.forms.tools import CallShape
 from modules.memory.forecasting.budget import Budget, Figure
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.planner import Plan
 from modules.sampling import GenerationParams
-from modules.tools import CallShape
 
 TIMEOUT_S = 120.0
 

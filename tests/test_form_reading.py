@@ -13,8 +13,8 @@ import pytest
 from modules.chat.call_formats import GENERIC
 from modules.engine.form_reading import READ_S, Form, FormReader
 from modules.errors import BadGrammar, GenerationFailed
+from modules.forms.tools import CALLS_AT_ONCE, Offer, Tool
 from modules.killable import KillableWorker
-from modules.tools import CALLS_AT_ONCE, Offer, Tool
 from tests.hostile_forms import GRAMMARS, SCHEMAS, forms
 
 Kind = Literal["llamacpp", "guidance"]

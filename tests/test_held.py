@@ -21,8 +21,8 @@ from modules.engine.loops.held import Forms, Held
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.serial import SerialEngine
 from modules.errors import BadGrammar, BadValue, GenerationFailed, NotAvailableHere
+from modules.forms.tools import CALLS_AT_ONCE, CallPattern, CallShape, Offer, Tool
 from modules.sampling import GenerationParams
-from modules.tools import CALLS_AT_ONCE, CallPattern, CallShape, Offer, Tool
 from tests.loop_rig import Ask, load
 from tests.tiny_models import tiny_model
 

@@ -18,8 +18,8 @@ from modules.chat.call_formats import GENERIC
 from modules.chat.reply_reading import ReplyReader, put_together
 from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, TextPiece
 from modules.errors import BadValue, GenerationFailed
+from modules.forms.tools import CALLS_AT_ONCE, CallPattern, CallShape, Offer, Tool
 from modules.sampling import GenerationParams
-from modules.tools import CALLS_AT_ONCE, CallPattern, CallShape, Offer, Tool
 from tests.llamacpp_rig import TEXT, engine_of, ignore, plan_of
 from tests.loop_rig import TIMEOUT_S, Ask
 from tests.tiny_models import tiny_gguf

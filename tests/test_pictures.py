@@ -17,7 +17,7 @@ from modules.attachments.picture import MAX_PIXELS, read_picture
 from modules.attachments.reading import read
 from modules.characters.pictures import kept_picture
 from modules.errors import BadAttachment
-from modules.jpeg_scans import MOST_SCANS
+from modules.pictures import MOST_SCANS
 from tests.small_files import endless_jpeg
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

@@ -11,7 +11,7 @@ import pytest
 from modules.engine.llamacpp.schema_grammar import checked_grammar_of
 from modules.engine.loops.guidance import gbnf_grammar
 from modules.errors import BadGrammar
-from modules.regex_grammar import MAX_LENGTH, grammar_of_choices, grammar_of_regex
+from modules.forms.regex_grammar import MAX_LENGTH, grammar_of_choices, grammar_of_regex
 
 TEXTS = [
     "", "a", "b", "y", "xy", "ab", "a b", "aab", "red", "blue", "redblue", "re", "12", "123", "1234", "1.a_ abc",

@@ -33,11 +33,11 @@ from modules.errors import (
     ServerRefused,
     SnugError,
 )
+from modules.forms.tools import Offer, Tool
 from modules.memory.planning.elsewhere import plan_elsewhere
 from modules.messages import ChatMessage
 from modules.remote_server import RemoteServer, check_url
 from modules.sampling import GenerationParams, controls
-from modules.tools import Offer, Tool
 from tests.fake_server import CARD, FakeServer, Json, Line, chat_chunk, fake_server, say
 from tests.server_rig import free_port
 

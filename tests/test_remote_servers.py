@@ -21,6 +21,7 @@ from modules.engine.host.host import EngineHost
 from modules.engine.llamacpp.engine import load as load_llamacpp
 from modules.engine.remote.engine import RemoteEngine, connect
 from modules.errors import BadGrammar, ContextLengthExceeded, ServerRefused
+from modules.forms.tools import Offer, Tool
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model.spec import inspect
 from modules.memory.planning.elsewhere import plan_elsewhere
@@ -30,7 +31,6 @@ from modules.models.starting import load_engine_for
 from modules.remote_server import RemoteServer
 from modules.sampling import GenerationParams
 from modules.settings import Settings
-from modules.tools import Offer, Tool
 from tests import peers
 from tests.api_desk import desk_with, served
 from tests.fakes import Script

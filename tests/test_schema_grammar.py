@@ -18,7 +18,7 @@ from modules.engine.llamacpp.gbnf import MAX_REPEATS, check_gbnf
 from modules.engine.llamacpp.schema_grammar import _digits, checked_grammar_of, grammar_of
 from modules.engine.loops import guidance
 from modules.errors import BadValue
-from modules.json_schemas import bounded, without_idle
+from modules.forms.json_schemas import bounded, without_idle
 from modules.sampling import GenerationParams
 
 CHESS = """

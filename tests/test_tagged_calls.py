@@ -23,9 +23,9 @@ from modules.engine.base import Engine, GenerationRequest, TextPiece
 from modules.engine.form_reading import Form, FormReader
 from modules.engine.loops.held import Forms
 from modules.engine.loops.loaded import LoadedModel
+from modules.forms.tagged_arguments import arguments_of, text_states
+from modules.forms.tools import Offer, Tags, Tool
 from modules.sampling import GenerationParams
-from modules.tagged_arguments import arguments_of, text_states
-from modules.tools import Offer, Tags, Tool
 from tests.llamacpp_rig import engine_of, plan_of
 from tests.loop_rig import Ask, load
 from tests.tiny_models import tiny_gguf, tiny_model

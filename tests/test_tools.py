@@ -22,8 +22,8 @@ from modules.chat.reply_reading import Part, ReadReply, ReplyReader, put_togethe
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import ModelInfo, TextPiece
 from modules.errors import ContextLengthExceeded
+from modules.forms.tools import Offer, Tool
 from modules.messages import ChatMessage, ToolCall
-from modules.tools import Offer, Tool
 from tests.fakes import CONTROL_IDS, Script, ScriptedLoad, fake_plan
 from tests.tool_templates import SPECIAL, TOOL_FAMILIES
 

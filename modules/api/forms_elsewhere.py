@@ -8,7 +8,7 @@ from typing import Any
 
 from modules.api.whole import whole
 from modules.errors import BadValue
-from modules.regex_grammar import grammar_of_choices, grammar_of_regex
+from modules.forms.regex_grammar import grammar_of_choices, grammar_of_regex
 
 MAX_FORM_CHOICES = 1000
 _MOST_WRITTEN = 65_536  # what a grammar may have

@@ -13,9 +13,9 @@ from modules.chat.prompts import Prompts, largest_share
 from modules.engine.base import ModelInfo
 from modules.engine.host.host import EngineHost
 from modules.errors import BadValue
+from modules.forms.tools import Offer
 from modules.messages import ChatMessage
 from modules.sampling import GenerationParams
-from modules.tools import Offer
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ from modules.engine.base import (
 )
 from modules.engine.host.host import EngineHost, Generation
 from modules.errors import EngineDied
+from modules.forms.tools import CallShape
 from modules.sampling import GenerationParams
-from modules.tools import CallShape
 
 Handle = Callable[[int, Event], Awaitable[None]]
 

@@ -39,9 +39,9 @@ from modules.api.tool_schemas import (
 from modules.api.whole import whole
 from modules.errors import BadValue
 from modules.few import FIRST_FAULT, FewFields
+from modules.forms.tools import Offer
 from modules.sampling import MAX_STOP_STRINGS, MAX_STOP_TOKENS, GenerationParams, StopString, StopToken
 from modules.settings import LoadOptions, flag_of
-from modules.tools import Offer
 
 MAX_CHOICES = 8
 MAX_REPLIES = 32

@@ -11,9 +11,9 @@ from pydantic_core import PydanticCustomError
 
 from modules.api.whole import whole
 from modules.errors import BadValue
-from modules.json_schemas import MAX_DEPTH, deeper_than
+from modules.forms.json_schemas import MAX_DEPTH, deeper_than
+from modules.forms.tools import Offer, Tool
 from modules.messages import ToolCall
-from modules.tools import Offer, Tool
 
 MAX_TOOLS = 128
 MAX_TOOL_BYTES = 65_536

@@ -7,20 +7,17 @@ loss or see-through. Runs in the process that reads one attached file (worker.py
 from __future__ import annotations
 
 import io
-import warnings
 
 from PIL import Image
 
 from modules.attachments.extracted import Extracted, refuse
-from modules.jpeg_scans import has_too_many_scans
 from modules.messages import PictureType
+from modules.pictures import Unreadable, lies, opened, reading, turn_of
 from modules.units import MiB
-from modules.upright import lies, opened, turn_of
 
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 30_000
 MAX_KEPT_BYTES = 12 * MiB
-_FORMATS = ("PNG", "JPEG", "WEBP")
 _JPEG_QUALITY = 92
 _BACKGROUND = (255, 255, 255)
 _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
@@ -37,21 +34,17 @@ def read_picture(data: bytes, name: str, *, most_side: int) -> Extracted:
 
     Raises BadAttachment for one that is damaged, has too many pixels or a form that no model could see.
     """
-    if has_too_many_scans(data):
-        refuse(f"{name} is a JPEG that is drawn over more often than any real one.", _REMEDY)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = opened(data, _FORMATS)
+        with reading():
+            image = opened(data)
             _check(image, name)
             came, lossy = image.size, image.format == "JPEG"
             image.draft("RGB", (2 * most_side, 2 * most_side))  # a JPEG decodes to a fraction by itself
             image.load()
             turn = turn_of(image)
             drawn = _drawn(image, most_side, turn)
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Image.DecompressionBombError) as error:
-        why = " ".join(str(error).split())[:120].rstrip(".") or type(error).__name__
-        refuse(f"{name} is a damaged picture: {why}.", _REMEDY)
+    except Unreadable as error:
+        refuse(f"{name} is a damaged picture: {error}.", _REMEDY)
     cut = ""
     if lies(turn):
         came = came[::-1]

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
-import warnings
 from typing import NoReturn
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from modules.errors import BadCharacter
-from modules.jpeg_scans import has_too_many_scans
+from modules.pictures import Unreadable, opened, reading, turn_of
 from modules.units import MiB, format_size
-from modules.upright import opened, turn_of
 
 MAX_PICTURE_BYTES = 7 * MiB  # as base64 it must fit into one request
 MAX_PIXELS = 16_000_000
 KEPT_SIDE = 1024
 SHOWN_SIDE = 384
-_FORMATS = ("PNG", "JPEG", "WEBP")
 _INKS = ("#3f6f5f", "#5b6b8c", "#8a6a4f", "#7a5a7a", "#4f7a86", "#85704a")
 
 
@@ -28,19 +24,15 @@ def open_picture(data: bytes, where: str) -> Image.Image:
     """The first frame of a PNG, JPEG or WebP, decoded. Raises BadCharacter for anything else or too much of it."""
     if len(data) > MAX_PICTURE_BYTES:
         _refuse(where, f"is larger than {format_size(MAX_PICTURE_BYTES)}")
-    if has_too_many_scans(data):
-        _refuse(where, "is a JPEG that is drawn over more often than any real one")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = opened(data, _FORMATS)
+        with reading():
+            image = opened(data)
             if image.width * image.height > MAX_PIXELS:
                 _refuse(where, f"has {image.width:,} × {image.height:,} pixels; Snug takes {MAX_PIXELS:,} in all")
             image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except Unreadable as error:
         raise BadCharacter(
-            f"{where} is no picture that Snug can read: {str(error)[:120] or type(error).__name__}.",
-            remedy="Use a PNG, JPEG or WebP file.",
+            f"{where} is no picture that Snug can read: {error}.", remedy="Use a PNG, JPEG or WebP file."
         ) from error
     return image
 

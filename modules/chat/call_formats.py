@@ -16,8 +16,8 @@ from modules.chat.harmony import CONTROL, is_harmony
 from modules.chat.rendering import ChatTemplate
 from modules.chat.thinking import reads
 from modules.errors import BadChatTemplate
+from modules.forms.tools import EMPTY, CallPattern, CallShape, Offer, Tags, Tool
 from modules.messages import ChatMessage, ToolCall
-from modules.tools import EMPTY, CallPattern, CallShape, Offer, Tags, Tool
 
 Style = Literal["json", "tags", "harmony"]
 

@@ -31,8 +31,8 @@ from modules.chat.prompts import (
 from modules.chat.rendering import json_value
 from modules.chat.reply_reading import ReplyReader
 from modules.errors import BadChatTemplate, BadValue
+from modules.forms.tools import CallShape, Offer, Tool
 from modules.messages import ChatMessage, ToolCall
-from modules.tools import CallShape, Offer, Tool
 
 _FORMATS_KEPT = 32
 _SHORT = re.compile(r"[A-Za-z0-9]{9}")

@@ -17,8 +17,8 @@ from modules.chat.call_formats import CallFormat
 from modules.chat.harmony import HarmonySplitter, Piece, held_back
 from modules.chat.json_span import JsonSpan
 from modules.chat.thinking import MARKS
+from modules.forms.tools import Offer, Tool
 from modules.messages import ToolCall
-from modules.tools import Offer, Tool
 
 _NAME = re.compile(r"[\w.\-]{1,128}", re.ASCII)
 _LONGEST_NAME = 256

@@ -13,10 +13,10 @@ from typing import Literal, Protocol
 
 from modules.errors import SnugError
 from modules.extensions.script import EngineScript
+from modules.forms.tools import CallShape
 from modules.memory.planning.planner import Plan
 from modules.messages import ChatMessage, Picture
 from modules.sampling import GenerationParams
-from modules.tools import CallShape
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EXIT_GPU_LOST = 76

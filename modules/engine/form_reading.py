@@ -17,8 +17,8 @@ from typing import Literal
 
 from modules.engine.base import GenerationRequest
 from modules.errors import BadGrammar, BadValue, GenerationFailed
+from modules.forms.tools import CallShape
 from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate, bare_environment
-from modules.tools import CallShape
 
 READ_S = 1.5  # of the 2 that a refusal may take
 _START_S = 30.0

@@ -18,7 +18,7 @@ from modules.engine.llamacpp.gbnf import check_gbnf
 from modules.engine.llamacpp.schema_grammar import checked_grammar_of
 from modules.engine.loops import guidance
 from modules.errors import BadGrammar, SnugError
-from modules.tools import CallShape, shape_from
+from modules.forms.tools import CallShape, shape_from
 from modules.units import MiB
 
 MOST_BYTES = 512 * MiB

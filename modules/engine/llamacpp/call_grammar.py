@@ -10,8 +10,8 @@ from functools import partial
 from modules.engine.llamacpp.gbnf import check_gbnf
 from modules.engine.llamacpp.schema_grammar import grammar_of
 from modules.errors import BadGrammar
-from modules.tagged_arguments import Argument, arguments_of, text_states
-from modules.tools import CALLS_AT_ONCE, CallPattern, CallShape, Tags
+from modules.forms.tagged_arguments import Argument, arguments_of, text_states
+from modules.forms.tools import CALLS_AT_ONCE, CallPattern, CallShape, Tags
 
 # What a string of JSON may hold, without and with what may begin a tag: that can be written as an escape.
 _IN_STRINGS, _NO_TAGS = r'[^"\\\x00', r'[^"\\<\x00'

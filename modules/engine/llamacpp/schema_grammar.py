@@ -16,8 +16,8 @@ from typing import Any
 
 from modules.engine.llamacpp.gbnf import MAX_REPEATS, check_gbnf
 from modules.errors import BadGrammar
-from modules.json_schemas import names_anything
-from modules.regex_grammar import body_in_json
+from modules.forms.json_schemas import names_anything
+from modules.forms.regex_grammar import body_in_json
 from modules.units import KiB
 
 MAX_BYTES = 64 * KiB

@@ -14,9 +14,9 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from modules.engine.llamacpp.gbnf import check_gbnf
 from modules.errors import BadGrammar
-from modules.json_schemas import MAX_DEPTH, bounded, deeper_than, without_idle
-from modules.tagged_arguments import Argument, arguments_of
-from modules.tools import CALLS_AT_ONCE, CallShape, Tags
+from modules.forms.json_schemas import MAX_DEPTH, bounded, deeper_than, without_idle
+from modules.forms.tagged_arguments import Argument, arguments_of
+from modules.forms.tools import CALLS_AT_ONCE, CallShape, Tags
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

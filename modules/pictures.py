@@ -1,19 +1,27 @@
-"""Which way up a picture from a stranger is: the one thing that its EXIF is asked, and all of it that is read.
+"""Pictures from strangers, opened: without what their files can do to Pillow, and which way up they are.
 
-Pillow's own reader copies what every entry of the directory points at, and a thousand entries may point at the same
-megabytes.
+That is the one thing that a picture's EXIF is asked, and all of it that is read: Pillow's own reader copies what every
+entry of the directory points at, and a thousand entries may point at the same megabytes.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from PIL import Image
 
 from modules.units import KiB
 
+MOST_SCANS = 128
+"""How often a JPEG may be drawn over. Progressive files of cameras, sites and programs have about ten scans."""
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_SCAN = b"\xff\xda"
 _MARK, _HIDDEN = b"Exif\0\0", b"hidden"
 _SEVERAL = re.compile(rb"(\xff\xe2..)MPF\0", re.DOTALL)  # a directory too: of other pictures in the same file
 _JPEG = b"\xff\xd8\xff"
@@ -29,14 +37,34 @@ _TURNS = {
 }  # fmt: skip
 
 
-def opened(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """What `Image.open` makes of a file, with its EXIF as bytes nobody has read: of a JPEG's, Pillow reads it at once.
+class Unreadable(Exception):
+    """Why a file is no picture that Snug reads, in words."""
 
-    Raises what `Image.open` raises.
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Where a picture is opened, decoded and drawn anew: what Pillow says of a damaged one becomes Unreadable."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (
+        OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, Image.DecompressionBombError,
+    ) as error:  # fmt: skip
+        raise Unreadable(" ".join(str(error).split())[:120].rstrip(".") or type(error).__name__) from error
+
+
+def opened(data: bytes) -> Image.Image:
+    """What `Image.open` makes of a PNG, JPEG or WebP, not yet decoded.
+
+    Its EXIF is left as bytes nobody has read: of a JPEG's, Pillow reads it at once. Raises Unreadable for a JPEG that
+    would be decoded for minutes or hours, and what `Image.open` raises.
     """
     if not data.startswith(_JPEG):
-        return Image.open(io.BytesIO(data), formats=formats)
-    image = Image.open(io.BytesIO(_SEVERAL.sub(rb"\1none", data.replace(_MARK, _HIDDEN))), formats=formats)
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    if data.count(_SCAN) > MOST_SCANS:  # in the compressed data itself the mark never stands
+        raise Unreadable("it is a JPEG that is drawn over more often than any real one")
+    image = Image.open(io.BytesIO(_SEVERAL.sub(rb"\1none", data.replace(_MARK, _HIDDEN))), formats=_FORMATS)
     _, _, exif = data.partition(_MARK)
     image.info["exif"] = exif[:_MOST_BYTES]
     return image

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from modules.tools import Tags
+from modules.forms.tools import Tags
 
 MOST_OPTIONAL = 64
 """How many arguments that may be left out can be held; the others are."""
