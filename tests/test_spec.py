@@ -381,6 +381,51 @@ def test_other_quantized_checkpoints_are_refused_with_what_they_need(method: str
         inspect(make_model(tmp_path / "m", quantization_config={"quant_method": method, "bits": 4}))
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"configuration_files": ["config.4.0.0.json"]},
+        {"transformers_weights": "other.safetensors.index.json"},
+        {"transformers_weights": "adapter_model.bin"},
+        {"text_config": {"transformers_weights": "other.safetensors"}},
+    ],
+)
+@pytest.mark.parametrize("trust", [False, True])
+def test_no_other_files_are_read_than_those_that_are_checked(
+    named: dict[str, Any], trust: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModel, match=r"names other files.*(configuration_files|transformers_weights)"):
+        inspect(make_model(tmp_path / "m", **named), trust_remote_code=trust)
+
+
+def test_the_usual_weights_may_be_named(tmp_path: Path) -> None:
+    inspect(make_model(tmp_path / "m", transformers_weights="model.safetensors", configuration_files=[]))
+
+
+@pytest.mark.parametrize("key", ["vocab", "vocab_file", "merges", "init_inputs", "bpe_file"])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_tokenizer_takes_no_file_of_the_machine_for_its_vocabulary(key: str, file: str, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("hunter2\n[UNK]\n")
+    (folder / file).write_text(json.dumps({key: [str(secret)] if key == "init_inputs" else str(secret)}))
+    with pytest.raises(BadTokenizer, match=rf"files of its folder alone; '{key}' in {file}"):
+        inspect(folder)
+
+
+def test_what_publishers_machines_wrote_into_a_tokenizers_settings_is_let_be(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    usual = {
+        "name_or_path": "org/name", "tokenizer_file": __file__, "vocab_file": "/root/gone/vocab.txt", "init_inputs": [],
+        "special_tokens_map_file": __file__, "merges_file": None, "model_max_length": 10**30, "sep_token": "/dev/null",
+        "chat_template": "{{ messages }}" * 1000, "spm_file": str(folder / "tokenizer.json"), "padding_side": "right",
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(usual))
+    tokens = {"bos_token": {"content": "<s>"}, "additional_special_tokens": ["<x>"], "image_token": "<image>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
+    inspect(folder)
+
+
 def test_a_missing_tokenizer_is_a_warning(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "m")
     (folder / "tokenizer.json").unlink()

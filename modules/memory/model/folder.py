@@ -15,7 +15,7 @@ from modules.memory.model.formats import StoredTensor, has_weights, read_model_t
 from modules.memory.model.model_config import CheckedConfig, check_config, refuse_code_files, stated_dtype
 from modules.memory.model.model_spec import Describe, ModelSpec, TensorInfo
 from modules.memory.model.naming import check_blocks, is_tied, name_base_tensors, name_tensors
-from modules.memory.model.tokenizers import TOKENIZER_REMEDY, lacks_tokenizer
+from modules.memory.model.tokenizers import TOKENIZER_REMEDY, lacks_tokenizer, refuse_other_vocabularies
 from modules.memory.model.vision import with_processor
 
 
@@ -29,6 +29,7 @@ def inspect_folder(folder: Path, *, trust_remote_code: bool, describe: Describe 
         raise BadConfig(f"{folder.name} has no config.json.", remedy="Fetch the model again, with all its files.")
     if not trust_remote_code:
         refuse_code_files(folder)
+    refuse_other_vocabularies(folder)
     if not has_weights(folder):
         return inspect_config(folder / "config.json", trust_remote_code=trust_remote_code, describe=describe)
     checked = check_config(folder / "config.json", folder.name, trust_remote_code=trust_remote_code)
