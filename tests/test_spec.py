@@ -417,13 +417,42 @@ def test_what_publishers_machines_wrote_into_a_tokenizers_settings_is_let_be(tmp
     folder = make_model(tmp_path / "m")
     usual = {
         "name_or_path": "org/name", "tokenizer_file": __file__, "vocab_file": "/root/gone/vocab.txt", "init_inputs": [],
-        "special_tokens_map_file": __file__, "merges_file": None, "model_max_length": 10**30, "sep_token": "/dev/null",
-        "chat_template": "{{ messages }}" * 1000, "spm_file": str(folder / "tokenizer.json"), "padding_side": "right",
+        "special_tokens_map_file": __file__, "vocab": None, "merges_file": None, "sep_token": "/dev/null",
+        "model_max_length": 10**30, "chat_template": "{{ messages }}" * 1000, "padding_side": "right",
+        "spm_file": str(folder / "tokenizer.json"),
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(usual))
     tokens = {"bos_token": {"content": "<s>"}, "additional_special_tokens": ["<x>"], "image_token": "<image>"}
     (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
     inspect(folder)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "vocab.txt", "additional_chat_templates/a.jinja"])
+def test_a_link_of_a_cloned_repository_to_another_file_is_refused(name: str, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    (tmp_path / "settings.yaml").write_text("secret: hunter2\n")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(tmp_path / "settings.yaml")
+    (folder / "loop").symlink_to("loop")
+    with pytest.raises(BadConfig, match=rf"{Path(name).name} .* is a link to another file"):
+        inspect(folder)
+
+
+def test_links_of_the_hubs_cache_and_to_files_of_the_same_name_are_followed(tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    folder = make_model(tmp_path / "m")
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(blobs / f"{number:040x}")
+        file.symlink_to(f"../blobs/{number:040x}")
+    (tmp_path / "chat_template.jinja").write_text("x")
+    (folder / "chat_template.jinja").symlink_to("../chat_template.jinja")
+    (tmp_path / "big.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "big.safetensors")
+    (tmp_path / "linked").symlink_to(folder)
+    inspect(folder)
+    inspect(tmp_path / "linked")
 
 
 def test_a_missing_tokenizer_is_a_warning(tmp_path: Path) -> None:

@@ -48,8 +48,6 @@ def _leads_out(folder: Path, key: str, value: object) -> bool:
         return bool(value)
     if not isinstance(value, str) or key.endswith("_token") or key in _TAKEN_FROM_FOLDER:
         return False
-    if key in ("vocab", "merges"):
-        return True
     try:
         found = Path(value).stat()
     except (OSError, ValueError):  # no such file, or no name of one
