@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ MAX_CONFIG_BYTES = 10 * MiB
 _MAX_CONTAINERS = 50_000
 _MAX_DEPTH = 32
 _USUAL_WEIGHTS = (None, "", "model.safetensors", "model.safetensors.index.json")
+_PROCESSOR_KEYS = ("image_processor_type", "feature_extractor_type")
+_PROCESSOR = re.compile(r"(?!Auto)\w+(ImageProcessor|FeatureExtractor)(Fast|Pil)?")
 _CODE_KEYS = ("auto_map", "_attn_implementation_internal", "_experts_implementation_internal", "custom_pipelines")
 
 
@@ -80,6 +83,17 @@ def refuse_other_files(config: Mapping[str, Any], name: str) -> None:
             raise UnsupportedModel(
                 f"{name} names other files in place of its usual ones ({key} in config.json); Snug reads none such.",
                 remedy="Choose another copy of the model, or take that entry out of config.json.",
+            )
+
+
+def refuse_other_processors(config: Mapping[str, Any], name: str) -> None:
+    """Raise UnsupportedModel where what reads pictures is named like no class that does: transformers would load
+    whatever of its own has that name, a model too."""
+    for key, value in _walk(config):
+        if key in _PROCESSOR_KEYS and value and not _PROCESSOR.fullmatch(str(value)):
+            raise UnsupportedModel(
+                f"{name} would have pictures read by {str(value)[:80]!r} ({key}), which reads none.",
+                remedy="Fetch the model again, or another copy of it.",
             )
 
 
