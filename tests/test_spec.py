@@ -413,16 +413,29 @@ def test_a_tokenizer_takes_no_file_of_the_machine_for_its_vocabulary(key: str, f
         inspect(folder)
 
 
+@pytest.mark.parametrize("value", [5, {"/dev/null": 1}, "/dev/null", ["\0", []], True])
+def test_a_tokenizer_gets_no_arguments_without_names(value: object, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"vocab": "\0", "merges": [5], "init_inputs": value}))
+    with pytest.raises(BadTokenizer, match="'init_inputs'"):
+        inspect(folder)
+
+
 def test_what_publishers_machines_wrote_into_a_tokenizers_settings_is_let_be(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "m")
-    usual = {
+    usual: dict[str, Any] = {
         "name_or_path": "org/name", "tokenizer_file": __file__, "vocab_file": "/root/gone/vocab.txt", "init_inputs": [],
         "special_tokens_map_file": __file__, "vocab": None, "merges_file": None, "sep_token": "/dev/null",
         "model_max_length": 10**30, "chat_template": "{{ messages }}" * 1000, "padding_side": "right",
         "spm_file": str(folder / "tokenizer.json"),
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(usual))
-    tokens = {"bos_token": {"content": "<s>"}, "additional_special_tokens": ["<x>"], "image_token": "<image>"}
+    tokens = {
+        "bos_token": {"content": "<s>"},
+        "additional_special_tokens": ["<x>"],
+        "pad_token_id": 0,
+        "vocab_file": "v",
+    }
     (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
     inspect(folder)
 

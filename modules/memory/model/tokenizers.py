@@ -18,7 +18,7 @@ _FILES = frozenset({
 # Their tokens are the bytes or characters of the text: there is nothing to store.
 _WITHOUT_FILES = frozenset({"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"})
 
-# Where a tokenizer's settings name these, transformers takes the files of the folder. What publishers' machines wrote.
+# Where tokenizer_config.json names these, transformers takes the folder's. Publishers' machines leave them there.
 _TAKEN_FROM_FOLDER = frozenset({
     "tokenizer_file", "special_tokens_map_file", "added_tokens_file", "tokenizer_config_file", "name_or_path",
 })  # fmt: skip
@@ -30,23 +30,17 @@ def refuse_other_vocabularies(folder: Path) -> None:
     transformers hands all settings to the tokenizer's class: its vocabulary could be any file with lines, which who
     chats can have decoded. Raises BadConfig for files that cannot be read.
     """
-    settings = folder / "tokenizer_config.json"
-    if settings.exists():
-        read = read_json(settings)
-        for key, value in read.items():
-            if _leads_out(folder, key, value):
-                raise _bad_tokenizer(folder, settings, key)
-    tokens = folder / "special_tokens_map.json"
-    if tokens.exists():
-        for key in read_json(tokens):  # what else stands here comes after every check of the library's own
-            if not key.endswith(("_token", "_tokens")):
-                raise _bad_tokenizer(folder, tokens, key)
+    for name, passed_over in (("tokenizer_config.json", _TAKEN_FROM_FOLDER), ("special_tokens_map.json", frozenset())):
+        settings = read_json(folder / name) if (folder / name).exists() else {}
+        for key, value in settings.items():
+            nameless = key == "init_inputs" and bool(value)  # arguments in the class's order; nobody writes any
+            token = key.endswith(("_token", "_tokens"))
+            if nameless or (not token and key not in passed_over and _leads_out(folder, value)):
+                raise _bad_tokenizer(folder, name, key)
 
 
-def _leads_out(folder: Path, key: str, value: object) -> bool:
-    if key == "init_inputs":
-        return bool(value)
-    if not isinstance(value, str) or key.endswith("_token") or key in _TAKEN_FROM_FOLDER:
+def _leads_out(folder: Path, value: object) -> bool:
+    if not isinstance(value, str):
         return False
     try:
         found = Path(value).stat()
@@ -55,9 +49,9 @@ def _leads_out(folder: Path, key: str, value: object) -> bool:
     return not stat.S_ISDIR(found.st_mode) and folder.resolve() not in Path(value).resolve().parents
 
 
-def _bad_tokenizer(folder: Path, file: Path, key: str) -> BadTokenizer:
+def _bad_tokenizer(folder: Path, name: str, key: str) -> BadTokenizer:
     return BadTokenizer(
-        f"The tokenizer of {folder.name} may be made of files of its folder alone; {key[:40]!r} in {file.name} "
+        f"The tokenizer of {folder.name} may be made of files of its folder alone; {key[:40]!r} in {name} "
         "would let it take others.",
         remedy="Fetch the model again, or another copy of it.",
     )
