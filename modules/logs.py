@@ -26,13 +26,14 @@ FIELDS = "snug_fields"
 REQUEST = "snug_request"
 """Under which name it carries the number of its request."""
 _MOST_FRAMES = 12
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PARTING = re.compile("timeout graceful shutdown exceeded")
 
 
 def configure_logging(form: LogFormat, *, verbose: bool) -> None:
     """Set up this process's log, once, at its start. In JSON every answered request is told, else with `verbose`."""
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    text = TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else text)
     handler.addFilter(is_no_parting)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
@@ -44,6 +45,14 @@ def is_no_parting(record: logging.LogRecord) -> bool:
     """False for what uvicorn tells of connections that were open as the server ended: a page is always waiting."""
     parting = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not parting and not _PARTING.search(record.getMessage())
+
+
+class TextLines(logging.Formatter):
+    """A record as text for a terminal, which gets no orders from what it holds: a model's files, an error of theirs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text; control characters but tabs and line breaks are written out."""
+        return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", super().format(record))
 
 
 class JsonLines(logging.Formatter):

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.errors import BadSafetensors, ModelNotFound, PickleRefused, SnugError
+from modules.errors import BadSafetensors, ModelNotFound, PickleRefused, SnugError, UnsupportedModel
 from modules.memory.model.formats import (
     MAX_HEADER_BYTES,
     MAX_TENSORS,
@@ -235,6 +235,20 @@ def test_a_bad_index_is_refused(weight_map: object, error: type[SnugError], why:
         (tmp_path / f"{name}.safetensors").write_bytes(safetensors(ONE))
     write_index(tmp_path, weight_map)
     with pytest.raises(error, match=why):
+        read_model_tensors(tmp_path)
+
+
+def test_of_a_whole_file_and_an_index_the_file_is_read_as_transformers_does(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(safetensors(ONE))
+    write_index(tmp_path, {"x": "other.safetensors"})
+    assert model_files(tmp_path) == (tmp_path / "model.safetensors",)
+    assert read_model_tensors(tmp_path) == read_safetensors(tmp_path / "model.safetensors")
+
+
+def test_shares_of_a_training_are_refused_for_they_would_be_read_unchecked(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "shard-00000-model-00001-of-00001.safetensors"):
+        (tmp_path / name).write_bytes(safetensors(ONE))
+    with pytest.raises(UnsupportedModel, match="shares of a training"):
         read_model_tensors(tmp_path)
 
 

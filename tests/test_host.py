@@ -691,6 +691,7 @@ class SpawnsHelper:
 def test_the_engine_process_has_no_network_and_one_thread_a_core() -> None:
     environment = engine_environment({"PATH": "/bin", "HF_HUB_OFFLINE": "0"})
     assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
+    assert environment["TIKTOKEN_CACHE_DIR"] == "", "else tokenizers come from /tmp, whoever put them there"
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert int(environment["OMP_NUM_THREADS"]) >= 1
     assert engine_environment({"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"

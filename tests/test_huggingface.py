@@ -267,6 +267,17 @@ def test_a_tokenizer_that_is_missing_or_broken_is_named(damage: str, copied: Cal
 
 
 @pytest.mark.parametrize("place", ["config.json", "tokenizer_config.json"])
+def test_a_tokenizer_class_that_is_a_models_is_refused_before_it_loads_one(
+    place: str, copied: Callable[[str], Path]
+) -> None:
+    folder = copied("llama")
+    file = folder / place
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "AutoModelForCausalLM"}))
+    with pytest.raises(BadTokenizer, match="names a tokenizer that is none: 'AutoModelForCausalLM'"):
+        load(plan_of(folder), quiet)
+
+
+@pytest.mark.parametrize("place", ["config.json", "tokenizer_config.json"])
 def test_code_that_a_model_brings_is_never_run(place: str, copied: Callable[[str], Path]) -> None:
     folder = copied("llama")
     plan = plan_of(folder)  # planned before the code came: only the loader stands in its way

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import queue
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +19,12 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from modules.engine.base import Delta, Event, Finished, GenerationRequest, TextPiece
+from modules.engine.loading.eyes import load_processor
 from modules.engine.loading.huggingface import load
 from modules.engine.loops.rows import CausalRow
 from modules.engine.loops.serial import SerialEngine
 from modules.engine.loops.sight import Eyes
-from modules.errors import BadValue, NotAvailableHere
+from modules.errors import BadValue, NotAvailableHere, UnsupportedModel
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model import meta
 from modules.memory.model.spec import inspect
@@ -220,6 +223,15 @@ def test_rows_that_wait_for_their_next_turn_hold_no_pictures(engine: SerialEngin
     rows: list[CausalRow] = engine._shelf._rows
     assert rows
     assert all(getattr(row, "seen", None) is None for row in rows)
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json", "config.json"])
+@pytest.mark.parametrize("name", ["AutoModelForImageTextToText", "BertTokenizer", "AutoImageProcessor"])
+def test_pictures_are_read_by_no_class_that_is_a_models(file: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(json.dumps({"image_processor": {"image_processor_type": name}}))
+    plan: Any = SimpleNamespace(spec=SimpleNamespace(model_type="llava", source="safetensors", path=tmp_path, name="m"))
+    with pytest.raises(UnsupportedModel, match=f"pictures read by '{name}'"):
+        load_processor(plan, None)
 
 
 def _image_id(engine: SerialEngine) -> int:

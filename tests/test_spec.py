@@ -381,6 +381,93 @@ def test_other_quantized_checkpoints_are_refused_with_what_they_need(method: str
         inspect(make_model(tmp_path / "m", quantization_config={"quant_method": method, "bits": 4}))
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"configuration_files": ["config.4.0.0.json"]},
+        {"transformers_weights": "other.safetensors.index.json"},
+        {"transformers_weights": "adapter_model.bin"},
+        {"text_config": {"transformers_weights": "other.safetensors"}},
+    ],
+)
+@pytest.mark.parametrize("trust", [False, True])
+def test_no_other_files_are_read_than_those_that_are_checked(
+    named: dict[str, Any], trust: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModel, match=r"names other files.*(configuration_files|transformers_weights)"):
+        inspect(make_model(tmp_path / "m", **named), trust_remote_code=trust)
+
+
+def test_the_usual_weights_may_be_named(tmp_path: Path) -> None:
+    inspect(make_model(tmp_path / "m", transformers_weights="model.safetensors", configuration_files=[]))
+
+
+@pytest.mark.parametrize("key", ["vocab", "vocab_file", "merges", "init_inputs", "bpe_file"])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_tokenizer_takes_no_file_of_the_machine_for_its_vocabulary(key: str, file: str, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("hunter2\n[UNK]\n")
+    (folder / file).write_text(json.dumps({key: [str(secret)] if key == "init_inputs" else str(secret)}))
+    with pytest.raises(BadTokenizer, match=rf"files of its folder alone; '{key}' in {file}"):
+        inspect(folder)
+
+
+@pytest.mark.parametrize("value", [5, {"/dev/null": 1}, "/dev/null", ["\0", []], True])
+def test_a_tokenizer_gets_no_arguments_without_names(value: object, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"vocab": "\0", "merges": [5], "init_inputs": value}))
+    with pytest.raises(BadTokenizer, match="'init_inputs'"):
+        inspect(folder)
+
+
+def test_what_publishers_machines_wrote_into_a_tokenizers_settings_is_let_be(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    usual: dict[str, Any] = {
+        "name_or_path": "org/name", "tokenizer_file": __file__, "vocab_file": "/root/gone/vocab.txt", "init_inputs": [],
+        "special_tokens_map_file": __file__, "vocab": None, "merges_file": None, "sep_token": "/dev/null",
+        "model_max_length": 10**30, "chat_template": "{{ messages }}" * 1000, "padding_side": "right",
+        "spm_file": str(folder / "tokenizer.json"),
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(usual))
+    tokens = {
+        "bos_token": {"content": "<s>"},
+        "additional_special_tokens": ["<x>"],
+        "pad_token_id": 0,
+        "vocab_file": "v",
+    }
+    (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
+    inspect(folder)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "vocab.txt", "additional_chat_templates/a.jinja"])
+def test_a_link_of_a_cloned_repository_to_another_file_is_refused(name: str, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    (tmp_path / "settings.yaml").write_text("secret: hunter2\n")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(tmp_path / "settings.yaml")
+    (folder / "loop").symlink_to("loop")
+    with pytest.raises(BadConfig, match=rf"{Path(name).name} .* is a link to another file"):
+        inspect(folder)
+
+
+def test_links_of_the_hubs_cache_and_to_files_of_the_same_name_are_followed(tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    folder = make_model(tmp_path / "m")
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(blobs / f"{number:040x}")
+        file.symlink_to(f"../blobs/{number:040x}")
+    (tmp_path / "chat_template.jinja").write_text("x")
+    (folder / "chat_template.jinja").symlink_to("../chat_template.jinja")
+    (tmp_path / "big.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "big.safetensors")
+    (tmp_path / "linked").symlink_to(folder)
+    inspect(folder)
+    inspect(tmp_path / "linked")
+
+
 def test_a_missing_tokenizer_is_a_warning(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "m")
     (folder / "tokenizer.json").unlink()

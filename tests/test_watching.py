@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from modules.errors import GenerationFailed
-from modules.logs import ACCESS_LOG, JsonLines, is_no_parting
+from modules.logs import ACCESS_LOG, JsonLines, TextLines, is_no_parting
 from modules.settings import Settings
 from tests.api_desk import CHAT, FOX, MODEL, USER, Desk, client, desk, desk_with
 from tests.fakes import Script
@@ -150,6 +150,13 @@ async def test_the_log_tells_of_requests_and_never_what_they_said(
     assert 0 <= lines[0]["first_byte_s"] <= lines[0]["seconds"]
     assert SECRET not in text
     assert FOX not in text
+
+
+def test_what_a_log_holds_gives_a_terminal_no_orders() -> None:
+    told = "bad token '\x1b]0;title\x07\x9b2J'\r\tof\nm\u00fcde"
+    record = logging.LogRecord("snug", logging.WARNING, "", 1, "%s", (told,), None)
+    expected = "bad token '\\x1b]0;title\\x07\\x9b2J'\\x0d\tof\nm\u00fcde"
+    assert TextLines("%(message)s").format(record) == expected
 
 
 def test_a_line_of_the_log_holds_neither_folders_nor_what_an_exception_says() -> None:

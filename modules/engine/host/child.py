@@ -173,6 +173,7 @@ def engine_environment(base: Mapping[str, str]) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TIKTOKEN_CACHE_DIR": "",  # none: it would be /tmp/data-gym-cache, whoever made that, and never be read anew
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path),

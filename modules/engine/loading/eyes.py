@@ -17,6 +17,7 @@ from transformers import (
 
 from modules.engine.loading.loading_errors import named_processor_failures
 from modules.engine.loading.pretrained import source_folder
+from modules.memory.model.config import read_json, refuse_other_processors
 from modules.memory.planning.planner import Plan
 
 
@@ -46,12 +47,19 @@ PROCESSORS: dict[str, Any] = {
     "qwen2_vl": _Qwen2VL,
     "qwen2_5_vl": _Qwen25VL,
 }
+_NAMES_CLASSES = ("preprocessor_config.json", "processor_config.json", "config.json")
 
 
 def load_processor(plan: Plan, tokenizer: Any) -> Any:
-    """The processor of the model of `plan`, around its `tokenizer`. Raises BadConfig naming what is missing."""
+    """The processor of the model of `plan`, around its `tokenizer`.
+
+    Raises BadConfig naming what is missing, UnsupportedModel for a class that is no processor's.
+    """
     kind = PROCESSORS[plan.spec.model_type]
     folder = str(source_folder(plan))
+    for file in (source_folder(plan) / name for name in _NAMES_CLASSES):
+        if file.exists():
+            refuse_other_processors(read_json(file), plan.spec.name)
     with named_processor_failures(plan):
         images = AutoImageProcessor.from_pretrained(
             folder, backend="pil", local_files_only=True, trust_remote_code=False

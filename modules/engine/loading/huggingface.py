@@ -20,7 +20,9 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+from transformers.utils.import_utils import DummyObject
 
 from modules.engine.base import Engine, ModelInfo, OnProgress, Progress
 from modules.engine.control_tokens import CHAT_END_TOKENS
@@ -38,7 +40,9 @@ from modules.engine.process.footprint import module_devices, peak_bytes, reset_p
 from modules.engine.process.mappings import MappedFiles
 from modules.errors import BadSafetensors, BadTokenizer, BadValue, DiskFull, ModelNotFound
 from modules.heap import LARGE_STEP_TOKENS, give_back
+from modules.memory.model.config import read_json
 from modules.memory.model.meta import drop_pooler
+from modules.memory.model.tokenizers import refuse_other_vocabularies
 from modules.memory.planning.placement import make_groups
 from modules.memory.planning.planner import Plan
 from modules.units import MiB, format_size
@@ -109,6 +113,9 @@ def _load_draft_model(on_progress: OnProgress, started: float, plan: Plan, token
 def load_tokenizer(plan: Plan) -> Any:
     """The tokenizer beside the weights, or inside the GGUF file. Raises BadTokenizer where there is none."""
     gguf = {"gguf_file": plan.spec.path.name} if plan.spec.source == "gguf" else {}
+    refuse_other_vocabularies(source_folder(plan))
+    if not plan.trust_remote_code:
+        _refuse_other_classes(source_folder(plan))
     with named_tokenizer_failures(plan):
         tokenizer: Any = AutoTokenizer.from_pretrained(
             str(source_folder(plan)), trust_remote_code=plan.trust_remote_code, local_files_only=True, **gguf
@@ -120,6 +127,20 @@ def load_tokenizer(plan: Plan) -> Any:
             remedy="Fetch the model again, with all its files.",
         )
     return tokenizer
+
+
+def _refuse_other_classes(folder: Path) -> None:
+    """Raise BadTokenizer where a class is named that is no tokenizer's: transformers would load whatever of its own it
+    finds under that name, a model too, and not as it was planned."""
+    for file in (folder / "tokenizer_config.json", folder / "config.json"):
+        name = read_json(file).get("tokenizer_class") if file.exists() else None
+        found = tokenizer_class_from_name(name) if isinstance(name, str) else None
+        lacking = isinstance(found, DummyObject)  # stands for a class that lacks its package, and says so
+        if isinstance(found, type) and not lacking and not issubclass(found, PreTrainedTokenizerBase):
+            raise BadTokenizer(
+                f"{folder.name} names a tokenizer that is none: {str(name)[:80]!r} in {file.name}.",
+                remedy="Fetch the model again, or another copy of it.",
+            )
 
 
 def _load_model(plan: Plan, on_progress: OnProgress) -> Any:

@@ -65,6 +65,7 @@ def serve_environment(plan: Plan, key: str, base: Mapping[str, str]) -> dict[str
         "VLLM_API_KEY": key,
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        "TIKTOKEN_CACHE_DIR": "",
         "PYTHONUNBUFFERED": "1",
     }
     gpu = _gpu_of(plan)

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modules.errors import BadConfig, ModelNotFound, RemoteCodeDisabled
+from modules.errors import BadConfig, ModelNotFound, RemoteCodeDisabled, UnsupportedModel
 from modules.memory.model.formats import open_regular
 from modules.units import MiB, format_size
 
 MAX_CONFIG_BYTES = 10 * MiB
 _MAX_CONTAINERS = 50_000
 _MAX_DEPTH = 32
+_USUAL_WEIGHTS = (None, "", "model.safetensors", "model.safetensors.index.json")
+_PROCESSOR_KEYS = ("image_processor_type", "feature_extractor_type")
+_PROCESSOR = re.compile(r"(?!Auto)\w+(ImageProcessor|FeatureExtractor)(Fast|Pil)?")
 _CODE_KEYS = ("auto_map", "_attn_implementation_internal", "_experts_implementation_internal", "custom_pipelines")
 
 
@@ -65,6 +69,31 @@ def refuse_remote_code(config: Mapping[str, Any], name: str) -> None:
             raise RemoteCodeDisabled(
                 f"{name} wants to run code of its own ({key} in config.json), which is off.",
                 remedy="If you trust its publisher, start Snug with --trust-remote-code.",
+            )
+
+
+def refuse_other_files(config: Mapping[str, Any], name: str) -> None:
+    """Raise UnsupportedModel if transformers would take another config, or other weights, than those checked here.
+
+    "configuration_files" names a config for each version of transformers. "transformers_weights" names the weights, or
+    an index of them, whose entries may be pickles anywhere on the machine.
+    """
+    for key, value in _walk(config):
+        if (key == "configuration_files" and value) or (key == "transformers_weights" and value not in _USUAL_WEIGHTS):
+            raise UnsupportedModel(
+                f"{name} names other files in place of its usual ones ({key} in config.json); Snug reads none such.",
+                remedy="Choose another copy of the model, or take that entry out of config.json.",
+            )
+
+
+def refuse_other_processors(config: Mapping[str, Any], name: str) -> None:
+    """Raise UnsupportedModel where what reads pictures is named like no class that does: transformers would load
+    whatever of its own has that name, a model too."""
+    for key, value in _walk(config):
+        if key in _PROCESSOR_KEYS and value and not _PROCESSOR.fullmatch(str(value)):
+            raise UnsupportedModel(
+                f"{name} would have pictures read by {str(value)[:80]!r} ({key}), which reads none.",
+                remedy="Fetch the model again, or another copy of it.",
             )
 
 

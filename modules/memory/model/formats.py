@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
-from modules.errors import BadSafetensors, ModelNotFound, PickleRefused, SnugError
+from modules.errors import BadSafetensors, ModelNotFound, PickleRefused, SnugError, UnsupportedModel
 from modules.files import check_name
 from modules.units import MiB, format_size
 
@@ -27,6 +27,8 @@ MAX_INDEX_BYTES = 32 * MiB
 _MAX_ENTRY_CHARS = 1024
 _MAX_METADATA_CHARS = 256 * 1024
 _MAX_DIMENSIONS = 8
+_INDEX = "model.safetensors.index.json"
+_SHARE = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _SPACE = re.compile(r"[ \n\r\t]*")
 
 # Bits per element, as in safetensors 0.8 (src/tensor.rs, Dtype::bitsize).
@@ -207,16 +209,23 @@ def _bad(path: Path, problem: str) -> BadSafetensors:
 
 
 def model_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a model folder: those of its index, else model.safetensors, else all that are there.
+    """The safetensors files of a model folder, as transformers chooses them: model.safetensors, else those of its
+    index, else all that are there.
 
-    Raises BadSafetensors for a bad index or a missing shard, PickleRefused where only pickles are, else ModelNotFound.
+    Raises BadSafetensors for a bad index or a missing shard, PickleRefused where only pickles are, UnsupportedModel for
+    shares of a training on several machines, which transformers would read in place of all others, else ModelNotFound.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return tuple(folder / name for name in sorted(set(read_index(index).values())))
-    if (folder / "model.safetensors").exists():
-        return (folder / "model.safetensors",)
     names = sorted(entry.name for entry in os.scandir(folder))
+    for name in names:
+        if _SHARE.match(name):
+            raise UnsupportedModel(
+                f"{folder.name} holds shares of a training ({name}), which Snug does not read.",
+                remedy="Save the model whole with save_pretrained, or take them out of its folder.",
+            )
+    if "model.safetensors" in names:
+        return (folder / "model.safetensors",)
+    if _INDEX in names:
+        return tuple(folder / name for name in sorted(set(read_index(folder / _INDEX).values())))
     found = [name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_")]
     if found:
         return tuple(folder / name for name in found)
@@ -287,10 +296,9 @@ def read_model_tensors(folder: Path) -> tuple[StoredTensor, ...]:
         if sum(map(len, files.values())) > MAX_MODEL_TENSORS:
             raise _bad(path, f"it and the files before it list more than {MAX_MODEL_TENSORS:,} tensors")
     tensors = merge_tensors(files)
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
+    if folder / "model.safetensors" not in files and (folder / _INDEX).exists():
         names = {tensor.name for tensor in tensors}
-        for name, file_name in read_index(index).items():
+        for name, file_name in read_index(folder / _INDEX).items():
             if name not in names:
                 raise _bad(folder / file_name, f"it lacks {name[:80]!r}, which the index says it holds")
     return tensors

@@ -1,11 +1,13 @@
-"""Whether a model folder has a tokenizer: without one nothing can be said to the model."""
+"""Whether a model folder has a tokenizer, without which nothing can be said to the model, and that it is made of files
+of that folder."""
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from modules.errors import SnugError
+from modules.errors import BadTokenizer, SnugError
 from modules.memory.model.config import read_json
 
 TOKENIZER_REMEDY = "Put tokenizer.json (or tokenizer.model) of the same model beside its weights."
@@ -15,6 +17,44 @@ _FILES = frozenset({
 })  # fmt: skip
 # Their tokens are the bytes or characters of the text: there is nothing to store.
 _WITHOUT_FILES = frozenset({"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"})
+
+# Where tokenizer_config.json names these, transformers takes the folder's. Publishers' machines leave them there.
+_TAKEN_FROM_FOLDER = frozenset({
+    "tokenizer_file", "special_tokens_map_file", "added_tokens_file", "tokenizer_config_file", "name_or_path",
+})  # fmt: skip
+
+
+def refuse_other_vocabularies(folder: Path) -> None:
+    """Raise BadTokenizer where the settings of the tokenizer name a file of this machine outside of `folder`.
+
+    transformers hands all settings to the tokenizer's class: its vocabulary could be any file with lines, which who
+    chats can have decoded. Raises BadConfig for files that cannot be read.
+    """
+    for name, passed_over in (("tokenizer_config.json", _TAKEN_FROM_FOLDER), ("special_tokens_map.json", frozenset())):
+        settings = read_json(folder / name) if (folder / name).exists() else {}
+        for key, value in settings.items():
+            nameless = key == "init_inputs" and bool(value)  # arguments in the class's order; nobody writes any
+            token = key.endswith(("_token", "_tokens"))
+            if nameless or (not token and key not in passed_over and _leads_out(folder, value)):
+                raise _bad_tokenizer(folder, name, key)
+
+
+def _leads_out(folder: Path, value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        found = Path(value).stat()
+    except (OSError, ValueError):  # no such file, or no name of one
+        return False
+    return not stat.S_ISDIR(found.st_mode) and folder.resolve() not in Path(value).resolve().parents
+
+
+def _bad_tokenizer(folder: Path, name: str, key: str) -> BadTokenizer:
+    return BadTokenizer(
+        f"The tokenizer of {folder.name} may be made of files of its folder alone; {key[:40]!r} in {name} "
+        "would let it take others.",
+        remedy="Fetch the model again, or another copy of it.",
+    )
 
 
 def lacks_tokenizer(folder: Path) -> bool:
