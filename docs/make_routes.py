@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,6 +27,7 @@ from modules.api.doors.guard import install_guard
 from modules.settings import Settings
 from modules.ui.app import mount_ui
 from modules.ui.sessions import OwnSessions
+from modules.ui.streams import Streams
 
 HERE = "127.0.0.1:7860"
 IDENTITIES = ("nobody", "wrong key", "person", "administrator")
@@ -116,8 +118,9 @@ def behind_doors(accounts: Accounts, routes: list[tuple[str, str]], ours: set[tu
     async def through(scope: Scope, receive: Receive, send: Send) -> None:
         await Response(status_code=204)(scope, receive, send)
 
+    queue = SimpleNamespace(event_ids_to_events={}, pending_messages_per_session={}, pending_event_ids_session={})
     gradios = OwnSessions(
-        through, session_of=lambda _: None, files=Path("uploads"), events=(0,), parts=(0,), admin_events=()
+        through, streams=Streams(queue), files=Path("uploads"), events=(0,), parts=(0,), admin_events=()
     )
 
     async def house(scope: Scope, receive: Receive, send: Send) -> None:
