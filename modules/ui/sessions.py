@@ -24,7 +24,7 @@ from modules.characters.character import holds_more_values
 from modules.errors import BadValue, BodyTooLarge, Forbidden, NotFound, SnugError
 from modules.ui.streams import Streams
 from modules.ui.uploads import plain_upload
-from modules.units import MiB, format_size
+from modules.units import KiB, format_size
 
 ROUTES: tuple[tuple[str, str], ...] = (
     ("GET|HEAD", r"/"),
@@ -42,8 +42,9 @@ _MAX_UPLOADS = 20_000
 _MAX_PATH = 1000
 # In one request: Gradio walks through all of them while nobody's request moves, and keeps them until it answers.
 _MOST_VALUES = 200_000
-# Of an event: the values of controls, of which Gradio makes copies. What is large comes through doors.
-_MOST_OF_AN_EVENT = 1 * MiB
+# Of an event: the values of Snug's own controls, some of which a session keeps; an extension's, which are an
+# administrator's, may be longer. What is large comes through doors.
+_MOST_OF_AN_EVENT = 256 * KiB
 _FILE_HEADERS = (b"host", b"range", b"if-range", b"if-none-match", b"if-modified-since")
 """What Gradio hears of a request for a part of a file: it answers with all of those headers, the cookie's too."""
 
@@ -132,7 +133,8 @@ class OwnSessions:
             raise BadValue("The page's request is not JSON.") from error
         if not isinstance(asked, dict):
             raise BadValue("The page's request is no object.")
-        if path.rstrip("/").endswith(("/join", "/predict")) and len(body) > _MOST_OF_AN_EVENT:
+        is_event = path.rstrip("/").endswith(("/join", "/predict"))
+        if is_event and len(body) > _MOST_OF_AN_EVENT and not person.admin:
             raise BodyTooLarge(f"The page's request is larger than {format_size(_MOST_OF_AN_EVENT)}.")
         if holds_more_values(asked, _MOST_VALUES):
             raise BadValue("The page's request has too many parts.")
@@ -147,7 +149,7 @@ class OwnSessions:
         if isinstance(event, str) and not (self._streams.session_of(event) or own).startswith(own):
             raise NotFound("There is no such event.")
         number = asked.get("fn_index")
-        if type(number) is not int and (number is not None or path.rstrip("/").endswith(("/join", "/predict"))):
+        if type(number) is not int and (number is not None or is_event):
             raise BadValue("An event is known by its number.")
         part = asked.get("component_id")
         if part is not None and type(part) is not int:
