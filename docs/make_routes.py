@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from starlette.responses import Response
@@ -118,9 +118,8 @@ def behind_doors(accounts: Accounts, routes: list[tuple[str, str]], ours: set[tu
     async def through(scope: Scope, receive: Receive, send: Send) -> None:
         await Response(status_code=204)(scope, receive, send)
 
-    queue = SimpleNamespace(event_ids_to_events={}, pending_messages_per_session={}, pending_event_ids_session={})
     gradios = OwnSessions(
-        through, streams=Streams(queue), files=Path("uploads"), events=(0,), parts=(0,), admin_events=()
+        through, streams=Streams(gr.Blocks()._queue), files=Path("uploads"), events=(0,), parts=(0,), admin_events=()
     )
 
     async def house(scope: Scope, receive: Receive, send: Send) -> None:

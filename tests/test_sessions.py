@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import gradio as gr
 import httpx
 import pytest
 from gradio.routes import file_upload_statuses
+from gradio.server_messages import ProcessGeneratingMessage
 from gradio.utils import get_upload_folder
 
 from modules.accounts.person import Person
@@ -24,7 +26,7 @@ from modules.services import Services
 from modules.settings import LoadOptions, Settings
 from modules.ui.app import SESSIONS_KEPT
 from modules.ui.sessions import OwnSessions
-from modules.ui.streams import STREAMS_AT_ONCE, Streams
+from modules.ui.streams import MOST_UNREAD, STREAMS_AT_ONCE, Streams
 from modules.ui.uploads import MOST_PARTS, plain_upload
 from modules.units import KiB
 from tests.api_desk import served
@@ -112,6 +114,7 @@ def queue_of(**events: str) -> SimpleNamespace:
         event_ids_to_events={name: SimpleNamespace(session_hash=session) for name, session in events.items()},
         pending_messages_per_session=dict.fromkeys(events.values()),
         pending_event_ids_session={session: {name} for name, session in events.items()},
+        send_message=None,
     )
 
 
@@ -272,3 +275,18 @@ def test_who_asks_first_does_not_say_where_this_server_is(paged: Paged) -> None:
 
 def test_nobody_starts_the_queue_a_second_time(paged: Paged) -> None:
     assert httpx.get(f"{paged.base}/gradio_api/startup-events", timeout=30).status_code == 404
+
+
+def test_a_stream_that_nobody_reads_ends_and_keeps_its_end_alone() -> None:
+    queue = gr.Blocks()._queue
+    Streams(queue)
+    event: Any = SimpleNamespace(_id="e", session_hash="ben-1", alive=True)
+    queue.pending_messages_per_session["ben-1"] = asyncio.Queue()
+    for _ in range(MOST_UNREAD + 3):
+        queue.send_message(event, ProcessGeneratingMessage(output={}, success=True))
+    assert not event.alive
+    (end,) = queue.pending_messages_per_session["ben-1"]._queue
+    assert end.msg == "process_completed" and end.event_id == "e"
+    gone: Any = SimpleNamespace(_id="f", session_hash="ben-2", alive=True)
+    queue.send_message(gone, ProcessGeneratingMessage(output={}, success=True))
+    assert not gone.alive

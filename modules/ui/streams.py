@@ -9,16 +9,22 @@ from __future__ import annotations
 from collections.abc import MutableMapping, MutableSet
 from typing import Any, Protocol
 
+from gradio.server_messages import EventMessage, ProcessCompletedMessage
+
 from modules.errors import QueueFull
 
-STREAMS_AT_ONCE = 64
+STREAMS_AT_ONCE = 32
 """Events of one person in Gradio's queue, and sessions that hold something for them."""
+MOST_UNREAD = 600
+"""Messages that wait for one session: those of the seconds in which a connection that reads nothing is ended."""
 
 
 class Queued(Protocol):
     """An event in Gradio's queue."""
 
+    _id: str
     session_hash: str
+    alive: bool
 
 
 class Queue(Protocol):
@@ -28,12 +34,30 @@ class Queue(Protocol):
     pending_messages_per_session: MutableMapping[str, Any]
     pending_event_ids_session: MutableMapping[str, MutableSet[str]]
 
+    def send_message(self, event: Any, event_message: Any) -> None:
+        """Keep one for an event's session."""
+
 
 class Streams:
     """A queue's events by person. A person's sessions begin with the same prefix."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
+        self._send = queue.send_message
+        queue.send_message = self.send  # type: ignore[method-assign]
+
+    def send(self, event: Queued, event_message: EventMessage) -> None:
+        """As the queue's `send_message`. An event whose messages nobody reads ends; only its end is kept."""
+        messages = self._queue.pending_messages_per_session.get(event.session_hash)
+        if messages is None:
+            event.alive = False
+        elif event.alive and messages.qsize() >= MOST_UNREAD:
+            while not messages.empty():
+                messages.get_nowait()
+            self._send(event, ProcessCompletedMessage(output={}, success=True))
+            event.alive = False
+        else:
+            self._send(event, event_message)
 
     def session_of(self, event_id: str) -> str | None:
         """Whose an event is that is under way; None for none."""
