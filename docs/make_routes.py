@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from starlette.responses import Response
@@ -26,6 +27,7 @@ from modules.api.doors.guard import install_guard
 from modules.settings import Settings
 from modules.ui.app import mount_ui
 from modules.ui.sessions import OwnSessions
+from modules.ui.streams import Streams
 
 HERE = "127.0.0.1:7860"
 IDENTITIES = ("nobody", "wrong key", "person", "administrator")
@@ -117,7 +119,7 @@ def behind_doors(accounts: Accounts, routes: list[tuple[str, str]], ours: set[tu
         await Response(status_code=204)(scope, receive, send)
 
     gradios = OwnSessions(
-        through, session_of=lambda _: None, files=Path("uploads"), events=(0,), parts=(0,), admin_events=()
+        through, streams=Streams(gr.Blocks()._queue), files=Path("uploads"), events=(0,), parts=(0,), admin_events=()
     )
 
     async def house(scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TypeVar
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio when it is imported
 
 import gradio as gr
+from gradio.state_holder import SessionState
 from gradio.utils import get_upload_folder
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -34,6 +36,7 @@ from modules.ui import (
 )
 from modules.ui.page_texts import PageTexts
 from modules.ui.sessions import OwnSessions
+from modules.ui.streams import Streams
 from modules.ui.widgets import is_for_admins
 
 App = TypeVar("App", bound=Starlette)
@@ -45,6 +48,9 @@ QUEUE_REPORTS_EVERY_S = 1.0
 # Gradio keeps a copy of the page's configuration for every page that was ever opened, 10,000 of them unless told
 # otherwise. Nothing of Snug's is lost with one: a page that is older begins a new session with its next request.
 SESSIONS_KEPT = 100
+# Gradio works on 40 events at once, whoever's they are, and each page has one for as long as a reply is being written.
+# They take no threads: they wait for it.
+STREAMS_KEPT = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,8 @@ def build_ui(services: Services) -> gr.Blocks:
     page.state_session_capacity = SESSIONS_KEPT
     page._queue.sleep_when_free = QUEUE_LOOKS_EVERY_S
     page._queue.progress_update_sleep_when_free = QUEUE_REPORTS_EVERY_S
+    page._queue.max_thread_count = STREAMS_KEPT
+    page._queue.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize  # Gradio has pandas make a table of the last 10,000 events
     return page
 
 
@@ -121,6 +129,8 @@ def mount_ui(app: App, services: Services) -> App:
         mcp_server=False,
         pwa=False,
     )
+    # Gradio keeps what each session's controls hold, for links to it that nobody can make here.
+    SessionState._update_value_in_config = _keep_nothing
     # Only of a page that was launched does Gradio check that files which an event names were uploaded; any file of this
     # machine was copied to where pages may read it, and mounting is no launch to it.
     page.has_launched = True
@@ -128,27 +138,21 @@ def mount_ui(app: App, services: Services) -> App:
     return app
 
 
+def _keep_nothing(_session: SessionState, _part: int, _value: object) -> None:
+    """In place of keeping a control's value."""
+
+
 def _own_sessions(page: gr.Blocks) -> Middleware:
     """What keeps people's sessions of this page apart."""
     return Middleware(
         OwnSessions,
-        session_of=_session_of(page),
+        streams=Streams(page._queue),
         files=Path(get_upload_folder()),
         events=page.fns.keys(),
         parts=page.blocks.keys(),
         admin_events=_admins({number: event.fn for number, event in page.fns.items()}),
         admin_parts=_admins(page.blocks),
     )
-
-
-def _session_of(page: gr.Blocks) -> Callable[[str], str | None]:
-    """Whose an event is that is under way."""
-
-    def session_of(event_id: str) -> str | None:
-        event = page._queue.event_ids_to_events.get(event_id)
-        return None if event is None else event.session_hash
-
-    return session_of
 
 
 def _admins(things: Mapping[int, object]) -> frozenset[int]:

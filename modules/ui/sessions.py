@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import posixpath
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
@@ -22,14 +21,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modules.accounts.person import Person, person_in
 from modules.characters.character import holds_more_values
-from modules.errors import BadValue, Forbidden, NotFound, SnugError
+from modules.errors import BadValue, BodyTooLarge, Forbidden, NotFound, SnugError
+from modules.ui.streams import Streams
+from modules.ui.uploads import plain_upload
+from modules.units import KiB, format_size
 
 ROUTES: tuple[tuple[str, str], ...] = (
     ("GET|HEAD", r"/"),
     ("GET", r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)"),
     ("GET", r"/(assets|static|svelte)/.+"),
-    ("GET", r"/gradio_api/(info|app_id|startup-events|theme\.css|user)/?"),
-    ("GET", r"/gradio_api/(queue/data|upload_progress)"),
+    ("GET", r"/gradio_api/(info|app_id|theme\.css|user)/?"),
+    ("GET", r"/gradio_api/queue/data"),
     ("GET|HEAD", r"/gradio_api/(heartbeat/[^/]+|file=.+)"),
     ("POST", r"/gradio_api/(queue/join|run/predict|api/predict|cancel|reset|component_server|upload)/?"),
 )
@@ -40,9 +42,11 @@ _MAX_UPLOADS = 20_000
 _MAX_PATH = 1000
 # In one request: Gradio walks through all of them while nobody's request moves, and keeps them until it answers.
 _MOST_VALUES = 200_000
-
-Event = Callable[[str], str | None]
-"""An event's session, by the event's id; None for none that is under way."""
+# Of an event: the values of Snug's own controls, some of which a session keeps; an extension's, which are an
+# administrator's, may be longer. What is large comes through doors.
+_MOST_OF_AN_EVENT = 256 * KiB
+_FILE_HEADERS = (b"host", b"range", b"if-range", b"if-none-match", b"if-modified-since")
+"""What Gradio hears of a request for a part of a file: it answers with all of those headers, the cookie's too."""
 
 
 class OwnSessions:
@@ -52,7 +56,7 @@ class OwnSessions:
         self,
         app: ASGIApp,
         *,
-        session_of: Event,
+        streams: Streams,
         files: Path,
         events: Collection[int],
         parts: Collection[int],
@@ -63,7 +67,7 @@ class OwnSessions:
         those for administrators alone. Gradio stumbles over numbers that are none, and logs a page for each.
         """
         self.app = app
-        self._session_of = session_of
+        self._streams = streams
         self._files = os.path.abspath(files)  # noqa: PTH100 - as Gradio spells paths: links stay
         self._events = events
         self._parts = parts
@@ -76,17 +80,31 @@ class OwnSessions:
             await self.app(scope, receive, send)
             return
         try:
-            if not _is_open(scope["method"], scope["path"]):
+            if not _is_open(scope["method"], scope["path"]) or _is_other_page(scope):
                 raise NotFound("There is no such page.")
             person = person_in(scope)
+            # An address that the answer is to name; what the first one asked for, Gradio answers everybody.
+            scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() != b"x-gradio-server"]
+            if scope["path"].startswith("/gradio_api/file="):
+                scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() in _FILE_HEADERS]
+            if scope["path"].startswith("/gradio_api/upload"):
+                if not person.admin:  # files go to controls of extensions, which are administrators'
+                    raise Forbidden("This is for administrators.")
+                await self._upload(person, scope, plain_upload(scope, receive), send)
+                return
             if person.id or not person.admin:  # guests have no account, and their sessions are not the administrator's
                 receive = await self._claimed(person, scope, receive)
-                if scope["path"].startswith("/gradio_api/upload") and scope["method"] == "POST":
-                    send = self._noting(person, send)
         except SnugError as error:
             await JSONResponse({"detail": error.message}, error.http_status)(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+    async def _upload(self, person: Person, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let Gradio keep files, and note whose they are. Raises BodyTooLarge for too many."""
+        try:
+            await self.app(scope, receive, self._noting(person, send))
+        except BodyTooLarge as error:  # nothing has been answered while the body is still on its way
+            await JSONResponse({"detail": error.message}, error.http_status)(scope, receive, send)
 
     async def _claimed(self, person: Person, scope: Scope, receive: Receive) -> Receive:
         """The request with every session in it as this person's own. Raises a SnugError for what is another's."""
@@ -101,7 +119,7 @@ class OwnSessions:
         if any(name == "session_hash" for name, _ in query):
             named = [(name, _own(person, value) if name == "session_hash" else value) for name, value in query]
             scope["query_string"] = urlencode(named).encode()
-        if scope["method"] != "POST" or path.startswith("/gradio_api/upload"):
+        if scope["method"] != "POST":
             return receive
         body = self._check_body(person, path, await _read(scope, receive))
         scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() != b"content-length"]
@@ -115,6 +133,9 @@ class OwnSessions:
             raise BadValue("The page's request is not JSON.") from error
         if not isinstance(asked, dict):
             raise BadValue("The page's request is no object.")
+        is_event = path.rstrip("/").endswith(("/join", "/predict"))
+        if is_event and len(body) > _MOST_OF_AN_EVENT and not person.admin:
+            raise BodyTooLarge(f"The page's request is larger than {format_size(_MOST_OF_AN_EVENT)}.")
         if holds_more_values(asked, _MOST_VALUES):
             raise BadValue("The page's request has too many parts.")
         for named in _files_named(asked):
@@ -124,10 +145,11 @@ class OwnSessions:
         if asked.get("session_hash") is not None:
             asked["session_hash"] = _own(person, asked["session_hash"])
         event = asked.get("event_id")
-        if isinstance(event, str) and not (self._session_of(event) or f"{person.id}-").startswith(f"{person.id}-"):
+        own = f"{person.id}-"
+        if isinstance(event, str) and not (self._streams.session_of(event) or own).startswith(own):
             raise NotFound("There is no such event.")
         number = asked.get("fn_index")
-        if type(number) is not int and (number is not None or path.rstrip("/").endswith(("/join", "/predict"))):
+        if type(number) is not int and (number is not None or is_event):
             raise BadValue("An event is known by its number.")
         part = asked.get("component_id")
         if part is not None and type(part) is not int:
@@ -136,6 +158,8 @@ class OwnSessions:
             raise NotFound("There is no such page.")
         if (number in self._admin_events or part in self._admin_parts) and not person.admin:
             raise Forbidden("This is for administrators.")
+        if path.rstrip("/").endswith("/join"):
+            self._streams.make_room(own)
         return json.dumps(asked).encode()
 
     def _check_file(self, person: Person, path: str) -> None:
@@ -185,8 +209,8 @@ def _files_named(asked: object) -> Iterator[str]:
 
 
 def _plain(path: str) -> str:
-    """One spelling of a path."""
-    return "/" + posixpath.normpath("/" + path).lstrip("/")
+    """One spelling of a path, from the folder of the start where it says no other, as Gradio has it."""
+    return "/" + os.path.abspath(path).lstrip("/")  # noqa: PTH100
 
 
 def _is_open(method: str, path: str) -> bool:
@@ -196,6 +220,12 @@ def _is_open(method: str, path: str) -> bool:
     if path.startswith("/gradio_api/file=") and re.match(r"\s*[a-z][\w+.-]*:", unquote(path[17:]), re.IGNORECASE):
         return False
     return any(methods.fullmatch(method) and pattern.fullmatch(path) for methods, pattern in _OPEN)
+
+
+def _is_other_page(scope: Scope) -> bool:
+    """Whether one is asked for that a Gradio program of several pages has; there is one here."""
+    query = parse_qsl(scope["query_string"].decode("latin-1"))
+    return scope["path"] == "/" and any(name == "page" for name, _ in query)
 
 
 def _own(person: Person, session: object) -> str:

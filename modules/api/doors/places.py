@@ -38,6 +38,7 @@ _ROUTES: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"/v1/internal/(token/.*|encode|decode|token-count|chat-prompt|plan)"), 2),
     (re.compile(r"/v1/(messages/count_tokens|responses/input_tokens)"), 2),
     (re.compile(r"/attachments"), 2),
+    (re.compile(r"/gradio_api/upload/?"), 2),  # each part of one is an open file
     (re.compile(r"/conversations"), 1),
     (re.compile(r"/gradio_api/(component_server|run/predict|api/predict)/?"), 6),
 )
