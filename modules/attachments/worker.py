@@ -15,6 +15,7 @@ from typing import Any
 
 from modules.answering import no_core_dumps, serve_bytes, told
 from modules.attachments.reading import read
+from modules.confined import confine
 from modules.errors import BadAttachment, SnugError
 from modules.units import GiB
 
@@ -39,8 +40,9 @@ def answer(question: bytes) -> dict[str, Any]:
 
 
 def close_doors() -> None:
-    """No files written, no core dumps, no more memory and computing than a file may cost."""
+    """No files but Python's, no core dumps, no more memory and computing than a file may cost."""
     no_core_dumps()
+    confine()
     if sys.platform != "win32":
         import resource
 

@@ -1,7 +1,7 @@
 """The process that renders chat templates: reads requests from stdin, writes results to stdout, one at a time.
 
-It runs code that came with a model, so it imports nothing of Snug, has no network, files or secrets to give away, and
-may be killed at any moment. templates.py starts it, by path, and watches the clock.
+It runs code that came with a model, so it imports nothing of Snug but its confinement, has no network, files or secrets
+to give away, and may be killed at any moment. templates.py starts it and watches the clock.
 
 A message is four bytes of length (big endian) and that many bytes of ASCII JSON.
 """
@@ -23,6 +23,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+from modules.confined import confine
 
 HAS_LIMITS = os.name == "posix"  # on Windows only the clock limits a template
 
@@ -127,7 +129,8 @@ def limit_cpu(seconds: int) -> None:
 
 
 def close_doors() -> None:
-    """No new files, no writing, no core dumps."""
+    """No files but Python's, no core dumps."""
+    confine()
     if HAS_LIMITS:
         for limit, value in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
             resource.setrlimit(limit, (value, value))

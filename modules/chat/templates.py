@@ -8,15 +8,13 @@ those whose template is their own wait for one another alone. What the rendered 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from modules.engine.turns import Turns
 from modules.errors import BadChatTemplate
-from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate
+from modules.killable import KillableWorker, WorkerDoesNotStart, WorkerEnded, WorkerLate, bare_environment
 from modules.on_behalf import ASKED_FOR
 from modules.units import MiB, format_size
 
@@ -24,8 +22,8 @@ RENDER_S = 1.8  # of the 2 that a refusal may take
 RENDER_BYTES = 64 * MiB
 MAX_TEMPLATE_CHARACTERS = 1_000_000
 _START_S = 30.0
+_INHERITED = ("SYSTEMROOT", "TZ", "PYTHONPATH")  # nothing that tells of the user
 _COPIES = 12  # a text stands in memory as JSON, as variables, as the rendered parts, as their sum, as JSON again
-_WORKER = Path(__file__).with_name("template_worker.py")
 REMEDY = "Use another model, or correct the chat template in the model's folder."
 
 
@@ -39,11 +37,9 @@ class TemplateWorker:
     """
 
     def __init__(self, *, render_s: float = RENDER_S) -> None:
-        # It inherits no environment, so no secrets.
-        inherited = {name: os.environ[name] for name in ("SYSTEMROOT", "TZ") if name in os.environ}
         self._render_s = render_s
-        command = [sys.executable, "-I", "-X", "utf8", str(_WORKER)]
-        self._worker, self._peoples = (KillableWorker(command, inherited, start_s=_START_S) for _ in range(2))
+        command = [sys.executable, "-P", "-X", "utf8", "-m", "modules.chat.template_worker"]
+        self._worker, self._peoples = (KillableWorker(command, bare_environment(), start_s=_START_S) for _ in range(2))
         self._turns = {worker: Turns() for worker in (self._worker, self._peoples)}
 
     def render(self, template: str, variables: Mapping[str, Any], *, own: bool = False) -> str:

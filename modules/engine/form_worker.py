@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.answering import no_core_dumps, serve, told
+from modules.confined import confine
 from modules.engine.llamacpp import call_grammar
 from modules.engine.llamacpp.gbnf import check_gbnf
 from modules.engine.llamacpp.schema_grammar import checked_grammar_of
@@ -66,8 +67,9 @@ def _for_guidance(form: Mapping[str, Any], shape: CallShape | None) -> str:
 
 
 def close_doors() -> None:
-    """No files written, no core dumps, and no more memory than a form can need."""
+    """No files but Python's, no core dumps, and no more memory than a form can need."""
     no_core_dumps()
+    confine()
     if sys.platform != "win32":
         import resource
 

@@ -1,0 +1,89 @@
+"""A process that needs no files but Python's: from then on the kernel lets it open no others, nor connect by TCP.
+
+For processes that read what strangers wrote, by libraries in C among others. By Landlock, which Linux has since 5.13
+(linux/landlock.h; a kernel may be built without it), and which nothing can undo. Imports nothing of Snug.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_ROOT = Path(__file__).parent.parent
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture but Alpha
+_VERSION_FLAG = 1
+_PATH_BENEATH = 1
+_NO_NEW_PRIVILEGES = 38  # of prctl; Landlock asks for it
+_EXECUTE, _READ_FILE, _READ_FOLDER = 1 << 0, 1 << 2, 1 << 3
+_KNOWN_RIGHTS = (0, 13, 14, 15, 15, 16)
+"""How many rights to files each version of Landlock knows, from version 0 on; later ones know no more (until 7)."""
+_TCP_SINCE, _ALL_TCP = 4, 0b11  # listening and connecting
+_SCOPES_SINCE, _ALL_SCOPES = 6, 0b11  # abstract sockets and signals to others
+_SYSTEM = (
+    "/usr", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/localtime",
+    "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu", "/dev/null", "/dev/random", "/dev/urandom",
+)  # fmt: skip
+"""Where systems keep programs, libraries, time zones and what they tell of the machine."""
+_OWN = "/proc/self"  # not all of /proc: to root it tells the environment of others, and so their secrets
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (("files", ctypes.c_uint64), ("network", ctypes.c_uint64), ("scopes", ctypes.c_uint64))
+
+
+class _Beneath(ctypes.Structure):
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (("rights", ctypes.c_uint64), ("folder", ctypes.c_int32))
+
+
+def confine() -> bool:
+    """Let this thread, and all that it starts, read Python's files and the system's alone, write none, and connect
+    to nothing by TCP. Call it before any other thread runs. Whether the kernel can: where it cannot, nothing changes.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    kernel = ctypes.CDLL(None, use_errno=True)
+    version = kernel.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_FLAG)
+    if version < 1:
+        return False
+    every = (1 << _KNOWN_RIGHTS[min(version, len(_KNOWN_RIGHTS) - 1)]) - 1
+    asked = _Ruleset(every, _ALL_TCP * (version >= _TCP_SINCE), _ALL_SCOPES * (version >= _SCOPES_SINCE))
+    size = 8 if version < _TCP_SINCE else 16 if version < _SCOPES_SINCE else ctypes.sizeof(asked)
+    rules = kernel.syscall(_CREATE_RULESET, ctypes.byref(asked), ctypes.c_size_t(size), 0)
+    if rules < 0:
+        return False
+    try:
+        for path in _python_and_system():
+            _allow(kernel, rules, path)
+        kernel.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        return bool(kernel.syscall(_RESTRICT_SELF, rules, 0) == 0)
+    finally:
+        os.close(rules)
+
+
+def _allow(kernel: ctypes.CDLL, rules: int, path: Path) -> None:
+    """Reading, and running, of one file or of all in a folder."""
+    try:
+        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:  # not on this system
+        return
+    try:
+        rights = _EXECUTE | _READ_FILE | (_READ_FOLDER if path.is_dir() else 0)
+        kernel.syscall(_ADD_RULE, rules, _PATH_BENEATH, ctypes.byref(_Beneath(rights, opened)), 0)
+    finally:
+        if str(path) != _OWN:  # which the kernel would forget once nobody has it open, and the rule with it
+            os.close(opened)
+
+
+def _python_and_system() -> Iterator[Path]:
+    """Not the folder of Snug itself: what belongs to the user lies in it as a rule."""
+    yield Path(_OWN)
+    yield _ROOT / "modules"
+    yield from map(Path, _SYSTEM)
+    for name in {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, *sys.path}:
+        if name and Path(name).resolve() != _ROOT.resolve():
+            yield Path(name)
