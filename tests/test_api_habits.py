@@ -23,6 +23,8 @@ SWITCH = "{% if enable_thinking is defined %}[{{ enable_thinking }}]{% endif %}"
 CITY: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER: dict[str, Any] = {"type": "function", "name": "get_weather", "parameters": CITY}
 NEVER = "refers to an earlier item"
+LONG = [{"role": "user", "content": "hello there " * 2000}]
+IN_OPENAIS_WORDS = ("The input exceeds the context window", "this model's maximum context length is ")
 
 
 def calling(text: str) -> Script:
@@ -70,6 +72,8 @@ async def test_thinking_is_switched_as_other_servers_let_clients_do(
         {"json_schema": json.dumps(CITY)},
         {"structured_outputs": {"json": CITY, "regex": None}},
         {"structured_outputs": {"json": json.dumps(CITY)}},
+        {"response_format": {"type": "json", "value": CITY}},
+        {"response_format": {"type": "json_object", "value": CITY}},
     ],
 )
 async def test_a_schema_holds_the_reply_wherever_it_stands(
@@ -98,6 +102,7 @@ async def test_a_schema_beside_a_form_does_not_take_its_place(client: httpx.Asyn
         ({"ebnf": 'root ::= "y"'}, 'root ::= "y"'),
         ({"grammar": 'root ::= "z"', "guided_choice": ["red"]}, 'root ::= "z"'),
         ({"structured_outputs": {"disable_fallback": True}}, ""),
+        ({"response_format": {"type": "regex", "value": "[0-9]{3}"}}, "root ::= ([0-9]){3,3}"),
     ],
 )
 async def test_forms_in_other_servers_words_hold_the_reply(
@@ -119,6 +124,8 @@ async def test_forms_in_other_servers_words_hold_the_reply(
         ({"guided_choice": "red"}, "guided_choice", "bad_value"),
         ({"guided_choice": ["r" * 9000] * 8}, "guided_choice", "bad_value"),
         ({"guided_json": "{"}, "guided_json", "bad_value"),
+        ({"response_format": {"type": "regex", "value": "(?=a)b"}}, "response_format.value", "bad_grammar"),
+        ({"response_format": {"type": "regex", "value": 5}}, "response_format.type", "bad_value"),
     ],
 )
 async def test_a_form_that_cannot_be_held_is_refused_and_not_forgotten(
@@ -137,6 +144,8 @@ async def test_parameters_in_other_servers_words_count(client: httpx.AsyncClient
     await client.post(CHATS, json=CHAT | theirs | {"max_new_tokens": 5, "repetition_penalty": 1.3, "n_predict": -1})
     params = desk.engine.requests[-1].params
     assert (params.max_new_tokens, params.repetition_penalty) == (5, 1.3), "Snug's own words go first"
+    await client.post(CHATS, json=CHAT | {"random_seed": 7})
+    assert desk.engine.requests[-1].params.seed == 7
 
 
 async def test_vllms_ends_of_a_reply_count(client: httpx.AsyncClient, desk: Desk) -> None:
@@ -209,6 +218,25 @@ async def test_who_speaks_another_servers_api_is_told_what_to_choose(
     assert (answer.status_code, error_of(answer)["code"]) == (404, "not_found")
     message = error_of(answer)["message"]
     assert f"{whose}'s own API" in message and "OpenAI-compatible" in message and "/v1" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        (CHATS, {"messages": LONG}, IN_OPENAIS_WORDS),
+        ("/v1/responses", {"input": LONG}, IN_OPENAIS_WORDS),
+        ("/v1/completions", {"prompt": LONG[0]["content"]}, IN_OPENAIS_WORDS),
+        ("/v1/completions", {"prompt": [1] * 9000}, IN_OPENAIS_WORDS),
+        (MESSAGES, {"messages": LONG, "max_tokens": 9}, ("prompt is too long: ",)),
+    ],
+)
+async def test_what_is_too_long_is_called_so_in_the_words_that_agents_look_for(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    for stream in (False, True):
+        error = (await client.post(path, json=body | {"stream": stream})).json()["error"]
+        assert error["code"] == "context_length_exceeded" and error["message"].startswith(words[0])
+        assert all(word in error["message"] for word in words)
 
 
 async def test_who_looks_for_an_earlier_response_hears_that_none_is_kept(client: httpx.AsyncClient) -> None:

@@ -103,6 +103,7 @@ async def test_what_has_to_be_a_call_is_held_to_its_form_by_the_engine(settings:
             required = await sent(tool_choice="required")
             assert len(required.shape.calls) == 2 and required.shape.several
             assert not (await sent(tool_choice="required", parallel_tool_calls=False)).shape.several
+            assert (await sent(tool_choice="any")).shape == required.shape, "Mistral's word"
             named = await sent(tool_choice={"type": "function", "function": {"name": "other"}})
             assert [call.before for call in named.shape.calls] == ['{"name": "other", "arguments": ']
             assert "get_weather" not in desk.engine.decode(named.prompt_ids), "what may not be called is not told"

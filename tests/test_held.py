@@ -160,6 +160,7 @@ def test_large_schemas_are_refused_or_held(forms: Forms) -> None:
         ({"type": "string", "pattern": "^[ab]{2,4}$"}, lambda value: 2 <= len(value) <= 4 and set(value) <= {"a", "b"}),
         ({"type": "array", "items": {"type": "boolean"}, "maxItems": 3}, lambda value: set(value) <= {True, False}),
         ({"oneOf": [{"type": "integer"}, {"type": "null"}]}, lambda value: value is None or isinstance(value, int)),
+        ({"$id": "Output Format", "type": "boolean"}, lambda value: isinstance(value, bool)),
         (
             {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "boolean"}},
             lambda value: set(value.values()) <= {True, False},

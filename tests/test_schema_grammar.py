@@ -229,6 +229,13 @@ def test_names_that_may_be_any_are_no_demand() -> None:
     assert without_idle(named) == {"type": "object", "properties": {**named["properties"], "more": {"items": plain}}}
 
 
+def test_an_id_that_nothing_refers_to_is_no_address() -> None:
+    local = {"type": "array", "items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"type": "null"}}}
+    assert without_idle({"$id": "Output Format", **local}) == local
+    away = {"$id": "http://example.com/a", "items": {"$ref": "a#/$defs/a"}}
+    assert without_idle(away) == away
+
+
 DECLARED: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 

@@ -23,6 +23,7 @@ from modules.api.lost import no_route
 from modules.errors import (
     BadValue,
     Busy,
+    ContextLengthExceeded,
     DiskFull,
     EngineDied,
     LoadFailed,
@@ -58,6 +59,12 @@ _RETRY_AFTER_S: dict[type[SnugError], int] = {Busy: 5, QueueFull: 2, EngineDied:
 _IN_VAIN = (NoModelLoaded, OutOfMemory, DiskFull, LoadFailed, TimedOut, StaleView, TooManyAttempts)
 """What the same request meets again. OpenAI's and Anthropic's libraries send a request that ends with 409, 429 or 5xx
 two more times, unless they are told otherwise."""
+_TOO_LONG: dict[Dialect, str] = {
+    "openai": "The input exceeds the context window; this model's maximum context length is less than that.",
+    "anthropic": "prompt is too long:",
+}
+"""What the message begins with where a text does not fit. Agents shorten the conversation and ask again where they read
+these words: many see no code, since OpenAI's library for JavaScript puts the message alone into its errors."""
 
 
 def problem(error: SnugError, tell: Callable[[str], str]) -> dict[str, Any]:
@@ -65,17 +72,20 @@ def problem(error: SnugError, tell: Callable[[str], str]) -> dict[str, Any]:
     return {"problem": {"code": error.code, "message": tell(error.message), "remedy": tell(error.remedy)}}
 
 
-def error_object(error: SnugError) -> dict[str, dict[str, str | None]]:
+def error_object(error: SnugError, dialect: Dialect = "openai") -> dict[str, dict[str, str | None]]:
     """`{"error": {"message", "type", "param", "code"}}`; the message ends with the remedy, folders left out."""
+    message = without_folders(str(error))
+    if isinstance(error, ContextLengthExceeded):
+        message = f"{_TOO_LONG[dialect]} {message}"
     kind = _TYPES.get(error.http_status, "invalid_request_error" if error.http_status < 500 else "server_error")
-    return {"error": {"message": without_folders(str(error)), "type": kind, "param": error.param, "code": error.code}}
+    return {"error": {"message": message, "type": kind, "param": error.param, "code": error.code}}
 
 
 def anthropic_error(error: SnugError, request_id: str = "") -> dict[str, Any]:
     """`{"type": "error", "error": {"type", "message", "param", "code"}, "request_id"}`; param and code are ours."""
     again = type(error) in _RETRY_AFTER_S
     kind = "invalid_request_error" if error.http_status < 500 else "overloaded_error" if again else "api_error"
-    told = error_object(error)["error"] | {"type": _ANTHROPIC_TYPES.get(error.http_status, kind)}
+    told = error_object(error, "anthropic")["error"] | {"type": _ANTHROPIC_TYPES.get(error.http_status, kind)}
     return {"type": "error", "error": told, "request_id": request_id or None}
 
 

@@ -1,4 +1,4 @@
-"""The form of a reply as clients of vLLM, SGLang and llama-server ask for it → response_format or grammar."""
+"""The form of a reply as clients of vLLM, SGLang, llama-server and TGI ask for it → response_format or grammar."""
 
 from __future__ import annotations
 
@@ -22,12 +22,25 @@ def form_elsewhere(body: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of Snug's that say what `body` asks for in other words; none where it asks for no form, or for one in
     Snug's words too. Raises BadValue for what cannot be held, or makes no sense.
     """
+    response_format = body.get("response_format")
+    if isinstance(response_format, dict) and response_format.get("value") is not None:
+        return _form_of_tgi(response_format)
     asked = body.get("structured_outputs")
     given = [("structured_outputs", kind, value) for kind, value in asked.items()] if isinstance(asked, dict) else []
     given += [(name, kind, body[name]) for name, kind in _NAMES.items() if name in body]
     for name, kind, value in given:
         if value is not None and value not in ("", False, [], {}):
             return _form(name, kind, value, body)
+    return {}
+
+
+def _form_of_tgi(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Text Generation Inference's `{"type", "value"}`, which huggingface_hub also makes of OpenAI's json_schema."""
+    kind, value = asked.get("type"), asked["value"]
+    if kind in ("json", "json_object") and asked.get("schema") is None:
+        return {"response_format": {"type": "json_schema", "schema": _schema("response_format.value", value)}}
+    if kind == "regex" and isinstance(value, str):
+        return {"response_format": None, "grammar": grammar_of_regex(whole(value), "response_format.value")}
     return {}
 
 

@@ -148,7 +148,7 @@ async def _stream(prepare: Callable[[], Order], include_usage: bool, write: sse.
     usages = [Usage(0, 0, 0)] * len(order.jobs)
 
     async def send(choice: Json) -> None:
-        await write(sse.event(order.envelope.chunk(choice) | ({"usage": None} if include_usage else {})))
+        await write(sse.event(order.envelope.chunk(choice)))
 
     async def handle(index: int, event: Event) -> None:
         if not opened[index]:

@@ -33,7 +33,7 @@ from modules.api.tool_schemas import (
     ToolSpec,
     WrittenCall,
     offer_of,
-    refuse_hosted_choice,
+    own_choice,
     schema_text,
 )
 from modules.api.whole import whole
@@ -71,9 +71,9 @@ _THOUGHTS = ("thinking", "reasoning", "redacted_thinking")
 """Parts of an assistant's message that other dialects and libraries put beside its text."""
 _RENAMED = {
     "n_predict": "max_new_tokens", "repeat_penalty": "repetition_penalty", "repeat_last_n": "repetition_penalty_range",
-    "ignore_eos": "ban_eos_token",
+    "ignore_eos": "ban_eos_token", "random_seed": "seed",
 }  # fmt: skip
-"""What llama-server and vLLM call parameters of Snug's."""
+"""What llama-server, vLLM and Mistral call parameters of Snug's."""
 _LENGTHS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -427,7 +427,7 @@ class ChatRequest(TextRequest):
     tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS)] | None = Field(
         None, description="Functions that the model may ask the client to call."
     )
-    tool_choice: Annotated[Choice | None, BeforeValidator(refuse_hosted_choice)] = Field(
+    tool_choice: Annotated[Choice | None, BeforeValidator(own_choice)] = Field(
         None, description="Whether it calls any (auto, the default), none, must call some, or one by its name."
     )
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call a reply.")

@@ -78,7 +78,8 @@ class Envelope:
         choices = [
             self.shape.whole(index, reply) | degraded_json(reply.degraded) for index, reply in enumerate(replies)
         ]
-        return self._around(self.shape.object, choices) | {"usage": usage_json(usage)}
+        untold = {"system_fingerprint": None}  # OpenRouter's library wants the field to be there
+        return self._around(self.shape.object, choices) | untold | {"usage": usage_json(usage)}
 
     def chunk(self, choice: Json) -> Json:
         """One chunk of a stream."""

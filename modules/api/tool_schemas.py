@@ -168,8 +168,10 @@ def refuse_hosted(value: object, *, kind: str) -> object:
     return value
 
 
-def refuse_hosted_choice(value: object) -> object:
-    """`value`, if what it chooses may be a tool of the client's own."""
+def own_choice(value: object) -> object:
+    """`value`, if what it chooses may be a tool of the client's own; Mistral's "any" is what others call required."""
+    if value == "any":
+        return "required"
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind not in ("function", "allowed_tools"):
         raise PydanticCustomError(

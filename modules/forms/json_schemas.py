@@ -22,11 +22,28 @@ def names_anything(schema: Any) -> bool:
 
 
 def without_idle(schema: Any) -> Any:
-    """A schema without `propertyNames` that say nothing, as zod writes them of every record."""
+    """A schema without `propertyNames` that say nothing, as zod writes them of every record, and without an `$id` to
+    which nothing in it refers: griptape's is "Output Format", which is no address.
+    """
+    if isinstance(schema, dict) and "$id" in schema and not _refers_by_address(schema):
+        schema = {key: value for key, value in schema.items() if key != "$id"}
+    return _without_idle(schema)
+
+
+def _refers_by_address(schema: Any) -> bool:
+    if isinstance(schema, list):
+        return any(map(_refers_by_address, schema))
+    if not isinstance(schema, dict):
+        return False
+    ref = schema.get("$ref")
+    return (isinstance(ref, str) and not ref.startswith("#")) or any(map(_refers_by_address, schema.values()))
+
+
+def _without_idle(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     kept = {key: value for key, value in schema.items() if key != "propertyNames" or not names_anything(value)}
-    return _with_parts(kept, without_idle)
+    return _with_parts(kept, _without_idle)
 
 
 def bounded(schema: Any) -> Any:

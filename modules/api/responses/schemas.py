@@ -26,8 +26,8 @@ from modules.api.tool_schemas import (
     NamedTool,
     ToolSpec,
     offer_of,
+    own_choice,
     refuse_hosted,
-    refuse_hosted_choice,
     schema_text,
 )
 from modules.api.whole import whole
@@ -182,7 +182,7 @@ class ResponsesRequest(SamplingFields):
         BeforeValidator(_functions, json_schema_input_type=list[FlatTool] | None),
     ] = Field(None, description="Functions that the model may ask the client to call; OpenAI's own tools are not here.")
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | FlatChoice | FlatAllowed | None, BeforeValidator(refuse_hosted_choice)
+        Literal["none", "auto", "required"] | FlatChoice | FlatAllowed | None, BeforeValidator(own_choice)
     ] = None
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call a reply.")
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
