@@ -39,7 +39,8 @@ class TemplateWorker:
     def __init__(self, *, render_s: float = RENDER_S) -> None:
         self._render_s = render_s
         command = [sys.executable, "-P", "-X", "utf8", "-m", "modules.chat.template_worker"]
-        self._worker, self._peoples = (KillableWorker(command, bare_environment(), start_s=_START_S) for _ in range(2))
+        environment = {name: value for name, value in bare_environment().items() if name in _INHERITED}
+        self._worker, self._peoples = (KillableWorker(command, environment, start_s=_START_S) for _ in range(2))
         self._turns = {worker: Turns() for worker in (self._worker, self._peoples)}
 
     def render(self, template: str, variables: Mapping[str, Any], *, own: bool = False) -> str:
