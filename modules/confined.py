@@ -23,8 +23,9 @@ _KNOWN_RIGHTS = (0, 13, 14, 15, 15, 16)
 _TCP_SINCE, _ALL_TCP = 4, 0b11  # listening and connecting
 _SCOPES_SINCE, _ALL_SCOPES = 6, 0b11  # abstract sockets and signals to others
 _SYSTEM = (
-    "/usr", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/localtime",
-    "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu", "/dev/null", "/dev/random", "/dev/urandom",
+    "/usr", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store", "/home/linuxbrew/.linuxbrew",
+    "/etc/ld.so.cache", "/etc/localtime", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu",
+    "/dev/null", "/dev/random", "/dev/urandom",
 )  # fmt: skip
 """Where systems keep programs, libraries, time zones and what they tell of the machine."""
 _OWN = "/proc/self"  # not all of /proc: to root it tells the environment of others, and so their secrets
@@ -84,6 +85,7 @@ def _python_and_system() -> Iterator[Path]:
     yield Path(_OWN)
     yield _ROOT / "modules"
     yield from map(Path, _SYSTEM)
-    for name in {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, *sys.path}:
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    for name in {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, *sys.path, *libraries}:
         if name and Path(name).resolve() != _ROOT.resolve():
             yield Path(name)
