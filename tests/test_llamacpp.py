@@ -332,6 +332,12 @@ def test_files_that_are_gone_or_lack_tensors_are_named(file: Path, tmp_path: Pat
         load(plan, ignore)
 
 
+def test_the_chat_template_of_a_file_does_not_run_while_it_is_loaded(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path, template="{{ raise_exception('it ran') }}")
+    with engine_of(plan_of(path)) as engine:
+        assert engine.info.chat_template == "{{ raise_exception('it ran') }}"
+
+
 @pytest.mark.parametrize(("error", "kind"), [(MemoryError(), OutOfMemory), (RuntimeError("no"), LoadFailed)])
 def test_a_load_that_fails_leaves_no_folder_behind(
     error: Exception, kind: type[Exception], file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

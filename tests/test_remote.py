@@ -375,6 +375,17 @@ def test_odd_events_are_passed_over(event: Json) -> None:
     assert (reader.text, reader.end.reason) == ("fine", "stop")
 
 
+def test_halves_of_characters_that_stand_alone_are_told_as_such() -> None:
+    def halves(line: Line) -> None:
+        line.begin()
+        line.send(
+            rb'data: {"choices": [{"delta": {"content": "\ud83d\ude00, \uD83D!"}, "finish_reason": "stop"}]}' + b"\n\n"
+        )
+        line.end()
+
+    assert fault(halves).text == "\N{GRINNING FACE}, \N{REPLACEMENT CHARACTER}!"
+
+
 def test_an_answer_that_is_no_stream_is_told() -> None:
     assert "no stream" in error_of(fault(garbage(b"", "application/json"))).message
 

@@ -234,6 +234,15 @@ def test_pictures_are_read_by_no_class_that_is_a_models(file: str, name: str, tm
         load_processor(plan, None)
 
 
+@pytest.mark.parametrize("file", ["processor_config.json", "audio_tokenizer_config.json"])
+def test_no_model_for_sounds_is_loaded_from_elsewhere(file: str, tmp_path: Path) -> None:
+    entry = {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": "/elsewhere"}
+    (tmp_path / file).write_text(json.dumps({"audio_tokenizer": entry} if file.startswith("proc") else entry))
+    plan: Any = SimpleNamespace(spec=SimpleNamespace(model_type="llava", source="safetensors", path=tmp_path, name="m"))
+    with pytest.raises(UnsupportedModel, match="names another model"):
+        load_processor(plan, None)
+
+
 def _image_id(engine: SerialEngine) -> int:
     assert engine.loaded.eyes is not None
     return engine.loaded.eyes.image_token_id

@@ -413,6 +413,26 @@ def test_a_tokenizer_takes_no_file_of_the_machine_for_its_vocabulary(key: str, f
         inspect(folder)
 
 
+@pytest.mark.parametrize("setting", [{"fast_tokenizer_files": ["../b/tokenizer.4.json"]}, {"gguf_file": "../b/x.gguf"}])
+def test_a_tokenizer_takes_no_file_beside_its_folder(setting: dict[str, Any], tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    for name in ("tokenizer.4.json", "x.gguf"):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / "b" / name).touch()
+    (folder / "tokenizer_config.json").write_text(json.dumps(setting))
+    with pytest.raises(BadTokenizer, match="files of its folder alone"):
+        inspect(folder)
+
+
+def test_a_tokenizer_may_name_what_the_hubs_cache_keeps_as_links(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "snapshots" / "m")
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "0f3a").touch()
+    (folder / "vocab.json").symlink_to(tmp_path / "blobs" / "0f3a")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"vocab_file": "vocab.json"}))
+    inspect(folder)
+
+
 @pytest.mark.parametrize("value", [5, {"/dev/null": 1}, "/dev/null", ["\0", []], True])
 def test_a_tokenizer_gets_no_arguments_without_names(value: object, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "m")

@@ -182,7 +182,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 def tiny_gguf(
     folder: Path, *, width: int = 64, inner: int = 96, layers: int = 2, kind: str = "F16", context: int = 1024,
-    readable: bool = False, pooling: int = 0, part_tensors: int = 0,
+    readable: bool = False, pooling: int = 0, part_tensors: int = 0, template: str = "",
 ) -> Path:  # fmt: skip
     """A .gguf file of a small Llama with random weights and the byte tokenizer, made at the first call.
 
@@ -208,6 +208,8 @@ def tiny_gguf(
     writer.add_head_count_kv(heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(width // heads)
+    if template:
+        writer.add_chat_template(template)
     if pooling:
         writer.add_pooling_type(gguf.PoolingType(pooling))
     tokens = [*alphabet, *SPECIALS, "ab"]  # the format wants one merge at least

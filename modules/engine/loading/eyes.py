@@ -5,6 +5,7 @@ Videos are not read, so processors that insist on a video processor get none. Wh
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
 
 from modules.engine.loading.loading_errors import named_processor_failures
 from modules.engine.loading.pretrained import source_folder
+from modules.errors import UnsupportedModel
 from modules.memory.model.config import read_json, refuse_other_processors
 from modules.memory.planning.planner import Plan
 
@@ -47,16 +49,18 @@ PROCESSORS: dict[str, Any] = {
     "qwen2_vl": _Qwen2VL,
     "qwen2_5_vl": _Qwen25VL,
 }
-_NAMES_CLASSES = ("preprocessor_config.json", "processor_config.json", "config.json")
+_SETTINGS = "processor_config.json"
+_NAMES_CLASSES = ("preprocessor_config.json", _SETTINGS, "config.json")
 
 
 def load_processor(plan: Plan, tokenizer: Any) -> Any:
     """The processor of the model of `plan`, around its `tokenizer`.
 
-    Raises BadConfig naming what is missing, UnsupportedModel for a class that is no processor's.
+    Raises BadConfig naming what is missing, UnsupportedModel for a class that is no processor's, and for ears.
     """
     kind = PROCESSORS[plan.spec.model_type]
     folder = str(source_folder(plan))
+    _refuse_ears(source_folder(plan))
     for file in (source_folder(plan) / name for name in _NAMES_CLASSES):
         if file.exists():
             refuse_other_processors(read_json(file), plan.spec.name)
@@ -67,3 +71,15 @@ def load_processor(plan: Plan, tokenizer: Any) -> Any:
         settings, _ = kind.get_processor_dict(folder, local_files_only=True)
         parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": None}
         return kind.from_args_and_dict([parts[name] for name in kind.get_attributes()], settings)
+
+
+def _refuse_ears(folder: Path) -> None:
+    """Raise UnsupportedModel where a model for sounds is named: transformers would load it from wherever it is said to
+    lie, unplanned, unchecked and from pickles too. No model of PROCESSORS has one.
+    """
+    settings = read_json(folder / _SETTINGS) if (folder / _SETTINGS).exists() else {}
+    if "audio_tokenizer" in settings or (folder / "audio_tokenizer_config.json").exists():
+        raise UnsupportedModel(
+            f"{folder.name} names another model, for sounds (audio_tokenizer), which Snug does not load.",
+            remedy="Fetch the model again, or another copy of it.",
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections.abc import AsyncIterator, Coroutine, Mapping
@@ -25,6 +26,7 @@ from modules.units import format_duration
 MAX_ANSWER_BYTES = 16 * 2**20
 MAX_LINE_BYTES = 4 * 2**20
 MAX_ERROR_BYTES = 64 * 1024
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character that UTF-16 writes in two
 
 Result = TypeVar("Result")
 Json = dict[str, Any]
@@ -106,7 +108,7 @@ class RemoteClient:
         `path` begins with a slash: below /v1, or with two below the server's root.
         """
         try:
-            return json.loads(await self._asked(path, body))
+            return _read(await self._asked(path, body))
         except Unreached as error:
             raise error.error from error
         except (ValueError, RecursionError) as error:
@@ -199,7 +201,7 @@ class RemoteClient:
 
     def _event(self, data: bytes) -> Json:
         try:
-            event = json.loads(data)
+            event = _read(data)
         except (ValueError, RecursionError) as error:
             raise self._nonsense("an event that is no JSON") from error
         if not isinstance(event, dict):
@@ -232,6 +234,17 @@ class RemoteClient:
             f"The connection to the server at {self.where} was lost; what was written is kept.",
             remedy="Continue the reply when the server is there again.",
         )
+
+
+def _read(data: bytes) -> Any:
+    """JSON, with "�" for each half of a character that stands alone: servers that cut UTF-16 send those, and neither
+    files nor answers can hold one. Raises ValueError, RecursionError.
+    """
+    value = json.loads(data)
+    if not _HALF.search(data):
+        return value
+    whole = json.dumps(value, ensure_ascii=False).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return json.loads(whole)
 
 
 def _status_of(event: Json) -> int:

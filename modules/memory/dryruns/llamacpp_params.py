@@ -24,6 +24,9 @@ _LOOKED_UP, _GUESSED = 4, 8
 _DRAFTED = 8
 # Below this chance of its own a draft model stops guessing.
 _LEAST_CHANCE = 0.5
+# In place of the file's own, which llama.cpp would run while it loads, with no limit of time or memory. Prompts come
+# rendered (chat/templates.py).
+_TEMPLATE = "chatml"
 _CACHE_TYPES: dict[KVCache, Any] = {
     "plain": xllamacpp.ggml_type.GGML_TYPE_F16,
     "int8": xllamacpp.ggml_type.GGML_TYPE_Q8_0,
@@ -60,6 +63,7 @@ def load_params(path: Path, run: RunSpec, gpu_layers: Sequence[int] = (), *, idl
     params.offline = True
     params.ui = False
     params.endpoint_slots = False
+    params.chat_template = _TEMPLATE
     return params
 
 

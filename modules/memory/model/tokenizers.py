@@ -19,8 +19,10 @@ _FILES = frozenset({
 _WITHOUT_FILES = frozenset({"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"})
 
 # Where tokenizer_config.json names these, transformers takes the folder's. Publishers' machines leave them there.
-_TAKEN_FROM_FOLDER = frozenset({
+# The last two are texts: of thousands of tokens one may be spelt like a file.
+_PASSED_OVER = frozenset({
     "tokenizer_file", "special_tokens_map_file", "added_tokens_file", "tokenizer_config_file", "name_or_path",
+    "added_tokens_decoder", "chat_template",
 })  # fmt: skip
 
 
@@ -30,7 +32,7 @@ def refuse_other_vocabularies(folder: Path) -> None:
     transformers hands all settings to the tokenizer's class: its vocabulary could be any file with lines, which who
     chats can have decoded. Raises BadConfig for files that cannot be read.
     """
-    for name, passed_over in (("tokenizer_config.json", _TAKEN_FROM_FOLDER), ("special_tokens_map.json", frozenset())):
+    for name, passed_over in (("tokenizer_config.json", _PASSED_OVER), ("special_tokens_map.json", frozenset())):
         settings = read_json(folder / name) if (folder / name).exists() else {}
         for key, value in settings.items():
             nameless = key == "init_inputs" and bool(value)  # arguments in the class's order; nobody writes any
@@ -40,13 +42,25 @@ def refuse_other_vocabularies(folder: Path) -> None:
 
 
 def _leads_out(folder: Path, value: object) -> bool:
+    """Whether `value`, or anything inside it, names a file outside of `folder`: seen from here, or from there, where
+    a file that lies there may be a link, as the hub's cache has them.
+    """
+    if isinstance(value, (list, dict)):
+        return any(_leads_out(folder, one) for one in (value.values() if isinstance(value, dict) else value))
     if not isinstance(value, str):
         return False
+    here, there = Path(value), folder / value
+    own = folder.resolve()
+    return (_is_file(here) and own not in here.resolve().parents) or (
+        _is_file(there) and own not in (there.parent.resolve(), *there.parent.resolve().parents)
+    )
+
+
+def _is_file(path: Path) -> bool:
     try:
-        found = Path(value).stat()
+        return not stat.S_ISDIR(path.stat().st_mode)
     except (OSError, ValueError):  # no such file, or no name of one
         return False
-    return not stat.S_ISDIR(found.st_mode) and folder.resolve() not in Path(value).resolve().parents
 
 
 def _bad_tokenizer(folder: Path, name: str, key: str) -> BadTokenizer:
