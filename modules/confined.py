@@ -1,6 +1,6 @@
-"""A process that needs no files but Python's: from then on the kernel lets it open no others, nor connect by TCP.
+"""A process, or a thread, that needs few files: from then on the kernel lets it open no others, nor connect by TCP.
 
-For processes that read what strangers wrote, by libraries in C among others. By Landlock, which Linux has since 5.13
+For what reads what strangers wrote, by libraries that may follow it elsewhere. By Landlock, which Linux has since 5.13
 (linux/landlock.h; a kernel may be built without it), and which nothing can undo. Imports nothing of Snug.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 _ROOT = Path(__file__).parent.parent
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture but Alpha
@@ -31,6 +33,9 @@ _SYSTEM = (
 _OWN = "/proc/self"  # not all of /proc: to root it tells the environment of others, and so their secrets
 
 
+Result = TypeVar("Result")
+
+
 class _Ruleset(ctypes.Structure):
     _fields_ = (("files", ctypes.c_uint64), ("network", ctypes.c_uint64), ("scopes", ctypes.c_uint64))
 
@@ -41,9 +46,23 @@ class _Beneath(ctypes.Structure):
     _fields_ = (("rights", ctypes.c_uint64), ("folder", ctypes.c_int32))
 
 
-def confine() -> bool:
-    """Let this thread, and all that it starts, read Python's files and the system's alone, write none, and connect
-    to nothing by TCP. Call it before any other thread runs. Whether the kernel can: where it cannot, nothing changes.
+def confined_to(folder: Path, work: Callable[[], Result]) -> Result:
+    """What `work` gives, done in a thread of its own, which can read Python's files, the system's and those of `folder`
+    alone, where the kernel can see to it. Links in it may lead to other files, as those of the hub's cache do.
+    """
+
+    def alone() -> Result:
+        confine((folder, *_links(folder)))
+        return work()
+
+    with ThreadPoolExecutor(1, "confined") as threads:
+        return threads.submit(alone).result()
+
+
+def confine(more: Iterable[Path] = ()) -> bool:
+    """Let this thread, and all that it starts, read Python's files, the system's and `more` alone, write none, and
+    connect to nothing by TCP. A process calls it before its other threads run. Whether the kernel can: where it
+    cannot, nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -58,12 +77,19 @@ def confine() -> bool:
     if rules < 0:
         return False
     try:
-        for path in _python_and_system():
+        for path in (*_python_and_system(), *more):
             _allow(kernel, rules, path)
         kernel.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
         return bool(kernel.syscall(_RESTRICT_SELF, rules, 0) == 0)
     finally:
         os.close(rules)
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """The links in it and in its folders; what they lead to is opened as it is."""
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if path.is_symlink():
+            yield path
 
 
 def _allow(kernel: ctypes.CDLL, rules: int, path: Path) -> None:

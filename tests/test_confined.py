@@ -14,6 +14,7 @@ import pytest
 
 from modules.attachments.extracting import Extractor
 from modules.chat.templates import TemplateWorker
+from modules.confined import confined_to
 from modules.engine.form_reading import Form, FormReader
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +67,23 @@ def test_a_confined_process_reaches_nothing_of_the_user_and_still_imports(tries:
     assert (told.pop("own"), told.pop("null")) == ("done", "done")
     told.pop("connect"), told.pop("signal")  # which the kernel confines since 6.7 and 6.12
     assert told == dict.fromkeys(("secret", "folder", "fresh", "parent"), "PermissionError")
+
+
+def test_a_thread_confined_to_a_folder_reads_that_alone_and_others_go_on(
+    tries: tuple[bool, dict[str, str]], tmp_path: Path
+) -> None:
+    if not tries[0]:
+        pytest.skip("this kernel has no Landlock")
+    secret, blob, model = tmp_path / "secret", tmp_path / "blob", tmp_path / "model"
+    model.mkdir()
+    for path in (secret, blob, model / "tokenizer.json"):
+        path.write_text(path.name)
+    (model / "linked.json").symlink_to(blob)
+    assert confined_to(model, (model / "tokenizer.json").read_text) == "tokenizer.json"
+    assert confined_to(model, (model / "linked.json").read_text) == "blob"
+    with pytest.raises(PermissionError):
+        confined_to(model, secret.read_text)
+    assert secret.read_text() == "secret"
 
 
 def ask_for_a_text() -> None:

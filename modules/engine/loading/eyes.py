@@ -5,6 +5,7 @@ Videos are not read, so processors that insist on a video processor get none. Wh
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import (
     Qwen2VLProcessor,
 )
 
+from modules.confined import confined_to
 from modules.engine.loading.loading_errors import named_processor_failures
 from modules.engine.loading.pretrained import source_folder
 from modules.errors import UnsupportedModel
@@ -58,19 +60,20 @@ def load_processor(plan: Plan, tokenizer: Any) -> Any:
 
     Raises BadConfig naming what is missing, UnsupportedModel for a class that is no processor's, and for ears.
     """
-    kind = PROCESSORS[plan.spec.model_type]
-    folder = str(source_folder(plan))
-    _refuse_ears(source_folder(plan))
-    for file in (source_folder(plan) / name for name in _NAMES_CLASSES):
+    folder = source_folder(plan)
+    _refuse_ears(folder)
+    for file in (folder / name for name in _NAMES_CLASSES):
         if file.exists():
             refuse_other_processors(read_json(file), plan.spec.name)
     with named_processor_failures(plan):
-        images = AutoImageProcessor.from_pretrained(
-            folder, backend="pil", local_files_only=True, trust_remote_code=False
-        )
-        settings, _ = kind.get_processor_dict(folder, local_files_only=True)
-        parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": None}
-        return kind.from_args_and_dict([parts[name] for name in kind.get_attributes()], settings)
+        return confined_to(folder, partial(_processor, PROCESSORS[plan.spec.model_type], str(folder), tokenizer))
+
+
+def _processor(kind: Any, folder: str, tokenizer: Any) -> Any:
+    images = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
+    settings, _ = kind.get_processor_dict(folder, local_files_only=True)
+    parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": None}
+    return kind.from_args_and_dict([parts[name] for name in kind.get_attributes()], settings)
 
 
 def _refuse_ears(folder: Path) -> None:

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.utils.import_utils import DummyObject
 
+from modules.confined import confined_to
 from modules.engine.base import Engine, ModelInfo, OnProgress, Progress
 from modules.engine.control_tokens import CHAT_END_TOKENS
 from modules.engine.loading.draft import load_draft
@@ -116,10 +117,12 @@ def load_tokenizer(plan: Plan) -> Any:
     refuse_other_vocabularies(source_folder(plan))
     if not plan.trust_remote_code:
         _refuse_other_classes(source_folder(plan))
+    read = partial(
+        AutoTokenizer.from_pretrained,
+        str(source_folder(plan)), trust_remote_code=plan.trust_remote_code, local_files_only=True, **gguf,
+    )  # fmt: skip
     with named_tokenizer_failures(plan):
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            str(source_folder(plan)), trust_remote_code=plan.trust_remote_code, local_files_only=True, **gguf
-        )
+        tokenizer: Any = read() if plan.trust_remote_code else confined_to(source_folder(plan), read)
     # Without any tokenizer file transformers 5 makes one that knows its special tokens alone.
     if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder) + len(tokenizer.all_special_tokens):
         raise BadTokenizer(
