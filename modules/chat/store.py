@@ -127,6 +127,17 @@ class Store:
         with self._databases.of(conversation_id).read() as connection:
             return find_conversation(connection, owner, conversation_id)
 
+    def characters(self, conversation_id: str) -> int:
+        """How many characters a conversation's messages and files hold, all versions together."""
+        with self._databases.of(conversation_id).read() as connection:
+            row = connection.execute(
+                "SELECT (SELECT sum(length(content) + ifnull(length(modified), 0)) FROM messages"
+                " WHERE conversation_id = ?1), (SELECT sum(characters) FROM attachments"
+                " JOIN messages ON messages.id = message_id WHERE conversation_id = ?1)",
+                (pack(conversation_id),),
+            ).fetchone()
+        return sum(part or 0 for part in row)
+
     def rename(self, owner: str, conversation_id: str, title: str) -> Conversation:
         """Give it a title that stays. An empty one goes back to that of the first user message."""
         with self._databases.of(conversation_id).write() as connection:
