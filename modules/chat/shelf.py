@@ -275,6 +275,7 @@ class Shelf:
 
     def branch(self, owner: str, message_id: str) -> Conversation:
         """A new conversation that begins with copies of the messages down to this one. Raises NotFound."""
+        self._databases.check_share(message_id, owner)
         with self._databases.of(message_id).write() as connection:
             copy = copy_path(connection, owner, find_message(connection, owner, message_id), self._now())
         self.see(copy.id)
