@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict, deque
 from contextlib import ExitStack
 from contextvars import ContextVar
 from weakref import WeakValueDictionary
@@ -28,3 +29,53 @@ class OwnPlaces:
             if own is None:
                 own = self._own[whose] = threading.BoundedSemaphore(self._each)
             return own
+
+
+class FairLock:
+    """A lock that people take by turns: who waits for it a hundred times waits behind the own hundred."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = False
+        self._waiting: OrderedDict[str, deque[threading.Event]] = OrderedDict()
+
+    def __enter__(self) -> None:
+        whose, turn = ASKED_FOR.get(), threading.Event()
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return
+            self._waiting.setdefault(whose, deque()).append(turn)
+        turn.wait()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            whose = next(iter(self._waiting), None)
+            if whose is None:
+                self._taken = False
+                return
+            turns = self._waiting.pop(whose)
+            turns.popleft().set()  # it stays taken
+            if turns:
+                self._waiting[whose] = turns  # behind all others
+
+
+class OwnLocks:
+    """A lock for each person, who is forgotten when nobody holds theirs. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._own: WeakValueDictionary[str, threading.RLock] = WeakValueDictionary()
+
+    def of(self, whose: str) -> threading.RLock:
+        """That person's lock, which may be taken again by who has it."""
+        with self._lock:
+            own = self._own.get(whose)
+            if own is None:
+                own = self._own[whose] = threading.RLock()
+            return own
+
+    def all(self) -> list[threading.RLock]:
+        """Those that somebody holds or is about to take."""
+        with self._lock:
+            return list(self._own.values())

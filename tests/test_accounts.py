@@ -93,6 +93,23 @@ def test_sessions_end_by_logging_out_by_time_and_by_a_new_password(accounts: Acc
     assert accounts.by_session(kept) is None
 
 
+def test_a_password_that_was_looked_at_before_it_changed_opens_nothing(accounts: Accounts) -> None:
+    accounts.add("Ana", WORD)
+    ben = accounts.add("Ben", WORD)
+    looked_at = accounts.verify("Ben", WORD)  # takes a tenth of a second, in which it may change
+    accounts.set_password(ben.id, "battery staple")
+    with pytest.raises(Unauthorized):
+        accounts.begin_session(looked_at)
+    with pytest.raises(BadValue, match="meanwhile"):
+        accounts.set_password(ben.id, WORD, before=looked_at)
+    assert accounts.verify("Ben", "battery staple"), "what an administrator gave stays"
+
+    looked_at = accounts.verify("Ben", "battery staple")
+    accounts.remove(ben.id)
+    with pytest.raises(Unauthorized):
+        accounts.begin_session(looked_at)
+
+
 def test_no_session_lasts_for_ever(accounts: Accounts, clock: Clock) -> None:
     token, began = accounts.begin_session(accounts.add("Ana", WORD)), clock.now
     while clock.now < began + SESSION_LIFE_S:

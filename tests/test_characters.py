@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,14 @@ def test_personas_are_kept_with_their_pictures(tmp_path: Path) -> None:
     assert personas.list() == []
     personas.restore(ident)
     assert [found.id for found in personas.list()] == ["Kim"]
+
+
+def test_personas_of_one_name_that_come_at_once_are_all_kept(tmp_path: Path) -> None:
+    personas = Library.of(tmp_path, tmp_path).personas
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda number: personas.add(Persona(name="Kim", description=str(number)), None), range(8)))
+    assert len(set(made)) == 8
+    assert {personas.get(ident).description for ident in made} == {str(number) for number in range(8)}
 
 
 def test_a_thousand_characters_are_listed_at_once(tmp_path: Path) -> None:

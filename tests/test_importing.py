@@ -314,6 +314,14 @@ def test_no_json_makes_the_reader_fail(value: object) -> None:
             assert tree.head is not None
 
 
+def test_a_conversation_that_is_too_long_to_be_deleted_quickly_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "MOST_CHARACTERS", 5)
+    short, long = ({"messages": [{"role": "user", "content": text}]} for text in ("short", "longer"))
+    read = read_file(json.dumps([short, long]))
+    assert [tree.messages[0].content for tree in read.trees] == ["short"]
+    assert "more than 5 characters" in read.skipped[0].why
+
+
 def test_a_file_of_too_many_messages_keeps_the_conversations_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "MOST_MESSAGES", 2)
     line = '{"messages": [{"role": "user", "content": "a"}]}\n'

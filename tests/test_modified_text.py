@@ -116,3 +116,12 @@ def test_what_colours_leave_alone_is_found_in_one_pass(text: str) -> None:
     started = time.thread_time()
     assert not [*colours.FENCE.finditer(text), *colours.BLOCK.finditer(text)]
     assert time.thread_time() - started < 10
+
+
+def test_a_tag_that_hides_behind_its_attributes_is_text() -> None:
+    page = render_modified(
+        '<button class="copy-code" data-act="delete" title="<">Go</button> <div class="toast" title="<">x</div> 1 < 2'
+    )
+    assert "<button" not in page, "the page knows its own buttons by data-act"
+    assert "<div" not in page
+    assert "1 &lt; 2" in page

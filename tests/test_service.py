@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from modules.attachments.extracted import Extracted
-from modules.chat import writing
+from modules.chat import service, writing
 from modules.chat.prompts import Prompts
 from modules.chat.running import ReplyView, RunningReply
 from modules.chat.service import ChatService
@@ -391,6 +391,35 @@ def test_a_full_store_is_told_and_the_text_saved_once_it_can(
     view = end_of(reply)
     assert (view.status, view.error) == ("stopped", None)
     assert world.texts()[-1] == view.text
+
+
+def test_a_conversation_holds_what_can_be_deleted_while_others_wait(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MOST_CHARACTERS", 100)
+    world = make_world(Script(reply="fine"))
+    end_of(world.ask("a" * 60))
+    with pytest.raises(BadValue, match="holds 100 characters"):
+        world.ask("b" * 60)
+    question = world.path()[0]
+    with pytest.raises(BadValue, match="holds 100 characters"):
+        world.chat.edit("", world.conversation.id, question.id, "c" * 101)
+    world.chat.edit("", world.conversation.id, question.id, "c")
+    assert end_of(world.ask("d" * 60)).status == "complete", "and what was made shorter has room again"
+    assert world.store.characters(world.conversation.id) == 61 + 2 * len("fine")
+
+
+def test_nobody_waits_for_what_another_does_to_a_conversation(make_world: MakeWorld) -> None:
+    world = make_world(Script())
+    done = threading.Event()
+
+    def anas() -> None:
+        with world.chat.changing("ana", "a place"):
+            done.set()
+
+    with world.chat.changing("ben", "a place"):
+        threading.Thread(target=anas).start()
+        assert done.wait(5.0)
 
 
 def test_a_question_that_cannot_be_saved_is_refused(make_world: MakeWorld) -> None:

@@ -253,7 +253,7 @@ def test_incognito_conversations_together_take_so_much_memory_and_no_more(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "MOST_MEMORY_BYTES", 4 * MiB)
-    made = [store.create("", system_prompt="x" * MiB, incognito=True) for _ in range(3)]
+    made = [store.create(owner, system_prompt="x" * MiB, incognito=True) for owner in ("", "ana", "cy")]
     with pytest.raises(StoreFailed, match=r"incognito conversations hold 4\.00 MiB already"):
         for _ in range(3):
             store.create("ben", system_prompt="x" * MiB, incognito=True)
@@ -261,6 +261,20 @@ def test_incognito_conversations_together_take_so_much_memory_and_no_more(
     assert store.create("ben", system_prompt="x" * MiB).id, "the disk has room"
     store.delete("", made[0].id)
     assert store.create("ben", system_prompt="x" * MiB, incognito=True).id
+
+
+def test_nobody_takes_all_the_memory_of_incognito_conversations(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "MOST_MEMORY_BYTES", 4 * MiB)
+    chat = store.create("ben", incognito=True)
+    message = store.append("ben", chat.id, None, "user", "words and " * 20_000, op_id="1")
+    with pytest.raises(StoreFailed, match="more than is left for everybody's"):
+        for _ in range(100):
+            store.shelf.branch("ben", message.id)
+    with pytest.raises(StoreFailed, match="more than is left"):
+        store.edit("ben", message.id, "more " * 100_000)
+    anas = store.create("ana", incognito=True)
+    assert store.append("ana", anas.id, None, "user", "x" * 200_000, op_id="1").content
+    assert store.create("ben").id, "the disk has room"
 
 
 def test_a_branch_of_an_incognito_conversation_ends_likewise(store: Store) -> None:

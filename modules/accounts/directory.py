@@ -13,7 +13,7 @@ import time
 import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -38,7 +38,10 @@ _SESSION_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A person as the list of people shows it; `removed_at` (seconds since 1970) for who may not come in any more."""
+    """A person as the list of people shows it; `removed_at` (seconds since 1970) for who may not come in any more.
+
+    `kept` is what was kept of the password when this was read.
+    """
 
     id: str
     name: str
@@ -46,6 +49,7 @@ class Account:
     admin: bool
     created_at: float
     removed_at: float | None
+    kept: str = field(default="", repr=False, compare=False)
 
     @property
     def person(self) -> Person:
@@ -131,17 +135,22 @@ class Accounts:
         """One's own; the session that asks goes on, all others end. Raises Unauthorized for a wrong old one."""
         self.attempts.check([person.id], "Too many wrong passwords.")
         try:
-            self.verify(person.name, old)
+            before = self.verify(person.name, old)
         except Unauthorized as error:
             self.attempts.wrong([person.id], [old.encode("utf-8", "replace")])
             raise BadValue("That is not your old password.", remedy="Try again.", param="old") from error
-        self.set_password(person.id, new, keep=person.session)
+        self.set_password(person.id, new, keep=person.session, before=before)
 
-    def set_password(self, ident: str, password: str, *, keep: bytes = b"") -> None:
-        """Another password. Every session of that person ends, but for `keep`."""
+    def set_password(self, ident: str, password: str, *, keep: bytes = b"", before: Account | None = None) -> None:
+        """Another password. Every session of that person ends, but for `keep`.
+
+        In place of the one that `before` had, if given. Raises BadValue where it has another by now.
+        """
         passwords.check_new(password, self._one(ident).name)
         kept = passwords.hashed(password)
         with self._file.write() as file:
+            if before is not None and not _is_as_it_was(file, before):
+                raise BadValue("Your password has changed meanwhile.", remedy="Log in with the new one.", param="old")
             file.execute("UPDATE people SET password = ? WHERE id = ?", (kept, ident))
             file.execute("DELETE FROM sessions WHERE person_id = ? AND hash <> ?", (ident, keep))
         self.endings += 1
@@ -197,9 +206,14 @@ class Accounts:
         return _account(row)
 
     def begin_session(self, account: Account) -> str:
-        """A token for a browser of theirs; only its hash is kept."""
+        """A token for a browser of theirs; only its hash is kept.
+
+        Raises Unauthorized for who has another password by now, or was removed: looking at one takes its time.
+        """
         token, now = secrets.token_urlsafe(_SESSION_BYTES), self._now()
         with self._file.write() as file:
+            if not _is_as_it_was(file, account):
+                raise Unauthorized("Name and password do not belong together.", remedy="Try again.")
             file.execute(
                 "DELETE FROM sessions WHERE seen_at < ? OR created_at < ?", (now - SESSION_IDLE_S, now - SESSION_LIFE_S)
             )
@@ -244,6 +258,8 @@ class Accounts:
         expires = None if days is None else now + days * DAY_S
         key = Key(uuid4().hex[:12], account.name, name, secret[-4:], admin, now, expires, None)
         with self._file.write() as file:
+            if not _is_as_it_was(file, account):
+                raise BadValue("That account has changed meanwhile.", remedy="Try again.")
             file.execute(
                 "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
                 (key.id, _hash(secret), ident, name, key.hint, admin, now, expires),
@@ -292,8 +308,16 @@ class Accounts:
 
 
 def _account(row: tuple[object, ...]) -> Account:
-    ident, name, _, owner, admin, _, created_at, removed_at = row[:8]
-    return Account(str(ident), str(name), str(owner), bool(admin), created_at, removed_at)  # type: ignore[arg-type]
+    ident, name, _, owner, admin, kept, created_at, removed_at = row[:8]
+    return Account(
+        str(ident), str(name), str(owner), bool(admin), created_at, removed_at, str(kept)  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _is_as_it_was(file: sqlite3.Connection, account: Account) -> bool:
+    """Whether a person may still come in, with the password that was read."""
+    asked = "SELECT 1 FROM people WHERE id = ? AND password = ? AND removed_at IS NULL"
+    return file.execute(asked, (account.id, account.kept)).fetchone() is not None
 
 
 def folded(name: str) -> str:

@@ -128,6 +128,7 @@ class Personas:
 
     def __init__(self, own: Path) -> None:
         self._own = Folder(own, read_persona, cards=False)
+        self._lock = threading.Lock()  # between looking for a free name and taking it
 
     def list(self) -> list[Found[Persona]]:
         """All of them, by name."""
@@ -152,9 +153,10 @@ class Personas:
 
     def add(self, persona: Persona, picture: bytes | None) -> str:
         """Keep a new persona; its id, made of its name."""
-        ident = free_id(persona.name, self._own.ids())
-        self.save(ident, persona, picture)
-        return ident
+        with self._lock:
+            ident = free_id(persona.name, self._own.ids())
+            self.save(ident, persona, picture)
+            return ident
 
     def delete(self, ident: str) -> None:
         """Delete a persona."""

@@ -51,6 +51,7 @@ class Attached:
         row = row_of(kept, owner, taken.text, self._now())
         if taken.picture:
             row |= {"picture": taken.picture, "media_type": taken.media_type}
+        self._databases.check_share(ident, owner)
         with self._databases.of(ident).write() as connection:
             add_row(connection, "attachments", row)
         if incognito:

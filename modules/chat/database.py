@@ -18,6 +18,7 @@ from modules.chat.packing import fold, unpack
 from modules.chat.schema import APPLICATION_ID, MIGRATIONS
 from modules.errors import StoreFailed
 from modules.files import only_for_owner
+from modules.on_behalf import FairLock
 from modules.units import MiB, format_size
 
 log = logging.getLogger(__name__)
@@ -43,14 +44,17 @@ CONVERSATIONS = Layout(APPLICATION_ID, MIGRATIONS, "snug", "conversations")
 
 
 class Database:
-    """One writer, several readers. Every method may be called from any thread; faults come as StoreFailed."""
+    """One writer, several readers; people write by turns. Every method may be called from any thread.
+
+    Faults come as StoreFailed.
+    """
 
     def __init__(self, path: Path, layout: Layout = CONVERSATIONS) -> None:
         """Open `path`, making or migrating it. Raises StoreFailed, the file untouched, if it is not sound."""
         self.path = path
         self.layout = layout
         self.backup_folder = path.parent / "backups"
-        self._write_lock = threading.Lock()
+        self._write_lock = FairLock()
         self._idle_readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
         self._closed = False
@@ -235,7 +239,7 @@ class MemoryDatabase(Database):
         """An empty one."""
         self.path = _IN_MEMORY
         self.layout = CONVERSATIONS
-        self._write_lock = threading.Lock()
+        self._write_lock = FairLock()
         self._readers_lock = threading.Lock()
         self._idle_readers = []
         self._closed = False

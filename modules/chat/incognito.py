@@ -10,8 +10,16 @@ import time
 from collections.abc import Callable
 
 from modules.chat.database import Database, MemoryDatabase
+from modules.chat.packing import pack
+from modules.errors import StoreFailed
 
 INCOGNITO = "incognito-"
+_HELD = """  -- in bytes or characters; texts lie in the search index too
+    SELECT ifnull((SELECT 2 * sum(length(content)) FROM messages WHERE owner = ?1), 0)
+    + ifnull((SELECT sum(2 * length(text) + ifnull(length(picture), 0)) FROM attachments WHERE owner = ?1), 0)
+    + ifnull((SELECT sum(length(system_prompt) + length(setup)) FROM conversations WHERE owner = ?1), 0)
+    + ifnull((SELECT sum(length(row)) FROM deleted_rows JOIN deletions ON id = deletion_id WHERE owner = ?1), 0)
+"""
 UNSEEN_S = 12 * 3600.0  # without a page that looks; then it is gone. Pages in the background do not look.
 
 
@@ -43,6 +51,22 @@ class Databases:
         """The file, and the memory if anything was ever put there."""
         with self._lock:
             return (self.disk, self._memory) if self._memory else (self.disk,)
+
+    def check_share(self, ident: str, owner: str) -> None:
+        """Raise StoreFailed where `owner` holds more of the memory than is left for everybody; never for the file's."""
+        if not is_incognito(ident):
+            return
+        with self.of(ident).read() as connection:
+            most, taken, free, size = (
+                int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+                for name in ("max_page_count", "page_count", "freelist_count", "page_size")
+            )
+            left = most - taken + free
+            if left < most // 2 and connection.execute(_HELD, (pack(owner),)).fetchone()[0] > left * size:
+                raise StoreFailed(
+                    "Not saved: your incognito conversations hold more than is left for everybody's.",
+                    remedy="End one that is not needed any more, or write in an ordinary one.",
+                )
 
     def see(self, conversation_id: str) -> None:
         """A page looks at this conversation: it stays."""

@@ -175,3 +175,11 @@ def add_row(connection: sqlite3.Connection, table: str, row: Row) -> None:
     """Put a row into a table; columns that it does not name get their defaults."""
     marks = ", ".join("?" * len(row))
     connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", [*row.values()])
+
+
+def add_rows(connection: sqlite3.Connection, table: str, rows: Sequence[Row]) -> None:
+    """Likewise many at once, which name the same columns."""
+    if rows:
+        marks = ", ".join("?" * len(rows[0]))
+        values = [[*row.values()] for row in rows]
+        connection.executemany(f"INSERT INTO {table} ({', '.join(rows[0])}) VALUES ({marks})", values)

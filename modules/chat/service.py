@@ -25,6 +25,7 @@ from modules.chat.modifying_elsewhere import AsidePart, TextPart
 from modules.chat.prompts import BuiltPrompt, Prompts
 from modules.chat.running import ReplyView, RunningReply
 from modules.chat.store import Store
+from modules.chat.trees import MOST_CHARACTERS
 from modules.chat.writing import Outcome, Task, Writer
 from modules.engine.host.host import EngineHost
 from modules.engine.intake import check_generates
@@ -32,6 +33,7 @@ from modules.errors import BadCharacter, BadName, BadValue, Busy, ContextLengthE
 from modules.extensions.manager import Extensions
 from modules.messages import Attachment, ChatMessage, Conversation, Message, Setup
 from modules.models.manager import ModelManager
+from modules.on_behalf import OwnLocks
 from modules.sampling import GenerationParams
 
 __all__ = ["NOTEBOOK", "ChatService", "ReplyView", "RunningReply"]
@@ -60,7 +62,7 @@ class ChatService:
         self._prompts = prompts
         self._extensions = extensions or Extensions(Path("extensions"))  # which are none
         self._library = library or Library.of(Path("characters"), Path("user_data"))
-        self._lock = threading.RLock()  # held while a reply starts or a conversation changes, never while one runs
+        self._locks = OwnLocks()  # held while a reply starts or a conversation changes, never while one runs
         self._writers: dict[tuple[str, str], Writer] = {}
         self._closed = False
 
@@ -87,7 +89,8 @@ class ChatService:
             raise BadValue("The message is empty.", remedy="Write something.", param="text")
         self._check_room(owner)
         self._check_can_fit(text)
-        with self._lock:
+        self._check_holds(conversation_id, len(text))
+        with self._locks.of(owner):
             if earlier := self._replayed(owner, conversation_id, op_id):
                 return earlier
             with self._changing(owner, conversation_id):
@@ -202,9 +205,10 @@ class ChatService:
                 writer.stop()
 
     def edit(self, owner: str, conversation_id: str, message_id: str, content: str) -> Message:
-        """Replace a message's text. Raises NotFound, Busy, StoreFailed."""
+        """Replace a message's text. Raises NotFound, Busy, StoreFailed, BadValue for too much in one conversation."""
         with self._changing(owner, conversation_id):
-            self._message(owner, conversation_id, message_id)
+            before = self._message(owner, conversation_id, message_id)
+            self._check_holds(conversation_id, len(content) - len(before.content))
             return self._store.edit(owner, message_id, content)
 
     def delete_message(self, owner: str, conversation_id: str, message_id: str) -> Conversation:
@@ -249,9 +253,11 @@ class ChatService:
 
     def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
         """End every running reply as "interrupted", its text kept, within `timeout_s`; refuse new ones."""
-        with self._lock:
-            self._closed = True
-            writers = tuple(self._writers.values())
+        self._closed = True
+        for lock in self._locks.all():  # what has begun to start is among the writers then
+            with lock:
+                pass
+        writers = tuple(self._writers.values())
         deadline = time.monotonic() + timeout_s
         for writer in writers:
             threading.Thread(target=writer.interrupt, name="interrupt", daemon=True).start()
@@ -261,7 +267,7 @@ class ChatService:
     @contextmanager
     def _changing(self, owner: str, conversation_id: str) -> Iterator[None]:
         """The right to change a conversation; no reply can start or end a change meanwhile."""
-        with self._lock:
+        with self._locks.of(owner):
             if self._closed:
                 raise Busy("Snug is shutting down.", remedy="Start it again.")
             if (owner, conversation_id) in self._writers:
@@ -284,6 +290,15 @@ class ChatService:
             raise ContextLengthExceeded(
                 f"The message has {len(text):,} characters; {info.name} reads {info.context_tokens:,} tokens at once.",
                 remedy="Send a part of it, or load the model with a larger --ctx-size.",
+            )
+
+    def _check_holds(self, conversation_id: str, more: int) -> None:
+        """Keep a conversation to what can be deleted, copied and shown while others wait: `more` characters come."""
+        if more > 0 and self._store.characters(conversation_id) + more > MOST_CHARACTERS:
+            raise BadValue(
+                f"A conversation holds {MOST_CHARACTERS:,} characters, its files among them.",
+                remedy="Go on in a new one.",
+                param="text",
             )
 
     def _replayed(self, owner: str, conversation_id: str, op_id: str) -> RunningReply | None:

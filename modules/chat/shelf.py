@@ -31,6 +31,7 @@ SWEEP_EVERY_S = 300.0
 OUTLINE_CHARACTERS = 200
 _AT_ONCE = 10_000  # messages of files that are written in one go: half a second
 _BYTES_OF_ONE = 20_000  # of pictures, written in the time of a message
+_CHARACTERS_OF_ONE = 1_000  # likewise
 _BREATH_S = 0.02
 FORGET_S = 0.1  # of each sweep, for deleted text in the search index
 
@@ -274,6 +275,7 @@ class Shelf:
 
     def branch(self, owner: str, message_id: str) -> Conversation:
         """A new conversation that begins with copies of the messages down to this one. Raises NotFound."""
+        self._databases.check_share(message_id, owner)
         with self._databases.of(message_id).write() as connection:
             copy = copy_path(connection, owner, find_message(connection, owner, message_id), self._now())
         self.see(copy.id)
@@ -286,7 +288,7 @@ def _stretches(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
     left = _AT_ONCE
     for tree in trees:
         pictures = sum(len(file.picture) for message in tree.messages for file in message.attachments)
-        cost = 1 + len(tree.messages) + pictures // _BYTES_OF_ONE
+        cost = 1 + len(tree.messages) + pictures // _BYTES_OF_ONE + tree.characters // _CHARACTERS_OF_ONE
         if stretch and cost > left:
             yield stretch
             stretch, left = [], _AT_ONCE

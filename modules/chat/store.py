@@ -103,6 +103,7 @@ class Store:
         conversation_id = prefix + uuid4().hex
         title = INCOGNITO_TITLE if incognito else title
         row = (conversation_id, pack(owner), pack(title), mode, pack(system_prompt), ids[0] if ids else None, now, now)
+        self._databases.check_share(conversation_id, owner)
         with self._databases.of(conversation_id).write() as connection:
             connection.execute(
                 "INSERT INTO conversations"
@@ -126,6 +127,17 @@ class Store:
         """One conversation. Raises NotFound."""
         with self._databases.of(conversation_id).read() as connection:
             return find_conversation(connection, owner, conversation_id)
+
+    def characters(self, conversation_id: str) -> int:
+        """How many characters a conversation's messages and files hold, all versions together."""
+        with self._databases.of(conversation_id).read() as connection:
+            row = connection.execute(
+                "SELECT (SELECT sum(length(content) + ifnull(length(modified), 0)) FROM messages"
+                " WHERE conversation_id = ?1), (SELECT sum(characters) FROM attachments"
+                " JOIN messages ON messages.id = message_id WHERE conversation_id = ?1)",
+                (pack(conversation_id),),
+            ).fetchone()
+        return sum(part or 0 for part in row)
 
     def rename(self, owner: str, conversation_id: str, title: str) -> Conversation:
         """Give it a title that stays. An empty one goes back to that of the first user message."""
@@ -159,6 +171,7 @@ class Store:
 
     def set_system_prompt(self, owner: str, conversation_id: str, text: str) -> Conversation:
         """Change what the model is told first."""
+        self._databases.check_share(conversation_id, owner)
         with self._databases.of(conversation_id).write() as connection:
             find_conversation(connection, owner, conversation_id)
             connection.execute("UPDATE conversations SET system_prompt = ? WHERE id = ?", (pack(text), conversation_id))
@@ -200,6 +213,8 @@ class Store:
         The same `op_id` again returns the same message and changes nothing. Raises StaleView if the conversation or
         the parent is gone, NotFound if a file is.
         """
+        if role == "user":
+            self._databases.check_share(conversation_id, owner)
         with self._databases.of(conversation_id).write() as connection:
             if earlier := find_op(connection, owner, conversation_id, op_id):
                 return earlier
@@ -279,7 +294,8 @@ class Store:
             return dataclasses.replace(message, status="streaming", error="", modified=None)
 
     def edit(self, owner: str, message_id: str, content: str) -> Message:
-        """Replace a message's text; it then counts as complete. Raises NotFound."""
+        """Replace a message's text; it then counts as complete. Raises NotFound, StoreFailed."""
+        self._databases.check_share(message_id, owner)
         with self._databases.of(message_id).write() as connection:
             message = find_message(connection, owner, message_id)
             connection.execute(

@@ -72,7 +72,7 @@ def bring_back(connection: sqlite3.Connection, owner: str, deletion_id: str) -> 
     connection.execute("DELETE FROM deletions WHERE id = ?", (deletion_id,))
     for place, packed in rows:
         row = json.loads(packed, object_hook=_thaw)
-        if place == "messages":
+        if place == "messages" and deletion_id != conversation_id:  # else all that they followed comes with them
             _require_place(connection, row)
         elif place == "conversations":
             _fit(connection, row)

@@ -18,7 +18,16 @@ from uuid import uuid4
 from modules.chat.attached import copy_attachments, row_of
 from modules.chat.incognito import INCOGNITO, is_incognito
 from modules.chat.packing import pack, unpack
-from modules.chat.rows import MESSAGE, add_row, find_conversation, pack_setup, path_to, to_message, whole_rows
+from modules.chat.rows import (
+    MESSAGE,
+    add_row,
+    add_rows,
+    find_conversation,
+    ids_to,
+    pack_setup,
+    to_message,
+    whole_rows,
+)
 from modules.messages import (
     USUAL,
     Attachment,
@@ -32,6 +41,9 @@ from modules.messages import (
     Role,
     Setup,
 )
+
+MOST_CHARACTERS = 16 * 1024**2
+"""Of one conversation, versions and files too: it is stored, copied and deleted in seconds, in which nobody writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +95,15 @@ class Tree:
     pinned: bool = False
     folder: str = ""
     setup: Setup = USUAL
+
+    @property
+    def characters(self) -> int:
+        """Of all messages, with what came with them."""
+        return sum(
+            len(message.content) + len(message.modified or "") + len(message.error)
+            + sum(len(file.text) for file in message.attachments)
+            for message in self.messages
+        )  # fmt: skip
 
     def path(self) -> list[TreeMessage]:
         """The messages on show, from the root to the head."""
@@ -193,8 +214,7 @@ def copy_path(connection: sqlite3.Connection, owner: str, message: Message, now:
     """A new conversation that holds copies of a message and of those before it, shown as the last used one."""
     (row,) = whole_rows(connection, "conversations", "id = ?", [message.conversation_id])
     prefix = INCOGNITO if is_incognito(message.conversation_id) else ""
-    path = path_to(connection, owner, message.id)
-    copies = {old.id: prefix + uuid4().hex for old in path}
+    copies = {old_id: prefix + uuid4().hex for old_id in ids_to(connection, owner, message.id)}
     title = find_conversation(connection, owner, message.conversation_id).title
     conversation_id = prefix + uuid4().hex
     touched = connection.execute("SELECT max(touched) + 1 FROM conversations").fetchone()[0]
@@ -202,12 +222,16 @@ def copy_path(connection: sqlite3.Connection, owner: str, message: Message, now:
         "id": conversation_id, "title": pack(f"{title} (branch)"), "renamed": True, "head_id": copies[message.id],
         "created_at": now, "updated_at": now, "touched": touched, "pinned": False,
     })  # fmt: skip
-    for old in path:
-        (row,) = whole_rows(connection, "messages", "id = ?", [old.id])
-        del row["sequence"]
-        add_row(connection, "messages", row | {
-            "id": copies[old.id], "conversation_id": conversation_id, "op_id": None,
-            "parent_id": copies[old.parent_id] if old.parent_id else None,
-        })  # fmt: skip
-        copy_attachments(connection, old.id, copies[old.id], now)
+    among = "(SELECT value FROM json_each(?))", [json.dumps([*copies])]
+    rows = whole_rows(connection, "messages", f"id IN {among[0]} ORDER BY sequence", among[1])
+    add_rows(connection, "messages", [
+        {name: value for name, value in row.items() if name != "sequence"} | {
+            "id": copies[row["id"]], "conversation_id": conversation_id, "op_id": None,
+            "parent_id": copies[row["parent_id"]] if row["parent_id"] else None,
+        }
+        for row in rows
+    ])  # fmt: skip
+    holders = f"SELECT DISTINCT message_id FROM attachments WHERE message_id IN {among[0]}"
+    for (old_id,) in connection.execute(holders, among[1]).fetchall():
+        copy_attachments(connection, old_id, copies[old_id], now)
     return find_conversation(connection, owner, conversation_id)

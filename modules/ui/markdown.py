@@ -153,7 +153,8 @@ _OWN_SOURCES = {
     "img": re.compile(r"data:image/(png|jpeg|gif|webp);base64,"),
     "audio": re.compile(r"data:audio/[\w.+-]+[;,]"),
 }
-_TAG = re.compile(r"<!--.*?-->|</?([a-zA-Z][\w-]*)[^<>]*>", re.DOTALL)
+# What begins like a tag and is none here ("<" within an attribute) would be one to nh3, with all that Markdown makes.
+_TAG = re.compile(r"<!--.*?-->|</?([a-zA-Z][\w-]*)[^<>]*>|<", re.DOTALL)
 
 
 def render_modified(text: str) -> str:
