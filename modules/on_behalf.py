@@ -46,7 +46,11 @@ class FairLock:
                 self._taken = True
                 return
             self._waiting.setdefault(whose, deque()).append(turn)
-        turn.wait()
+        try:
+            turn.wait()
+        except BaseException:  # Ctrl-C: nobody is to wait for one that went
+            self._leave(whose, turn)
+            raise
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -58,6 +62,16 @@ class FairLock:
             turns.popleft().set()  # it stays taken
             if turns:
                 self._waiting[whose] = turns  # behind all others
+
+    def _leave(self, whose: str, turn: threading.Event) -> None:
+        with self._lock:
+            turns = self._waiting.get(whose, deque())
+            if turn in turns:
+                turns.remove(turn)
+                if not turns:
+                    del self._waiting[whose]
+                return
+        self.__exit__()  # its turn had come
 
 
 class OwnLocks:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from modules.on_behalf import ASKED_FOR, FairLock
 
 
@@ -28,3 +30,17 @@ def test_who_waits_for_a_lock_often_waits_behind_the_own_turns() -> None:
     with lock:
         assert lock._taken
     assert not lock._taken, "nobody waits any more"
+
+
+def test_who_is_interrupted_while_waiting_for_a_lock_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: threading.Event) -> bool:
+        raise KeyboardInterrupt
+
+    lock = FairLock()
+    with lock, monkeypatch.context() as patched:
+        patched.setattr(threading.Event, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt), lock:
+            pytest.fail("it is taken")
+    assert not lock._taken and not lock._waiting
+    with lock:
+        pass
