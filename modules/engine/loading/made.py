@@ -43,6 +43,17 @@ def counted_first(plan: Plan) -> Iterator[None]:
         library._move_missing_keys_from_meta_to_device = make
 
 
+def refuse_more_than_held(plan: Plan, numbers: int) -> None:
+    """Raise BadSafetensors where a model of `numbers` parameters has many that the files lack. For ZeRO-3, which makes
+    every tensor before it reads one."""
+    lacking = numbers - plan.spec.parameters
+    if plan.spec.prequantized == "none" and lacking > _MISSING_BYTES // 2:  # of two bytes each
+        raise BadSafetensors(
+            f"{plan.spec.name} lacks {lacking:,} of its {numbers:,} parameters.",
+            remedy="Fetch the model again, with all its files.",
+        )
+
+
 def _refuse_missing(plan: Plan, model: Any, missing: Collection[str]) -> None:
     usual = model._keys_to_ignore_on_load_missing or ()
     shared = model.all_tied_weights_keys
