@@ -46,13 +46,13 @@ class _Beneath(ctypes.Structure):
     _fields_ = (("rights", ctypes.c_uint64), ("folder", ctypes.c_int32))
 
 
-def confined_to(folder: Path, work: Callable[[], Result]) -> Result:
-    """What `work` gives, done in a thread of its own, which can read Python's files, the system's and those of `folder`
-    alone, where the kernel can see to it. Links in it may lead to other files, as those of the hub's cache do.
+def confined_to(folder: Path, work: Callable[[], Result], *more: Path) -> Result:
+    """What `work` gives, done in a thread of its own, which can read Python's files, the system's, those of `folder`
+    and `more` alone, where the kernel can see to it. What links in it lead to is read where `_linked` says so.
     """
 
     def alone() -> Result:
-        confine((folder, *_links(folder)))
+        confine((folder, *_linked(folder), *more))
         return work()
 
     with ThreadPoolExecutor(1, "confined") as threads:
@@ -85,11 +85,18 @@ def confine(more: Iterable[Path] = ()) -> bool:
         os.close(rules)
 
 
-def _links(folder: Path) -> Iterator[Path]:
-    """The links in it and in its folders; what they lead to is opened as it is."""
-    for path in (*folder.glob("*"), *folder.glob("*/*")):
-        if path.is_symlink():
-            yield path
+def _linked(folder: Path) -> Iterator[Path]:
+    """Files that links in it and in its own folders lead to: those of the same name, and those in a folder `blobs`,
+    as the hub's cache has them. Never folders: git makes a link to / of a cloned repository as it stands there.
+    """
+    inner = (path for path in folder.glob("*") if path.is_dir() and not path.is_symlink())
+    for path in (link for place in (folder, *inner) for link in place.glob("*") if link.is_symlink()):
+        try:
+            target = path.resolve()
+            if target.is_file() and (target.name == path.name or target.parent.name == "blobs"):
+                yield target
+        except (OSError, RuntimeError):  # a link to itself, which nobody can read
+            continue
 
 
 def _allow(kernel: ctypes.CDLL, rules: int, path: Path) -> None:

@@ -74,8 +74,9 @@ def test_a_thread_confined_to_a_folder_reads_that_alone_and_others_go_on(
 ) -> None:
     if not tries[0]:
         pytest.skip("this kernel has no Landlock")
-    secret, blob, model = tmp_path / "secret", tmp_path / "blob", tmp_path / "model"
+    secret, blob, model = tmp_path / "secret", tmp_path / "blobs" / "blob", tmp_path / "model"
     model.mkdir()
+    blob.parent.mkdir()
     for path in (secret, blob, model / "tokenizer.json"):
         path.write_text(path.name)
     (model / "linked.json").symlink_to(blob)
@@ -84,6 +85,30 @@ def test_a_thread_confined_to_a_folder_reads_that_alone_and_others_go_on(
     with pytest.raises(PermissionError):
         confined_to(model, secret.read_text)
     assert secret.read_text() == "secret"
+
+
+def test_a_models_links_open_single_files_to_it_and_no_folders(
+    tries: tuple[bool, dict[str, str]], tmp_path: Path
+) -> None:
+    if not tries[0]:
+        pytest.skip("this kernel has no Landlock")
+    home, model = tmp_path / "home", tmp_path / "model"
+    (home / "blobs").mkdir(parents=True)
+    (model / "inner").mkdir(parents=True)
+    for path in (home / "secret", home / "config.json", home / "blobs" / "1a2b"):
+        path.write_text(path.name)
+    (model / "home").symlink_to(home)
+    (model / "inner" / "all").symlink_to("/")
+    (model / "inner" / "other.json").symlink_to(home / "secret")
+    (model / "inner" / "config.json").symlink_to(home / "config.json")
+    (model / "tokenizer.json").symlink_to(home / "blobs" / "1a2b")
+    (model / "loop").symlink_to(model / "loop")
+    for path in (home / "secret", model / "home" / "secret", model / "inner" / "other.json"):
+        with pytest.raises(PermissionError):
+            confined_to(model, path.read_text)
+    for path in (model / "inner" / "config.json", model / "tokenizer.json"):
+        assert confined_to(model, path.read_text) == path.resolve().name
+    assert confined_to(model, (home / "secret").read_text, home / "secret") == "secret"
 
 
 def ask_for_a_text() -> None:

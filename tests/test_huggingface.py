@@ -23,6 +23,7 @@ from modules.engine.base import ModelInfo, Progress, TextPiece
 from modules.engine.loading import huggingface
 from modules.engine.loading.huggingface import bytes_to_write, find_eos_ids, load, make_own_folder
 from modules.errors import (
+    BadConfig,
     BadSafetensors,
     BadTokenizer,
     BadValue,
@@ -252,6 +253,26 @@ def test_missing_tensors_are_refused_instead_of_made_up(copied: Callable[[str], 
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BadSafetensors, match=r"lacks 1 of its tensors, model\.layers\.1\.mlp\.up_proj\.weight"):
         load(plan, quiet)
+
+
+def _with_config(folder: Path, **changes: Any) -> Path:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return folder
+
+
+def test_large_missing_tensors_are_refused_before_they_are_made_up(copied: Callable[[str], Path]) -> None:
+    folder = _with_config(copied("llama"), intermediate_size=2**20)
+    tensors = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if "mlp" not in name}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadSafetensors, match=r"lacks 6 of its tensors, model\.layers\.0\.mlp\.down_proj.*GiB"):
+        load(plan_of(folder), quiet)
+
+
+def test_large_tables_that_no_file_holds_are_refused_before_they_are_made(copied: Callable[[str], Path]) -> None:
+    folder = _with_config(copied("gptj"), n_positions=2**25)
+    with pytest.raises(BadConfig, match=r"asks for tables of 2\.00 GiB"):
+        load(plan_of(folder), quiet)
 
 
 @pytest.mark.parametrize("damage", ["gone", "garbage", "empty"])

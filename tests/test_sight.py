@@ -20,17 +20,18 @@ from transformers import AutoModelForImageTextToText
 
 from modules.engine.base import Delta, Event, Finished, GenerationRequest, TextPiece
 from modules.engine.loading.eyes import load_processor
-from modules.engine.loading.huggingface import load
+from modules.engine.loading.huggingface import load, load_tokenizer
 from modules.engine.loops.rows import CausalRow
 from modules.engine.loops.serial import SerialEngine
 from modules.engine.loops.sight import Eyes
-from modules.errors import BadValue, NotAvailableHere, UnsupportedModel
+from modules.errors import BadConfig, BadValue, NotAvailableHere, UnsupportedModel
 from modules.memory.forecasting.forecast import RunSpec
 from modules.memory.model import meta
 from modules.memory.model.spec import inspect
 from modules.memory.planning.planner import Plan
 from modules.messages import Picture
 from modules.sampling import GenerationParams
+from tests.loading_rig import plan_of
 from tests.tiny_models import tiny_model
 from tests.tiny_seeing import FAMILIES, picture, place_of, tiny_seeing
 
@@ -232,6 +233,39 @@ def test_pictures_are_read_by_no_class_that_is_a_models(file: str, name: str, tm
     plan: Any = SimpleNamespace(spec=SimpleNamespace(model_type="llava", source="safetensors", path=tmp_path, name="m"))
     with pytest.raises(UnsupportedModel, match=f"pictures read by '{name}'"):
         load_processor(plan, None)
+
+
+BLOWN_UP = [
+    ("llava", "preprocessor_config.json", {"size": {"shortest_edge": 16_000}}, "size.shortest_edge is 16,000"),
+    ("llava", "preprocessor_config.json", {"crop_size": {"height": 16_000, "width": 9}}, "crop_size.height"),
+    ("llava", "processor_config.json", {"num_additional_image_tokens": 10**9}, "num_additional_image_tokens"),
+    ("idefics3", "processor_config.json", {"image_seq_len": 10**9}, "image_seq_len is 1,000,000,000"),
+    ("qwen2_vl", "preprocessor_config.json", {"min_pixels": 10**8, "max_pixels": 10**9}, "size.shortest_edge"),
+    ("qwen2_vl", "preprocessor_config.json", {"temporal_patch_size": 10**5}, "temporal_patch_size is 100,000"),
+]
+
+
+@pytest.mark.parametrize(("family", "file", "changes", "why"), BLOWN_UP)
+def test_settings_that_blow_small_pictures_up_are_refused(
+    family: str, file: str, changes: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    folder = tiny_seeing(family, tmp_path)
+    settings = json.loads((folder / file).read_text())
+    if "min_pixels" in changes:
+        settings.pop("size", None)
+    (folder / file).write_text(json.dumps({**settings, **changes}))
+    plan = plan_of(folder)
+    with pytest.raises(BadConfig, match=why):
+        load_processor(plan, load_tokenizer(plan))
+
+
+def test_pictures_are_planned_as_processor_config_says_where_it_says_it(tmp_path: Path) -> None:
+    folder = tiny_seeing("idefics3", tmp_path)
+    inside = {"size": {"longest_edge": 4000}, "max_image_size": {"longest_edge": 400}}
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": inside}))
+    vision = inspect(folder).vision
+    assert vision is not None
+    assert (vision.image, vision.tiles) == (400, 101)
 
 
 @pytest.mark.parametrize("file", ["processor_config.json", "audio_tokenizer_config.json"])

@@ -190,6 +190,23 @@ def test_heads_that_cannot_share_their_key_heads_and_more_experts_a_token_than_t
         read_shape({**LLAMA, "num_local_experts": 8, "num_experts_per_tok": 9}, "mixtral", encoder_decoder=False)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_labels": 10**9},
+        {"vision_config": {"num_hidden_layers": 10**9}},
+        {"encoder": [{"depth": 1e6}]},
+        {"chunk_size": 8192},
+        {"text_config": {"mamba_chunk_size": 2**31}},
+    ],
+)
+def test_counts_that_transformers_would_fill_the_memory_with_are_refused(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(BadConfig, match="no model has more than 1"):
+        inspect(make_model(tmp_path / "m", **changes))
+
+
 def test_a_folder_with_fewer_blocks_than_its_config_says_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="should have 5 layers, but its files hold 2"):
         inspect(make_model(tmp_path / "m", num_hidden_layers=5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -16,13 +17,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from modules.engine.base import Delta, Finished, GenerationRequest, TextPiece
 from modules.engine.host.host import EngineHost, Generation
 from modules.engine.host.worker import LoadByName
-from modules.engine.zero3.load import Sizes, zero3_config
-from modules.errors import BadValue, EngineDied, NotAvailableHere, SnugError
+from modules.engine.zero3.load import Sizes, measure, zero3_config
+from modules.errors import BadSafetensors, BadValue, EngineDied, NotAvailableHere, SnugError
 from modules.memory.model.spec import inspect
 from modules.memory.planning.planner import Plan, Question, make_plan
 from modules.sampling import GenerationParams
@@ -231,6 +233,16 @@ def test_the_configuration_names_the_dtype_and_keeps_two_modules_at_a_time(
     on_disk = zero3_config(plan, Sizes(1000, 1200, 9000), on_gpu=False, nvme_folder=tmp_path)
     offload = on_disk["zero_optimization"]["offload_param"]
     assert (offload["device"], offload["nvme_path"], offload["buffer_size"]) == ("nvme", str(tmp_path), 1000)
+
+
+def test_a_model_of_which_much_is_missing_is_refused_before_it_is_shared_out(tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path)
+    assert measure(plan_of(folder)).total == inspect(folder).parameters
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "intermediate_size": 2**20}))
+    save_file({name: tensor for name, tensor in load_file(weights).items() if "mlp" not in name}, weights)
+    with pytest.raises(BadSafetensors, match=r"llama lacks 402,\d+,\d+ of its 402"):
+        measure(plan_of(folder))
 
 
 def test_a_folder_for_weights_that_cannot_be_written_is_named(

@@ -5,6 +5,7 @@ Videos are not read, so processors that insist on a video processor get none. Wh
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import (
 from modules.confined import confined_to
 from modules.engine.loading.loading_errors import named_processor_failures
 from modules.engine.loading.pretrained import source_folder
-from modules.errors import UnsupportedModel
+from modules.errors import BadConfig, UnsupportedModel
 from modules.memory.model.config import read_json, refuse_other_processors
 from modules.memory.planning.planner import Plan
 
@@ -52,6 +53,10 @@ PROCESSORS: dict[str, Any] = {
     "qwen2_5_vl": _Qwen25VL,
 }
 _SETTINGS = "processor_config.json"
+# The most that settings may ask for, whatever the picture: the plan knows its size, not what it is blown up to. Of a
+# picture a hundred times as wide as high, the shorter side scaled to 1,024 makes 100 million pixels.
+_MOST_SIDE, _MOST_SHORTER_SIDE, _MOST_FEWEST_PIXELS, _MOST_FRAMES, _MOST_TOKENS = 2048, 1024, 2048**2, 16, 65_536
+_SIZES = ("size", "crop_size", "pad_size")
 _NAMES_CLASSES = ("preprocessor_config.json", _SETTINGS, "config.json")
 
 
@@ -66,7 +71,43 @@ def load_processor(plan: Plan, tokenizer: Any) -> Any:
         if file.exists():
             refuse_other_processors(read_json(file), plan.spec.name)
     with named_processor_failures(plan):
-        return confined_to(folder, partial(_processor, PROCESSORS[plan.spec.model_type], str(folder), tokenizer))
+        processor = confined_to(folder, partial(_processor, PROCESSORS[plan.spec.model_type], str(folder), tokenizer))
+    tiled = plan.spec.vision is not None and plan.spec.vision.tiles > 1  # whose sizes the plan counts
+    _refuse_blown_up(processor, {} if tiled else dict(_sizes(processor.image_processor)), plan)
+    return processor
+
+
+def _refuse_blown_up(processor: Any, sizes: Mapping[str, float], plan: Plan) -> None:
+    """Raise BadConfig where a small picture would become a large one, or more tokens than any picture has: each picture
+    of whoever chats would take memory that nothing was planned for."""
+    pixels = plan.spec.vision is not None and not plan.spec.vision.tiles  # of Qwen's kind, sizes are areas
+    fewest = max(_MOST_FEWEST_PIXELS, plan.run.picture_side**2)
+    images = processor.image_processor
+    asked = {
+        "temporal_patch_size": (getattr(images, "temporal_patch_size", 0), _MOST_FRAMES),
+        "num_additional_image_tokens": (getattr(processor, "num_additional_image_tokens", 0), _MOST_TOKENS),
+        "image_seq_len": (getattr(processor, "image_seq_len", 0), _MOST_TOKENS),
+    }
+    for name, value in sizes.items():
+        most = _MOST_SHORTER_SIDE if name.endswith("shortest_edge") else _MOST_SIDE
+        if not (pixels and name.endswith("longest_edge")):  # larger pictures are not made larger
+            asked[name] = (value, fewest if pixels else most)
+    for name, (value, most) in asked.items():
+        if isinstance(value, (int, float)) and value > most:
+            raise BadConfig(
+                f"How {plan.spec.name} reads pictures cannot be right: {name} is {value:,}, of at most {most:,}.",
+                remedy="Fetch the model again, or another copy of it.",
+            )
+
+
+def _sizes(images: Any) -> Iterator[tuple[str, float]]:
+    """Every number in the sizes of an image processor: `size.shortest_edge`."""
+    for field in _SIZES:
+        size = getattr(images, field, None) or {}
+        for name in ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width"):
+            value = size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
+            if isinstance(value, (int, float)):
+                yield f"{field}.{name}", value
 
 
 def _processor(kind: Any, folder: str, tokenizer: Any) -> Any:

@@ -31,6 +31,7 @@ from modules.engine.loading.draft import load_draft
 from modules.engine.loading.eyes import load_processor
 from modules.engine.loading.library_messages import route_library_messages, weights_progress
 from modules.engine.loading.loading_errors import named_failures, named_tokenizer_failures
+from modules.engine.loading.made import counted_first
 from modules.engine.loading.merging import merge_loras
 from modules.engine.loading.pretrained import auto_class, from_pretrained_kwargs, source_folder
 from modules.engine.loops.choice import choose_loop
@@ -114,6 +115,7 @@ def _load_draft_model(on_progress: OnProgress, started: float, plan: Plan, token
 def load_tokenizer(plan: Plan) -> Any:
     """The tokenizer beside the weights, or inside the GGUF file. Raises BadTokenizer where there is none."""
     gguf = {"gguf_file": plan.spec.path.name} if plan.spec.source == "gguf" else {}
+    file = (plan.spec.path,) if gguf else ()  # which may be a link of the owner's
     refuse_other_vocabularies(source_folder(plan))
     if not plan.trust_remote_code:
         _refuse_other_classes(source_folder(plan))
@@ -122,7 +124,7 @@ def load_tokenizer(plan: Plan) -> Any:
         str(source_folder(plan)), trust_remote_code=plan.trust_remote_code, local_files_only=True, **gguf,
     )  # fmt: skip
     with named_tokenizer_failures(plan):
-        tokenizer: Any = read() if plan.trust_remote_code else confined_to(source_folder(plan), read)
+        tokenizer: Any = read() if plan.trust_remote_code else confined_to(source_folder(plan), read, *file)
     # Without any tokenizer file transformers 5 makes one that knows its special tokens alone.
     if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder) + len(tokenizer.all_special_tokens):
         raise BadTokenizer(
@@ -158,7 +160,7 @@ def _load_model(plan: Plan, on_progress: OnProgress) -> Any:
     on_progress(Progress("Building the model", _WEIGHTS_SHARE[0]))
     files = MappedFiles() if _converts(plan) else None
     try:
-        with weights_progress(sizes, partial(_tell_weights, plan, on_progress, files)):
+        with counted_first(plan), weights_progress(sizes, partial(_tell_weights, plan, on_progress, files)):
             model, report = auto.from_pretrained(str(source_folder(plan)), output_loading_info=True, **kwargs)
     except BaseException:
         if offload_folder:

@@ -29,6 +29,7 @@ from modules.engine.base import OnProgress, Progress
 from modules.engine.loading.huggingface import check_complete, describe, load_tokenizer, make_own_folder
 from modules.engine.loading.library_messages import route_library_messages
 from modules.engine.loading.loading_errors import in_one_line, named_failures
+from modules.engine.loading.made import refuse_more_than_held
 from modules.engine.loading.pretrained import from_pretrained_kwargs
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.process.footprint import reset_peak
@@ -183,7 +184,7 @@ def build_disk_reader() -> None:
 
 
 def measure(plan: Plan) -> Sizes:
-    """The sizes of the model, built without weights."""
+    """The sizes of the model, built without weights. Raises BadSafetensors where its files hold far fewer."""
     config = AutoConfig.from_pretrained(
         str(plan.spec.path), trust_remote_code=plan.trust_remote_code, local_files_only=True
     )
@@ -191,6 +192,7 @@ def measure(plan: Plan) -> Sizes:
         model = _auto_class(plan).from_config(config, trust_remote_code=plan.trust_remote_code)
     parameters = [parameter.numel() for parameter in model.parameters()]
     modules = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
+    refuse_more_than_held(plan, sum(parameters))
     return Sizes(max(parameters), max(modules), sum(parameters))
 
 

@@ -22,6 +22,10 @@ _MAX_DEPTH = 32
 _USUAL_WEIGHTS = (None, "", "model.safetensors", "model.safetensors.index.json")
 _PROCESSOR_KEYS = ("image_processor_type", "feature_extractor_type")
 _PROCESSOR = re.compile(r"(?!Auto)\w+(ImageProcessor|FeatureExtractor)(Fast|Pil)?")
+_COUNT = re.compile(r"(?:^|_)(?:layers?|blocks?|depth|labels)$")
+_MOST_COUNTED = 100_000  # labels of the largest classifiers; no model has as many layers
+_CHUNKS = ("chunk_size", "mamba_chunk_size", "ssm_chunk_size")
+_LONGEST_CHUNK = 1024  # 256 as a rule: a state space model pads each prompt to it, and makes its square for each head
 _CODE_KEYS = ("auto_map", "_attn_implementation_internal", "_experts_implementation_internal", "custom_pipelines")
 
 
@@ -83,6 +87,19 @@ def refuse_other_files(config: Mapping[str, Any], name: str) -> None:
             raise UnsupportedModel(
                 f"{name} names other files in place of its usual ones ({key} in config.json); Snug reads none such.",
                 remedy="Choose another copy of the model, or take that entry out of config.json.",
+            )
+
+
+def refuse_endless_counts(config: Mapping[str, Any]) -> None:
+    """Raise BadConfig for a count of layers or labels, at any depth, that transformers would fill the memory with: it
+    makes an object of each, in the parts too that Snug does not look at. So for chunks, by which it reads prompts."""
+    for key, value in _walk(config):
+        most = _MOST_COUNTED if _COUNT.search(key) else _LONGEST_CHUNK if key in _CHUNKS else math.inf
+        if isinstance(value, (int, float)) and value > most:
+            raise BadConfig(
+                f"config.json: {key[:60]} is {_shown(value)}; no model has more than {most:,}.",
+                remedy="Fetch the model again.",
+                param=key[:60],
             )
 
 

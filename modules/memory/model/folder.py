@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from modules.errors import BadConfig, TimedOut, UnsupportedModel
 from modules.memory.model.assembly import assemble, context_warning
@@ -36,15 +37,23 @@ def inspect_folder(folder: Path, *, trust_remote_code: bool, describe: Describe 
     if not has_weights(folder):
         return inspect_config(folder / "config.json", trust_remote_code=trust_remote_code, describe=describe)
     checked = check_config(folder / "config.json", folder.name, trust_remote_code=trust_remote_code)
-    processor = folder / "preprocessor_config.json"
-    if checked.vision is not None and processor.exists():
-        checked = replace(checked, vision=with_processor(checked.vision, read_json(processor)))
+    if checked.vision is not None:
+        checked = replace(checked, vision=with_processor(checked.vision, _picture_settings(folder)))
     tensors = named_tensors(read_model_tensors(folder), checked)
     if not checked.custom:
         check_blocks(tensors, checked.shape.layers, folder.name)
     warnings = [f"{folder.name} has no tokenizer. {TOKENIZER_REMEDY}"] if lacks_tokenizer(folder) else []
     spec = spec_from_headers(folder.name, folder, checked, tensors, warnings)
     return checked_against_config(spec, describe, folder / "config.json") if describe and not checked.custom else spec
+
+
+def _picture_settings(folder: Path) -> dict[str, Any]:
+    """How the folder says that pictures are read: inside processor_config.json if it is said there, as transformers
+    writes and prefers it, else in preprocessor_config.json."""
+    files = (folder / "processor_config.json", folder / "preprocessor_config.json")
+    whole, alone = (read_json(file) if file.exists() else {} for file in files)
+    inside = whole.get("image_processor")
+    return inside if isinstance(inside, dict) else alone
 
 
 def _refuse_links(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.errors import BadConfig, RemoteCodeDisabled, UnsupportedModel
-from modules.memory.model.config import number, read_json, refuse_other_files, refuse_remote_code
+from modules.memory.model.config import number, read_json, refuse_endless_counts, refuse_other_files, refuse_remote_code
 from modules.memory.model.embedder import Embedder, read_embedder, tokenizer_limit
 from modules.memory.model.families import Family, check_can_embed, check_can_generate, is_encoder
 from modules.memory.model.layers import LayerKind
@@ -65,6 +65,7 @@ def check_config(file: Path, name: str, *, trust_remote_code: bool) -> CheckedCo
     if not trust_remote_code:
         refuse_remote_code(config, name)
     refuse_other_files(config, name)
+    refuse_endless_counts(config)
     model_type = _text(config, "model_type")
     architecture = _architecture(config)
     custom = trust_remote_code and "auto_map" in config
