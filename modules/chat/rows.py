@@ -22,6 +22,8 @@ Row = dict[str, Any]  # column → value
 
 CHANGED = "Reload the conversation: it was changed elsewhere."
 CONVERSATION = "id, owner, title, mode, system_prompt, head_id, created_at, updated_at, setup, pinned, folder_id"
+LISTED = CONVERSATION.replace("system_prompt", "''")
+"""The columns CONVERSATION for lists of thousands: each system prompt may be megabytes, and none is shown there."""
 MESSAGE = "id, conversation_id, parent_id, sequence, role, content, created_at, status, stats, error, modified"
 SUBTREE = """  -- a message and all that follows it: (message id, owner)
     WITH RECURSIVE below (id) AS (

@@ -18,7 +18,7 @@ from modules.chat import trash
 from modules.chat.attached import Attached
 from modules.chat.incognito import Databases, is_incognito
 from modules.chat.packing import pack, unpack
-from modules.chat.rows import CONVERSATION, find_conversation, find_message, to_conversation
+from modules.chat.rows import LISTED, find_conversation, find_message, to_conversation
 from modules.chat.searching import Found, find, forget, words_of
 from modules.chat.trees import Tree, copy_path, read_tree, write_tree
 from modules.errors import BadValue, NotFound, StoreFailed
@@ -56,13 +56,16 @@ class Shelf:
         self._forgets: Literal["begin", "on", "done"] = "on"  # what the last start left undone
 
     def list(self, owner: str, query: str = "", limit: int = 200, folder_id: str | None = None) -> list[Found]:
-        """Pinned conversations, then the others, last used first; with a query what holds all its words."""
+        """Pinned conversations, then the others, last used first; with a query what holds all its words.
+
+        They come without their system prompts.
+        """
         with self._databases.disk.read() as connection:
             if words_of(query):
                 return find(connection, owner, query, limit, folder_id)
             where, values = ("folder_id = ? AND owner = ?", [folder_id]) if folder_id else ("owner = ?", [])
             rows = connection.execute(
-                f"SELECT {CONVERSATION} FROM conversations WHERE {where} AND mode <> 'notebook'"
+                f"SELECT {LISTED} FROM conversations WHERE {where} AND mode <> 'notebook'"
                 " ORDER BY pinned DESC, touched DESC, updated_at DESC LIMIT ?",
                 [*values, pack(owner), limit],
             ).fetchall()

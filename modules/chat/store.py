@@ -120,7 +120,8 @@ class Store:
         return self.get(owner, conversation_id)
 
     def list(self, owner: str, query: str = "", limit: int = 200) -> list[Conversation]:
-        """The owner's conversations as the shelf lists them; with `query` those that hold its words."""
+        """The owner's conversations as the shelf lists them, without their system prompts; with `query` those that hold
+        its words."""
         return [found.conversation for found in self.shelf.list(owner, query, limit)]
 
     def get(self, owner: str, conversation_id: str) -> Conversation:
