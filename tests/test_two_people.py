@@ -440,7 +440,7 @@ async def test_searches_of_one_person_are_made_one_at_a_time_and_another_does_no
     searching: list[str] = []
     together: set[tuple[str, ...]] = set()
 
-    def look(owner: str, query: str = "", *_: Any) -> list[Any]:
+    def look(owner: str, query: str = "", *narrower: Any) -> list[Any]:
         assert query == "word"
         searching.append(named[owner])
         for _ in range(100):

@@ -43,6 +43,17 @@ def find_conversation(connection: sqlite3.Connection, owner: str, conversation_i
     return to_conversation(row)
 
 
+def characters_of(connection: sqlite3.Connection, conversation_id: str) -> int:
+    """How many characters a conversation's messages and files hold, all versions together."""
+    row = connection.execute(
+        "SELECT (SELECT sum(length(content) + ifnull(length(modified), 0)) FROM messages"
+        " WHERE conversation_id = ?1), (SELECT sum(characters) FROM attachments"
+        " JOIN messages ON messages.id = message_id WHERE conversation_id = ?1)",
+        (pack(conversation_id),),
+    ).fetchone()
+    return sum(part or 0 for part in row)
+
+
 def find_message(connection: sqlite3.Connection, owner: str, message_id: str) -> Message:
     """Raises NotFound. The message comes without siblings."""
     row = connection.execute(

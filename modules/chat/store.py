@@ -27,6 +27,7 @@ from modules.chat.packing import pack, unpack
 from modules.chat.rows import (
     CHANGED,
     CONVERSATION,
+    characters_of,
     find_conversation,
     find_message,
     find_op,
@@ -132,13 +133,7 @@ class Store:
     def characters(self, conversation_id: str) -> int:
         """How many characters a conversation's messages and files hold, all versions together."""
         with self._databases.of(conversation_id).read() as connection:
-            row = connection.execute(
-                "SELECT (SELECT sum(length(content) + ifnull(length(modified), 0)) FROM messages"
-                " WHERE conversation_id = ?1), (SELECT sum(characters) FROM attachments"
-                " JOIN messages ON messages.id = message_id WHERE conversation_id = ?1)",
-                (pack(conversation_id),),
-            ).fetchone()
-        return sum(part or 0 for part in row)
+            return characters_of(connection, conversation_id)
 
     def rename(self, owner: str, conversation_id: str, title: str) -> Conversation:
         """Give it a title that stays. An empty one goes back to that of the first user message."""
