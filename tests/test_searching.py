@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from modules.chat.packing import fold
-from modules.chat.searching import Snippet, snippet_of, words_of
+from modules.chat.searching import AFTER, Snippet, snippet_of, words_of
 from modules.chat.store import Store
 
 
@@ -102,6 +103,44 @@ def test_words_with_signs_of_the_index_and_nul_are_texts(store: Store) -> None:
     chat_id = say(store, 'say "quoted" AND (NEAR) a*b^c: 100%_sure \x00after nul')
     for query in ('"quoted', "(near)", "a*b^c:", "100%_sure", "\x00after", "say AND nul", "'", "*b^"):
         assert found(store, query) == ([] if query == "'" else [chat_id]), query
+
+
+LONG = 70_000  # characters: more than are read whole
+
+
+@pytest.mark.parametrize("around", ["a ", "Straße, ", "藍 "])
+def test_of_a_long_text_only_what_stands_near_the_hit_is_read(store: Store, around: str) -> None:
+    text = "x" * LONG + around * 9 + "Needle" + around * 50
+    say(store, text)
+    assert store.shelf.list("", "needle")[0].snippet == snippet_of(text, ["needle"])
+    assert store.shelf.list("", "xxx")[0].snippet == snippet_of(text, ["xxx"])
+
+
+@pytest.mark.parametrize("text", ["ß" * LONG + "needle", "a\x00" + "b" * LONG + "needle", "\ud800" * LONG + "needle"])
+def test_of_a_long_text_in_which_places_move_far_the_beginning_is_told(store: Store, text: str) -> None:
+    say(store, text)
+    snippet = store.shelf.list("", "needle")[0].snippet
+    assert snippet is not None and (snippet.before, snippet.hit) == ("", "")
+    assert len(snippet.after) <= AFTER + 2
+
+
+def test_many_long_texts_that_are_found_are_not_held_together(store: Store) -> None:
+    text = "ß😀" * 300_000 + "needle"
+    for _ in range(4):
+        say(store, text)
+    tracemalloc.start()
+    try:
+        assert len(found(store, "needle")) == 4
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < len(text)
+
+
+def test_lists_leave_system_prompts_where_they_are(store: Store) -> None:
+    chat = store.create("", title="needle", system_prompt="s" * 1000)
+    assert [one.system_prompt for one in (*store.list(""), *store.list("", "needle"))] == ["", ""]
+    assert store.get("", chat.id).system_prompt == "s" * 1000
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=40), st.integers(0, 39), st.integers(1, 12))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modules.chat import database, incognito, shelf
+from modules.chat import database, incognito, shelf, trash
 from modules.chat.incognito import Databases
 from modules.chat.schema import APPLICATION_ID, MIGRATIONS
 from modules.chat.store import Store
@@ -103,6 +103,35 @@ def test_a_conversation_comes_back_without_a_folder_that_is_gone(store: Store) -
     store.delete("", chat_id)
     store.shelf.remove_folder("", folder.id)
     assert store.shelf.restore("", chat_id).folder_id is None
+
+
+def test_old_deletions_become_final_one_by_one_and_what_is_left_soon(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        store.delete("", talk(store, f"text {number}")[0])
+    clock.now += KEPT_S + 1
+    monkeypatch.setattr(shelf, "PURGE_S", 1e-9)
+    monkeypatch.setattr(shelf, "PURGE_AGAIN_S", 0.0)
+    left = []
+    store.shelf.sweep()
+    for _ in range(4):
+        left.append([item.title for item in store.shelf.deleted("")])
+        store.shelf.revision("")
+    assert left == [["text 2", "text 1"], ["text 2"], [], []]
+
+
+def test_messages_come_back_only_where_there_is_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trash, "MOST_CHARACTERS", 10)
+    chat_id, (first,) = talk(store, "12345678")
+    store.delete_message("", first)
+    second = store.append("", chat_id, None, "user", "abc", op_id="2").id
+    with pytest.raises(BadValue):
+        store.shelf.restore("", first)
+    assert [message.id for message in store.path("", chat_id)] == [second]
+    store.delete_message("", second)
+    store.shelf.restore("", first)
+    assert [message.id for message in store.path("", chat_id)] == [first]
 
 
 def test_deletions_are_final_after_a_day_or_when_erased(store: Store, clock: Clock) -> None:

@@ -433,6 +433,33 @@ async def test_exports_of_one_person_are_made_one_at_a_time_and_another_does_not
     assert not any(names.count("Ana") > 1 for names in together)
 
 
+async def test_searches_of_one_person_are_made_one_at_a_time_and_another_does_not_wait(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {home.accounts.named(name).person.owner: name for name in ("Ana", "Ben")}
+    searching: list[str] = []
+    together: set[tuple[str, ...]] = set()
+
+    def look(owner: str, query: str = "", *narrower: Any) -> list[Any]:
+        assert query == "word"
+        searching.append(named[owner])
+        for _ in range(100):
+            together.add(tuple(sorted(searching)))
+            if ("Ana", "Ben") in together:
+                break
+            time.sleep(0.01)
+        time.sleep(0.02)
+        searching.remove(named[owner])
+        return []
+
+    monkeypatch.setattr(home.services.store.shelf, "list", look)
+    async with home.client("Ana") as ana, home.client("Ben") as ben:
+        people = [ana, ana, ben, ana]
+        await asyncio.gather(*(home.ask(who, "conversations", {"query": " word "}) for who in people))
+    assert ("Ana", "Ben") in together
+    assert not any(names.count("Ana") > 1 for names in together)
+
+
 async def test_every_request_to_the_engine_says_whose_it_is(home: Household, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[GenerationRequest] = []
     submit = EngineHost.submit

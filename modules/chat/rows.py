@@ -22,6 +22,8 @@ Row = dict[str, Any]  # column → value
 
 CHANGED = "Reload the conversation: it was changed elsewhere."
 CONVERSATION = "id, owner, title, mode, system_prompt, head_id, created_at, updated_at, setup, pinned, folder_id"
+LISTED = CONVERSATION.replace("system_prompt", "''")
+"""The columns CONVERSATION for lists of thousands: each system prompt may be megabytes, and none is shown there."""
 MESSAGE = "id, conversation_id, parent_id, sequence, role, content, created_at, status, stats, error, modified"
 SUBTREE = """  -- a message and all that follows it: (message id, owner)
     WITH RECURSIVE below (id) AS (
@@ -39,6 +41,17 @@ def find_conversation(connection: sqlite3.Connection, owner: str, conversation_i
     if row is None:
         raise NotFound("There is no such conversation.", remedy="It may have been deleted in another tab; reload.")
     return to_conversation(row)
+
+
+def characters_of(connection: sqlite3.Connection, conversation_id: str) -> int:
+    """How many characters a conversation's messages and files hold, all versions together."""
+    row = connection.execute(
+        "SELECT (SELECT sum(length(content) + ifnull(length(modified), 0)) FROM messages"
+        " WHERE conversation_id = ?1), (SELECT sum(characters) FROM attachments"
+        " JOIN messages ON messages.id = message_id WHERE conversation_id = ?1)",
+        (pack(conversation_id),),
+    ).fetchone()
+    return sum(part or 0 for part in row)
 
 
 def find_message(connection: sqlite3.Connection, owner: str, message_id: str) -> Message:

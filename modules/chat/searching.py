@@ -18,13 +18,16 @@ from dataclasses import dataclass
 from itertools import islice
 
 from modules.chat.packing import fold, pack, unpack
-from modules.chat.rows import CONVERSATION, to_conversation
+from modules.chat.rows import LISTED, to_conversation
 from modules.messages import Conversation
+from modules.units import KiB
 
 GRAM = 3
 GRAMS_ASKED = 24  # of a word; the text decides anyway
 PAGES_REWRITTEN = 64  # of the index in one step, each of some 4 KB
 BEFORE, AFTER = 24, 90  # characters of a snippet around its hit
+WHOLE_BYTES = 64 * KiB  # of a text that is read whole for its snippet: one may be of 16 million characters
+MOST_SHIFTED = 10_000  # characters by which folding may lengthen a longer text, so that its snippet is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +79,39 @@ def find(
     titled = _in_titles(connection, owner, words, limit, folder_id)
     marks = ", ".join("?" * (len(hits) + len(titled)))
     rows = connection.execute(
-        f"SELECT {CONVERSATION} FROM conversations WHERE id IN ({marks})"
-        " ORDER BY touched DESC, updated_at DESC LIMIT ?",
+        f"SELECT {LISTED} FROM conversations WHERE id IN ({marks}) ORDER BY touched DESC, updated_at DESC LIMIT ?",
         [*hits, *titled, limit],
     ).fetchall()
     found = []
     for conversation in map(to_conversation, rows):
-        message_id, content = hits.get(conversation.id, (None, ""))
-        found.append(Found(conversation, message_id, snippet_of(content, words) if message_id else None))
+        hit = hits.get(conversation.id)
+        snippet = _snippet(connection, hit, words) if hit else None
+        found.append(Found(conversation, hit.message_id if hit else None, snippet))
     return found
 
 
-_MESSAGES = (
-    "message_texts",
-    "conversation_id, messages.id, content",
-    "messages ON messages.sequence = message_texts.rowid",
-)
-_FILES = (
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where texts are: their index, the text of a row as it was written, and what is joined to find it."""
+
+    index: str
+    text: str
+    joined: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    """A row of an index that holds all words, and the message that it belongs to."""
+
+    place: _Place
+    row: int
+    message_id: str
+
+
+_MESSAGES = _Place("message_texts", "messages.content", "messages ON messages.sequence = message_texts.rowid")
+_FILES = _Place(
     "attachment_texts",
-    "conversation_id, messages.id, attachments.name || char(10) || attachments.text",
+    "attachments.name || char(10) || attachments.text",
     "attachments ON attachments.number = attachment_texts.rowid JOIN messages ON messages.id = attachments.message_id",
 )
 
@@ -105,13 +122,10 @@ def _in_texts(
     words: list[str],
     limit: int,
     folder_id: str | None,
-    place: tuple[str, str, str],
-) -> dict[str, tuple[str, str]]:
-    """Up to `limit` conversations → their newest message that holds all words, itself or in one file, and that text.
-
-    `place` is the index, what is told of a hit, and what is joined to find it.
-    """
-    index, told, joined = place
+    place: _Place,
+) -> dict[str, _Hit]:
+    """Up to `limit` conversations → their newest message that holds all words, itself or in one file."""
+    index = place.index
     grams = [gram for word in words for gram in _grams(word)]
     conditions = [f"instr({index}.text, ?)" for _ in words]
     values: list[object] = [*words]
@@ -121,16 +135,16 @@ def _in_texts(
     if folder_id:
         conditions.append("conversation_id IN (SELECT id FROM conversations WHERE folder_id = ?)")
         values.append(folder_id)
-    hits: dict[str, tuple[str, str]] = {}
-    for conversation_id, message_id, content in connection.execute(
+    hits: dict[str, _Hit] = {}
+    for conversation_id, message_id, row in connection.execute(
         f"""
-        SELECT {told} FROM {index} CROSS JOIN {joined}
+        SELECT conversation_id, messages.id, {index}.rowid FROM {index} CROSS JOIN {place.joined}
         WHERE {" AND ".join(conditions)} AND messages.owner = ?
         ORDER BY {index}.rowid DESC
         """,
         [*values, pack(owner)],
     ):
-        hits.setdefault(conversation_id, (message_id, unpack(content)))
+        hits.setdefault(conversation_id, _Hit(place, row, message_id))
         if len(hits) >= limit:
             break
     return hits
@@ -153,6 +167,30 @@ def _grams(word: str) -> list[str]:
     """Some trigrams of a word, spread over it."""
     every = list(dict.fromkeys(word[at : at + GRAM] for at in range(len(word) - GRAM + 1)))
     return list(islice(every, 0, None, -(-len(every) // GRAMS_ASKED))) if every else []
+
+
+def _snippet(connection: sqlite3.Connection, hit: _Hit, words: list[str]) -> Snippet:
+    """That of a hit. Of a long text only what stands near it is read; where that cannot be told, its beginning.
+
+    Folding only lengthens: the hit stands at most as far before its place in the folded text as that is longer.
+    """
+    place, word = hit.place, words[0]
+    size, at, shifted = connection.execute(
+        f"SELECT length(CAST({place.text} AS BLOB)), instr({place.index}.text, ?) - 1,"
+        f" length({place.index}.text) - length({place.text})"
+        f" FROM {place.index} CROSS JOIN {place.joined} WHERE {place.index}.rowid = ?",
+        (word, hit.row),
+    ).fetchone()
+    start, length = max(0, at - shifted - BEFORE - 1), shifted + BEFORE + len(word) + AFTER + 2
+    if not 0 <= shifted <= MOST_SHIFTED:  # or SQLite counts no further than to a NUL
+        start, length = 0, AFTER + 1
+    piece = place.text if size <= WHOLE_BYTES else f"substr({place.text}, {start + 1}, {length})"
+    (text,) = connection.execute(
+        f"SELECT {piece} FROM {place.index} CROSS JOIN {place.joined} WHERE {place.index}.rowid = ?", (hit.row,)
+    ).fetchone()
+    if isinstance(text, bytes) and size > WHOLE_BYTES:
+        text = text.decode("utf-8", "replace")
+    return snippet_of(unpack(text), words)
 
 
 def snippet_of(text: str, words: list[str]) -> Snippet:

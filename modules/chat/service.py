@@ -25,7 +25,7 @@ from modules.chat.modifying_elsewhere import AsidePart, TextPart
 from modules.chat.prompts import BuiltPrompt, Prompts
 from modules.chat.running import ReplyView, RunningReply
 from modules.chat.store import Store
-from modules.chat.trees import MOST_CHARACTERS
+from modules.chat.trees import MOST_CHARACTERS, too_long
 from modules.chat.writing import Outcome, Task, Writer
 from modules.engine.host.host import EngineHost
 from modules.engine.intake import check_generates
@@ -295,11 +295,7 @@ class ChatService:
     def _check_holds(self, conversation_id: str, more: int) -> None:
         """Keep a conversation to what can be deleted, copied and shown while others wait: `more` characters come."""
         if more > 0 and self._store.characters(conversation_id) + more > MOST_CHARACTERS:
-            raise BadValue(
-                f"A conversation holds {MOST_CHARACTERS:,} characters, its files among them.",
-                remedy="Go on in a new one.",
-                param="text",
-            )
+            raise too_long()
 
     def _replayed(self, owner: str, conversation_id: str, op_id: str) -> RunningReply | None:
         """The reply that this operation started before."""

@@ -18,7 +18,7 @@ from modules.chat import trash
 from modules.chat.attached import Attached
 from modules.chat.incognito import Databases, is_incognito
 from modules.chat.packing import pack, unpack
-from modules.chat.rows import CONVERSATION, find_conversation, find_message, to_conversation
+from modules.chat.rows import LISTED, find_conversation, find_message, to_conversation
 from modules.chat.searching import Found, find, forget, words_of
 from modules.chat.trees import Tree, copy_path, read_tree, write_tree
 from modules.errors import BadValue, NotFound, StoreFailed
@@ -33,6 +33,7 @@ _AT_ONCE = 10_000  # messages of files that are written in one go: half a second
 _BYTES_OF_ONE = 20_000  # of pictures, written in the time of a message
 _CHARACTERS_OF_ONE = 1_000  # likewise
 _BREATH_S = 0.02
+PURGE_S, PURGE_AGAIN_S = 0.5, 5.0  # of each sweep, for old deletions; until the next one where it left some
 FORGET_S = 0.1  # of each sweep, for deleted text in the search index
 
 
@@ -56,13 +57,16 @@ class Shelf:
         self._forgets: Literal["begin", "on", "done"] = "on"  # what the last start left undone
 
     def list(self, owner: str, query: str = "", limit: int = 200, folder_id: str | None = None) -> list[Found]:
-        """Pinned conversations, then the others, last used first; with a query what holds all its words."""
+        """Pinned conversations, then the others, last used first; with a query what holds all its words.
+
+        They come without their system prompts.
+        """
         with self._databases.disk.read() as connection:
             if words_of(query):
                 return find(connection, owner, query, limit, folder_id)
             where, values = ("folder_id = ? AND owner = ?", [folder_id]) if folder_id else ("owner = ?", [])
             rows = connection.execute(
-                f"SELECT {CONVERSATION} FROM conversations WHERE {where} AND mode <> 'notebook'"
+                f"SELECT {LISTED} FROM conversations WHERE {where} AND mode <> 'notebook'"
                 " ORDER BY pinned DESC, touched DESC, updated_at DESC LIMIT ?",
                 [*values, pack(owner), limit],
             ).fetchall()
@@ -91,16 +95,28 @@ class Shelf:
         self._swept_at = time.monotonic()
         self._databases.forget_unseen()
         unsent = self._attached.forget_waiting()
-        before = self._now() - trash.KEPT_S
-        with self._databases.disk.read() as connection:
-            due = connection.execute("SELECT 1 FROM deletions WHERE deleted_at < ? LIMIT 1", (before,)).fetchone()
-        if due:
-            with self._databases.disk.write() as connection:
-                trash.purge(connection, before)
+        due = self._purge(self._now() - trash.KEPT_S)
         if due or unsent:
             self._forgets = "begin"
         with suppress(StoreFailed):  # a full disk, say: nothing that people wait for, and the next sweep goes on
             self._forget_texts()
+
+    def _purge(self, before: float) -> bool:
+        """Make deletions final that are older than `before`, for PURGE_S or so; what is left soon. Whether any was.
+
+        Each may be of a hundred megabytes, which take half a second: others write between two.
+        """
+        with self._databases.disk.read() as connection:
+            due = connection.execute("SELECT 1 FROM deletions WHERE deleted_at < ? LIMIT 1", (before,)).fetchone()
+        more, ends_at = bool(due), time.monotonic() + PURGE_S
+        while more:
+            with self._databases.disk.write() as connection:
+                more = trash.purge_one(connection, before)
+            if time.monotonic() > ends_at:
+                break
+        if more:
+            self._swept_at -= SWEEP_EVERY_S - PURGE_AGAIN_S
+        return bool(due)
 
     def _forget_texts(self) -> None:
         """Take what was deleted out of the search index, for FORGET_S at most."""

@@ -27,6 +27,7 @@ from modules.chat.packing import pack, unpack
 from modules.chat.rows import (
     CHANGED,
     CONVERSATION,
+    characters_of,
     find_conversation,
     find_message,
     find_op,
@@ -120,7 +121,8 @@ class Store:
         return self.get(owner, conversation_id)
 
     def list(self, owner: str, query: str = "", limit: int = 200) -> list[Conversation]:
-        """The owner's conversations as the shelf lists them; with `query` those that hold its words."""
+        """The owner's conversations as the shelf lists them, without their system prompts; with `query` those that hold
+        its words."""
         return [found.conversation for found in self.shelf.list(owner, query, limit)]
 
     def get(self, owner: str, conversation_id: str) -> Conversation:
@@ -131,13 +133,7 @@ class Store:
     def characters(self, conversation_id: str) -> int:
         """How many characters a conversation's messages and files hold, all versions together."""
         with self._databases.of(conversation_id).read() as connection:
-            row = connection.execute(
-                "SELECT (SELECT sum(length(content) + ifnull(length(modified), 0)) FROM messages"
-                " WHERE conversation_id = ?1), (SELECT sum(characters) FROM attachments"
-                " JOIN messages ON messages.id = message_id WHERE conversation_id = ?1)",
-                (pack(conversation_id),),
-            ).fetchone()
-        return sum(part or 0 for part in row)
+            return characters_of(connection, conversation_id)
 
     def rename(self, owner: str, conversation_id: str, title: str) -> Conversation:
         """Give it a title that stays. An empty one goes back to that of the first user message."""

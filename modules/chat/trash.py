@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modules.chat.packing import pack, unpack
-from modules.chat.rows import CHANGED, SUBTREE, Row, add_row, find_conversation, show, whole_rows
+from modules.chat.rows import CHANGED, SUBTREE, Row, add_row, characters_of, find_conversation, show, whole_rows
+from modules.chat.trees import MOST_CHARACTERS, too_long
 from modules.errors import NotFound, StaleView
 from modules.messages import Conversation, Message
 
@@ -56,7 +57,8 @@ def put_messages(connection: sqlite3.Connection, conversation: Conversation, mes
 def bring_back(connection: sqlite3.Connection, owner: str, deletion_id: str) -> Conversation:
     """Undo a deletion: every row is as it was, and what was on show then is on show again.
 
-    Raises NotFound if there is nothing to undo (any more), StaleView if what the messages followed is gone too.
+    Raises NotFound if there is nothing to undo (any more), StaleView if what the messages followed is gone too,
+    BadValue if the conversation has no room for them any more.
     """
     deletion = connection.execute(
         "SELECT conversation_id, head_id FROM deletions WHERE id = ? AND owner = ?", (pack(deletion_id), pack(owner))
@@ -66,6 +68,7 @@ def bring_back(connection: sqlite3.Connection, owner: str, deletion_id: str) -> 
             "This can no longer be brought back.", remedy="It was brought back already, or deleted too long ago."
         )
     conversation_id, head_id = deletion
+    held = characters_of(connection, conversation_id)
     rows = connection.execute(
         "SELECT place, row FROM deleted_rows WHERE deletion_id = ? ORDER BY rowid", (deletion_id,)
     ).fetchall()
@@ -77,6 +80,8 @@ def bring_back(connection: sqlite3.Connection, owner: str, deletion_id: str) -> 
         elif place == "conversations":
             _fit(connection, row)
         add_row(connection, place, row)
+    if deletion_id != conversation_id and held <= MOST_CHARACTERS < characters_of(connection, conversation_id):
+        raise too_long()
     if connection.execute("SELECT 1 FROM messages WHERE id = ?", (head_id,)).fetchone():
         show(connection, conversation_id, head_id)
     return find_conversation(connection, owner, conversation_id)
@@ -102,9 +107,13 @@ def erase(connection: sqlite3.Connection, owner: str, conversation_id: str) -> N
         raise NotFound("There is no such deleted conversation.", remedy="It is gone already.")
 
 
-def purge(connection: sqlite3.Connection, before: float) -> None:
-    """Make all deletions final that are older than the moment `before`."""
-    connection.execute("DELETE FROM deletions WHERE deleted_at < ?", (before,))
+def purge_one(connection: sqlite3.Connection, before: float) -> bool:
+    """Make the oldest deletion final that is older than the moment `before`. Whether there was one."""
+    gone = connection.execute(
+        "DELETE FROM deletions WHERE id = (SELECT id FROM deletions WHERE deleted_at < ? ORDER BY deleted_at LIMIT 1)",
+        (before,),
+    )
+    return bool(gone.rowcount)
 
 
 def _begin(connection: sqlite3.Connection, deletion_id: str, conversation: Conversation, now: float) -> None:

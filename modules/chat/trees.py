@@ -28,6 +28,7 @@ from modules.chat.rows import (
     to_message,
     whole_rows,
 )
+from modules.errors import BadValue
 from modules.messages import (
     USUAL,
     Attachment,
@@ -44,6 +45,15 @@ from modules.messages import (
 
 MOST_CHARACTERS = 16 * 1024**2
 """Of one conversation, versions and files too: it is stored, copied and deleted in seconds, in which nobody writes."""
+
+
+def too_long() -> BadValue:
+    """What is told where a conversation would hold more."""
+    return BadValue(
+        f"A conversation holds {MOST_CHARACTERS:,} characters, its files among them.",
+        remedy="Go on in a new one.",
+        param="text",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Every answer is JSON for static/side.js and static/files.js.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -79,7 +79,7 @@ class SideDoors:
     def __init__(self, services: Services) -> None:
         self.store, self.chat = services.store, services.chat
         self.shelf, self.extractor = services.store.shelf, services.extractor
-        self._exporting = OwnPlaces(1)
+        self._exporting, self._searching = OwnPlaces(1), OwnPlaces(1)
 
     def conversations(self, owner: str, body: Look) -> Json:
         """What the list shows: deleted conversations, what holds a query, or all, of a folder or of all."""
@@ -92,7 +92,8 @@ class SideDoors:
             items = [_deleted(item) for item in self.shelf.deleted(owner)]
             return answer | {"items": items[: body.limit], "more": len(items) > body.limit}
         folder = body.folder if any(item["id"] == body.folder for item in answer["folders"]) else None
-        found = self.shelf.list(owner, body.query.strip(), body.limit + 1, folder)
+        with self._searching.of(owner) if body.query.strip() else nullcontext():  # it may read all texts
+            found = self.shelf.list(owner, body.query.strip(), body.limit + 1, folder)
         secret = [] if body.query.strip() else [_item(Found(item)) for item in self._incognito(owner, body.incognito)]
         items = [_item(item) for item in found[: body.limit]]
         return answer | {"items": secret + items, "more": len(found) > body.limit, "folder": folder}
