@@ -320,6 +320,9 @@ def test_a_conversation_that_is_too_long_to_be_deleted_quickly_is_told(monkeypat
     read = read_file(json.dumps([short, long]))
     assert [tree.messages[0].content for tree in read.trees] == ["short"]
     assert "more than 5 characters" in read.skipped[0].why
+    monkeypatch.setattr(importing, "MOST_OF_A_SYSTEM_PROMPT", 3)
+    read = read_file(json.dumps([{"messages": [{"role": kind, "content": "four"} for kind in ("system", "user")]}]))
+    assert "Its system prompt has more than 3 characters" in read.skipped[0].why
 
 
 def test_a_file_of_too_many_messages_keeps_the_conversations_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,10 +28,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from modules.chat import database
+from modules.chat import database, trees
 from modules.chat.schema import MIGRATIONS
 from modules.chat.store import Store
-from modules.errors import NotFound, SnugError, StaleView, StoreFailed
+from modules.errors import BadValue, NotFound, SnugError, StaleView, StoreFailed
 from modules.messages import Message, ReplyStats
 
 STATS = ReplyStats(12, 4, 30, 0.1, 0.2, 0.3, 41.5, "stop", "tiny", 2)
@@ -671,3 +671,13 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
         store.list("")
     with pytest.raises(StoreFailed, match="closed"):
         store.create("")
+
+
+def test_a_system_prompt_that_no_model_could_read_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "MOST_OF_A_SYSTEM_PROMPT", 5)
+    chat = store.create("", system_prompt="brief")
+    with pytest.raises(BadValue, match="up to 5"):
+        store.create("", system_prompt="longer")
+    with pytest.raises(BadValue, match="up to 5"):
+        store.set_system_prompt("", chat.id, "longer")
+    assert store.get("", chat.id).system_prompt == "brief"

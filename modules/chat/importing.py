@@ -29,7 +29,7 @@ from modules.chat.exporting import FORMAT
 from modules.chat.foreign import Unreadable
 from modules.chat.rows import to_stats
 from modules.chat.setup_fields import SetupFields
-from modules.chat.trees import MOST_CHARACTERS, Tree, TreeFile, TreeMessage
+from modules.chat.trees import MOST_CHARACTERS, MOST_OF_A_SYSTEM_PROMPT, Tree, TreeFile, TreeMessage
 from modules.errors import BadAttachment
 from modules.few import FIRST_FAULT
 from modules.messages import FileKind, MessageStatus, ReplyStats, Role
@@ -127,6 +127,8 @@ class _Reading:
             draft = read()
             if draft.tree.characters > MOST_CHARACTERS:
                 raise Unreadable(f"It has more than {MOST_CHARACTERS:,} characters.")
+            if len(draft.tree.system_prompt) > MOST_OF_A_SYSTEM_PROMPT:
+                raise Unreadable(f"Its system prompt has more than {MOST_OF_A_SYSTEM_PROMPT:,} characters.")
             self.messages += len(draft.tree.messages)
             if self.messages > MOST_MESSAGES:
                 raise Unreadable(f"The file has more than {MOST_MESSAGES:,} messages: split it.")

@@ -42,6 +42,7 @@ from modules.chat.rows import (
     with_siblings,
 )
 from modules.chat.shelf import Shelf
+from modules.chat.trees import check_system_prompt
 from modules.errors import NotFound, StaleView
 from modules.messages import USUAL, Conversation, Excerpt, Message, MessageStatus, Mode, ReplyStats, Role, Setup
 
@@ -96,8 +97,9 @@ class Store:
         """A new conversation, empty but for `greetings`: versions of a first reply, of which the first is on show.
 
         Without a title, the first user message will give one. An incognito one has a fixed title, is in memory alone
-        and in no list, and ends with Snug at the latest.
+        and in no list, and ends with Snug at the latest. Raises BadValue for a system prompt that is too long.
         """
+        check_system_prompt(system_prompt)
         now = self._now()
         prefix = INCOGNITO if incognito else ""
         ids = [prefix + uuid4().hex for _ in greetings]
@@ -166,7 +168,8 @@ class Store:
             self._databases.forget(conversation_id)
 
     def set_system_prompt(self, owner: str, conversation_id: str, text: str) -> Conversation:
-        """Change what the model is told first."""
+        """Change what the model is told first. Raises NotFound, BadValue for one that is too long."""
+        check_system_prompt(text)
         self._databases.check_share(conversation_id, owner)
         with self._databases.of(conversation_id).write() as connection:
             find_conversation(connection, owner, conversation_id)

@@ -47,6 +47,20 @@ MOST_CHARACTERS = 16 * 1024**2
 """Of one conversation, versions and files too: it is stored, copied and deleted in seconds, in which nobody writes."""
 
 
+MOST_OF_A_SYSTEM_PROMPT = 1024**2
+"""Characters: more than any model's context holds. Every look at a conversation reads it."""
+
+
+def check_system_prompt(text: str) -> None:
+    """Raise BadValue for one that is too long to keep."""
+    if len(text) > MOST_OF_A_SYSTEM_PROMPT:
+        raise BadValue(
+            f"The system prompt has {len(text):,} characters; Snug keeps up to {MOST_OF_A_SYSTEM_PROMPT:,}.",
+            remedy="Shorten it, or attach the text as a file.",
+            param="system_prompt",
+        )
+
+
 def too_long() -> BadValue:
     """What is told where a conversation would hold more."""
     return BadValue(
