@@ -40,7 +40,7 @@ from modules.engine.base import (
 from modules.engine.host.child import engine_environment
 from modules.engine.host.host import EngineHost, Generation, Patience, ignore
 from modules.engine.host.wire import Emitted, Loaded, fold, fold_messages
-from modules.engine.host.worker import FORMS_LIMIT
+from modules.engine.host.worker import FORMS_LIMIT, OOM_SCORE
 from modules.errors import (
     ContextLengthExceeded,
     EngineDied,
@@ -588,6 +588,13 @@ def test_closing_with_a_reason_tells_it_to_open_generations(start: StartHost) ->
     assert finished.reason == "error"
     assert finished.error is not None
     assert finished.error.message == "The model was changed."
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux asks whom to end when memory runs out")
+def test_where_memory_runs_out_the_engine_ends_before_the_server(start: StartHost) -> None:
+    host = start(Script())
+    scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (host.pid, "self")]
+    assert scores[0] >= OOM_SCORE > scores[1]
 
 
 def test_closing_a_stopped_process_kills_it(start: StartHost) -> None:

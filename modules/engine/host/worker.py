@@ -21,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from modules.engine.admission import FairQueue
 from modules.engine.base import (
@@ -55,6 +56,7 @@ from modules.memory.planning.planner import Plan
 log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LAST_WORDS_S = 2.0
+OOM_SCORE = 500  # as much as half of the machine's memory would count (proc(5), oom_score_adj)
 FORMS_LIMIT = 64  # as many as may wait for the model
 
 
@@ -75,6 +77,7 @@ def main(argv: list[str]) -> None:
     """Serve the host at the other end of the inherited pipe; ends the process."""
     number, parent = int(argv[0]), int(argv[1])
     die_with(parent)
+    go_first()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes this process
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     prepare_load()
@@ -269,6 +272,15 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call above
         os._exit(0)
+
+
+def go_first() -> None:
+    """Where memory runs out, let Linux end this process rather than the server, or what else its user has open: a model
+    can be loaded again. Processes that it starts are likewise.
+    """
+    with contextlib.suppress(OSError, ValueError):  # elsewhere than on Linux
+        asked = Path("/proc/self/oom_score_adj")
+        asked.write_text(str(max(OOM_SCORE, int(asked.read_text()))))
 
 
 if __name__ == "__main__":

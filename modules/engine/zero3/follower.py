@@ -15,7 +15,7 @@ import sys
 from functools import partial
 from multiprocessing.connection import Connection
 
-from modules.engine.host.worker import die_with
+from modules.engine.host.worker import die_with, go_first
 from modules.engine.zero3.ranks import Begin, Follower, World, connect
 from modules.errors import SnugError
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 def main(argv: list[str]) -> int:
     """Follow rank 0 once; returns the exit code."""
     die_with(int(argv[0]))
+    go_first()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then ends this process
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     world = World.from_environment(os.environ)
