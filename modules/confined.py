@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,24 +102,30 @@ def _linked(folder: Path) -> Iterator[Path]:
 
 def _allow(kernel: ctypes.CDLL, rules: int, path: Path) -> None:
     """Reading, and running, of one file or of all in a folder."""
+    own = str(path) == _OWN
     try:
-        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        opened = _kept_open(_OWN) if own else os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:  # not on this system
         return
     try:
         rights = _EXECUTE | _READ_FILE | (_READ_FOLDER if path.is_dir() else 0)
         kernel.syscall(_ADD_RULE, rules, _PATH_BENEATH, ctypes.byref(_Beneath(rights, opened)), 0)
     finally:
-        if str(path) != _OWN:  # which the kernel would forget once nobody has it open, and the rule with it
+        if not own:
             os.close(opened)
 
 
+@cache
+def _kept_open(path: str) -> int:
+    """For good: the kernel would forget a place in /proc once nobody has it open, and the rule with it."""
+    return os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+
 def _python_and_system() -> Iterator[Path]:
-    """Not the folder of Snug itself: what belongs to the user lies in it as a rule."""
+    """Not the folder of Snug itself, nor one around it: what belongs to the user lies there as a rule."""
     yield Path(_OWN)
     yield _ROOT / "modules"
-    yield from map(Path, _SYSTEM)
-    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-    for name in {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, *sys.path, *libraries}:
-        if name and Path(name).resolve() != _ROOT.resolve():
+    yield from map(Path, {*_SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix})
+    for name in {*sys.path, *os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)}:
+        if name and not _ROOT.resolve().is_relative_to(Path(name).resolve()):
             yield Path(name)

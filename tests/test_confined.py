@@ -82,8 +82,10 @@ def test_a_thread_confined_to_a_folder_reads_that_alone_and_others_go_on(
     (model / "linked.json").symlink_to(blob)
     assert confined_to(model, (model / "tokenizer.json").read_text) == "tokenizer.json"
     assert confined_to(model, (model / "linked.json").read_text) == "blob"
+    files = psutil.Process().num_fds()
     with pytest.raises(PermissionError):
         confined_to(model, secret.read_text)
+    assert psutil.Process().num_fds() == files, "nothing stays open of each"
     assert secret.read_text() == "secret"
 
 
