@@ -72,6 +72,13 @@ class RunningServer:
         """Block until the address was printed."""
         assert self.printed.wait(timeout_s), self.text
 
+    def wait_for_text(self, text: str, timeout_s: float = 60) -> None:
+        """Block until `text` was printed."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.text:
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.02)
+
     def wait_until_ready(self, timeout_s: float = 180) -> None:
         """Block until a model answers."""
         deadline = time.monotonic() + timeout_s

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -120,13 +121,15 @@ def ask_for_a_text() -> None:
 
 
 def ask_for_a_form() -> None:
-    FormReader().read(Form(engine="llamacpp", grammar='root ::= "a"'))
-    assert_confined("modules.engine.form_worker")
+    with closing(FormReader()) as reader:
+        reader.read(Form(engine="llamacpp", grammar='root ::= "a"'))
+        assert_confined("modules.engine.form_worker")
 
 
 def ask_for_a_prompt() -> None:
-    assert TemplateWorker().render("{{ a }}", {"a": "b"}) == "b"
-    assert_confined("modules.chat.template_worker")
+    with closing(TemplateWorker()) as worker:
+        assert worker.render("{{ a }}", {"a": "b"}) == "b"
+        assert_confined("modules.chat.template_worker")
 
 
 def assert_confined(module: str) -> None:

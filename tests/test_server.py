@@ -127,6 +127,7 @@ def test_listening_needs_a_secret_that_is_printed_once_and_guests_manage_nothing
     with running_server(tmp_path, "--listen", "--model", STARTER) as server:
         server.wait_for_page()
         secret = re.search(r"\?token=([\w-]{22,})", server.address)
+        server.wait_for_text("Guests and programs")  # a line of its own, after the address
         guests = re.search(r"Guests and programs, .*\?token=([\w-]{22,})", server.text)
         assert secret is not None and guests is not None
         assert [server.text.count(each) for each in (secret[1], guests[1])] == [1, 1]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from modules.attachments.extracted import Extracted
-from modules.chat import service, writing
+from modules.chat import service, trees, writing
 from modules.chat.prompts import Prompts
 from modules.chat.running import ReplyView, RunningReply
 from modules.chat.service import ChatService
@@ -396,7 +396,8 @@ def test_a_full_store_is_told_and_the_text_saved_once_it_can(
 def test_a_conversation_holds_what_can_be_deleted_while_others_wait(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "MOST_CHARACTERS", 100)
+    for module in (service, trees):
+        monkeypatch.setattr(module, "MOST_CHARACTERS", 100)
     world = make_world(Script(reply="fine"))
     end_of(world.ask("a" * 60))
     with pytest.raises(BadValue, match="holds 100 characters"):
