@@ -380,13 +380,13 @@ def test_a_full_store_is_told_and_the_text_saved_once_it_can(
     reply = world.ask(params=LONG)
     look_until(reply, lambda view: len(view.text) > 20)
     connection = world.store._database._writer
-    with world.store._database._write_lock:
+    with world.store._database._writing.turn(""):
         connection.execute("PRAGMA query_only = ON")
     look_until(reply, lambda view: "Not saved" in view.notice)
     length = len(reply.view().text)
     look_until(reply, lambda view: len(view.text) > length)
     reply.stop()
-    with world.store._database._write_lock:
+    with world.store._database._writing.turn(""):
         connection.execute("PRAGMA query_only = OFF")
     view = end_of(reply)
     assert (view.status, view.error) == ("stopped", None)
@@ -426,11 +426,11 @@ def test_nobody_waits_for_what_another_does_to_a_conversation(make_world: MakeWo
 def test_a_question_that_cannot_be_saved_is_refused(make_world: MakeWorld) -> None:
     world = make_world(Script())
     connection = world.store._database._writer
-    with world.store._database._write_lock:
+    with world.store._database._writing.turn(""):
         connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreFailed):
         world.ask(op_id="again")
-    with world.store._database._write_lock:
+    with world.store._database._writing.turn(""):
         connection.execute("PRAGMA query_only = OFF")
     assert end_of(world.ask(op_id="again")).status == "complete"
     assert len(world.path()) == 2

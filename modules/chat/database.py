@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -16,9 +17,10 @@ from pathlib import Path
 
 from modules.chat.packing import fold, unpack
 from modules.chat.schema import APPLICATION_ID, MIGRATIONS
+from modules.engine.turns import Turns
 from modules.errors import StoreFailed
 from modules.files import only_for_owner
-from modules.on_behalf import FairLock
+from modules.on_behalf import ASKED_FOR
 from modules.units import MiB, format_size
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class Database:
         self.path = path
         self.layout = layout
         self.backup_folder = path.parent / "backups"
-        self._write_lock = FairLock()
+        self._writing = Turns(sys.maxsize)  # nothing that is to be saved is turned away
         self._idle_readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
         self._closed = False
@@ -78,7 +80,7 @@ class Database:
 
         A durable one is on the disk when this returns. One that is not outlives the process, not a power cut.
         """
-        with self._write_lock, self._named_faults("saved"):
+        with self._writing.turn(ASKED_FOR.get()), self._named_faults("saved"):
             self._require_open()
             self._writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._writer.execute("BEGIN IMMEDIATE")
@@ -126,7 +128,7 @@ class Database:
 
     def close(self) -> None:
         """Close every connection; later calls raise StoreFailed. Closing twice is fine."""
-        with self._write_lock, self._readers_lock:
+        with self._writing.turn(ASKED_FOR.get()), self._readers_lock:
             if self._closed:
                 return
             self._closed = True
@@ -239,7 +241,7 @@ class MemoryDatabase(Database):
         """An empty one."""
         self.path = _IN_MEMORY
         self.layout = CONVERSATIONS
-        self._write_lock = FairLock()
+        self._writing = Turns(sys.maxsize)  # nothing that is to be saved is turned away
         self._readers_lock = threading.Lock()
         self._idle_readers = []
         self._closed = False

@@ -14,9 +14,10 @@ WAITING = 128  # of one person, where others wait too, their share of as many
 class Turns:
     """One at a time, person after person: who comes a hundred times waits behind the own hundred."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: int = WAITING) -> None:
+        """So many may wait, and of a person who comes to a full line the share of as many."""
         self._changed = threading.Condition()
-        self._waiting: FairQueue[object] = FairQueue(WAITING)
+        self._waiting: FairQueue[object] = FairQueue(waiting)
         self._taken = False
 
     @property
@@ -30,7 +31,12 @@ class Turns:
         ticket = object()
         with self._changed:
             self._waiting.push(whose, ticket)
-            self._changed.wait_for(lambda: not self._taken and self._waiting.peek() is ticket)
+            try:
+                self._changed.wait_for(lambda: not self._taken and self._waiting.peek() is ticket)
+            except BaseException:  # Ctrl-C: nobody is to wait for one that went
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
+                raise
             self._waiting.pop()
             self._taken = True
         try:

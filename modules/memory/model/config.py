@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.errors import BadConfig, ModelNotFound, RemoteCodeDisabled, UnsupportedModel
+from modules.forms.json_schemas import deeper_than
 from modules.memory.model.formats import open_regular
 from modules.units import MiB, format_size
 
@@ -129,17 +130,8 @@ def _walk(value: object) -> Sequence[tuple[str, object]]:
 
 
 def _check_depth(name: str, content: object) -> None:
-    level: list[object] = [content]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            inner
-            for item in level
-            if isinstance(item, (dict, list))
-            for inner in (item.values() if isinstance(item, dict) else item)
-        ]
-        if not level:
-            return
-    raise _bad(name, f"is nested deeper than {_MAX_DEPTH} levels")
+    if deeper_than(_MAX_DEPTH - 1, content):
+        raise _bad(name, f"is nested deeper than {_MAX_DEPTH} levels")
 
 
 def number(config: Mapping[str, Any], names: Sequence[str], low: int, high: int, default: int | None = None) -> int:

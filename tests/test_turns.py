@@ -1,4 +1,4 @@
-"""Turns of people: modules/on_behalf.py."""
+"""Turns of people: modules/engine/turns.py."""
 
 from __future__ import annotations
 
@@ -7,40 +7,39 @@ import time
 
 import pytest
 
-from modules.on_behalf import ASKED_FOR, FairLock
+from modules.engine.turns import Turns
 
 
 def test_who_waits_for_a_lock_often_waits_behind_the_own_turns() -> None:
-    lock, order = FairLock(), []
+    turns, order = Turns(), []
 
     def take(whose: str) -> None:
-        ASKED_FOR.set(whose)
-        with lock:
+        with turns.turn(whose):
             order.append(whose)
 
     threads = [threading.Thread(target=take, args=(whose,)) for whose in ("ben", "ben", "ben", "ana")]
-    with lock:
+    with turns.turn("cy"):
         for number, thread in enumerate(threads, start=1):
             thread.start()
-            while sum(map(len, lock._waiting.values())) < number:
+            while len(turns._waiting) < number:
                 time.sleep(0.001)
     for thread in threads:
         thread.join(5.0)
     assert order == ["ben", "ana", "ben", "ben"]
-    with lock:
-        assert lock._taken
-    assert not lock._taken, "nobody waits any more"
+    with turns.turn("ana"):
+        assert turns._taken
+    assert not turns._taken, "nobody waits any more"
 
 
 def test_who_is_interrupted_while_waiting_for_a_lock_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: threading.Event) -> bool:
+    def interrupted(_: threading.Condition, timeout: float | None = None) -> bool:
         raise KeyboardInterrupt
 
-    lock = FairLock()
-    with lock, monkeypatch.context() as patched:
-        patched.setattr(threading.Event, "wait", interrupted)
-        with pytest.raises(KeyboardInterrupt), lock:
+    turns = Turns()
+    with turns.turn("ana"), monkeypatch.context() as patched:
+        patched.setattr(threading.Condition, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt), turns.turn("ben"):
             pytest.fail("it is taken")
-    assert not lock._taken and not lock._waiting
-    with lock:
+    assert not turns._taken and not turns.wanted
+    with turns.turn("ana"):
         pass
