@@ -47,13 +47,13 @@ class _Beneath(ctypes.Structure):
     _fields_ = (("rights", ctypes.c_uint64), ("folder", ctypes.c_int32))
 
 
-def confined_to(folder: Path, work: Callable[[], Result], *more: Path) -> Result:
-    """What `work` gives, done in a thread of its own, which can read Python's files, the system's, those of `folder`
-    and `more` alone, where the kernel can see to it. What links in it lead to is read where `_linked` says so.
+def confined_to(paths: Iterable[Path], work: Callable[[], Result]) -> Result:
+    """What `work` gives, done in a thread of its own, which can read Python's files, the system's and `paths` (files,
+    and folders with all in them) alone, where the kernel can see to it. Links in them need their ends named too.
     """
 
     def alone() -> Result:
-        confine((folder, *_linked(folder), *more))
+        confine(paths)
         return work()
 
     with ThreadPoolExecutor(1, "confined") as threads:
@@ -84,20 +84,6 @@ def confine(more: Iterable[Path] = ()) -> bool:
         return bool(kernel.syscall(_RESTRICT_SELF, rules, 0) == 0)
     finally:
         os.close(rules)
-
-
-def _linked(folder: Path) -> Iterator[Path]:
-    """Files that links in it and in its own folders lead to: those of the same name, and those in a folder `blobs`,
-    as the hub's cache has them. Never folders: git makes a link to / of a cloned repository as it stands there.
-    """
-    inner = (path for path in folder.glob("*") if path.is_dir() and not path.is_symlink())
-    for path in (link for place in (folder, *inner) for link in place.glob("*") if link.is_symlink()):
-        try:
-            target = path.resolve()
-            if target.is_file() and (target.name == path.name or target.parent.name == "blobs"):
-                yield target
-        except (OSError, RuntimeError):  # a link to itself, which nobody can read
-            continue
 
 
 def _allow(kernel: ctypes.CDLL, rules: int, path: Path) -> None:

@@ -17,6 +17,7 @@ from modules.attachments.extracting import Extractor
 from modules.chat.templates import TemplateWorker
 from modules.confined import confined_to
 from modules.engine.form_reading import Form, FormReader
+from modules.memory.model.links import followed_files
 
 ROOT = Path(__file__).parent.parent
 TRIES = """
@@ -81,11 +82,11 @@ def test_a_thread_confined_to_a_folder_reads_that_alone_and_others_go_on(
     for path in (secret, blob, model / "tokenizer.json"):
         path.write_text(path.name)
     (model / "linked.json").symlink_to(blob)
-    assert confined_to(model, (model / "tokenizer.json").read_text) == "tokenizer.json"
-    assert confined_to(model, (model / "linked.json").read_text) == "blob"
+    assert confined_to((model, *followed_files(model)), (model / "tokenizer.json").read_text) == "tokenizer.json"
+    assert confined_to((model, *followed_files(model)), (model / "linked.json").read_text) == "blob"
     files = psutil.Process().num_fds()
     with pytest.raises(PermissionError):
-        confined_to(model, secret.read_text)
+        confined_to((model, *followed_files(model)), secret.read_text)
     assert psutil.Process().num_fds() == files, "nothing stays open of each"
     assert secret.read_text() == "secret"
 
@@ -108,10 +109,10 @@ def test_a_models_links_open_single_files_to_it_and_no_folders(
     (model / "loop").symlink_to(model / "loop")
     for path in (home / "secret", model / "home" / "secret", model / "inner" / "other.json"):
         with pytest.raises(PermissionError):
-            confined_to(model, path.read_text)
+            confined_to((model, *followed_files(model)), path.read_text)
     for path in (model / "inner" / "config.json", model / "tokenizer.json"):
-        assert confined_to(model, path.read_text) == path.resolve().name
-    assert confined_to(model, (home / "secret").read_text, home / "secret") == "secret"
+        assert confined_to((model, *followed_files(model)), path.read_text) == path.resolve().name
+    assert confined_to((model, home / "secret"), (home / "secret").read_text) == "secret"
 
 
 def ask_for_a_text() -> None:

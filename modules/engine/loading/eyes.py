@@ -23,6 +23,7 @@ from modules.engine.loading.loading_errors import named_processor_failures
 from modules.engine.loading.pretrained import source_folder
 from modules.errors import BadConfig, UnsupportedModel
 from modules.memory.model.config import read_json, refuse_other_processors
+from modules.memory.model.links import followed_files
 from modules.memory.planning.planner import Plan
 
 
@@ -71,7 +72,8 @@ def load_processor(plan: Plan, tokenizer: Any) -> Any:
         if file.exists():
             refuse_other_processors(read_json(file), plan.spec.name)
     with named_processor_failures(plan):
-        processor = confined_to(folder, partial(_processor, PROCESSORS[plan.spec.model_type], str(folder), tokenizer))
+        read = partial(_processor, PROCESSORS[plan.spec.model_type], str(folder), tokenizer)
+        processor = confined_to((folder, *followed_files(folder)), read)
     tiled = plan.spec.vision is not None and plan.spec.vision.tiles > 1  # whose sizes the plan counts
     _refuse_blown_up(processor, {} if tiled else dict(_sizes(processor.image_processor)), plan)
     return processor

@@ -43,6 +43,7 @@ from modules.engine.process.mappings import MappedFiles
 from modules.errors import BadSafetensors, BadTokenizer, BadValue, DiskFull, ModelNotFound
 from modules.heap import LARGE_STEP_TOKENS, give_back
 from modules.memory.model.config import read_json
+from modules.memory.model.links import followed_files
 from modules.memory.model.meta import drop_pooler
 from modules.memory.model.tokenizers import refuse_other_vocabularies
 from modules.memory.planning.placement import make_groups
@@ -114,17 +115,19 @@ def _load_draft_model(on_progress: OnProgress, started: float, plan: Plan, token
 
 def load_tokenizer(plan: Plan) -> Any:
     """The tokenizer beside the weights, or inside the GGUF file. Raises BadTokenizer where there is none."""
+    folder = source_folder(plan)
     gguf = {"gguf_file": plan.spec.path.name} if plan.spec.source == "gguf" else {}
-    file = (plan.spec.path,) if gguf else ()  # which may be a link of the owner's
-    refuse_other_vocabularies(source_folder(plan))
+    own = (plan.spec.path,) if gguf else ()  # which may be a link of the owner's
+    refuse_other_vocabularies(folder)
     if not plan.trust_remote_code:
-        _refuse_other_classes(source_folder(plan))
+        _refuse_other_classes(folder)
     read = partial(
         AutoTokenizer.from_pretrained,
-        str(source_folder(plan)), trust_remote_code=plan.trust_remote_code, local_files_only=True, **gguf,
+        str(folder), trust_remote_code=plan.trust_remote_code, local_files_only=True, **gguf,
     )  # fmt: skip
     with named_tokenizer_failures(plan):
-        tokenizer: Any = read() if plan.trust_remote_code else confined_to(source_folder(plan), read, *file)
+        read_confined = partial(confined_to, (folder, *followed_files(folder), *own), read)
+        tokenizer: Any = read() if plan.trust_remote_code else read_confined()
     # Without any tokenizer file transformers 5 makes one that knows its special tokens alone.
     if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder) + len(tokenizer.all_special_tokens):
         raise BadTokenizer(

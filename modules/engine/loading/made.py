@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import PreTrainedModel
@@ -28,19 +29,16 @@ def counted_first(plan: Plan) -> Iterator[None]:
 
     Raises BadSafetensors for missing tensors, BadConfig for tables.
     """
-    library: Any = PreTrainedModel
-    make = library._move_missing_keys_from_meta_to_device
+    name = "_move_missing_keys_from_meta_to_device"
+    make = getattr(PreTrainedModel, name)
 
     def count_and_make(model: Any, missing: Collection[str], *others: Any, **named: Any) -> Any:
         _refuse_missing(plan, model, missing)
         _refuse_tables(plan, model)
         return make(model, missing, *others, **named)
 
-    library._move_missing_keys_from_meta_to_device = count_and_make
-    try:
+    with patch.object(PreTrainedModel, name, count_and_make):
         yield
-    finally:
-        library._move_missing_keys_from_meta_to_device = make
 
 
 def refuse_more_than_held(plan: Plan, numbers: int) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed
@@ -237,18 +238,15 @@ def _letting_go_of_files() -> Iterator[None]:
     be emptied (SIGSEGV in every fifth load on a busy machine). Its function for ZeRO-3 tells no progress and has no
     hook: the name is replaced until the end of the `with`.
     """
-    library: Any = modeling_utils
-    copy_weights = library._load_state_dict_into_zero3_model
+    name = "_load_state_dict_into_zero3_model"
+    copy_weights = getattr(modeling_utils, name)
 
     def copy_and_let_go(model: Any, state_dict: dict[str, torch.Tensor], *others: Any, **named: Any) -> Any:
         with MappedFiles().letting_go(state_dict.values()):
             return copy_weights(model, state_dict, *others, **named)
 
-    library._load_state_dict_into_zero3_model = copy_and_let_go
-    try:
+    with patch.object(modeling_utils, name, copy_and_let_go):
         yield
-    finally:
-        library._load_state_dict_into_zero3_model = copy_weights
 
 
 def _describe(plan: Plan, world: World, model: Any, tokenizer: Any, started: float, *, on_gpu: bool) -> LoadedModel:

@@ -13,13 +13,12 @@ from modules.memory.model.crosscheck import with_description
 from modules.memory.model.describing import ELEMENT_BYTES, describe_in_process
 from modules.memory.model.embedder import MODULES, Embedder, prompt_warning
 from modules.memory.model.formats import StoredTensor, has_weights, read_model_tensors
+from modules.memory.model.links import refuse_other_links
 from modules.memory.model.model_config import CheckedConfig, check_config, refuse_code_files, stated_dtype
 from modules.memory.model.model_spec import Describe, ModelSpec, TensorInfo
 from modules.memory.model.naming import check_blocks, is_tied, name_base_tensors, name_tensors
 from modules.memory.model.tokenizers import TOKENIZER_REMEDY, lacks_tokenizer, refuse_other_vocabularies
 from modules.memory.model.vision import with_processor
-
-_TEMPLATES = "additional_chat_templates"  # transformers reads all of it
 
 
 def inspect_folder(folder: Path, *, trust_remote_code: bool, describe: Describe | None) -> ModelSpec:
@@ -32,7 +31,7 @@ def inspect_folder(folder: Path, *, trust_remote_code: bool, describe: Describe 
         raise BadConfig(f"{folder.name} has no config.json.", remedy="Fetch the model again, with all its files.")
     if not trust_remote_code:
         refuse_code_files(folder)
-    _refuse_links(folder)
+    refuse_other_links(folder)
     refuse_other_vocabularies(folder)
     if not has_weights(folder):
         return inspect_config(folder / "config.json", trust_remote_code=trust_remote_code, describe=describe)
@@ -54,25 +53,6 @@ def _picture_settings(folder: Path) -> dict[str, Any]:
     whole, alone = (read_json(file) if file.exists() else {} for file in files)
     inside = whole.get("image_processor")
     return inside if isinstance(inside, dict) else alone
-
-
-def _refuse_links(folder: Path) -> None:
-    """Raise BadConfig for a link to a file of another name: git makes those of a cloned repository, and a chat template
-    that is a link to settings.yaml writes it into every prompt. The hub's cache keeps files as links to blobs/.
-    """
-    for place in (folder, folder / _TEMPLATES):
-        for path in place.iterdir() if place.is_dir() else ():
-            if not path.is_symlink() or path.suffix == ".safetensors":
-                continue
-            try:
-                target = path.resolve()
-            except (OSError, RuntimeError):  # a link to itself, which nobody can read
-                continue
-            if target.name != path.name and target.parent.name != "blobs":
-                raise BadConfig(
-                    f"{path.name} of {folder.name} is a link to another file ({target.name}).",
-                    remedy="If it is meant to be so, put a copy there.",
-                )
 
 
 def named_tensors(stored: tuple[StoredTensor, ...], checked: CheckedConfig) -> tuple[TensorInfo, ...]:
