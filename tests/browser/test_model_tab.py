@@ -307,3 +307,39 @@ def test_what_is_set_before_the_answer_to_a_choice_outlives_it(
     expect(page.locator("#snug-model-card")).to_contain_text("third is loaded")
     options = snug.services.models.options
     assert options is not None and options.ctx_size == 48 and options.load_in_8bit
+
+
+def test_a_look_from_before_an_option_was_set_does_not_take_away_what_is_told_of_it(
+    start: Start, visit: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = visit(start())
+    open_tab(page, "Model")
+    expect(page.locator("#snug-model-card")).to_contain_text("tiny is loaded")
+    looking, held, drawn = threading.Event(), threading.Event(), ModelTab.adapters
+
+    def late(tab: ModelTab, data: Any) -> Any:
+        if not looking.is_set():
+            looking.set()
+            held.wait(10)
+        return drawn(tab, data)
+
+    page.get_by_label("Load in 8-bit").check()  # from now on no look brings the options of the loaded model
+    page.get_by_label("Load in 8-bit").uncheck()
+    expect(page.locator("#snug-load")).to_have_text("Load again")
+    monkeypatch.setattr(ModelTab, "adapters", late)
+    page.evaluate("snug.refreshModelTab()")
+    assert looking.wait(10)
+    page.get_by_label("Load in 8-bit").check()
+    page.get_by_label("Load in 4-bit").check()
+    told = page.locator("#option-load_in_4bit", has_text="--load-in-8bit and --load-in-4bit")
+    expect(told).to_be_visible()
+    page.evaluate("""() => {
+        snug.memoryMoved = snug.followDryRuns = () => {};  // which would look again by chance
+        const mark = snug.markOptions;
+        window.marks = 0;
+        snug.markOptions = (wrong) => { mark(wrong); marks += 1; };
+    }""")
+    held.set()
+    page.wait_for_function("marks > 0")
+    expect(told).to_be_visible()
+    expect(page.locator("#snug-load")).to_be_disabled()

@@ -1,7 +1,7 @@
 /* The Model tab: what Gradio's own controls do not do by themselves. */
 "use strict";
 (() => {
-  const HOLD_MS = 3000, SETTLE_MS = 50, MOVED = 0.005;  // of a device
+  const HOLD_MS = 3000, SETTLE_MS = 50, SETTLED_MS = [250, 1000], MOVED = 0.005;  // of a device
 
   /* What is kept of the chosen model: how it was loaded last, the preset it was used with. */
   snug.mountMemory = (element, trigger) => element.addEventListener("click", (event) => {
@@ -53,9 +53,9 @@
     refresh();
   };
 
-  /* A look at the tab is slow, a choice of a model quick. A look that was asked for before the choice tells of the model
-     before: where it comes after all, what is chosen is asked for again. None is asked for while a choice is under way. */
-  const turns = { count: 0, picked: 0, picking: false, waiting: null };
+  /* A look at the tab is slow, a choice of a model or an option quick. A look that was asked for before the choice tells of
+     what was there before: where it comes after all, it is asked for again. None is asked for while a model is chosen. */
+  const turns = { count: 0, picked: 0, edited: 0, picking: false, waiting: null };
   turns.look = (send) => {
     if (turns.picking) turns.waiting = send; else send(turns.count += 1);
   };
@@ -67,9 +67,10 @@
   };
   snug.modelTabSeen = ({ turn = Infinity, mirrored = false }) => {
     if (mirrored) setTimeout(setAgain, SETTLE_MS);
-    if (turn > turns.picked) return;
-    if (mirrored) turns.pickAgain();
-    snug.refreshModelTab();
+    if (mirrored) for (const late of SETTLED_MS) setTimeout(setAgain, late);  // a busy browser sets controls later
+    if (turn > Math.max(turns.picked, turns.edited)) return;
+    if (mirrored && turn < turns.picked) turns.pickAgain();
+    setTimeout(snug.refreshModelTab, SETTLE_MS);  // Gradio asks for nothing anew whose answer it is still reading
   };
 
   /* What is set after a model was chosen outlives the options that the choice brings, however late they come. */
@@ -77,7 +78,9 @@
   for (const kind of ["input", "change"]) {
     document.addEventListener(kind, (event) => {
       const option = event.target.closest?.(".options .option"), input = event.target;
-      if (!option || !input.matches("input:not([role]), textarea")) return;
+      if (!option) return;
+      turns.edited = turns.count += 1;
+      if (!input.matches("input:not([role]), textarea")) return;
       edits.set(option, { input, value: input.matches("[type=checkbox], [type=radio]") ? input.checked : input.value });
     }, true);
   }
