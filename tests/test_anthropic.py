@@ -16,6 +16,7 @@ from modules.api.app import Patience
 from modules.settings import Settings
 from tests.api_desk import FOX, MODEL, USER, Desk, all_codes, client, desk, desk_with, served, streaming
 from tests.fakes import CHAT_TEMPLATE, CONTROL_IDS, Script
+from tests.tool_templates import TOOL_FAMILIES
 
 __all__ = ["client", "desk"]
 
@@ -23,6 +24,7 @@ ASK: dict[str, Any] = {"messages": USER, "max_tokens": 100}
 THOUGHT = "<think>\nThe user greets.\n</think>\n\nHello!"
 SWITCH = "{% if enable_thinking %}[on]{% else %}[off]{% endif %}" + CHAT_TEMPLATE
 PATH = "/v1/messages"
+HERMES = TOOL_FAMILIES["hermes"]
 
 
 @contextlib.contextmanager
@@ -238,7 +240,6 @@ async def test_samplers_of_snugs_own_reach_the_engine(client: httpx.AsyncClient,
         ({"temperature": "hot"}, "temperature"),
         ({"stream": "yes"}, "stream"),
         ({"thinking": {"type": "much"}}, "thinking.type"),
-        ({"thread": {"type": "continue", "previous_message_id": "msg_1"}}, "thread"),
         ({"compaction": {"type": "summarize"}}, "compaction"),
         ({"mcp_servers": [{"type": "url", "name": "a", "url": "https://mcp.example/sse"}]}, "mcp_servers"),
         ({"model": "x" * 501}, "model"),
@@ -254,6 +255,32 @@ async def test_what_makes_no_sense_is_refused_by_name_in_anthropics_shape(
         assert error_of(response) == "invalid_request_error"
         assert response.json()["error"]["param"] == param
     assert desk.engine.requests == []
+
+
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+async def test_who_asks_for_a_thread_is_told_that_there_are_none_in_the_words_that_libraries_know(
+    client: httpx.AsyncClient, desk: Desk, thread: dict[str, str]
+) -> None:
+    response = await client.post(PATH, json=ASK | {"thread": thread})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "thread")
+    assert response.json()["error"]["details"] == {"error_code": "thread_unsupported_request"}
+    assert desk.engine.requests == []
+
+
+def test_the_anthropic_clients_tool_runner_goes_on_without_a_thread(settings: Settings) -> None:
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """The weather in a city."""
+        return f"Rain in {city}."
+
+    script = Script(reply=HERMES.one, chat_template=HERMES.template)
+    with desk_with(settings, script) as desk, sdk(desk) as client:
+        runner = client.beta.messages.tool_runner(
+            model=MODEL, max_tokens=200, messages=USER, tools=[get_weather], max_iterations=2
+        )
+        replies = list(runner)
+        assert [reply.stop_reason for reply in replies] == ["tool_use", "tool_use"]
+        assert "Rain in Oslo." in desk.engine.decode(desk.engine.requests[-1].prompt_ids)
 
 
 def error_of(response: httpx.Response) -> str:

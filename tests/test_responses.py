@@ -42,6 +42,18 @@ def test_the_openai_client_gets_responses_whole_and_as_events(desk: Desk) -> Non
     assert told.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello")
 
 
+async def test_a_response_tells_when_it_was_completed_and_its_penalties(client: httpx.AsyncClient) -> None:
+    asked = {"input": "Hello", "presence_penalty": 0.5}
+    whole = (await client.post(PATH, json=asked)).json()
+    assert whole["completed_at"] >= whole["created_at"]
+    assert (whole["presence_penalty"], whole["frequency_penalty"]) == (0.5, 0.0), "OpenRouter's library wants both"
+    cut = (await client.post(PATH, json=asked | {"max_output_tokens": 3})).json()
+    assert cut["completed_at"] is None
+    begun, *_, ended = events_of(await client.post(PATH, json=asked | {"stream": True}))
+    assert begun["response"]["completed_at"] is None
+    assert ended["response"]["completed_at"] >= ended["response"]["created_at"]
+
+
 def test_the_openai_client_cancels_a_response_by_closing_its_stream(settings: Settings) -> None:
     with desk_with(settings, Script(endless=True, tokens_per_s=200)) as desk, sdk(desk) as client:
         stream = client.responses.create(model=MODEL, input="Hello", stream=True, max_output_tokens=100_000)

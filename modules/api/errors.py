@@ -66,6 +66,10 @@ _TOO_LONG: dict[Dialect, str] = {
 """What the message begins with where a text does not fit. Agents shorten the conversation and ask again where they read
 these words: many see no code, since OpenAI's library for JavaScript puts the message alone into its errors."""
 
+_DETAILS: dict[str | None, dict[str, str]] = {"thread": {"error_code": "thread_unsupported_request"}}
+"""What Anthropic's libraries read off a refusal of that field: their tool runners ask for a thread by themselves, and
+send the whole conversation where they find this."""
+
 
 def problem(error: SnugError, tell: Callable[[str], str]) -> dict[str, Any]:
     """What went wrong, for the page, in the language that `tell` speaks."""
@@ -82,10 +86,15 @@ def error_object(error: SnugError, dialect: Dialect = "openai") -> dict[str, dic
 
 
 def anthropic_error(error: SnugError, request_id: str = "") -> dict[str, Any]:
-    """`{"type": "error", "error": {"type", "message", "param", "code"}, "request_id"}`; param and code are ours."""
+    """`{"type": "error", "error": {"type", "message", "param", "code"}, "request_id"}`; param and code are ours. Some
+    have `details`.
+    """
     again = type(error) in _RETRY_AFTER_S
     kind = "invalid_request_error" if error.http_status < 500 else "overloaded_error" if again else "api_error"
-    told = error_object(error, "anthropic")["error"] | {"type": _ANTHROPIC_TYPES.get(error.http_status, kind)}
+    told: dict[str, Any] = {**error_object(error, "anthropic")["error"]}
+    told["type"] = _ANTHROPIC_TYPES.get(error.http_status, kind)
+    if details := _DETAILS.get(error.param):
+        told["details"] = details
     return {"type": "error", "error": told, "request_id": request_id or None}
 
 

@@ -65,6 +65,8 @@ def _repeated(body: ResponsesRequest, params: GenerationParams) -> Json:
         "metadata": body.metadata or {},
         "reasoning": {name: getattr(body.reasoning, name, None) for name in ("effort", "summary")},
         "temperature": params.temperature,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
         "text": {"format": form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"}},
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
         "tools": [_tool_json(tool) for tool in body.tools or ()],

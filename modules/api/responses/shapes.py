@@ -147,8 +147,8 @@ class ResponseShape:
     def at(self, status: str, output: Sequence[Json] = (), usage: Json | None = None, **more: object) -> Json:
         """The response as it is now."""
         return self.repeated | {
-            "id": self.key, "object": "response", "created_at": self.created, "model": self.model, "status": status,
-            "output": list(output), "usage": usage, "error": None, "incomplete_details": None,
+            "id": self.key, "object": "response", "created_at": self.created, "completed_at": None, "model": self.model,
+            "status": status, "output": list(output), "usage": usage, "error": None, "incomplete_details": None,
             "previous_response_id": None, "store": False, "background": False,
         } | more  # fmt: skip
 
@@ -158,7 +158,10 @@ class ResponseShape:
         output = [item.json("completed" if whole or item is not items[-1] else "incomplete") for item in items]
         details = None if whole else {"reason": "max_output_tokens"}
         usage = usage_json(end.finished.usage, items)
-        return self.at("completed" if whole else "incomplete", output, usage, incomplete_details=details)
+        done_at = int(time.time()) if whole else None
+        return self.at(
+            "completed" if whole else "incomplete", output, usage, incomplete_details=details, completed_at=done_at
+        )
 
 
 class Untold:
