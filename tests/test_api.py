@@ -49,7 +49,7 @@ def test_the_openai_client_chats(desk: Desk) -> None:
     assert reply.choices[0].message.role == "assistant"
     assert reply.choices[0].finish_reason == "stop"
     assert reply.model == MODEL, "the name of the model that really answered"
-    assert "system_fingerprint" in reply.model_fields_set, "OpenRouter's library wants it"
+    assert (reply.system_fingerprint, reply.service_tier) == ("snug", "default"), "some libraries want texts there"
     assert reply.usage is not None
     assert reply.usage.completion_tokens == len(FOX)
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + len(FOX)
@@ -65,6 +65,7 @@ def test_the_openai_client_streams_a_chat(desk: Desk) -> None:
         chunks = list(stream)
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == FOX
+    assert {(chunk.system_fingerprint, chunk.service_tier) for chunk in chunks} == {("snug", "default")}
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == len(FOX)

@@ -78,8 +78,7 @@ class Envelope:
         choices = [
             self.shape.whole(index, reply) | degraded_json(reply.degraded) for index, reply in enumerate(replies)
         ]
-        untold = {"system_fingerprint": None}  # OpenRouter's library wants the field to be there
-        return self._around(self.shape.object, choices) | untold | {"usage": usage_json(usage)}
+        return self._around(self.shape.object, choices) | {"usage": usage_json(usage)}
 
     def chunk(self, choice: Json) -> Json:
         """One chunk of a stream."""
@@ -95,6 +94,8 @@ class Envelope:
             "object": kind,
             "created": self.created,
             "model": self.model,
+            "system_fingerprint": "snug",  # Cerebras' library reads no stream without it
+            "service_tier": "default",  # nor litellm's groq any answer
             "choices": choices,
         }
 

@@ -150,6 +150,7 @@ class ResponseShape:
             "id": self.key, "object": "response", "created_at": self.created, "completed_at": None, "model": self.model,
             "status": status, "output": list(output), "usage": usage, "error": None, "incomplete_details": None,
             "previous_response_id": None, "store": False, "background": False,
+            "service_tier": "default",
         } | more  # fmt: skip
 
     def at_end(self, items: Sequence[Item], end: End) -> Json:
