@@ -20,7 +20,7 @@ from modules.units import format_duration
 
 __all__ = ["Calls", "LongReads"]
 
-LONG = 100_000  # characters: a tenth of a second
+LONG = 10_000  # characters: a hundredth of a second
 
 
 class LongReads:
