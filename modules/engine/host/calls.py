@@ -21,6 +21,7 @@ from modules.units import format_duration
 __all__ = ["Calls", "LongReads"]
 
 LONG = 10_000  # characters: a hundredth of a second
+MOST_PAUSE_S = 2.0  # after one that the engine did not answer, say
 
 
 class LongReads:
@@ -47,7 +48,7 @@ class LongReads:
                 yield
             finally:
                 ended = time.monotonic()
-                self._free_at = ended + (ended - began)
+                self._free_at = ended + min(MOST_PAUSE_S, ended - began)
 
 
 class Calls:
