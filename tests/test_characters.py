@@ -429,6 +429,15 @@ def test_texts_that_stay_in_memory_are_bounded(tmp_path: Path) -> None:
     folder.restore("a")
 
 
+def test_what_was_read_of_a_file_goes_with_it(characters: Characters) -> None:
+    for _ in range(3):
+        ident = characters.import_file(json.dumps({"data": DATA}).encode(), "bo.json")
+        assert characters.get(ident).name == "Bo"
+        characters.delete(ident)
+    assert characters.list() is not None
+    assert not characters._own._known
+
+
 def test_a_file_that_yaml_stumbles_over_is_told_and_the_others_are_shown(tmp_path: Path) -> None:
     (tmp_path / "shipped").mkdir()
     found = Characters(tmp_path / "shipped", tmp_path / "own")

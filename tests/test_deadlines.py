@@ -116,6 +116,7 @@ modules/chat/indexing.py: AT_ONCE_S PAUSE_S AGAIN_S
 modules/chat/running.py: updates(heartbeat_s)
 modules/chat/service.py: SHUTDOWN_S
 modules/chat/shelf.py: SWEEP_EVERY_S FORGET_S _BREATH_S
+modules/engine/host/calls.py: MOST_PAUSE_S
 modules/chat/taking_in.py: STRETCH_S
 modules/chat/trash.py: KEPT_S
 modules/chat/writing.py: JOURNAL_EVERY_S SAVE_AGAIN_S

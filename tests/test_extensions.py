@@ -332,3 +332,14 @@ def test_all_that_come_with_snug_start_without_a_word_and_say_what_they_are() ->
 ])  # fmt: skip
 def test_results_are_checked(check: Any, good: object, bad: object) -> None:
     assert (check(good), bool(check(bad))) == ("", True)
+
+
+def test_colours_of_a_reply_full_of_code_take_no_time() -> None:
+    extensions = Extensions(Path(__file__).parent.parent / "extensions", ["perplexity_colors"], hook_timeout_s=1)
+    extensions.start()
+    code, said = "`a` b\n" * 60_000, "".join(f" w{n}" for n in range(1000))
+    tokens = [{"text": f" w{n}", "probability": 0.3, "top": []} for n in range(1000)]
+    given = {"string": code + said, "state": {"token_probabilities": tokens}, "is_chat": True}
+    made = extensions.change("output_modifier", given, ("string",), is_text, lambda _: None)
+    assert extensions.problems == ()
+    assert made.count("<span") == 1000

@@ -9,6 +9,7 @@ import gradio as gr
 import pytest
 from gradio.context import Context
 
+from modules.accounts.person import GUEST, THE_ONE
 from modules.errors import NotFound
 from modules.extensions.faults import is_text
 from modules.extensions.manager import Extensions
@@ -86,15 +87,15 @@ def test_what_a_handler_sets_is_kept_and_shown_on_pages_opened_later(extensions:
 def test_the_page_hears_of_all_and_switches_started_ones_only(extensions: Extensions, tmp_path: Path) -> None:
     write(tmp_path, "other", "raise SystemExit")
     doors = ExtensionDoors(extensions)
-    cards = {card["name"]: card for card in doors.cards("", Nothing())["cards"]}
+    cards = {card["name"]: card for card in doors.cards(THE_ONE, Nothing())["cards"]}
     assert (cards["moods"]["running"], cards["other"]["running"], cards["moods"]["title"]) == (True, None, "Moods")
     assert doors.assets("", Nothing())["js"] == {"moods": "</script><script>alert(1)"}
-    cards = {card["name"]: card for card in doors.switch("", Switch(id="moods", on=False))["cards"]}
+    cards = {card["name"]: card for card in doors.switch(THE_ONE, Switch(id="moods", on=False))["cards"]}
     assert (cards["moods"]["running"], cards["moods"]["started"]) == (False, True)
     assert doors.assets("", Nothing()) == {"css": {}, "js": {}}
     for name in ("other", "../moods", "moods/script.py", ""):
         with pytest.raises(NotFound):
-            doors.switch("", Switch(id=name, on=True))
+            doors.switch(THE_ONE, Switch(id=name, on=True))
 
 
 DOORS = """
@@ -111,6 +112,18 @@ def peek(what):
 def input_modifier(text):
     return " ".join(called)
 """
+
+
+def test_what_an_exception_says_of_somebodys_text_is_told_to_administrators_alone(tmp_path: Path) -> None:
+    write(tmp_path, "counts", "def output_modifier(string): return str(int(string))")
+    extensions = started(tmp_path, "counts")
+    given = {"string": "my diary", "state": {}, "is_chat": True}
+    extensions.change("output_modifier", given, ("string",), is_text, lambda _: None)
+    doors = ExtensionDoors(extensions)
+    assert "my diary" in str(doors.cards(THE_ONE, Nothing()))
+    told = doors.cards(GUEST, Nothing())
+    assert "my diary" not in str(told)
+    assert told["cards"][0]["problems"][0]["reason"] == "failed"
 
 
 async def test_what_an_extension_opens_on_the_page_is_for_administrators(settings: Settings, tmp_path: Path) -> None:

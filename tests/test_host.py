@@ -37,6 +37,7 @@ from modules.engine.base import (
     Timings,
     Usage,
 )
+from modules.engine.host.calls import LongReads
 from modules.engine.host.child import engine_environment
 from modules.engine.host.host import EngineHost, Generation, Patience, ignore
 from modules.engine.host.wire import Emitted, Loaded, fold, fold_messages
@@ -807,3 +808,25 @@ def children() -> set[int]:
 def tree_bytes() -> int:
     this = psutil.Process()
     return int(sum(process.memory_info().rss for process in (this, *this.children(recursive=True))))
+
+
+def test_long_texts_are_read_one_at_a_time_with_as_long_a_pause_after_each() -> None:
+    reads, spans = LongReads(long=3), []
+
+    def read() -> None:
+        with reads.turn(4):
+            began = time.monotonic()
+            time.sleep(0.05)
+            spans.append((began, time.monotonic()))
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    began = time.monotonic()
+    with reads.turn(3):
+        assert time.monotonic() - began < 0.05, "a short one waits for none"
+    for thread in threads:
+        thread.join()
+    spans.sort()
+    for before, after in itertools.pairwise(spans):
+        assert after[0] - before[1] > 0.8 * (before[1] - before[0])

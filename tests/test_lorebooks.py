@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,14 @@ def test_a_character_never_grows_beyond_what_can_be_read_again(editing: LoreEdit
     with pytest.raises(BadCharacter, match="too large for a picture"):
         characters.export("Guide", "png")
     assert len(card.from_json(characters.export("Guide", "json").data, "x").character_book.entries) == 60  # type: ignore[union-attr]
+
+
+def test_nobody_waits_for_anothers_change(editing: LoreEditing, characters: Characters, tmp_path: Path) -> None:
+    bens = Characters(tmp_path / "shipped", tmp_path / "bens")
+    with ThreadPoolExecutor(1) as pool, characters.changing:
+        changed = pool.submit(LoreEditing(bens).configure, "Guide", revision_of(Lorebook()), BookFields(scan_depth=7))
+        assert changed.result(timeout=5).scan_depth == 7
+    assert editing.book("Guide").scan_depth is None
 
 
 def test_how_a_book_is_read_is_changed_alone(editing: LoreEditing) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from modules.chat.forms import PLAIN
-from modules.chat.prompts import Prompts, free_tokens
+from modules.chat.prompts import LEAST_READ, MOST_READ, Prompts, free_tokens
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import ModelInfo, TextPiece
 from modules.engine.loading.huggingface import find_border_ids
@@ -434,3 +434,27 @@ def test_an_empty_text_begins_with_a_token_of_the_model(prompts: Prompts) -> Non
     tokens.info = replace(tokens.info, special_tokens={})
     with pytest.raises(BadValue, match="empty"):
         prompts.completion(tokens, "", max_new_tokens=10)
+
+
+def test_what_is_only_measured_is_read_as_far_as_a_context_needs(prompts: Prompts) -> None:
+    engine = Counting(8192)
+    assert prompts.measure(engine, "word " * 1000) == 5000
+    assert engine.read == 5000
+    assert prompts.measure(engine, "word " * 2_000_000) == 10_000_000
+    assert engine.read == 5000 + LEAST_READ
+    long = Counting(10_000_000)
+    assert prompts.measure(long, "x" * 3_000_000) == 3_000_000
+    assert long.read == MOST_READ
+
+
+class Counting:
+    """A token a character, and how many were read."""
+
+    def __init__(self, context_tokens: int) -> None:
+        self.info = info_of(byte_tokenizer(), context_tokens=context_tokens)
+        self.read = 0
+
+    def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
+        characters = sum(len(piece.text) for piece in pieces)
+        self.read += characters
+        return [0] * characters

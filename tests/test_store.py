@@ -681,3 +681,57 @@ def test_a_system_prompt_that_no_model_could_read_is_refused(store: Store, monke
     with pytest.raises(BadValue, match="up to 5"):
         store.set_system_prompt("", chat.id, "longer")
     assert store.get("", chat.id).system_prompt == "brief"
+
+
+def test_a_backup_that_fails_leaves_the_room_that_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "backups"
+    Store(tmp_path / "snug.db").close()
+    (folder / "snug-2020-01-01.part").write_bytes(b"of a server that was killed")
+    for path in folder.glob("*.db"):
+        path.unlink()
+
+    class Full(sqlite3.Connection):
+        def backup(self, target: sqlite3.Connection, **_: object) -> None:
+            target.execute("CREATE TABLE begun (x)")
+            raise sqlite3.OperationalError("database or disk is full")
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **options: connect(*given, factory=Full, **options))
+    with closing(Store(tmp_path / "snug.db")) as store:
+        store.create("")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_backup_is_not_begun_without_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with closing(Store(tmp_path / "snug.db")) as store:
+        store.create("")
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+def test_the_remedy_for_a_damaged_file_brings_its_backup_back(tmp_path: Path) -> None:
+    path = tmp_path / "snug.db"
+    with closing(Store(path)) as store:
+        store.create("", title="kept")
+    for backup in (tmp_path / "backups").iterdir():
+        backup.unlink()
+    Store(path).close()  # the day after
+    (backup,) = (tmp_path / "backups").iterdir()
+    killed = Store(path)  # leaves its journal, as a process that is killed
+    for n in range(30):
+        chat = killed.create("", title="later")
+        killed.append("", chat.id, None, "user", "words " * 200, op_id=str(n))
+    beside = {end: (tmp_path / f"snug.db-{end}").read_bytes() for end in ("wal", "shm")}
+    killed.close()
+    path.write_bytes(b"hello")
+    for end, data in beside.items():
+        (tmp_path / f"snug.db-{end}").write_bytes(data)
+    with pytest.raises(StoreFailed, match="is no database") as refused:
+        Store(path)
+    assert "Move it away, and snug.db-wal and snug.db-shm with it." in refused.value.remedy
+    for old in tmp_path.glob("snug.db*"):
+        old.unlink()
+    shutil.copyfile(backup, path)
+    with closing(Store(path)) as store:
+        assert [chat.title for chat in store.list("")] == ["kept"]

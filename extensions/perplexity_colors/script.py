@@ -2,6 +2,7 @@
 
 import html
 import re
+from bisect import bisect_left
 
 import gradio as gr
 
@@ -35,15 +36,28 @@ def coloured(text, tokens):
     if begin < 0:
         return text
     begin -= len(spoken) - len(spoken.lstrip())
-    kept = [found.span() for pattern in (FENCE, BLOCK) for found in pattern.finditer(text)]
+    kept = joined(found.span() for pattern in (FENCE, BLOCK) for found in pattern.finditer(text))
+    firsts = [first for first, _ in kept]
     parts, at = [text[: max(begin, 0)]], begin
     for token in tokens:
         end = at + len(token["text"])
         piece = text[max(at, 0) : max(end, 0)]
-        inside = any(first < end and at < last for first, last in kept)
+        near = bisect_left(firsts, end) - 1  # the last that begins before the token ends
+        inside = near >= 0 and at < kept[near][1]
         parts.append(piece if inside or not WORD.search(piece) else marked(piece, token))
         at = end
     return "".join(parts) + text[max(at, 0) :]
+
+
+def joined(spans):
+    """The same stretches of a text, in order, those that overlap as one."""
+    found = []
+    for first, last in sorted(spans):
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        else:
+            found.append((first, last))
+    return found
 
 
 def marked(piece, token):

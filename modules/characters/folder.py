@@ -189,7 +189,15 @@ class Folder(Generic[Value]):
                 f"The folder {self.path.name}/ cannot be read: {error.strerror or type(error).__name__}.",
                 remedy="Try again in a moment.",
             ) from error
+        self._forget_all_but({path for files in index.values() for path in files.values()})
         return index
+
+    def _forget_all_but(self, there: set[Path]) -> None:
+        """Let go of what was read of files that are gone: each may have been many megabytes."""
+        with self._lock:
+            for known in (self._known, self._pictures):
+                for path in known.keys() - there:
+                    del known[path]
 
     def _of(self, name: str) -> dict[str, Path]:
         safe_path(self.path, name)

@@ -46,7 +46,8 @@ class Characters:
     def __init__(self, shipped: Path, own: Path) -> None:
         self._shipped = Folder(shipped, read_character, cards=True)
         self._own = Folder(own, read_character, cards=True)
-        self._lock = threading.RLock()  # between looking for a free name and taking it
+        self.changing = threading.RLock()
+        """Held between a look and what is changed by it: a free name, a lorebook."""
 
     def list(self) -> list[Listed]:
         """The user's own, then the shipped ones that none of those stands before."""
@@ -83,7 +84,7 @@ class Characters:
 
     def add(self, character: Character, picture: bytes | None) -> str:
         """Keep a new character; its id, made of its name."""
-        with self._lock:
+        with self.changing:
             ident = free_id(character.name, [listed.found.id for listed in self.list()])
             self.save(ident, character, picture)
             return ident

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -63,9 +62,6 @@ class Added:
 
     entries: int
     known: int
-
-
-_LOCK = threading.Lock()  # one change at a time, of whosever character
 
 
 class LoreEditing:
@@ -157,7 +153,7 @@ class LoreEditing:
         change: Callable[[Lorebook], tuple[LoreEntry, ...]],
         **settings: Any,
     ) -> Lorebook:
-        with _LOCK:
+        with self._characters.changing:
             character = self._characters.get(ident)
             book = character.character_book or Lorebook()
             if revision is not None and revision != revision_of(book):

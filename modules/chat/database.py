@@ -6,6 +6,7 @@ It knows connections, transactions, versions and faults, not what the tables hol
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
 import sys
 import threading
@@ -26,6 +27,7 @@ from modules.units import MiB, format_size
 log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 5.0
+BESIDE = ("wal", "shm", "journal")  # ends of the names of files that SQLite keeps beside a database
 BACKUPS_KEPT = 7
 MOST_MEMORY_BYTES = 512 * MiB  # of incognito conversations, everybody's together
 _IN_MEMORY = Path("incognito conversations")
@@ -174,16 +176,22 @@ class Database:
         return version
 
     def _damaged(self, what: str) -> StoreFailed:
+        """What to do about it. What lies beside the file has to go with it: SQLite would write that into a backup."""
         backups = self._backups()
         offer = (
             f"The last backup is {backups[-1]}: copy it to {self.path.name}, or look at it with --read-only"
             if backups
             else "There is no backup: start with another --user-data-dir"
         )
+        beside = [path.name for path in self._beside() if path.exists()]
+        them = f"Move it away, and {' and '.join(beside)} with it." if beside else "Move it away."
         return StoreFailed(
-            f"The file of {self.layout.noun}, {self.path}, {what}. Snug left it as it is.",
-            remedy=f"Move it away. {offer}.",
+            f"The file of {self.layout.noun}, {self.path}, {what}. Snug left it as it is.", remedy=f"{them} {offer}."
         )
+
+    def _beside(self) -> tuple[Path, ...]:
+        """The files that SQLite keeps beside this one, there or not."""
+        return tuple(self.path.with_name(f"{self.path.name}-{kind}") for kind in BESIDE)
 
     def _migrate(self, version: int) -> None:
         if 0 < version < len(self.layout.migrations):
@@ -205,8 +213,7 @@ class Database:
     def _keep_private(self) -> None:
         """Let nobody else of this machine's people read it: not the file, nor what older versions left beside it."""
         only_for_owner(self.path)  # first: SQLite gives the files that it makes beside it the same rights
-        beside = (self.path.with_name(f"{self.path.name}-{kind}") for kind in ("wal", "shm", "journal"))
-        for path in (*beside, *self.backup_folder.glob(f"{self.layout.label}-*.db")):
+        for path in (*self._beside(), *self.backup_folder.glob(f"{self.layout.label}-*.db")):
             if path.exists():
                 only_for_owner(path)
 
@@ -215,12 +222,24 @@ class Database:
         if target.exists():
             return
         self.backup_folder.mkdir(mode=0o700, exist_ok=True)
+        self._drop_unfinished()
+        needed = self.path.stat().st_size
+        if shutil.disk_usage(self.backup_folder).free < needed:
+            raise StoreFailed(f"{format_size(needed)} are not free on the disk.", remedy="Free some space.")
         unfinished = target.with_suffix(".part")
-        unfinished.unlink(missing_ok=True)
         only_for_owner(unfinished)
-        with self.read() as source, closing(sqlite3.connect(unfinished)) as copy:
-            source.backup(copy)
-        unfinished.replace(target)
+        try:
+            with self.read() as source, closing(sqlite3.connect(unfinished)) as copy:
+                source.backup(copy)
+            unfinished.replace(target)
+        except BaseException:
+            self._drop_unfinished()
+            raise
+
+    def _drop_unfinished(self) -> None:
+        """Delete what came of backups that failed or were killed: it may have taken the room of people's messages."""
+        for path in self.backup_folder.glob(f"{self.layout.label}-*.part*"):
+            path.unlink(missing_ok=True)
 
     def _backups(self) -> list[Path]:
         """Daily backups, oldest first."""

@@ -29,6 +29,8 @@ from modules.messages import ChatMessage, Picture
 
 LEAST_FREE_SHARE = 4  # at least a quarter of the context stays free for the reply, less if it may not be that long
 LONGEST_TOKEN_CHARACTERS = 256  # no tokenizer packs more of a real text into one token
+# What is only measured is read as far as LEAST_READ characters, or MOST_OF_A_TOKEN a token of a longer context.
+LEAST_READ, MOST_OF_A_TOKEN, MOST_READ = 100_000, 8, 1_000_000
 _COUNTS_KEPT = 20_000
 _CUT = "The beginning of the text lies outside the model's context."
 _BREAK = "\u200b"  # a space without width
@@ -252,9 +254,19 @@ class Prompts:
             counts[key] = counted
         return counted
 
+    def measure(self, engine: PromptEngine, content: str) -> int:
+        """As `count`; of what is far too long for the context the beginning is read, and the rest taken to be like it.
+
+        No reply goes on while a tokenizer reads: a second for a million characters.
+        """
+        most = min(MOST_READ, max(LEAST_READ, MOST_OF_A_TOKEN * engine.info.context_tokens))
+        if len(content) <= most:
+            return self.count(engine, content)
+        return self.count(engine, whole_characters(content[:most])) * len(content) // most
+
     def length(self, engine: PromptEngine, text: str) -> int:
-        """Tokens of a text, remembered; a guess for an engine that tells no tokens."""
-        return len(text) // 4 + 1 if engine.info.takes == "words" else self.count(engine, text)
+        """Tokens of a text, remembered, as `measure` has them; a guess for an engine that tells no tokens."""
+        return len(text) // 4 + 1 if engine.info.takes == "words" else self.measure(engine, text)
 
     def _last_message_alone(self, engine: PromptEngine, turns: Sequence[ChatMessage], start: str) -> BuiltPrompt:
         text = next((m.content for m in reversed(turns) if m.role == "user"), turns[-1].content)

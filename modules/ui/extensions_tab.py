@@ -16,12 +16,13 @@ import gradio as gr
 from gradio.context import Context
 from pydantic import Field
 
+from modules.accounts.person import Person
 from modules.errors import SnugError
 from modules.extensions.faults import Problem
 from modules.extensions.manager import Card, Extensions
 from modules.services import Services
 from modules.ui.views import Json, printable
-from modules.ui.widgets import Body, Nothing, door, for_admins
+from modules.ui.widgets import Body, Nothing, door, for_admins, personal_door
 from modules.ui.words import t, told
 
 _EVERYWHERE = "chat, notebook, your next message"
@@ -64,14 +65,14 @@ class ExtensionDoors:
     def __init__(self, extensions: Extensions) -> None:
         self._extensions = extensions
 
-    def cards(self, _: str, __: Nothing) -> Json:
+    def cards(self, person: Person, _: Nothing) -> Json:
         """All extensions as they are now."""
-        return {"cards": [card_view(card) for card in self._extensions.cards()]}
+        return {"cards": [card_view(card, whole=person.admin) for card in self._extensions.cards()]}
 
-    def switch(self, owner: str, body: Switch) -> Json:
+    def switch(self, person: Person, body: Switch) -> Json:
         """Switch one that was started off, or on again."""
         self._extensions.switch(body.id, on=body.on)
-        return self.cards(owner, Nothing())
+        return self.cards(person, Nothing())
 
     def assets(self, _: str, __: Nothing) -> Json:
         """The style sheets and scripts of those that run."""
@@ -85,8 +86,8 @@ def build(services: Services) -> None:
         js_on_load="snug.mountExtensions(element, server)",
         apply_default_css=False,
         server_functions=[
-            door(Nothing, "cards", doors.cards),
-            door(Switch, "switch", doors.switch, admin="Switching extensions"),
+            personal_door(Nothing, "cards", doors.cards),
+            personal_door(Switch, "switch", doors.switch, admin="Switching extensions"),
         ],
     )
 
@@ -207,8 +208,11 @@ def _guarded(extensions: Extensions, name: str, function: Any, kept: _Kept) -> C
     return call
 
 
-def card_view(card: Card) -> Json:
-    """A card for the page; texts of scripts are text there."""
+def card_view(card: Card, *, whole: bool) -> Json:
+    """A card for the page; texts of scripts are text there.
+
+    What an exception says may be what somebody wrote: administrators alone are told it, the others what came of it.
+    """
     return {
         "name": card.name,
         "title": t(printable(card.title)),
@@ -220,8 +224,8 @@ def card_view(card: Card) -> Json:
         "problems": [
             {
                 "hook": printable(problem.hook),
-                "reason": told(printable(problem.reason)),
-                "trace": printable(problem.trace),
+                "reason": told(printable(problem.reason if whole else problem.reason.partition(":")[0])),
+                "trace": printable(problem.trace) if whole else "",
             }
             for problem in card.problems
         ],

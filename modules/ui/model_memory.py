@@ -13,7 +13,7 @@ from modules.ui.words import t, told
 
 
 def memory_html(known: Remembered, presets: Presets) -> str:
-    """What is kept of a model; "" where nothing is."""
+    """What is kept of a model; "" where nothing is. `presets` are those of who looks: nobody's values are others'."""
     note = f'<p class="memory-note" role="alert">{html.escape(told(known.note))}</p>' if known.note else ""
     if known.options is None:
         return note

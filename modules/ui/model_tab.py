@@ -20,7 +20,17 @@ from modules.ui.picture import info_html
 from modules.ui.plan_picture import plan_html
 from modules.ui.plan_values import Measured, measured_by_device
 from modules.ui.ways import FOLDERS, options_of, reasons_html, same_load, ways_html
-from modules.ui.widgets import DIRECT, for_admins, note, notes, option_control, person_of, read_options, shown_option
+from modules.ui.widgets import (
+    DIRECT,
+    for_admins,
+    note,
+    notes,
+    option_control,
+    owner_of,
+    person_of,
+    read_options,
+    shown_option,
+)
 from modules.ui.words import format_size, t, tn, told
 
 Controls = dict[str, gr.components.Component]
@@ -333,10 +343,10 @@ def build(services: Services) -> None:
     name, lora = tab.controls["model"], tab.controls["lora"]
     everything, drawn = {*tab.controls.values(), shown}, {plan, ways, load, unload, wrong, shown, lora}
 
-    def pick(before: str, event: gr.EventData) -> Any:
+    def pick(before: str, event: gr.EventData, request: gr.Request) -> Any:
         chosen = str(event._data["name"])
         noted = tab.models.memory.of(chosen)
-        seen = {models: tab.list_html(chosen), memory: memory_html(noted, tab.presets)}
+        seen = {models: tab.list_html(chosen), memory: memory_html(noted, tab.presets.whose(owner_of(request)))}
         anew = bool(before or event._data.get("anew"))
         return tab.picked(chosen, anew=anew) | seen | {offered: chosen if noted.options else ""}
 
@@ -363,7 +373,7 @@ def build(services: Services) -> None:
     def look(data: Data, event: gr.EventData, request: gr.Request) -> Any:
         updates = tab.mirrored(data[name]) if event._data.get("mirror") else {}
         chosen = updates.get(name, data[name])
-        kept = memory_html(tab.models.memory.of(chosen), tab.presets)
+        kept = memory_html(tab.models.memory.of(chosen), tab.presets.whose(owner_of(request)))
         seen = {**updates, card: tab.state_html(), models: tab.list_html(chosen), memory: kept}
         drawing = draw(data | updates, request)
         if lora in updates:

@@ -4,17 +4,51 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 from modules.engine.host.wire import Answer, Call, Method
+from modules.engine.turns import Turns
 from modules.errors import SnugError, TimedOut
+from modules.on_behalf import ASKED_FOR
 from modules.units import format_duration
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "LongReads"]
+
+LONG = 10_000  # characters: a hundredth of a second
+MOST_PAUSE_S = 2.0  # after one that the engine did not answer, say
+
+
+class LongReads:
+    """Long texts that a tokenizer reads: one at a time, person after person, and after each as long a pause.
+
+    While it reads no reply goes on; so replies have at least half of the time, however many such texts come.
+    """
+
+    def __init__(self, *, long: int = LONG) -> None:
+        self._long = long
+        self._turns = Turns(sys.maxsize)  # doors/places.py bounds how many of one person's wait
+        self._free_at = 0.0
+
+    @contextmanager
+    def turn(self, characters: int) -> Iterator[None]:
+        """When a text of so many may be read; at once if it is short."""
+        if characters <= self._long:
+            yield
+            return
+        with self._turns.turn(ASKED_FOR.get()):
+            time.sleep(max(0.0, self._free_at - time.monotonic()))
+            began = time.monotonic()
+            try:
+                yield
+            finally:
+                ended = time.monotonic()
+                self._free_at = ended + min(MOST_PAUSE_S, ended - began)
 
 
 class Calls:

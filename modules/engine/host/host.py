@@ -24,7 +24,7 @@ from modules.engine.base import (
     Progress,
     TextPiece,
 )
-from modules.engine.host.calls import Calls
+from modules.engine.host.calls import Calls, LongReads
 from modules.engine.host.child import Child, ProcessChild, ThreadChild
 from modules.engine.host.deaths import MemoryWatch
 from modules.engine.host.generation import Generation
@@ -87,6 +87,7 @@ class EngineHost:
         self._loaded: Future[ModelInfo] = Future()
         self._requests = OpenRequests(self._post, follow)
         self._calls = Calls(self._post)
+        self._long_reads = LongReads()
         self._dead: SnugError | None = None
         self._verdict: SnugError | None = None
         self._starved = False
@@ -183,8 +184,9 @@ class EngineHost:
         return [generation for generation in generations if not generation.ended]
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
-        """Token ids of `pieces`. Raises EngineDied or TimedOut."""
-        return list(self._calls.ask("encode", tuple(pieces), timeout_s=self._patience.call_s))
+        """Token ids of `pieces`; long ones wait for one another. Raises EngineDied or TimedOut."""
+        with self._long_reads.turn(sum(len(piece.text) for piece in pieces)):
+            return list(self._calls.ask("encode", tuple(pieces), timeout_s=self._patience.call_s))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids`. Raises EngineDied or TimedOut."""
