@@ -140,6 +140,7 @@ modules/engine/vllm/server.py: wait(poll_s)
 modules/engine/zero3/doors.py: LOOK_S _LAST_LINES_S
 modules/engine/zero3/ranks.py: CONNECT_AGAIN_S
 modules/extensions/deadline.py: SLOW_S END_S LOOK_EVERY_S
+modules/files.py: ASIDE_S
 modules/machine_speeds.py: _LOOK_EVERY_S _STOP_EVERY_S _CLOSING_S _BUSY_LOOK_S
 modules/memory/dryruns/asking.py: IDLE_S RETRY_S join(timeout=10)
 modules/memory/dryruns/worker.py: _SPARE_S

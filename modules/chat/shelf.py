@@ -100,6 +100,8 @@ class Shelf:
             self._forgets = "begin"
         with suppress(StoreFailed):  # a full disk, say: nothing that people wait for, and the next sweep goes on
             self._forget_texts()
+            if not self._databases.disk.clear_log():
+                self._sweep_again()
 
     def _purge(self, before: float) -> bool:
         """Make deletions final that are older than `before`, for PURGE_S or so; what is left soon. Whether any was.
@@ -115,8 +117,12 @@ class Shelf:
             if time.monotonic() > ends_at:
                 break
         if more:
-            self._swept_at -= SWEEP_EVERY_S - PURGE_AGAIN_S
+            self._sweep_again()
         return bool(due)
+
+    def _sweep_again(self) -> None:
+        """Before long: something is left."""
+        self._swept_at = min(self._swept_at, time.monotonic() - SWEEP_EVERY_S + PURGE_AGAIN_S)
 
     def _forget_texts(self) -> None:
         """Take what was deleted out of the search index, for FORGET_S at most."""
@@ -217,6 +223,7 @@ class Shelf:
         with self._databases.disk.write() as connection:
             trash.erase(connection, owner, conversation_id)
         self._forgets = "begin"
+        self._sweep_again()
 
     # Whole conversations
 
