@@ -68,6 +68,7 @@ DEADLINES = {
     "modules/attachments/worker.py: MOST_CPU_S": 3,  # of the processor, not of the clock
     "modules/chat/taking_in.py: DRAW_S": 10,
     "modules/chat/templates.py: RENDER_S": 0.2,
+    "modules/chat/shelf.py: LARGE_S": 10,  # another large conversation of the same person, as it is read and sent
     "modules/ui/side.py: EXPORT_S": 15,  # another export of the same person
     "modules/engine/form_reading.py: READ_S": 0.2,
     "modules/engine/form_worker.py: _LONGEST_S": 0.1,  # of the processor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from modules.chat.forms import PLAIN
-from modules.chat.prompts import Prompts, free_tokens
+from modules.chat.prompts import MOST_COUNTED, PIECE, Prompts, free_tokens
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import ModelInfo, TextPiece
 from modules.engine.loading.huggingface import find_border_ids
@@ -434,3 +435,26 @@ def test_an_empty_text_begins_with_a_token_of_the_model(prompts: Prompts) -> Non
     tokens.info = replace(tokens.info, special_tokens={})
     with pytest.raises(BadValue, match="empty"):
         prompts.completion(tokens, "", max_new_tokens=10)
+
+
+def test_a_giant_message_is_counted_in_pieces_and_no_further_than_a_prompt_can_go() -> None:
+    engine = family_engine(next(iter(FAMILIES)))
+    read: list[int] = []
+    encode = engine.encode
+
+    def noting(pieces: Sequence[TextPiece]) -> list[int]:
+        read.append(sum(len(piece.text) for piece in pieces))
+        return encode(pieces)
+
+    engine.encode = noting  # type: ignore[method-assign]
+    with closing(TemplateWorker()) as worker:
+        counter = Prompts(worker)
+        long = "word " * (PIECE // 4)
+        exact = len(encode([TextPiece(long)]))
+        assert abs(counter.count(engine, long) - exact) <= 2
+        read.clear()
+        assert counter.count(engine, "a" * 16_000_000) == pytest.approx(
+            16 * len(encode([TextPiece("a" * MOST_COUNTED)]))
+        )
+    assert max(read) <= PIECE
+    assert sum(read) <= MOST_COUNTED + PIECE

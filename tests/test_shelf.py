@@ -15,7 +15,7 @@ from modules.chat.schema import APPLICATION_ID, MIGRATIONS
 from modules.chat.store import Store
 from modules.chat.trash import KEPT_S
 from modules.chat.trees import Tree, TreeMessage
-from modules.errors import BadValue, NotFound, StaleView, StoreFailed
+from modules.errors import BadValue, Busy, NotFound, StaleView, StoreFailed
 from modules.messages import ReplyStats
 from modules.units import MiB
 from tests.store_rig import Clock, clock, store
@@ -192,6 +192,23 @@ def test_what_is_erased_is_swept_soon(store: Store, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(store.shelf, "sweep", lambda: swept.append(True))
     store.shelf.revision("")
     assert swept
+
+
+def test_large_conversations_of_a_person_are_looked_at_one_at_a_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "LARGE_BYTES", 10)
+    monkeypatch.setattr(shelf, "LARGE_S", 0.01)
+    small, _ = talk(store, "x")
+    large, _ = talk(store, "xy" * 5, "\U0001f600")
+    assert [store.shelf.size(*asked) for asked in (("", large), ("ben", large), ("", "none"))] == [14, 0, 0]
+    with store.shelf.alone_if_large("", large):
+        with store.shelf.alone_if_large("", small), store.shelf.alone_if_large("", "none"):
+            pass
+        with pytest.raises(Busy), store.shelf.alone_if_large("", large):
+            pass
+    with store.shelf.alone_if_large("", large):
+        pass
 
 
 def test_deleted_messages_come_back_with_what_was_on_show(store: Store) -> None:

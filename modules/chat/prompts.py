@@ -24,11 +24,16 @@ from modules.chat.templates import TemplateWorker
 from modules.chat.thinking import opened_by
 from modules.engine.base import ModelInfo, TextPiece, Words
 from modules.engine.intake import check_generates
+from modules.engine.turns import Turns
 from modules.errors import BadChatTemplate, BadValue, ContextLengthExceeded
 from modules.messages import ChatMessage, Picture
+from modules.on_behalf import ASKED_FOR
 
 LEAST_FREE_SHARE = 4  # at least a quarter of the context stays free for the reply, less if it may not be that long
 LONGEST_TOKEN_CHARACTERS = 256  # no tokenizer packs more of a real text into one token
+# No reply goes on while the tokenizer reads: long texts are counted a piece at a time, and what is beyond so many
+# characters, or so many for each token of the context, is taken to be like that.
+PIECE, MOST_COUNTED, MOST_OF_A_TOKEN = 100_000, 1_000_000, 8
 _COUNTS_KEPT = 20_000
 _CUT = "The beginning of the text lies outside the model's context."
 _BREAK = "\u200b"  # a space without width
@@ -85,6 +90,7 @@ class Prompts:
         self._worker = worker
         self._counts: WeakKeyDictionary[PromptEngine, dict[bytes, int]] = WeakKeyDictionary()
         self._counts_lock = threading.Lock()
+        self._long = Turns(sys.maxsize)
 
     def close(self) -> None:
         """End the template process."""
@@ -223,18 +229,29 @@ class Prompts:
         )
 
     def count(self, engine: PromptEngine, content: str) -> int:
-        """Tokens of one message's content, remembered."""
+        """Tokens of one message's content, remembered; of one that is far too long for the context, about so many."""
         key = hashlib.blake2b(content.encode("utf-8"), digest_size=16).digest()
         with self._counts_lock:
             counts = self._counts.setdefault(engine, {})
             if key in counts:
                 return counts[key]
-        counted = len(engine.encode([TextPiece(content)]))
+        counted = self._counted(engine, content)
         with self._counts_lock:
             if len(counts) >= _COUNTS_KEPT:
                 counts.clear()
             counts[key] = counted
         return counted
+
+    def _counted(self, engine: PromptEngine, content: str) -> int:
+        """A long one in pieces, in none of which replies stand still for long; people take turns at them."""
+        if len(content) <= PIECE:
+            return len(engine.encode([TextPiece(content)]))
+        read = content[: max(MOST_COUNTED, MOST_OF_A_TOKEN * engine.info.context_tokens)]
+        counted = 0
+        for start in range(0, len(read), PIECE):
+            with self._long.turn(ASKED_FOR.get()):
+                counted += len(engine.encode([TextPiece(read[start : start + PIECE])]))
+        return counted * len(content) // len(read)
 
     def picture_tokens(self, engine: PromptEngine, picture: Picture) -> int:
         """Tokens of one picture for an engine that sees, remembered; 0 where nothing says."""
