@@ -458,3 +458,30 @@ def test_a_giant_message_is_counted_in_pieces_and_no_further_than_a_prompt_can_g
         )
     assert max(read) <= PIECE
     assert sum(read) <= MOST_COUNTED + PIECE
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_what_is_far_too_long_is_not_read_whole(truncate: bool) -> None:
+    engine = family_engine(next(iter(FAMILIES)))
+    read: list[int] = []
+    encode = engine.encode
+
+    def noting(pieces: Sequence[TextPiece]) -> list[int]:
+        read.append(sum(len(piece.text) for piece in pieces))
+        return encode(pieces)
+
+    engine.encode = noting  # type: ignore[method-assign]
+    giant = "abc " * (3 * PIECE // 4) + "the end"
+    with closing(TemplateWorker()) as worker:
+        prompts = Prompts(worker)
+        with pytest.raises(ContextLengthExceeded, match="tokens; the context"):
+            prompts.chat(engine, [ChatMessage("user", giant)], max_new_tokens=10, truncate=truncate)
+        assert max(read) <= PIECE
+        if truncate:
+            built = prompts.completion(engine, giant, max_new_tokens=10, truncate=True)
+            assert built.notice
+            assert list(built.prompt_ids[-20:]) == encode([TextPiece("abc " * 20 + "the end", template=True)])[-20:]
+        else:
+            with pytest.raises(ContextLengthExceeded):
+                prompts.completion(engine, giant, max_new_tokens=10)
+    assert max(read) <= PIECE

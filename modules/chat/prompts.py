@@ -164,8 +164,11 @@ class Prompts:
         cut = len(text) > characters
         if cut and not truncate:
             raise _too_long(f"The text has {len(text):,} characters", info, free)
-        ids = engine.encode([TextPiece(whole_characters(text[-characters:]), template=True)])
-        ids = ids or self.beginning(engine)
+        read = self.most_worth_reading(engine, text[-characters:], limit)
+        if read < len(text) and not truncate:
+            raise _too_long(f"The text has {len(text):,} characters", info, free)
+        ids = engine.encode([TextPiece(whole_characters(text[-read:] if read else ""), template=True)])
+        ids, cut = ids or self.beginning(engine), cut or read < len(text)
         whole = _wrapped(ids, info)
         if len(whole) <= limit and not cut:
             return BuiltPrompt(whole)
@@ -252,6 +255,19 @@ class Prompts:
             with self._long.turn(ASKED_FOR.get()):
                 counted += len(engine.encode([TextPiece(read[start : start + PIECE])]))
         return counted * len(content) // len(read)
+
+    def most_worth_reading(self, engine: PromptEngine, text: str, limit: int, *, template: bool = True) -> int:
+        """How many of a long text's last characters have more than `limit` tokens already; all, where they may fit."""
+        if len(text) <= 2 * PIECE or 4 * len(text) <= limit:  # a character is four tokens at most, its bytes
+            return len(text)
+        counted, start = 0, len(text)
+        while start > 0 and counted <= limit:
+            begin = max(0, start - PIECE)
+            with self._long.turn(ASKED_FOR.get()):
+                piece = TextPiece(whole_characters(text[begin:start]), template=template)
+                counted += len(engine.encode([piece])) - 1  # the next may begin within a token
+            start = begin
+        return len(text) if counted <= limit else len(text) - start
 
     def picture_tokens(self, engine: PromptEngine, picture: Picture) -> int:
         """Tokens of one picture for an engine that sees, remembered; 0 where nothing says."""
@@ -371,6 +387,10 @@ class _Fit:
         pieces = (*pieces, TextPiece(self.lead)) if self.lead else pieces
         pieces = (*pieces, TextPiece(self.begun, template=True)) if self.begun else pieces
         opens = opened_by("".join(piece.text for piece in pieces))
+        said = "".join(piece.text for piece in pieces if not piece.picture)
+        read = self.prompts.most_worth_reading(self.engine, said, self.limit, template=False)
+        if read < len(said):  # the rest is like that: nobody waits while all of it is read
+            return BuiltPrompt((0,) * ((self.limit + 1) * len(said) // read))
         prompt = self.engine.encode(pieces)
         start = self.reply_start.removeprefix(opens)
         reply: Sequence[int] = ()
