@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from modules.errors import BadName
 
+ASIDE_S = 24 * 3600.0  # as deleted conversations are kept
 _MAX_NAME_BYTES = 200
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?")
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%~]')
@@ -78,6 +80,23 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def put_aside(path: Path, folder: Path) -> None:
+    """Move a deleted file to `folder`, in place of one of its name, from where it can be had back for ASIDE_S."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = path.replace(folder / path.name)
+    with suppress(OSError):  # another user's: then the system's own note of the move counts, where it keeps one
+        os.utime(path)
+
+
+def forget_aside(folder: Path) -> None:
+    """Delete for good what was put aside more than ASIDE_S ago; what cannot be deleted stays."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            seen = path.stat()
+            if max(seen.st_mtime, seen.st_ctime) < time.time() - ASIDE_S:
+                path.unlink()
 
 
 def only_for_owner(path: Path) -> None:

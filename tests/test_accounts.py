@@ -310,6 +310,8 @@ def test_forgetting_somebody_takes_all_that_is_theirs_and_nothing_else(users: Te
         parent = None
         for number in range(3):
             parent = store.append(owner, conversation.id, parent, "user", text, op_id=f"operation {number}").id
+        if owner:
+            store.append(owner, conversation.id, parent, "user", "qzx", op_id="operation qzx")
         for step in range(40):
             store.notebooks.save(owner, text * step)
         store.shelf.make_folder(owner, text)
@@ -325,4 +327,6 @@ def test_forgetting_somebody_takes_all_that_is_theirs_and_nothing_else(users: Te
         for table in tables:
             assert file.execute(f"SELECT count(*) FROM {table} WHERE owner = ?", (ben.owner,)).fetchone()[0] == 0, table
         assert file.execute("SELECT count(*) FROM messages WHERE owner = ''").fetchone()[0] == 3
+        blocks = [block for (block,) in file.execute("SELECT block FROM message_texts_data")]
+        assert not any(b"qzx" in block for block in blocks), "the search index knows no word of it"
     users("add", "Ben", typed=f"{WORD}\n")

@@ -68,6 +68,7 @@ DEADLINES = {
     "modules/attachments/worker.py: MOST_CPU_S": 3,  # of the processor, not of the clock
     "modules/chat/taking_in.py: DRAW_S": 10,
     "modules/chat/templates.py: RENDER_S": 0.2,
+    "modules/chat/shelf.py: LARGE_S": 10,  # another large conversation of the same person, as it is read and sent
     "modules/ui/side.py: EXPORT_S": 15,  # another export of the same person
     "modules/engine/form_reading.py: READ_S": 0.2,
     "modules/engine/form_worker.py: _LONGEST_S": 0.1,  # of the processor
@@ -141,6 +142,7 @@ modules/engine/vllm/server.py: wait(poll_s)
 modules/engine/zero3/doors.py: LOOK_S _LAST_LINES_S
 modules/engine/zero3/ranks.py: CONNECT_AGAIN_S
 modules/extensions/deadline.py: SLOW_S END_S LOOK_EVERY_S
+modules/files.py: ASIDE_S
 modules/machine_speeds.py: _LOOK_EVERY_S _STOP_EVERY_S _CLOSING_S _BUSY_LOOK_S
 modules/memory/dryruns/asking.py: IDLE_S RETRY_S join(timeout=10)
 modules/memory/dryruns/worker.py: _SPARE_S

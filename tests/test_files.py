@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modules import files
+from modules.characters.library import Library
+from modules.chat.presets import Presets
 from modules.errors import BadName
-from modules.files import atomic_write, can_be_written, check_name, safe_path
+from modules.files import atomic_write, can_be_written, check_name, forget_aside, put_aside, safe_path
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = [
@@ -89,3 +94,38 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> No
         writer.wait(timeout=30)
         content = path.read_text()
         assert len(content) == 200_000 and len(set(content)) == 1
+
+
+def test_what_was_put_aside_can_be_had_back_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside, old = tmp_path / ".deleted", tmp_path / "old.yaml"
+    forget_aside(aside)  # there is none
+    old.write_text("written a month ago", encoding="utf-8")
+    os.utime(old, (0, 0))
+    put_aside(old, aside)
+    forget_aside(aside)
+    assert [path.name for path in aside.iterdir()] == ["old.yaml"]
+    monkeypatch.setattr(files, "ASIDE_S", -1.0)
+    forget_aside(aside)
+    assert list(aside.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["characters", "personas", "presets"])
+def test_what_was_deleted_a_day_ago_has_left_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / kind).mkdir()
+    (tmp_path / kind / "Secret.yaml").write_text("name: my secret\n", encoding="utf-8")
+    library, presets = Library.of(tmp_path / "shipped", tmp_path), Presets(tmp_path / "shipped", tmp_path / "presets")
+    delete = {"characters": library.characters.delete, "personas": library.personas.delete, "presets": presets.delete}
+    delete[kind]("Secret")
+
+    def look() -> list[Path]:
+        library.characters.list()
+        library.personas.list()
+        presets.names()
+        return [path for path in tmp_path.rglob("*.yaml") if "my secret" in path.read_text(encoding="utf-8")]
+
+    assert look() == [tmp_path / kind / ".deleted" / "Secret.yaml"]
+    later = time.time() + files.ASIDE_S + 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert look() == []

@@ -162,6 +162,46 @@ async def test_a_flood_of_guesses_is_counted_and_takes_nobody_elses_turn(
     assert WRONG_TRIES <= statuses.count(401) < WRONG_TRIES + passwords.AT_ONCE
 
 
+async def test_the_same_login_a_hundred_times_takes_one_place_and_a_wrong_one_is_looked_at_once(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify, looked, let_go = home.accounts.verify, [], threading.Event()
+    for name in ("Max", "Joe"):
+        home.accounts.add(name, f"the effort of {name}")
+
+    def held(name: str, password: str) -> Account:
+        looked.append((name, password))
+        if name == "Max":
+            let_go.wait(5)
+        return verify(name, password)
+
+    monkeypatch.setattr(home.accounts, "verify", held)
+    async with home.client(address="192.0.2.40") as flood, home.client(address="192.0.2.41") as other:
+        for _ in range(30):
+            assert (await log_in(flood, "Ana", "the same wrong one")).status_code == 401
+        assert looked == [("Ana", "the same wrong one")]
+        home.accounts.set_password(home.accounts.named("Max").id, "the same wrong one")
+        several = [asyncio.ensure_future(log_in(flood, "Max", "the same wrong one")) for _ in range(20)]
+        while looked[-1][0] != "Max":
+            await asyncio.sleep(0.001)
+        assert (await log_in(other, "Joe", "the effort of Joe")).status_code == 303, "Max is still being looked at"
+        assert looked[1:] == [("Max", "the same wrong one"), ("Joe", "the effort of Joe")]
+        let_go.set()
+        assert {answer.status_code for answer in await asyncio.gather(*several)} == {303}
+
+
+async def test_a_password_that_was_wrong_is_right_once_it_is_set(home: Household) -> None:
+    home.accounts.add("Kim", "kim by the sea")
+    async with home.client(address="192.0.2.42") as browser:
+        for _ in range(2):
+            assert (await log_in(browser, "Kim", "a new one for Kim")).status_code == 401
+        home.accounts.set_password(home.accounts.named("Kim").id, "a new one for Kim")
+        assert (await log_in(browser, "Kim", "a new one for Kim")).status_code == 303
+        assert (await log_in(browser, "Lea", "lea on the lake")).status_code == 401
+        home.accounts.add("Lea", "lea on the lake")
+        assert (await log_in(browser, "Lea", "lea on the lake")).status_code == 303
+
+
 async def test_a_login_from_another_sites_form_is_refused(home: Household) -> None:
     async with home.client() as guest:
         data = {"name": "Ana", "password": WORDS["Ana"]}

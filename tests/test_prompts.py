@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from modules.chat.forms import PLAIN
-from modules.chat.prompts import LEAST_READ, MOST_READ, Prompts, free_tokens
+from modules.chat.prompts import MOST_READ, PIECE, Prompts, free_tokens
 from modules.chat.templates import TemplateWorker
 from modules.engine.base import ModelInfo, TextPiece
 from modules.engine.loading.huggingface import find_border_ids
@@ -436,25 +437,52 @@ def test_an_empty_text_begins_with_a_token_of_the_model(prompts: Prompts) -> Non
         prompts.completion(tokens, "", max_new_tokens=10)
 
 
-def test_what_is_only_measured_is_read_as_far_as_a_context_needs(prompts: Prompts) -> None:
+def test_a_text_is_counted_in_pieces_as_far_as_a_context_needs(prompts: Prompts) -> None:
     engine = Counting(8192)
-    assert prompts.measure(engine, "word " * 1000) == 5000
-    assert engine.read == 5000
-    assert prompts.measure(engine, "word " * 2_000_000) == 10_000_000
-    assert engine.read == 5000 + LEAST_READ
+    assert prompts.count(engine, "word " * 1000) == 5000
+    assert engine.read == [5000]
+    assert prompts.count(engine, "word " * 2_000_000) == 10_000_000
+    assert engine.read == [5000, PIECE]
     long = Counting(10_000_000)
-    assert prompts.measure(long, "x" * 3_000_000) == 3_000_000
-    assert long.read == MOST_READ
+    assert prompts.count(long, "x" * 3_000_000) == 3_000_000
+    assert long.read == [PIECE] * (MOST_READ // PIECE)
 
 
 class Counting:
-    """A token a character, and how many were read."""
+    """A token a character, and how many were read at once."""
 
     def __init__(self, context_tokens: int) -> None:
         self.info = info_of(byte_tokenizer(), context_tokens=context_tokens)
-        self.read = 0
+        self.read: list[int] = []
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
         characters = sum(len(piece.text) for piece in pieces)
-        self.read += characters
+        self.read.append(characters)
         return [0] * characters
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_what_is_far_too_long_is_not_read_whole(truncate: bool) -> None:
+    engine = family_engine(next(iter(FAMILIES)))
+    read: list[int] = []
+    encode = engine.encode
+
+    def noting(pieces: Sequence[TextPiece]) -> list[int]:
+        read.append(sum(len(piece.text) for piece in pieces))
+        return encode(pieces)
+
+    engine.encode = noting  # type: ignore[method-assign]
+    giant = "abc " * (3 * PIECE // 4) + "the end"
+    with closing(TemplateWorker()) as worker:
+        prompts = Prompts(worker)
+        with pytest.raises(ContextLengthExceeded, match="tokens; the context"):
+            prompts.chat(engine, [ChatMessage("user", giant)], max_new_tokens=10, truncate=truncate)
+        assert max(read) <= PIECE
+        if truncate:
+            built = prompts.completion(engine, giant, max_new_tokens=10, truncate=True)
+            assert built.notice
+            assert list(built.prompt_ids[-20:]) == encode([TextPiece("abc " * 20 + "the end", template=True)])[-20:]
+        else:
+            with pytest.raises(ContextLengthExceeded):
+                prompts.completion(engine, giant, max_new_tokens=10)
+    assert max(read) <= PIECE

@@ -15,7 +15,7 @@ from modules.chat.schema import APPLICATION_ID, MIGRATIONS
 from modules.chat.store import Store
 from modules.chat.trash import KEPT_S
 from modules.chat.trees import Tree, TreeMessage
-from modules.errors import BadValue, NotFound, StaleView, StoreFailed
+from modules.errors import BadValue, Busy, NotFound, StaleView, StoreFailed
 from modules.messages import ReplyStats
 from modules.units import MiB
 from tests.store_rig import Clock, clock, store
@@ -154,6 +154,61 @@ def test_deletions_are_final_after_a_day_or_when_erased(store: Store, clock: Clo
     with store._database.read() as connection:
         for table in ("deletions", "deleted_rows", "messages", "message_texts"):
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+
+
+def test_what_was_deleted_or_edited_away_is_in_no_file_after_the_next_sweep(tmp_path: Path, clock: Clock) -> None:
+    with closing(Store(tmp_path / "snug.db", now=lambda: clock.now)) as store:
+
+        def held(text: str) -> list[str]:
+            return [path.name for path in tmp_path.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+        for text in ("erased", "a day ago", "edited away"):
+            chat_id, ids = talk(store, f"word {text}")
+            if text == "edited away":
+                store.edit("", ids[0], "harmless")
+                store.rename("", chat_id, "harmless")
+            else:
+                store.delete("", chat_id)
+            if text == "erased":
+                store.shelf.erase("", chat_id)
+            assert held(f"word {text}"), "SQLite's log keeps old pages"
+        clock.now += KEPT_S + 1
+        with store._database.read() as reader:
+            assert reader.execute("SELECT count(*) FROM messages").fetchone()
+            store.shelf.sweep()
+            assert held("word erased"), "nobody waits for who reads"
+        store.shelf.sweep()
+        assert [held(f"word {text}") for text in ("erased", "a day ago", "edited away")] == [[], [], []]
+        assert store.get("", chat_id).title, "what was not deleted is there"
+
+
+def test_what_is_erased_is_swept_soon(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "PURGE_AGAIN_S", 0.0)
+    chat_id, _ = talk(store, "x")
+    store.delete("", chat_id)
+    store.shelf.sweep()
+    store.shelf.erase("", chat_id)
+    swept: list[bool] = []
+    monkeypatch.setattr(store.shelf, "sweep", lambda: swept.append(True))
+    store.shelf.revision("")
+    assert swept
+
+
+def test_large_conversations_of_a_person_are_looked_at_one_at_a_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "LARGE_BYTES", 10)
+    monkeypatch.setattr(shelf, "LARGE_S", 0.01)
+    small, _ = talk(store, "x")
+    large, _ = talk(store, "xy" * 5, "\U0001f600")
+    assert [store.shelf.size(*asked) for asked in (("", large), ("ben", large), ("", "none"))] == [14, 0, 0]
+    with store.shelf.alone_if_large("", large):
+        with store.shelf.alone_if_large("", small), store.shelf.alone_if_large("", "none"):
+            pass
+        with pytest.raises(Busy), store.shelf.alone_if_large("", large):
+            pass
+    with store.shelf.alone_if_large("", large):
+        pass
 
 
 def test_deleted_messages_come_back_with_what_was_on_show(store: Store) -> None:

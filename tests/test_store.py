@@ -653,6 +653,30 @@ def test_the_store_is_copied_once_a_day_and_seven_copies_are_kept(tmp_path: Path
         assert copy.get("", chat.id).id == chat.id
 
 
+def test_copies_from_before_an_update_and_cut_off_ones_go_with_the_daily_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    folder.mkdir()
+
+    def copied(name: str, at: float) -> None:
+        (folder / name).write_bytes(b"old")
+        os.utime(folder / name, (at, at))
+
+    for day in range(5):
+        copied(f"snug-2001-01-0{day + 1}.db", day * 86_400.0)
+    for name in ("snug-version-2.db", "snug-2001-01-03.part", "users-version-2.db"):
+        copied(name, 0.0)
+    with closing(Store(tmp_path / "snug.db")) as store:
+        assert {"snug-version-2.db", "users-version-2.db"} <= {path.name for path in folder.iterdir()}, "six days"
+        assert not list(folder.glob("*.part"))
+        copied("snug-2001-01-06.db", 6 * 86_400.0)
+        (folder / "snug-2001-01-01.db").unlink()
+        copied("snug-2001-01-07.db", 7 * 86_400.0)
+        store._database._backed_up = "yesterday"
+        store.backup_if_due()
+        assert not (folder / "snug-version-2.db").exists()
+        assert (folder / "users-version-2.db").exists()
+
+
 def test_clock_jumps_do_not_change_the_order(tmp_path: Path) -> None:
     times = iter([5e9, -1.0, 0.0, 1e9, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3])
     with closing(Store(tmp_path / "snug.db", now=lambda: next(times))) as store:

@@ -90,6 +90,17 @@ def test_what_differs_is_another_conversation(store: Store, other: Tree) -> None
     assert len(take(store, to_json([other])).imported) == 1
 
 
+def test_only_what_is_as_large_is_read_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(store, to_json([tree("a", "\ud800 another middle", "z"), tree("a", "long" * 100, "z")]))
+    read: list[str] = []
+    whole = store.shelf.tree
+    monkeypatch.setattr(store.shelf, "tree", lambda owner, ident: read.append(ident) or whole(owner, ident))  # type: ignore[func-returns-value]
+    assert len(take(store, to_json([tree("a", "short", "z")])).imported) == 1
+    assert read == []
+    assert len(take(store, to_json([tree("a", "\ud800 another middle", "z")])).known) == 1
+    assert len(read) == 1
+
+
 def test_one_that_stands_twice_in_a_file_comes_once_and_all_of_them_where_a_person_wants_it(store: Store) -> None:
     text = to_json([tree("a", "b"), tree("a", "b"), tree("c")])
     first = take(store, text)

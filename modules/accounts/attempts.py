@@ -51,6 +51,11 @@ class Attempts:
         if wait_s > 0:
             raise TooManyAttempts(what, remedy=f"Wait {wait_s:.0f} s.")
 
+    def knows(self, who: str, secret: bytes) -> bool:
+        """Whether this secret of theirs was counted as a wrong one of late."""
+        with self._turn:
+            return hashlib.sha256(secret).digest() in self._wrong.get(who, {})
+
     def wrong(self, who: Iterable[str], secrets: Sequence[bytes], *, at: str = "") -> None:
         """Count wrong secrets, tried `at` a name where there are names."""
         with self._turn:

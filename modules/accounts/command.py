@@ -141,7 +141,9 @@ def _forget(accounts: Accounts, given: argparse.Namespace) -> None:
     if account.owner:  # what lies in the folder itself is not one person's alone
         shutil.rmtree(home_of(folder, account.owner), ignore_errors=True)
     accounts.forget(account.id)
-    _say(f"All that was {account.name}'s is deleted. Backups keep it for up to a week.")
+    _say(f"All that was {account.name}'s is deleted. The last seven daily backups keep it.")
+    if not account.owner:
+        _say(f"But for characters, personas and presets in {folder}: delete those there yourself.")
 
 
 def _new_key(accounts: Accounts, given: argparse.Namespace) -> None:

@@ -202,8 +202,16 @@ class Accounts:
                 "SELECT * FROM people WHERE folded = ? AND removed_at IS NULL", (folded(name),)
             ).fetchone()
         if not passwords.matches(password, None if row is None else row[5]):
-            raise Unauthorized("Name and password do not belong together.", remedy="Try again.")
+            raise wrong_password()
         return _account(row)
+
+    def kept_of(self, name: str) -> str:
+        """What is kept of a person's password, another with each new one; "" for who may not come in."""
+        with self._file.read() as file:
+            row = file.execute(
+                "SELECT password FROM people WHERE folded = ? AND removed_at IS NULL", (folded(name),)
+            ).fetchone()
+        return "" if row is None else str(row[0])
 
     def begin_session(self, account: Account) -> str:
         """A token for a browser of theirs; only its hash is kept.
@@ -213,7 +221,7 @@ class Accounts:
         token, now = secrets.token_urlsafe(_SESSION_BYTES), self._now()
         with self._file.write() as file:
             if not _is_as_it_was(file, account):
-                raise Unauthorized("Name and password do not belong together.", remedy="Try again.")
+                raise wrong_password()
             file.execute(
                 "DELETE FROM sessions WHERE seen_at < ? OR created_at < ?", (now - SESSION_IDLE_S, now - SESSION_LIFE_S)
             )
@@ -318,6 +326,11 @@ def _is_as_it_was(file: sqlite3.Connection, account: Account) -> bool:
     """Whether a person may still come in, with the password that was read."""
     asked = "SELECT 1 FROM people WHERE id = ? AND password = ? AND removed_at IS NULL"
     return file.execute(asked, (account.id, account.kept)).fetchone() is not None
+
+
+def wrong_password() -> Unauthorized:
+    """The refusal of a login, the same whatever is wrong."""
+    return Unauthorized("Name and password do not belong together.", remedy="Try again.")
 
 
 def folded(name: str) -> str:

@@ -3,7 +3,8 @@ page's and the terminal's business.
 
 Wrong guesses are counted by address and by name. Somebody who guesses at a name from elsewhere does not keep its
 owner out: an address from which that person logged in before waits for its own guesses only. Passwords are tried in
-places of their own, a few at once, so that a flood of guesses takes nobody else's.
+places of their own, a few at once, of an address and a name one; a wrong one that is sent again is known, and costs
+nothing. So a flood of guesses takes nobody else's place.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from functools import partial
 from urllib.parse import parse_qsl
+from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
@@ -19,7 +21,7 @@ from starlette.types import Scope
 
 from modules.accounts import passwords
 from modules.accounts.attempts import Attempts
-from modules.accounts.directory import Account, Accounts, folded
+from modules.accounts.directory import Account, Accounts, folded, wrong_password
 from modules.accounts.person import person_in
 from modules.api.doors import door_page
 from modules.api.doors.gate import session_cookie
@@ -29,6 +31,7 @@ from modules.api.shapes import Json
 from modules.errors import BadValue, SnugError, Unauthorized
 from modules.services import Services
 
+_MOST_OF_A_NAME = 200  # counts
 _FAMILIAR = 4096  # pairs of a name and an address that are remembered
 
 
@@ -39,17 +42,29 @@ class Logins:
         self._accounts = accounts
         self.attempts = Attempts()
         self._familiar: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._places: WeakValueDictionary[tuple[str, str], CapacityLimiter] = WeakValueDictionary()
+
+    def place_of(self, name: str, client: str) -> CapacityLimiter:
+        """The one place in which this address tries passwords of this name; called from the event loop."""
+        whose = client, folded(name[:_MOST_OF_A_NAME])
+        found = self._places.get(whose)
+        if found is None:
+            found = self._places[whose] = CapacityLimiter(1)
+        return found
 
     def try_one(self, name: str, password: str, client: str) -> tuple[Account, str]:
         """Who that is, and the token of a new session. Raises Unauthorized or TooManyAttempts."""
-        called = f"name {folded(name)[:200]}"  # as the account is looked up: one name in many letters is one name
+        called = f"name {folded(name)[:_MOST_OF_A_NAME]}"  # as the account is looked up: in whatever letters
         tried = (called, client)
         who = [client, f"familiar {client} {called}" if tried in self._familiar else called]
         self.attempts.check(who, "Too many wrong passwords.")
+        guess = f"{called}\n{self._accounts.kept_of(name)}\n{password}".encode("utf-8", "replace")
+        if self.attempts.knows(client, guess):  # argon2 would take two cores for as long as somebody sends it
+            raise wrong_password()
         try:
             account = self._accounts.verify(name, password)
         except Unauthorized:
-            self.attempts.wrong(who, [f"{called}\n{password}".encode("utf-8", "replace")], at=called)
+            self.attempts.wrong(who, [guess], at=called)
             raise
         self.attempts.right(who, at=called)
         self._familiar[tried] = None
@@ -84,8 +99,10 @@ def account_routes(services: Services) -> APIRouter:
         try:
             if not name or not password:
                 raise BadValue("Both name and password are needed.")
-            work = partial(logins.try_one, name, password, client_of(request.scope))
-            _, token = await to_thread.run_sync(work, limiter=places)
+            client = client_of(request.scope)
+            work = partial(logins.try_one, name, password, client)
+            async with logins.place_of(name, client):
+                _, token = await to_thread.run_sync(work, limiter=places)
         except SnugError as error:
             return door_page.login_page(request.headers, error, name=name)
         response = RedirectResponse("/", 303)

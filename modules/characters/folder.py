@@ -13,7 +13,7 @@ from typing import Generic, TypeVar, overload
 
 from modules.characters.pictures import MAX_PICTURE_BYTES, shown_picture
 from modules.errors import BadCharacter, NotFound, SnugError, StoreFailed
-from modules.files import atomic_write, safe_path
+from modules.files import atomic_write, forget_aside, put_aside, safe_path
 from modules.units import MiB, format_size
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -56,7 +56,8 @@ class Folder(Generic[Value]):
         return self._ids(self._index())
 
     def entries(self) -> list[Found[Value]]:
-        """Every entry, also those that cannot be read."""
+        """Every entry, also those that cannot be read. What was deleted a day ago is gone then."""
+        forget_aside(self.path / DELETED)
         index = self._index()
         return [self._found(name, index[name]) for name in self._ids(index)]
 
@@ -106,18 +107,17 @@ class Folder(Generic[Value]):
             raise self._failed(name, "was not saved", error) from error
 
     def delete(self, name: str) -> None:
-        """Put an entry's files aside, for `restore`. Raises BadName, NotFound, StoreFailed."""
+        """Put an entry's files aside, for `restore`, for a day. Raises BadName, NotFound, StoreFailed."""
         files = self._of(name).values()
         if not files:
             raise NotFound(f"There is no {name!r}.", remedy="It may have been deleted in another tab; reload.")
         try:
             aside = self.path / DELETED
-            aside.mkdir(exist_ok=True)
             for old in aside.glob("*"):
                 if old.stem == name:
                     old.unlink()
             for path in files:
-                path.rename(aside / path.name)
+                put_aside(path, aside)
         except OSError as error:
             raise self._failed(name, "was not deleted", error) from error
 

@@ -115,6 +115,21 @@ class Database:
                     return
             connection.close()
 
+    def clear_log(self) -> bool:
+        """Take what was deleted out of SQLite's log (the -wal file) as well, which keeps old pages until new ones take
+        their places. Whether it is done; not while somebody reads, for whom nobody is to wait.
+        """
+        log_file = self.path.with_name(f"{self.path.name}-wal")
+        with self._writing.turn(ASKED_FOR.get()), self._named_faults("saved"):
+            self._require_open()
+            if not log_file.exists() or not log_file.stat().st_size:
+                return True
+            self._writer.execute("PRAGMA busy_timeout = 0")
+            try:
+                return not self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                self._writer.execute(f"PRAGMA busy_timeout = {LOCK_WAIT_S * 1000:.0f}")
+
     def backup_if_due(self) -> None:
         """Copy the store to backups/, at most once a day, the last seven kept. A failure is logged, not raised."""
         today = date.today().isoformat()
@@ -123,7 +138,7 @@ class Database:
         self._backed_up = today
         try:
             self._back_up(today)
-            for old in self._backups()[:-BACKUPS_KEPT]:
+            for old in self._old_backups():
                 old.unlink(missing_ok=True)
         except (StoreFailed, sqlite3.Error, OSError) as error:
             log.warning("No backup of the %s was made: %s", self.layout.noun, error)
@@ -244,6 +259,16 @@ class Database:
     def _backups(self) -> list[Path]:
         """Daily backups, oldest first."""
         return sorted(self.backup_folder.glob(f"{self.layout.label}-[0-9]*.db"))
+
+    def _old_backups(self) -> list[Path]:
+        """What the last seven take the place of: earlier days, a copy from before an update, one that was cut off."""
+        daily, label = self._backups(), self.layout.label
+        cut_off = [part for part in self.backup_folder.glob(f"{label}-*.part") if self._backed_up not in part.name]
+        old = [*daily[:-BACKUPS_KEPT], *cut_off]
+        if len(daily) < BACKUPS_KEPT:
+            return old
+        since = daily[-BACKUPS_KEPT].stat().st_mtime
+        return old + [copy for copy in self.backup_folder.glob(f"{label}-version-*.db") if copy.stat().st_mtime < since]
 
     @contextmanager
     def _named_faults(self, what: str) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""All that the store has of one owner, deleted for good. Backups keep it until they are a week old."""
+"""All that the store has of one owner, deleted for good. The last seven daily backups keep it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modules.chat.database import Database
 from modules.chat.packing import pack
+from modules.chat.searching import forget
 
 _STATEMENTS = (
     "UPDATE notebook_steps SET parent_id = NULL WHERE owner = ?",  # a chain of cascades may be too long for SQLite
@@ -26,6 +27,12 @@ def forget_owner(path: Path, owner: str) -> None:
     """Delete it from the store at `path`, which a running server may use; nothing happens where there is none."""
     if not path.exists():
         return
-    with closing(Database(path)) as database, database.write() as connection:
-        for statement in _STATEMENTS:
-            connection.execute(statement, (pack(owner),))
+    with closing(Database(path)) as database:
+        with database.write() as connection:
+            for statement in _STATEMENTS:
+                connection.execute(statement, (pack(owner),))
+        more, begin = True, True
+        while more:  # a running server writes between two pieces
+            with database.write(durable=False) as connection:
+                more, begin = forget(connection, begin=begin), False
+        database.clear_log()

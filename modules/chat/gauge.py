@@ -63,7 +63,7 @@ class Gauges:
         costs = self._costs(engine, turns, form, overheads)
         total = overheads.once + sum(costs)
         if form.command:
-            total += overheads.message + sum(self._prompts.measure(engine, text) for text in _around(form))
+            total += overheads.message + sum(self._prompts.count(engine, text) for text in _around(form))
         free = free_tokens(info, max_new_tokens)
         return Gauge(total, info.context_tokens, free, _dropped(turns, costs, total - (info.context_tokens - free)))
 
@@ -87,11 +87,11 @@ class Gauges:
 
     def _cost(self, engine: PromptEngine, turn: ChatMessage, form: Form, overheads: _Overheads) -> int:
         if turn.role == "system":
-            return self._prompts.measure(engine, turn.content) + overheads.system
+            return self._prompts.count(engine, turn.content) + overheads.system
         shown = sum(self._prompts.picture_tokens(engine, picture) for picture in turn.pictures)
         if form.command:
-            return shown + self._prompts.measure(engine, f"{form.name_of(turn)}: {turn.content}\n")
-        return shown + self._prompts.measure(engine, turn.content) + overheads.message
+            return shown + self._prompts.count(engine, f"{form.name_of(turn)}: {turn.content}\n")
+        return shown + self._prompts.count(engine, turn.content) + overheads.message
 
     def _overheads(self, engine: PromptEngine, form: Form) -> _Overheads:
         asked = json.dumps([form.template, dict(form.variables), form.user, form.char], sort_keys=True)

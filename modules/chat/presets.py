@@ -1,7 +1,7 @@
 """Named sampling parameters: presets/*.yaml, shipped and read-only, and the user's own in the user data folder.
 
-What a file's text means is preset_files.py's. A deleted preset lies in a folder beside the others until another of its
-name is deleted.
+What a file's text means is preset_files.py's. A deleted preset lies in a folder beside the others for a day, or until
+another of its name is deleted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from modules.chat.preset_files import Preset, read_preset, write_preset
 from modules.errors import BadName, BadPreset, NotFound, StoreFailed
-from modules.files import atomic_write, check_name, home_of, safe_path
+from modules.files import atomic_write, check_name, forget_aside, home_of, put_aside, safe_path
 from modules.sampling import GenerationParams
 from modules.units import KiB, format_size
 
@@ -40,7 +40,8 @@ class Presets:
         return self._others.setdefault(owner, made)  # one for each, or its lock would lock nobody out
 
     def names(self) -> list[str]:
-        """The shipped presets, then the user's own, each by name."""
+        """The shipped presets, then the user's own, each by name. What was deleted a day ago is gone then."""
+        forget_aside(self._own / DELETED)
         shipped = _names(self._shipped)
         taken = {name.casefold() for name in shipped}
         return shipped + [name for name in _names(self._own) if name.casefold() not in taken]
@@ -102,12 +103,15 @@ class Presets:
             return name
 
     def delete(self, name: str) -> None:
-        """Put a preset of the user's own away; `restore` brings it back.
+        """Put a preset of the user's own away; `restore` brings it back for a day.
 
         Raises BadName, NotFound, StoreFailed, BadPreset if it is a shipped one.
         """
         self._check_own(name)
-        self._move(name, safe_path(self._own, name, SUFFIX), self._own / DELETED / (name + SUFFIX), "deleted")
+        path = safe_path(self._own, name, SUFFIX)
+        if not path.is_file():
+            raise _missing(name)
+        self._try(lambda: put_aside(path, self._own / DELETED), f"The preset {name!r} was not deleted")
 
     def restore(self, name: str) -> None:
         """Bring a deleted preset back. Raises BadName, NotFound, StoreFailed, BadPreset if its name is taken now."""

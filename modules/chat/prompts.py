@@ -29,8 +29,9 @@ from modules.messages import ChatMessage, Picture
 
 LEAST_FREE_SHARE = 4  # at least a quarter of the context stays free for the reply, less if it may not be that long
 LONGEST_TOKEN_CHARACTERS = 256  # no tokenizer packs more of a real text into one token
-# What is only measured is read as far as LEAST_READ characters, or MOST_OF_A_TOKEN a token of a longer context.
-LEAST_READ, MOST_OF_A_TOKEN, MOST_READ = 100_000, 8, 1_000_000
+# No reply goes on while a tokenizer reads: long texts are counted a piece at a time, and what lies beyond so many
+# characters for each token of the context, or MOST_READ, is taken to be like what was read.
+PIECE, MOST_OF_A_TOKEN, MOST_READ = 100_000, 8, 1_000_000
 _COUNTS_KEPT = 20_000
 _CUT = "The beginning of the text lies outside the model's context."
 _BREAK = "\u200b"  # a space without width
@@ -160,8 +161,11 @@ class Prompts:
         cut = len(text) > characters
         if cut and not truncate:
             raise _too_long(f"The text has {len(text):,} characters", info, free)
-        ids = engine.encode([TextPiece(whole_characters(text[-characters:]), template=True)])
-        ids = ids or self.beginning(engine)
+        read = self.most_worth_reading(engine, text[-characters:], limit)
+        if read < len(text) and not truncate:
+            raise _too_long(f"The text has {len(text):,} characters", info, free)
+        ids = engine.encode([TextPiece(whole_characters(text[-read:] if read else ""), template=True)])
+        ids, cut = ids or self.beginning(engine), cut or read < len(text)
         whole = _wrapped(ids, info)
         if len(whole) <= limit and not cut:
             return BuiltPrompt(whole)
@@ -225,18 +229,38 @@ class Prompts:
         )
 
     def count(self, engine: PromptEngine, content: str) -> int:
-        """Tokens of one message's content, remembered."""
+        """Tokens of one message's content, remembered; of one that is far too long for the context, about so many."""
         key = hashlib.blake2b(content.encode("utf-8"), digest_size=16).digest()
         with self._counts_lock:
             counts = self._counts.setdefault(engine, {})
             if key in counts:
                 return counts[key]
-        counted = len(engine.encode([TextPiece(content)]))
+        counted = self._counted(engine, content)
         with self._counts_lock:
             if len(counts) >= _COUNTS_KEPT:
                 counts.clear()
             counts[key] = counted
         return counted
+
+    def _counted(self, engine: PromptEngine, content: str) -> int:
+        read = content[: min(MOST_READ, max(PIECE, MOST_OF_A_TOKEN * engine.info.context_tokens))]
+        counted = sum(
+            len(engine.encode([TextPiece(whole_characters(read[start : start + PIECE]))]))
+            for start in range(0, len(read), PIECE)
+        )
+        return counted * len(content) // max(1, len(read))
+
+    def most_worth_reading(self, engine: PromptEngine, text: str, limit: int, *, template: bool = True) -> int:
+        """How many of a long text's last characters have more than `limit` tokens already; all, where they may fit."""
+        if len(text) <= 2 * PIECE or 4 * len(text) <= limit:  # a character is four tokens at most, its bytes
+            return len(text)
+        counted, start = 0, len(text)
+        while start > 0 and counted <= limit:
+            begin = max(0, start - PIECE)
+            piece = TextPiece(whole_characters(text[begin:start]), template=template)
+            counted += len(engine.encode([piece])) - 1  # the next may begin within a token
+            start = begin
+        return len(text) if counted <= limit else len(text) - start
 
     def picture_tokens(self, engine: PromptEngine, picture: Picture) -> int:
         """Tokens of one picture for an engine that sees, remembered; 0 where nothing says."""
@@ -254,19 +278,9 @@ class Prompts:
             counts[key] = counted
         return counted
 
-    def measure(self, engine: PromptEngine, content: str) -> int:
-        """As `count`; of what is far too long for the context the beginning is read, and the rest taken to be like it.
-
-        No reply goes on while a tokenizer reads: a second for a million characters.
-        """
-        most = min(MOST_READ, max(LEAST_READ, MOST_OF_A_TOKEN * engine.info.context_tokens))
-        if len(content) <= most:
-            return self.count(engine, content)
-        return self.count(engine, whole_characters(content[:most])) * len(content) // most
-
     def length(self, engine: PromptEngine, text: str) -> int:
-        """Tokens of a text, remembered, as `measure` has them; a guess for an engine that tells no tokens."""
-        return len(text) // 4 + 1 if engine.info.takes == "words" else self.measure(engine, text)
+        """Tokens of a text, remembered, as `count` has them; a guess for an engine that tells no tokens."""
+        return len(text) // 4 + 1 if engine.info.takes == "words" else self.count(engine, text)
 
     def _last_message_alone(self, engine: PromptEngine, turns: Sequence[ChatMessage], start: str) -> BuiltPrompt:
         text = next((m.content for m in reversed(turns) if m.role == "user"), turns[-1].content)
@@ -366,6 +380,10 @@ class _Fit:
         pieces = (*pieces, TextPiece(self.lead)) if self.lead else pieces
         pieces = (*pieces, TextPiece(self.begun, template=True)) if self.begun else pieces
         opens = opened_by("".join(piece.text for piece in pieces))
+        said = "".join(piece.text for piece in pieces if not piece.picture)
+        read = self.prompts.most_worth_reading(self.engine, said, self.limit, template=False)
+        if read < len(said):  # the rest is like that: nobody waits while all of it is read
+            return BuiltPrompt((0,) * ((self.limit + 1) * len(said) // read))
         prompt = self.engine.encode(pieces)
         start = self.reply_start.removeprefix(opens)
         reply: Sequence[int] = ()

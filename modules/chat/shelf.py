@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 from uuid import uuid4
@@ -21,14 +21,18 @@ from modules.chat.packing import pack, unpack
 from modules.chat.rows import LISTED, find_conversation, find_message, to_conversation
 from modules.chat.searching import Found, find, forget, words_of
 from modules.chat.trees import Tree, copy_path, read_tree, write_tree
-from modules.errors import BadValue, NotFound, StoreFailed
+from modules.errors import BadValue, Busy, NotFound, StoreFailed
 from modules.messages import Conversation
+from modules.on_behalf import OwnPlaces
+from modules.units import MiB
 
 Outline = tuple[int, str, str]
 ByOutline = dict[Outline, list[str]]
 MAX_FOLDERS = 500
 SWEEP_EVERY_S = 300.0
 OUTLINE_CHARACTERS = 200
+LARGE_BYTES = 4 * MiB  # of a conversation
+LARGE_S = 60.0  # to wait for another such of the same person
 _AT_ONCE = 10_000  # messages of files that are written in one go: half a second
 _BYTES_OF_ONE = 20_000  # of pictures, written in the time of a message
 _CHARACTERS_OF_ONE = 1_000  # likewise
@@ -54,6 +58,9 @@ class Shelf:
         self._attached = attached
         self._now = now
         self._swept_at = 0.0
+        self.comparing = OwnPlaces(1)
+        """Where a person's conversations are held against a file's: each may be of hundreds of megabytes as JSON."""
+        self._large = OwnPlaces(1)
         self._forgets: Literal["begin", "on", "done"] = "on"  # what the last start left undone
 
     def list(self, owner: str, query: str = "", limit: int = 200, folder_id: str | None = None) -> list[Found]:
@@ -100,6 +107,8 @@ class Shelf:
             self._forgets = "begin"
         with suppress(StoreFailed):  # a full disk, say: nothing that people wait for, and the next sweep goes on
             self._forget_texts()
+            if not self._databases.disk.clear_log():
+                self._sweep_again()
 
     def _purge(self, before: float) -> bool:
         """Make deletions final that are older than `before`, for PURGE_S or so; what is left soon. Whether any was.
@@ -115,8 +124,12 @@ class Shelf:
             if time.monotonic() > ends_at:
                 break
         if more:
-            self._swept_at -= SWEEP_EVERY_S - PURGE_AGAIN_S
+            self._sweep_again()
         return bool(due)
+
+    def _sweep_again(self) -> None:
+        """Before long: something is left."""
+        self._swept_at = min(self._swept_at, time.monotonic() - SWEEP_EVERY_S + PURGE_AGAIN_S)
 
     def _forget_texts(self) -> None:
         """Take what was deleted out of the search index, for FORGET_S at most."""
@@ -217,8 +230,35 @@ class Shelf:
         with self._databases.disk.write() as connection:
             trash.erase(connection, owner, conversation_id)
         self._forgets = "begin"
+        self._sweep_again()
 
     # Whole conversations
+
+    def size(self, owner: str, conversation_id: str) -> int:
+        """Bytes of all that was said in a conversation, without reading it into memory."""
+        with self._databases.of(conversation_id).read() as connection:
+            (size,) = connection.execute(
+                "SELECT sum(length(CAST(content AS BLOB))) FROM messages WHERE conversation_id = ? AND owner = ?",
+                (conversation_id, pack(owner)),
+            ).fetchone()
+        return size or 0
+
+    @contextmanager
+    def alone_if_large(self, owner: str, conversation_id: str) -> Iterator[None]:
+        """A person's large conversations are looked at one at a time: each is some ten times its size meanwhile.
+
+        Raises Busy where another takes more than LARGE_S.
+        """
+        if self.size(owner, conversation_id) <= LARGE_BYTES:
+            yield
+            return
+        mine = self._large.of(owner)
+        if not mine.acquire(timeout=LARGE_S):
+            raise Busy("Another large conversation of yours is on its way.", remedy="Try again when it is on show.")
+        try:
+            yield
+        finally:
+            mine.release()
 
     def tree(self, owner: str, conversation_id: str) -> Tree:
         """A conversation as one value, all versions in it. Raises NotFound."""

@@ -81,6 +81,7 @@ def take_in(
     with turns.turn(owner):
         read = read_file(text)
         trees = [aside.filled(tree) for tree in read.trees] if aside else read.trees
+    with shelf.comparing.of(owner):
         new, known = _new(shelf, owner, trees) if only is None else (_of_digests(trees, only), [])
     added = shelf.add(owner, _drawn(new, _Drawing(owner, extractor, turns)))
     return TakenIn(added, sum(len(tree.messages) for tree in new), tuple(known), read.skipped, read.notes)
@@ -145,16 +146,19 @@ def digest(tree: Tree) -> str:
 def _new(shelf: Shelf, owner: str, trees: Iterable[Tree]) -> tuple[list[Tree], list[Known]]:
     """Those that are not in the list yet, nor twice among themselves, and the others."""
     candidates = shelf.alike(owner)
+    sizes: dict[str, int] = {}
     digests: dict[str, str] = {}
     new: list[Tree] = []
     known: list[Known] = []
     seen: set[str] = set()
     for tree in trees:
-        mark = digest(tree)
+        mark, size = digest(tree), _size(tree)
         for ident in candidates.get(outline(tree), ()):
-            if ident not in digests:
+            if ident not in sizes:
+                sizes[ident] = shelf.size(owner, ident)
+            if sizes[ident] == size and ident not in digests:
                 digests[ident] = digest(shelf.tree(owner, ident))
-            if digests[ident] == mark:
+            if digests.get(ident) == mark:
                 seen.add(mark)
         if mark in seen:
             known.append(Known(mark, tree.title))
@@ -162,6 +166,11 @@ def _new(shelf: Shelf, owner: str, trees: Iterable[Tree]) -> tuple[list[Tree], l
             new.append(tree)
             seen.add(mark)
     return new, known
+
+
+def _size(tree: Tree) -> int:
+    """Bytes of what is said in it, as Shelf.size tells them."""
+    return sum(len(message.content.encode("utf-8", "surrogatepass")) for message in tree.messages)
 
 
 def outline(tree: Tree) -> Outline:

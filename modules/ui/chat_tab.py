@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 
@@ -20,6 +20,7 @@ from modules.attachments.extracted import MAX_FILES
 from modules.chat.incognito import is_incognito
 from modules.chat.service import RunningReply
 from modules.errors import BadValue, NotFound, SnugError
+from modules.on_behalf import UNTIL_ANSWERED
 from modules.sampling import GenerationParams
 from modules.services import Services
 from modules.ui import setup_panel, side
@@ -121,7 +122,17 @@ class ChatDoors:
         above: int = 0,
         below: int = 0,
     ) -> Json:
-        """The conversation as it stands: from `above` messages over `top` to `below` under `bottom`, or to its end."""
+        """The conversation as it stands: from `above` messages over `top` to `below` under `bottom`, or to its end.
+
+        Raises Busy while another large one of the same person does not go.
+        """
+        with ExitStack() as alone:
+            (UNTIL_ANSWERED.get() or alone).enter_context(self.store.shelf.alone_if_large(owner, conversation_id))
+            return self._thread(owner, conversation_id, top, bottom, above, below)
+
+    def _thread(
+        self, owner: str, conversation_id: str, top: str | None, bottom: str | None, above: int, below: int
+    ) -> Json:
         running = self.chat.running(owner, conversation_id)
         excerpt = self.store.excerpt(
             owner, conversation_id, least=SHOWN, top=top, above=above, bottom=bottom, below=below

@@ -78,7 +78,8 @@ class SetupDoors:
         """How full the context will be; nothing where that cannot be said."""
         try:
             files = self.store.attached.waiting(owner, body.attachments)
-            seen = self.previews.gauge(self._conversation(owner, body), body.draft, body.params, files)
+            with self.store.shelf.alone_if_large(owner, body.id or ""):
+                seen = self.previews.gauge(self._conversation(owner, body), body.draft, body.params, files)
         except SnugError as error:
             if error.code in _GONE or isinstance(error, BadChatTemplate):
                 return {"gauge": None}
@@ -93,7 +94,8 @@ class SetupDoors:
         """The exact prompt. What is wrong with it is told in the panel, not as a toast."""
         try:
             files = self.store.attached.waiting(owner, body.attachments)
-            seen = self.previews.exact(self._conversation(owner, body), body.draft, body.params, files)
+            with self.store.shelf.alone_if_large(owner, body.id or ""):
+                seen = self.previews.exact(self._conversation(owner, body), body.draft, body.params, files)
         except SnugError as error:
             return {"refused": problem_view(error)}
         return asdict(seen) | {"text": printable(seen.text), "notice": told(seen.notice)}
