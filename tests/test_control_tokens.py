@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from modules.engine.base import TextPiece
 from modules.engine.control_tokens import MOST_MARKS, PieceEncoder, _any_of
 from modules.engine.loops.loaded import PieceCodec
 from modules.errors import BadValue
+from tests.tiny_models import byte_tokenizer
 
 MARK, OTHER = "<|end|>", "<|other|>"
 IDS = {MARK: 1, OTHER: 2}
@@ -134,3 +137,21 @@ def test_a_text_over_which_a_tokenizer_gives_up_is_refused() -> None:
     with pytest.raises(BadValue, match="gives up"):
         codec.encode([TextPiece("z" * 60)])
     assert codec.decode([0]) == "z"
+
+
+def test_ids_are_read_while_a_long_text_is_encoded() -> None:
+    tokenizer = byte_tokenizer()
+    codec, begun, done = PieceCodec(tokenizer), threading.Event(), threading.Event()
+
+    def slowly(pieces: Sequence[TextPiece]) -> list[int]:
+        begun.set()
+        assert done.wait(10)
+        return [0]
+
+    codec._encoder.encode = slowly  # type: ignore[method-assign]
+    with ThreadPoolExecutor() as threads:
+        encoding = threads.submit(codec.encode, [TextPiece("long")])
+        assert begun.wait(10)
+        assert threads.submit(codec.decode, tokenizer.encode("a")).result(5) == "a"
+        done.set()
+        assert encoding.result(5) == [0]

@@ -93,7 +93,9 @@ class PieceCodec:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._spelling: Spelling | None = None  # made where bytes are wanted
-        self._lock = threading.Lock()  # fast tokenizers set options on a shared Rust object while encoding
+        # Fast tokenizers set options on a shared Rust object before they encode, and let other threads go on meanwhile.
+        # Reading ids never sets any: no reply waits for its next words while somebody's long text is encoded.
+        self._encoding, self._decoding = threading.Lock(), threading.Lock()
         template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
         control = {
             token.content: index
@@ -109,12 +111,12 @@ class PieceCodec:
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
         """Token ids of the pieces in order, with none added before or after."""
-        with self._lock, no_panics():
+        with self._encoding, no_panics():
             return self._encoder.encode(pieces)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids`, control tokens included, spaces as they are."""
-        with self._lock, no_panics():
+        with self._decoding, no_panics():
             text: str = self._tokenizer.decode(
                 list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
@@ -122,7 +124,7 @@ class PieceCodec:
 
     def shown(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids` as a reader sees it: special tokens left out."""
-        with self._lock, no_panics():
+        with self._decoding, no_panics():
             text: str = self._tokenizer.decode(
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
@@ -130,7 +132,7 @@ class PieceCodec:
 
     def spelled(self, token_id: int) -> bytes | None:
         """The bytes of one token; None where its text is all that is known."""
-        with self._lock, no_panics():
+        with self._decoding, no_panics():
             self._spelling = self._spelling or Spelling(self._tokenizer)
             return self._spelling.of(token_id)
 
