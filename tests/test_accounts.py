@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from argon2 import PasswordHasher
 
-from modules.accounts import passwords
+from modules.accounts import directory, passwords
 from modules.accounts.attempts import LOCKED_S, WRONG_TRIES, Attempts, place_of
 from modules.accounts.command import run_users
 from modules.accounts.directory import DAY_S, SESSION_IDLE_S, SESSION_LIFE_S, Accounts
@@ -208,6 +208,20 @@ def test_a_session_outlives_a_restart(tmp_path: Path, accounts: Accounts, clock:
     again = Accounts(tmp_path / "users.db", now=clock)
     assert again.by_session(token) is not None
     again.close()
+
+
+def test_of_many_sessions_those_end_that_were_unused_longest(
+    accounts: Accounts, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "MAX_SESSIONS", 2)
+    ana, ben = accounts.add("Ana", WORD), accounts.add("Ben", WORD)
+    others = accounts.begin_session(ben)
+    tokens = []
+    for _ in range(3):
+        clock.now += 10
+        tokens.append(accounts.begin_session(ana))
+    assert [accounts.by_session(token) is not None for token in tokens] == [False, True, True]
+    assert accounts.by_session(others) is not None
 
 
 def test_wrong_tries_are_counted_by_who_sends_them() -> None:

@@ -83,7 +83,42 @@ async def test_logging_in_and_out(home: Household) -> None:
 
 async def test_behind_https_the_cookie_is_secure(home: Household) -> None:
     async with home.client(base="https://127.0.0.1:7860") as guest:
-        assert "secure" in (await log_in(guest, "Ben", WORDS["Ben"])).headers["set-cookie"].lower()
+        told = (await log_in(guest, "Ben", WORDS["Ben"])).headers["set-cookie"].lower()
+        assert told.startswith("__host-snug_session_7860=")
+        assert "secure" in told
+        assert (await guest.get("/account")).status_code == 200
+        assert (
+            "__host-"
+            in (await guest.post("/logout", headers={"origin": "https://127.0.0.1:7860"})).headers["set-cookie"].lower()
+        )
+        assert not guest.cookies
+
+
+async def test_over_https_no_cookie_counts_that_a_sibling_host_can_set(home: Household) -> None:
+    token = home.accounts.begin_session(home.accounts.named("Ben"))
+    async with home.client(base="https://127.0.0.1:7860") as guest:
+        guest.headers["cookie"] = f"snug_session_7860={token}"
+        assert (await guest.get("/account")).status_code == 401
+        guest.headers["cookie"] = f"__Host-snug_session_7860={token}"
+        assert (await guest.get("/account")).json()["name"] == "Ben"
+
+
+async def test_logging_in_again_ends_the_browsers_session_before(home: Household) -> None:
+    async with home.client() as guest:
+        await log_in(guest, "Ben", WORDS["Ben"])
+        before = guest.cookies["snug_session_7860"]
+        await log_in(guest, "Ana", WORDS["Ana"])
+        assert (await guest.get("/account")).json()["name"] == "Ana"
+    assert home.accounts.by_session(before) is None
+
+
+async def test_wrong_keys_from_an_address_keep_no_right_one_waiting(home: Household) -> None:
+    _, secret = home.accounts.make_key(home.accounts.named("Ben").id, "script")
+    async with home.client(address="192.0.2.99") as programs:
+        for number in range(WRONG_TRIES + 1):
+            last = await programs.get("/v1/models", headers={"authorization": f"Bearer {number}"})
+        assert last.status_code == 429
+        assert (await programs.get("/v1/models", headers={"authorization": f"Bearer {secret}"})).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ SESSION_IDLE_S = 30 * DAY_S
 SESSION_LIFE_S = 180 * DAY_S
 SEEN_EVERY_S = 3600.0  # how exactly is kept when a session or a key was used last
 MAX_KEY_NAME = 80
+MAX_SESSIONS = 100  # of one person; those that were unused longest end
 MAX_KEY_DAYS = 3650
 _SESSION_BYTES = 32
 
@@ -226,6 +227,11 @@ class Accounts:
                 "DELETE FROM sessions WHERE seen_at < ? OR created_at < ?", (now - SESSION_IDLE_S, now - SESSION_LIFE_S)
             )
             file.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", (_hash(token), account.id, now, now))
+            file.execute(
+                "DELETE FROM sessions WHERE person_id = ? AND hash NOT IN "
+                "(SELECT hash FROM sessions WHERE person_id = ? ORDER BY seen_at DESC, created_at DESC LIMIT ?)",
+                (account.id, account.id, MAX_SESSIONS),
+            )
         return token
 
     def by_session(self, token: str) -> Person | None:

@@ -26,7 +26,7 @@ from modules.accounts.person import person_in
 from modules.api.doors import door_page
 from modules.api.doors.gate import session_cookie
 from modules.api.doors.headers import POLICY_OF
-from modules.api.doors.lock import client_of, cookie_values
+from modules.api.doors.lock import client_of, cookie_name, cookie_values, is_secure
 from modules.api.shapes import Json
 from modules.errors import BadValue, SnugError, Unauthorized
 from modules.services import Services
@@ -105,11 +105,14 @@ def account_routes(services: Services) -> APIRouter:
                 _, token = await to_thread.run_sync(work, limiter=places)
         except SnugError as error:
             return door_page.login_page(request.headers, error, name=name)
+        for earlier in cookie_values(request.scope, cookie):  # nobody can end it once the browser has another
+            await to_thread.run_sync(accounts.end_session, earlier.decode("utf-8", "replace"))
         response = RedirectResponse("/", 303)
-        secure = request.scope.get("scheme") == "https"
+        secure = is_secure(request.scope)
         response.set_cookie(
-            cookie, token, httponly=True, samesite="strict", path="/", secure=secure, max_age=180 * 86_400
-        )
+            cookie_name(cookie, secure=secure), token,
+            httponly=True, samesite="strict", path="/", secure=secure, max_age=180 * 86_400,
+        )  # fmt: skip
         return response
 
     @router.post("/logout")
@@ -119,7 +122,10 @@ def account_routes(services: Services) -> APIRouter:
             if accounts is not None:
                 accounts.end_session(token.decode("utf-8", "replace"))
         response = RedirectResponse("/login", 303)
-        response.delete_cookie(cookie, path="/", httponly=True, samesite="strict")
+        secure = is_secure(request.scope)
+        response.delete_cookie(
+            cookie_name(cookie, secure=secure), path="/", httponly=True, samesite="strict", secure=secure
+        )
         response.headers["clear-site-data"] = '"cache"'
         return response
 

@@ -72,10 +72,10 @@ class Gate:
     def _with_account(self, scope: Scope, accounts: Accounts, cookies: bool) -> Person:
         keys = set(header_secrets(scope))
         if keys:
-            client = client_of(scope)
-            self._attempts.check([client], "Too many wrong keys came from your address.")
             found = accounts.by_key(_text(keys.pop())) if len(keys) == 1 else None
-            if found is None:
+            if found is None:  # nobody guesses one of 256 random bits: wrong ones keep no right one waiting
+                client = client_of(scope)
+                self._attempts.check([client], "Too many wrong keys came from your address.")
                 self._attempts.wrong([client], header_secrets(scope))
                 raise Unauthorized("That key opens nothing here.", remedy=LOG_IN)
             return found

@@ -26,7 +26,7 @@ from modules.api.doors import door_page
 from modules.api.doors.bodies import BodyGuard, BodyLimits
 from modules.api.doors.gate import Gate, session_cookie
 from modules.api.doors.headers import API_PATHS, POLICY_OF, HeadsOfAnswers, PlainFace
-from modules.api.doors.lock import Lock, cookie_values, header_values
+from modules.api.doors.lock import Lock, cookie_values, header_values, is_secure
 from modules.api.doors.places import Places
 from modules.api.doors.rights import check_right, need_of
 from modules.api.doors.staying import Staying
@@ -37,7 +37,7 @@ __all__ = ["BodyLimits", "KnownHosts", "install_guard", "is_loopback", "new_acce
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
-_OWN_COOKIE = re.compile(rb"snug_[a-z0-9_]{1,40}=[A-Za-z0-9_-]{0,200}")
+_OWN_COOKIE = re.compile(rb"(?:__Host-)?snug_[a-z0-9_]{1,40}=[A-Za-z0-9_-]{0,200}")
 _PROXYS = re.compile(rb"x-forwarded-.*|forwarded|x-real-ip|remote-user|x-remote-user|x-auth-request-.*")
 
 
@@ -176,7 +176,7 @@ class Doors:
             await self._refuse(error, scope, receive, send)
             return
         if entering and self.gate.lock is not None:
-            await self.gate.lock.welcome(entering, secure=scope.get("scheme") == "https")(scope, receive, send)
+            await self.gate.lock.welcome(entering, secure=is_secure(scope))(scope, receive, send)
         elif named and scope.get("method") == "OPTIONS":
             await PREFLIGHT(scope, receive, send)
         else:

@@ -20,7 +20,10 @@ from starlette.types import Scope
 from modules.accounts.attempts import LOCKED_S, WRONG_TRIES, Attempts, place_of
 from modules.errors import TooManyAttempts, Unauthorized
 
-__all__ = ["LOCKED_S", "WRONG_TRIES", "Lock", "client_of", "cookie_values", "header_secrets", "header_values"]
+__all__ = [
+    "LOCKED_S", "WRONG_TRIES", "Lock", "client_of", "cookie_name", "cookie_values", "header_secrets", "header_values",
+    "is_secure",
+]  # fmt: skip
 
 _REMEDY = "Open the address that Snug printed when it started, or send its secret as Authorization: Bearer."
 
@@ -30,10 +33,22 @@ def header_values(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key.lower() == name]
 
 
+def cookie_name(name: str, *, secure: bool) -> str:
+    """What a cookie is called: over https so that no browser takes it from a sibling host, or over http (RFC 6265bis,
+    4.1.3.2)."""
+    return f"__Host-{name}" if secure else name
+
+
+def is_secure(scope: Scope) -> bool:
+    """Whether a request came over https, if only to the proxy in front."""
+    return scope.get("scheme") == "https"
+
+
 def cookie_values(scope: Scope, name: str) -> list[bytes]:
-    """Every value of one cookie."""
+    """Every value of one cookie, as `cookie_name` calls it."""
     cookies = [cookie_parser(value.decode("latin-1")) for value in header_values(scope, b"cookie")]
-    return [found[name].encode() for found in cookies if name in found]
+    called = cookie_name(name, secure=is_secure(scope))
+    return [found[called].encode() for found in cookies if called in found]
 
 
 def header_secrets(scope: Scope) -> list[bytes]:
@@ -117,7 +132,9 @@ class Lock:
         """
         cookie = self._cookies[hmac.compare_digest(secret.encode(), self._secrets[True])]
         response = RedirectResponse("/", 303)
-        response.set_cookie(cookie, secret, httponly=True, samesite="strict", path="/", secure=secure)
+        response.set_cookie(
+            cookie_name(cookie, secure=secure), secret, httponly=True, samesite="strict", path="/", secure=secure
+        )
         return response
 
 
