@@ -283,6 +283,83 @@ def test_the_anthropic_clients_tool_runner_goes_on_without_a_thread(settings: Se
         assert "Rain in Oslo." in desk.engine.decode(desk.engine.requests[-1].prompt_ids)
 
 
+def a_tool(name: str, **more: Any) -> dict[str, Any]:
+    """A tool as Anthropic's clients declare it, which takes nothing."""
+    return {"name": name, "description": f"Does {name}.", "input_schema": {"type": "object"}, **more}
+
+
+def change(kind: str, **tool: Any) -> dict[str, Any]:
+    """A message that adds or removes a tool."""
+    return {"role": "system", "content": [{"type": kind, "tool": tool}]}
+
+
+FOUND = [
+    {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "search", "input": {}}]},
+    {
+        "role": "user",
+        "content": [
+            {
+                "type": "tool_result",
+                "tool_use_id": "t1",
+                "content": [{"type": "tool_reference", "tool_name": "clock"}],
+            }
+        ],
+    },
+]
+ADDED = change("tool_addition", type="tool_definition", definition=a_tool("map"))
+NAMED = change("tool_addition", type="tool_reference", name="clock")
+REMOVED = change("tool_removal", type="tool_reference", name="search")
+
+
+@pytest.mark.parametrize(
+    ("after", "offered"),
+    [
+        ([], ["search"]),
+        (FOUND, ["search", "clock"]),
+        ([NAMED], ["search", "clock"]),
+        ([ADDED], ["search", "map"]),
+        ([ADDED, REMOVED], ["map"]),
+        ([REMOVED], []),
+    ],
+)
+async def test_deferred_tools_are_told_once_found_and_messages_add_and_remove_tools(
+    settings: Settings, after: list[dict[str, Any]], offered: list[str]
+) -> None:
+    tools = [a_tool("search"), a_tool("clock", defer_loading=True)]
+    with desk_with(settings, Script(chat_template=HERMES.template)) as desk:
+        async with desk.client() as client:
+            response = await client.post(PATH, json=ASK | {"tools": tools, "messages": [*USER, *after]})
+        assert response.status_code == 200, response.text
+        prompt = desk.engine.decode(desk.engine.requests[-1].prompt_ids)
+    assert [name for name in ("search", "clock", "map") if f"Does {name}." in prompt] == offered
+    assert ("Tools that can be called now: clock" in prompt) == (after == FOUND)
+    assert prompt.count("<|im_start|>system") == bool(offered)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [ADDED],
+        [{**ADDED, "role": "user"}],
+        [*USER, {"role": "user", "content": [{"type": "tool_reference", "tool_name": "clock"}]}],
+        [*USER, change("tool_removal", type="tool_definition", definition=a_tool("map"))],
+        [*USER, change("tool_addition", type="tool_definition", definition={"name": "map"})],
+        [*USER, change("tool_addition", type="tool_definition", definition={"type": "bash_20250124", "name": "bash"})],
+        [*USER, change("tool_addition", type="mcp_toolset_reference", name="map")],
+        [*USER, change("tool_addition", type="tool_reference", name="no name")],
+        [*USER, *({**ADDED, "content": [{**ADDED["content"][0], "tool": {
+            "type": "tool_definition", "definition": a_tool(f"map{number}")}}]} for number in range(129))],
+    ],
+)  # fmt: skip
+async def test_tools_that_are_not_added_as_anthropic_does_it_are_refused(
+    client: httpx.AsyncClient, desk: Desk, messages: list[dict[str, Any]]
+) -> None:
+    response = await client.post(PATH, json=ASK | {"messages": messages})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"].startswith("messages")
+    assert desk.engine.requests == []
+
+
 def error_of(response: httpx.Response) -> str:
     """The type of an error, its shape checked."""
     body = response.json()

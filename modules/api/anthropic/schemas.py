@@ -51,6 +51,28 @@ def _unserved(value: object, *, name: str) -> object:
     return value
 
 
+class ToolOfAnthropic(BaseModel):
+    """A tool that the model may ask for. Anthropic's own are refused: they run on their servers, or have no schema."""
+
+    model_config = _STRICT
+
+    type: Literal["custom"] | None = None
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any]
+    defer_loading: bool | None = Field(None, description="Not told to the model until the conversation names it.")
+
+    @property
+    def spec(self) -> ToolSpec:
+        """The tool as OpenAI's clients send it, with the same limits."""
+        given = {"name": self.name, "description": self.description, "parameters": self.input_schema}
+        try:
+            return ToolSpec.model_validate({"type": "function", "function": given})
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise BadValue(f"The tool {self.name[:100]!r}: {problem}.", param="tools") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
     """Words of a message."""
@@ -74,14 +96,31 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a tool answered to the call of that id, with the pictures that it returned."""
+    """What a tool answered to the call of that id, with the pictures that it returned and the tools that it found."""
 
     call_id: str
     text: str
     files: tuple[bytes, ...] = ()
+    found: tuple[str, ...] = ()
 
 
-Block = Text | Thought | ToolCall | Result | Image
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """In a result: a deferred tool that the client's own search found, callable from then on."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChange:
+    """In a system message: from here on a tool is there, with a definition of its own or as declared, or is not."""
+
+    name: str
+    added: bool
+    definition: ToolOfAnthropic | None = None
+
+
+Block = Text | Thought | ToolCall | Result | Image | Reference | ToolChange
 
 
 def _refused(place: str, problem: str) -> PydanticCustomError:
@@ -146,11 +185,43 @@ def _tool_use(block: Mapping[str, Any], place: str) -> ToolCall:
 def _tool_result(block: Mapping[str, Any], place: str) -> Result:
     content = block.get("content")
     blocks = () if content in (None, []) else _blocks(content)
-    if not all(isinstance(each, (Text, Image)) for each in blocks):
-        raise _refused(place, "is a result that is neither text nor image, and Snug reads no others")
-    text = "\n\n".join(each.text for each in blocks if isinstance(each, Text))
+    if not all(isinstance(each, (Text, Image, Reference)) for each in blocks):
+        raise _refused(place, "is a result that is neither text, image nor tool_reference, and Snug reads no others")
+    found = tuple(each.name for each in blocks if isinstance(each, Reference))
+    told = [each.text for each in blocks if isinstance(each, Text)]
+    text = "\n\n".join([*told, *([f"Tools that can be called now: {', '.join(found)}"] if found else [])])
     files = tuple(each.file for each in blocks if isinstance(each, Image))
-    return Result(_string(block, "tool_use_id", place), f"Error: {text}" if block.get("is_error") else text, files)
+    said = f"Error: {text}" if block.get("is_error") else text
+    return Result(_string(block, "tool_use_id", place), said, files, found)
+
+
+def _reference(block: Mapping[str, Any], place: str) -> Reference:
+    return Reference(_tool_name(block, "tool_name", place))
+
+
+def _tool_name(block: Mapping[str, Any], name: str, place: str) -> str:
+    given = _string(block, name, place)
+    if not is_tool_name(given):
+        raise _refused(place, "names a tool by what can be no tool's name")
+    return given
+
+
+def _tool_change(block: Mapping[str, Any], place: str) -> ToolChange:
+    """A tool that is added by name or with its definition, or removed by name."""
+    tool, added = block.get("tool"), block["type"] == "tool_addition"
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    if isinstance(tool, dict) and kind == "tool_reference":
+        return ToolChange(_tool_name(tool, "name", place), added)
+    if not isinstance(tool, dict) or kind != "tool_definition" or not added:
+        raise _refused(place, "needs a tool that is a tool_reference by name, or to be added a tool_definition")
+    given = tool.get("definition")
+    try:
+        refuse_hosted([given], kind="custom")
+        definition = ToolOfAnthropic.model_validate(given)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise _refused(place, f"has a definition of which {where or 'the whole'} is not as in tools") from error
+    return ToolChange(definition.name, added, definition)
 
 
 _SOURCES: dict[str, tuple[str, Callable[[str], bytes]]] = {"base64": ("data", bytes_in), "url": ("url", bytes_at)}
@@ -165,6 +236,9 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], Block]] = {
     "document": _document,
     "search_result": _search_result,
     "image": _image,
+    "tool_reference": _reference,
+    "tool_addition": _tool_change,
+    "tool_removal": _tool_change,
 }
 
 
@@ -227,12 +301,21 @@ class AnthropicMessage(BaseModel):
         ]
         files = tuple(block.file for block in self.content if isinstance(block, Image))
         said = files or any(isinstance(block, Text) for block in self.content)
-        return [*turns, *([Sent(ChatMessage(self.role, self.text), files)] if said or not results else [])]
+        silent = not said and any(isinstance(block, (Result, ToolChange)) for block in self.content)
+        return [*turns, *([] if silent else [Sent(ChatMessage(self.role, self.text), files)])]
 
     @model_validator(mode="after")
     def _pictures_from_users(self) -> Self:
         if self.role != "user" and any(isinstance(block, Image) for block in self.content):
             raise PydanticCustomError("image_role", ONLY_USERS)
+        return self
+
+    @model_validator(mode="after")
+    def _tools_in_their_place(self) -> Self:
+        if self.role != "system" and any(isinstance(block, ToolChange) for block in self.content):
+            raise PydanticCustomError("tool_change_role", "tools are added and removed in system messages")
+        if any(isinstance(block, Reference) for block in self.content):
+            raise PydanticCustomError("reference_place", "a tool_reference stands in the content of a tool_result")
         return self
 
 
@@ -261,27 +344,6 @@ class OutputConfig(BaseModel):
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: Format | None = None
-
-
-class ToolOfAnthropic(BaseModel):
-    """A tool that the model may ask for. Anthropic's own are refused: they run on their servers, or have no schema."""
-
-    model_config = _STRICT
-
-    type: Literal["custom"] | None = None
-    name: str
-    description: str | None = None
-    input_schema: dict[str, Any]
-
-    @property
-    def spec(self) -> ToolSpec:
-        """The tool as OpenAI's clients send it, with the same limits."""
-        given = {"name": self.name, "description": self.description, "parameters": self.input_schema}
-        try:
-            return ToolSpec.model_validate({"type": "function", "function": given})
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise BadValue(f"The tool {self.name[:100]!r}: {problem}.", param="tools") from error
 
 
 class ToolChoice(BaseModel):
@@ -344,15 +406,37 @@ class Conversation(BaseModel):
         names: dict[str, str] = {}
         sent = shown_by_users([*system, *(one for message in self.messages for one in message.sent(names))])
         turns = [one.turn for one in sent]
+        if not turns:
+            raise BadValue("The messages say nothing: they only add or remove tools.", param="messages")
         begun = turns[-1].role == "assistant" and not turns[-1].tool_calls
         effort = (self.output_config.effort if self.output_config else None) or ("medium" if self.thinks else "none")
         choice = self.tool_choice
         offer = offer_of(
-            [tool.spec for tool in self.tools or ()], choice.choice if choice else None,
+            [tool.spec for tool in self._told_tools()], choice.choice if choice else None,
             parallel=not (choice and choice.disable_parallel_tool_use),
         )  # fmt: skip
         start = turns.pop().content if begun else None
         return Asked(turns, start, offer, effort, [one.files for one in sent[: len(turns)]])
+
+    def _told_tools(self) -> list[ToolOfAnthropic]:
+        """The tools that can be called where the conversation stands: as declared or as changed on the way, a deferred
+        one once it was found or is chosen. Raises BadValue for too many.
+        """
+        told = {tool.name: not tool.defer_loading for tool in self.tools or ()}
+        if self.tool_choice and self.tool_choice.name:
+            told[self.tool_choice.name] = True
+        added: dict[str, ToolOfAnthropic] = {}
+        for block in (block for message in self.messages for block in message.content):
+            if isinstance(block, Result):
+                told |= dict.fromkeys(block.found, True)
+            elif isinstance(block, ToolChange):
+                told[block.name] = block.added
+                added |= {block.name: block.definition} if block.definition else {}
+        declared = [tool for tool in self.tools or () if tool.name not in added]
+        tools = [tool for tool in (*declared, *added.values()) if told[tool.name]]
+        if len(tools) > MAX_TOOLS:
+            raise BadValue(f"The messages add tools to more than {MAX_TOOLS}.", param="messages")
+        return tools
 
 
 class MessagesRequest(SamplingFields, Conversation):
