@@ -31,7 +31,7 @@ gone = threading.Event()
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """The size of a body; at /flood a stream that ends with its reader."""
+    """The size of a body; at /names those of the headers; at /flood a stream that ends with its reader."""
     if scope["type"] != "http":
         return
     if scope["path"] == "/flood":
@@ -51,7 +51,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
             return
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
-    told = str(size).encode()
+    told = b" ".join(name for name, _ in scope["headers"]) if scope["path"] == "/names" else str(size).encode()
     length = (b"content-length", str(len(told)).encode())
     await send({"type": "http.response.start", "status": 200, "headers": [length]})
     await send({"type": "http.response.body", "body": told})
@@ -201,6 +201,30 @@ def test_headers_that_never_end_are_refused_without_being_kept(port: int) -> Non
             for _ in range(1000):
                 client.sendall(b"a" * 65_536)
             raise AssertionError("64 MiB of headers were taken")
+
+
+CHUNKED = b"POST /names HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+
+
+def test_what_stands_behind_a_body_is_no_header(port: int) -> None:
+    """A proxy that passes it on says of it nothing, whatever it is called."""
+    with connected(port) as client:
+        client.sendall(CHUNKED + b"0\r\nX-Forwarded-For: 1.2.3.4\r\nAuthorization: Bearer x\r\n\r\n")
+        assert until_closed(client).endswith(b"\r\n\r\nhost connection transfer-encoding")
+
+
+@pytest.mark.parametrize("beside", [b"0\r\nx: ", b"1;x="])
+def test_what_stands_beside_a_body_ends(port: int, beside: bytes) -> None:
+    """The parser keeps a field that is not whole, and copies it at every read."""
+    with connected(port) as client:
+        client.sendall(CHUNKED + beside)
+        assert drip(client, b"a" * MAX_HEADER_BYTES).startswith(b"HTTP/1.1 431 ")
+
+
+def test_small_chunks_are_taken_whatever_stands_beside_them(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(CHUNKED.replace(b"/names", b"/sizes") + b"1;x=yz\r\na\r\n" * 20_000 + b"0\r\nx: y\r\n\r\n")
+        assert until_closed(client).endswith(b"\r\n\r\n20001")
 
 
 def test_a_reader_that_is_frozen_is_let_go(port: int) -> None:

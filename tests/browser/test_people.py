@@ -15,6 +15,8 @@ from tests.page_rig import Snug
 
 pytestmark = pytest.mark.browser
 
+LOG_IN = "who => fetch('/login', { method: 'POST', body: new URLSearchParams(who), redirect: 'manual' })"
+
 
 @pytest.fixture
 def arrive(browser: Browser) -> Iterator[Callable[..., Page]]:
@@ -126,6 +128,31 @@ def test_a_browser_keeps_each_persons_own_for_them_and_nothing_of_who_logs_out(
 
     log_in(page, "Ben")
     expect(page.locator("#snug-input")).to_have_value("what Ben has not sent")
+
+
+def test_a_tab_of_who_was_there_before_is_theirs_who_is_there_now(
+    start: Callable[..., Snug], arrive: Callable[..., Page]
+) -> None:
+    """It would send what is written under the one name as the other, who reads it."""
+    snug = start(Script())
+    accounts = snug.services.accounts
+    assert accounts is not None
+    for name, word in WORDS.items():
+        accounts.add(name, word)
+
+    older = arrive(snug)
+    log_in(older, "Ana")
+    expect(older.locator("#snug-person")).to_contain_text("Ana")
+    newer = older.context.new_page()
+    newer.goto(snug.url)
+    expect(newer.locator("#snug-person")).to_contain_text("Ana")
+    older.locator("#snug-input").fill("what Ana has not sent")
+    newer.evaluate(LOG_IN, {"name": "Ben", "password": WORDS["Ben"]})  # no page to log in stays behind in either tab
+    newer.goto(snug.url)
+    expect(older.locator("#snug-person")).to_contain_text("Ben")
+    expect(older.locator("#snug-input")).to_have_value("")
+    newer.evaluate("fetch('/logout', { method: 'POST', redirect: 'manual' }).then(() => snug.remember.leave())")
+    expect(older.get_by_label("Name")).to_be_visible()
 
 
 def test_no_hostile_text_runs_or_loads_anything_while_it_is_written(

@@ -116,7 +116,7 @@ class Connection(HttpToolsProtocol):
         """A client is there: its headers are due."""
         self._due: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
-        self._header_bytes = self._body_bytes = 0
+        self._header_bytes = self._body_bytes = self._bytes_beside = 0
         self._body_since = 0.0
         self._body_within = self.body_grace_s
         self._reads_headers = True
@@ -164,11 +164,19 @@ class Connection(HttpToolsProtocol):
         """Bytes came."""
         if self._reads_headers:
             self._header_bytes += len(data)
+        else:
+            self._bytes_beside += len(data)
         super().data_received(data)
-        if self._reads_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+        if self._has_too_much and not self.transport.is_closing():
             self._refuse(b"431 Request Header Fields Too Large")
         elif self._due is None and self.timeout_keep_alive_task is None and self._is_idle:
             self._wait(self._headers_within, self._headers_late)  # an empty line between requests begins none
+
+    @property
+    def _has_too_much(self) -> bool:
+        """Of headers, or beside a body's pieces: trailers and extensions of chunks, of which the parser keeps the
+        field that is not whole yet, and copies it at every read."""
+        return (self._header_bytes if self._reads_headers else self._bytes_beside) > MAX_HEADER_BYTES
 
     @property
     def _is_idle(self) -> bool:
@@ -181,7 +189,9 @@ class Connection(HttpToolsProtocol):
         self._wait(self._headers_within, self._headers_late)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header. Trailers, fields behind a body, say nothing: who stands in front has checked none of them."""
+        if not self._reads_headers:
+            return
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS or sum(len(a) + len(b) for a, b in self.headers) > MAX_HEADER_BYTES:
             self._answer = b"431 Request Header Fields Too Large"
@@ -200,7 +210,7 @@ class Connection(HttpToolsProtocol):
             return
         self._asking_nothing.pop(self, None)
         self._reads_headers = False
-        self._header_bytes = self._body_bytes = 0
+        self._header_bytes = self._body_bytes = self._bytes_beside = 0
         self._body_since = self.loop.time()
         self._body_within = min(self.hurry_s, self.body_grace_s) if self._is_crowded else self.body_grace_s
         self._wait(self._body_within, self._body_late)
@@ -209,12 +219,14 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of it."""
         self._body_bytes += len(body)
+        self._bytes_beside = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole: from here the server is at work."""
         if self._plain.wished:
             return
+        self._bytes_beside = 0
         self._settle()
         super().on_message_complete()
 

@@ -79,6 +79,7 @@ window.snug = (() => {
   const memory = new Map(), unkept = new Set();
   /* One browser may be several people's: each has values of their own there, but for how the page looks. */
   const EVERYBODYS = new Set(["theme", "sidebar"]), OTHERS = "snug.@", owner = window.snugOwner ?? "", mine = owner ? `${OTHERS}${owner}.` : "snug.";
+  const WHOSE = `${OTHERS}whose`;
   const placeOf = (key) => `${EVERYBODYS.has(key) ? "snug." : mine}${key}`;
   function own() {
     try { return Object.keys(localStorage).filter((place) => place.startsWith(mine) && (owner || !place.startsWith(OTHERS)) && !EVERYBODYS.has(place.slice(5))); }
@@ -110,8 +111,20 @@ window.snug = (() => {
     /* Whether text that was never sent waits in this browser. */
     unsent: () => own().some((place) => /^(draft\.|files\.|notebook$)/.test(place.slice(mine.length))),
     /* Takes all that is this person's out of the browser; the page keeps nothing more. */
-    leave() { own().forEach((place) => localStorage.removeItem(place)); memory.clear(); unkept.clear(); left = true; },
+    leave() {
+      try { [...own(), WHOSE].forEach((place) => localStorage.removeItem(place)); } catch { /* nothing is kept */ }
+      memory.clear(); unkept.clear(); left = true;
+    },
   };
+
+  /* Whose the browser is by now. Another tab of who was there before would show the one and ask as the other: what is
+     written in it would be the other's. It is drawn anew, as theirs or as the page to log in. */
+  try { localStorage.setItem(WHOSE, owner); } catch { /* no tab is told of the others */ }
+  function drawAnew(whose) { if (whose === owner || left) return; left = true; unkept.clear(); location.reload(); }
+  window.addEventListener("storage", (event) => { if (event.key === WHOSE) drawAnew(event.newValue); });
+  for (const back of ["pageshow", "visibilitychange"]) addEventListener(back, () => {
+    try { drawAnew(localStorage.getItem(WHOSE) ?? owner); } catch { /* as above */ }
+  });
 
   let toasts = null;
   function toast(message, { remedy = "", kind = "info", seconds = 6, action = null } = {}) {
