@@ -12,6 +12,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from modules.api.doors import staying
 from modules.chat.trees import Tree
 from modules.engine.base import GenerationRequest
 from modules.engine.host.generation import Generation
@@ -204,7 +205,10 @@ class Hearing(httpx.ASGITransport):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_program_whose_key_is_revoked_reads_nothing_further(home: Household, stream: bool) -> None:
+async def test_a_program_whose_key_is_revoked_reads_nothing_further_and_what_ran_for_it_ends(
+    home: Household, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staying, "WAITING_S", 0.05)
     ana, models = home.accounts.named("Ana"), home.services.models
     key, secret = home.accounts.make_key(ana.id, "short-lived")
     asked = {"messages": [{"role": "user", "content": CANARY}], "stream": stream, "max_tokens": 100_000}
@@ -220,7 +224,6 @@ async def test_a_program_whose_key_is_revoked_reads_nothing_further(home: Househ
                 cut = await answer
                 assert cut.status_code == 200 and "[DONE]" not in cut.text
             else:
-                models.engine().stop(f"api {ana.id}")
                 assert (await answer).status_code == 401, "what was written for it is not told"
     assert models.engine().wait_idle(10)
 

@@ -180,14 +180,14 @@ class Doors:
         elif named and scope.get("method") == "OPTIONS":
             await PREFLIGHT(scope, receive, send)
         else:
-            receive, send = self._while_let_in(scope, receive, send, cookies=not named)
-            await self.app(scope, receive, send)
+            await self._serve(scope, receive, send, cookies=not named)
 
-    def _while_let_in(self, scope: Scope, receive: Receive, send: Send, *, cookies: bool) -> tuple[Receive, Send]:
-        """How the body comes in and the answer goes out: only as long as who asks may come in."""
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, *, cookies: bool) -> None:
+        """Let the body in and the answer out, only as long as who asks may come in."""
         person = scope["state"].get(STATE)
         if person is None or scope["type"] != "http" or scope["path"] == "/logout":
-            return receive, send
+            await self.app(scope, receive, send)
+            return
         gate = self.gate
         staying = Staying(
             scope,
@@ -197,7 +197,8 @@ class Doors:
             entitled=lambda: gate.admits(scope, person, cookies=cookies, rights=True),
             endings=lambda: gate.endings,
         )
-        return staying.receive, staying.send
+        await self.app(scope, staying.receive, staying.send)
+        await staying.end()
 
     def _let_in(self, scope: Scope, *, cookies: bool) -> str:
         """Put who asks into the request's state; the secret, if it came in the address. Raises a SnugError."""
