@@ -39,6 +39,15 @@ def test_a_user_who_was_served_waits_behind_those_who_were_not() -> None:
     assert drain(queue) == ["b1", "a2", "c1"]
 
 
+def test_who_is_passed_over_keeps_the_own_order_and_lets_all_others_go_first() -> None:
+    queue = queue_of("a1", "a2", "b1", "c1")
+    queue.pass_over()
+    assert queue.users == 3
+    assert drain(queue) == ["b1", "c1", "a1", "a2"]
+    queue.pass_over()
+    assert queue.users == 0
+
+
 def test_a_full_queue_refuses_and_stays_as_it_is() -> None:
     queue = queue_of("a1", "b1", limit=2)
     with pytest.raises(QueueFull):

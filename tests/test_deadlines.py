@@ -131,6 +131,7 @@ modules/engine/host/child.py: _LAST_LINES_S
 modules/engine/host/host.py: TICK_S wait(1) finish(1)
 modules/engine/host/patience.py: cancel_s
 modules/engine/llamacpp/embedding.py: PASSED_BY_S
+modules/engine/llamacpp/reading.py: MOST_PAUSE_S GIVEN_UP_PAUSE_S
 modules/engine/llamacpp/stream.py: GATHER_S
 modules/engine/loading/library_messages.py: _LEAST_STEP_S
 modules/engine/loops/batched.py: GATHER_S

@@ -39,6 +39,16 @@ class FairQueue(Generic[Item]):
         """The item that is next, None where nobody waits."""
         return next(iter(self._users.values()))[0] if self._users else None
 
+    @property
+    def users(self) -> int:
+        """How many users wait."""
+        return len(self._users)
+
+    def pass_over(self) -> None:
+        """Let all other users go before the one who is next."""
+        if self._users:
+            self._users.move_to_end(next(iter(self._users)))
+
     def pop(self) -> Item | None:
         """Take the next item; its user's further items wait until every other user had a turn."""
         if not self._users:

@@ -53,6 +53,10 @@ class Intake(Generic[Taken]):
     def _shut_down(self) -> None:
         """End every active request as cancelled and let go of caches."""
 
+    def _look_again_s(self) -> float:
+        """In how many seconds there may be something to do although nothing happened."""
+        return math.inf
+
     def _check_machine(self, error: Exception) -> None:
         """Called with an error that nobody caught: end the process if nothing can come after it."""
 
@@ -103,7 +107,8 @@ class Intake(Generic[Taken]):
             if not worked:
                 with self._changed:
                     left_s = max(self._due - time.monotonic(), 0)
-                    self._changed.wait_for(lambda: self._news or self._closing, timeout=min(left_s, 60))
+                    rest_s = min(left_s, self._look_again_s(), 60)
+                    self._changed.wait_for(lambda: self._news or self._closing, timeout=rest_s)
         self._attend()
         self._shut_down()
 

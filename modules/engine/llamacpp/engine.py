@@ -7,6 +7,7 @@ what each reply tells. Torch is never imported: a process with a small model sta
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from modules.engine.control_tokens import CHAT_END_TOKENS
 from modules.engine.form_reading import FormReader, form_of
 from modules.engine.intake import QUEUE_LIMIT, Intake, check_embeds, check_fits, check_ids, check_sees
 from modules.engine.llamacpp.embedding import LlamaEmbedding, longest_input, pooling_of
+from modules.engine.llamacpp.reading import Reading
 from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, lacks, notices
 from modules.engine.llamacpp.server import LlamaServer
@@ -44,6 +46,7 @@ from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.drafts import other_vocabulary
 from modules.memory.planning.native import ignored_note
 from modules.memory.planning.planner import Plan
+from modules.memory.planning.problem import CHUNKS
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def load(plan: Plan, on_progress: OnProgress) -> Engine:
         info = _info(plan, server, tokens, table, started)
         if pooling:
             info = replace(info, embeds=pooling, embed_tokens=longest_input(plan, pooling))
-        engine = LlamaCppEngine(server, tokens, info)
+        engine = LlamaCppEngine(server, tokens, info, chunk=plan.run.prefill_chunk)
     except BaseException:
         server.close()
         raise
@@ -85,8 +88,15 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
     """An Engine over llama.cpp's slots. One thread admits; each active reply has one that reads its events."""
 
     def __init__(
-        self, server: LlamaServer, tokens: LlamaTokens, info: ModelInfo, *, queue_limit: int = QUEUE_LIMIT
+        self,
+        server: LlamaServer,
+        tokens: LlamaTokens,
+        info: ModelInfo,
+        *,
+        chunk: int = CHUNKS[0],
+        queue_limit: int = QUEUE_LIMIT,
     ) -> None:
+        """`chunk`: tokens of prompts that are read in one step."""
         super().__init__("llama.cpp admission", queue_limit=queue_limit)
         self._server = server
         self._tokens = tokens
@@ -94,6 +104,8 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         # A guess that overruns the shared cache, which others fill, ends the reply with an exception of llama.cpp's.
         self._rows = 1 if server.guesses else SLOTS
         self._slots = Slots(SLOTS)
+        self._reading = Reading(chunk)
+        self._rest_s = math.inf
         self._forms = FormReader()
         self._readers = ThreadPoolExecutor(self._rows, thread_name_prefix="llama.cpp row")
         self._start()
@@ -154,12 +166,44 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
 
     def _work(self) -> bool:
         """Let in the next, if there is a row and room in the cache for all that it may become."""
-        reply = self._next() if self._has_room() else None
+        reply = self._next() if self._has_turn() and self._has_room() else None
         self._attend()
         if reply is None:
             return False
+        if isinstance(reply, LlamaReply):
+            with self._changed:
+                self._reading.begin(reply.request.id, reply.request.whose, _held(reply))
         self._readers.submit(self._serve, reply)
         return True
+
+    def _has_turn(self) -> bool:
+        """Whether the prompt of who is next may be read now; who has to pause lets the others pass."""
+        with self._changed:
+            self._rest_s = math.inf
+            for _ in range(self._queue.users):
+                following = self._queue.peek()
+                wait_s = 0.0 if following is None else self._pause_s(following)
+                if not wait_s:
+                    return True
+                self._rest_s = min(self._rest_s, wait_s)
+                self._queue.pass_over()
+            return False
+
+    def _pause_s(self, following: LlamaReply | LlamaEmbedding) -> float:
+        if following.cancelled or isinstance(following, LlamaEmbedding):
+            return 0
+        whose = following.request.whose
+        others = any(one.request.whose != whose for one in self._active.values())
+        return self._reading.wait_s(whose, _held(following), beside_others=others)
+
+    def _read_through(self, reply: LlamaReply | LlamaEmbedding) -> None:
+        """The prompt of `reply` is read, or nobody reads it any more: the next one's turn may have come."""
+        with self._changed:
+            if self._reading.end(reply.request.id, given_up=reply.cancelled):
+                self._tell()
+
+    def _look_again_s(self) -> float:
+        return self._rest_s
 
     def _has_room(self) -> bool:
         with self._changed:
@@ -174,7 +218,9 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
 
     def _serve(self, reply: LlamaReply | LlamaEmbedding) -> None:
         """All of `reply`, in a thread of its own; its row is free before its end is told."""
-        self._leave(reply, self._generate(reply))
+        end = self._generate(reply)
+        self._read_through(reply)
+        self._leave(reply, end)
 
     def _generate(self, reply: LlamaReply | LlamaEmbedding) -> Callable[[], None]:
         """What is left to do is telling its end."""
@@ -203,7 +249,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
             reply.stream = stream = self._server.stream(reply.body | place.fields)
             try:
                 # Who cancelled before there was a stream to close is seen at its first event.
-                return _follow(reply, stream)
+                return _follow(reply, stream, self._read_through)
             finally:
                 stream.close()
                 place.slot, place.held = reply.slot, reply.ids
@@ -214,13 +260,19 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         self._server.close()
 
 
-def _follow(reply: LlamaReply, stream: Stream) -> FinishReason:
-    """Tell the events of `stream` until one ends the reply, or its user does."""
+def _held(reply: LlamaReply) -> int:
+    return len(reply.request.prompt_ids) + len(reply.request.reply_ids)
+
+
+def _follow(reply: LlamaReply, stream: Stream, on_read: Callable[[LlamaReply], None]) -> FinishReason:
+    """Tell the events of `stream` until one ends the reply, or its user does; `on_read` once it has a token."""
     for events in stream:
         if reply.cancelled:
             return "cancelled"
         if reason := reply.take(events):
             return reason
+        if reply.new_tokens:
+            on_read(reply)
     if reply.cancelled:
         return "cancelled"
     raise GenerationFailed("llama.cpp ended the reply without a word.", remedy="Try again.")
