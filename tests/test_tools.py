@@ -115,6 +115,18 @@ def test_a_reply_cut_in_what_stands_behind_a_call_says_nothing_of_it(name: str, 
             assert named(read(formats[name], whole[:end], step=step)) == ("", "", [CALLED]), whole[:end]
 
 
+@pytest.mark.parametrize("name", [name for name in TOOL_FAMILIES if name != "none"])
+def test_a_reply_cut_before_its_second_calls_name_says_no_signs(name: str, formats: dict[str, CallFormat]) -> None:
+    whole, form = TOOL_FAMILIES[name].two, formats[name]
+    first = next(k for k in range(len(whole) + 1) if named_or_none(read(form, whole[:k])) == [CALLED])
+    for end in range(first, len(whole)):
+        must = read(form, whole[:end], step=7, offer=Offer((WEATHER,), "required"))
+        assert must.answer == "", whole[first:end]
+        free = read(form, whole[:end], step=7)
+        closing = form.trail.strip() or form.tail.strip()
+        assert not closing or not free.answer.startswith(closing), "the sign belongs to the call before"
+
+
 def named_or_none(reply: ReadReply) -> list[tuple[str, Any]] | None:
     try:
         return named(reply)[2]

@@ -226,13 +226,16 @@ class _CallReader:
         elif self._state == "gap" and (self._may_begin or not self._cut_sign()):
             parts += self._said(self._raw + self._buffer)
         self._buffer = self._raw = ""
-        return [] if self._must and self._only_begins(parts) else parts
+        if self._must and self._only_begins(parts):
+            return [part for part in parts if not isinstance(part, Said)]
+        return parts
 
     def _only_begins(self, parts: Sequence[Part]) -> bool:
-        """Whether the reply, which has to call, was cut before the name of its first call was whole."""
+        """Whether the reply, which has to call, was cut before the name of its last call was whole."""
+        if self.count:
+            return self._state != "text"
         text = "".join(part.text for part in parts if isinstance(part, Said)).lstrip()
-        begins = text.startswith(self._trigger) or self._trigger.startswith(text)
-        return bool(self._trigger) and not self.count and begins
+        return bool(self._trigger) and (text.startswith(self._trigger) or self._trigger.startswith(text))
 
     def _cut_sign(self) -> bool:
         """Whether the reply ended in the midst of what stands behind a call."""
@@ -292,8 +295,13 @@ class _CallReader:
             self._state = self._after_head
         elif not self._may_begin:
             self._may_begin = sign not in (self._form.trail.strip(), self._form.tail.strip(), "]")
-            self._raw = self._raw if self._may_begin else ""
+            self._raw = self._opening(sign) if self._may_begin else ""
         return []
+
+    def _opening(self, sign: str) -> str:
+        """Of a sign that stands between two calls what begins the next one."""
+        ends = (self._form.trail.strip(), self._form.tail.strip())
+        return next((sign[len(end) :].lstrip() for end in ends if end and sign.startswith(end)), sign)
 
     def _read_name(self, last: bool) -> list[Part]:  # noqa: ARG002 - one face for all states
         """The name before arguments that are an object of their own."""
