@@ -155,7 +155,7 @@ BAD = [
     (MESSAGES, told(image(b"plain text")), "holds text"),
     (MESSAGES, told(image(bomb(60_000, 60_000))), "pixels"),
     (MESSAGES, told(*[image(saved(halves(8, 8), "PNG"))] * 17), "more than 16"),
-    (MESSAGES, told(result("1", result("2"))), "neither text nor image"),
+    (MESSAGES, told(result("1", result("2"))), "neither text, image nor tool_reference"),
     (MESSAGES, told() | {"system": [image()]}, "text blocks only"),
     (RESPONSES, put(None), "keeps no files"),
     (RESPONSES, put("data:image/png;base64,%%%"), "no base64"),
