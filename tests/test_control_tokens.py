@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from modules.engine.base import TextPiece
 from modules.engine.control_tokens import MOST_MARKS, PieceEncoder, _any_of
 from modules.engine.loops.loaded import PieceCodec
+from modules.engine.remote.tokens import AskedTokens
 from modules.errors import BadValue
 from tests.tiny_models import byte_tokenizer
 
@@ -60,6 +61,27 @@ def test_many_control_tokens_in_content_are_text_and_cost_few_calls(count: int) 
     ids = tokenizer.encode(TextPiece(MARK, template=True), TextPiece(content), TextPiece(f"{OTHER}b", template=True))
     assert ids == [1, *plain(content), 2, *plain("b")]
     assert tokenizer.calls <= 6 * MOST_MARKS
+
+
+def test_signs_of_the_borders_hide_no_control_token_from_the_count() -> None:
+    tokenizer = Counted()
+    content = f"a{MARK[:3]}\U000f0000{MARK[3:]}" * (MOST_MARKS + 1)
+    assert tokenizer.encode(TextPiece(content)) == plain(f"a{MARK}" * (MOST_MARKS + 1))
+    assert tokenizer.calls <= 6
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ["<|im_end|>", "<｜end▁of▁sentence｜>", "[|user|]", "[/INST]", "[UNUSED_TOKEN_145]", "]~!b[", "]~b]", "[e~["],
+)
+def test_content_is_text_to_the_tokenizer_of_another_server_whatever_its_control_tokens_look_like(mark: str) -> None:
+    def as_template(text: str) -> list[int]:
+        parts = re.split(f"({re.escape(mark)})", text)
+        return [token for part in parts for token in ([1] if part == mark else plain(part))]
+
+    tokens = AskedTokens(as_template, plain)
+    pieces = [TextPiece(mark, template=True), TextPiece(f"a{mark}user {mark}")]
+    assert tokens.encode(pieces) == [1, *plain(f"a{mark}user {mark}")]
 
 
 def test_many_contents_with_one_each_are_told_apart_from_the_template() -> None:

@@ -402,12 +402,15 @@ def test_a_conversation_holds_what_can_be_deleted_while_others_wait(
     end_of(world.ask("a" * 60))
     with pytest.raises(BadValue, match="holds 100 characters"):
         world.ask("b" * 60)
+    for conversation in (world.conversation.id, "nobody's"):  # how much it holds is nobody else's to find out
+        with pytest.raises(StaleView):
+            world.chat.reply("ben", conversation, None, "b" * 60, PARAMS, op_id="of ben's")
     question = world.path()[0]
     with pytest.raises(BadValue, match="holds 100 characters"):
         world.chat.edit("", world.conversation.id, question.id, "c" * 101)
     world.chat.edit("", world.conversation.id, question.id, "c")
     assert end_of(world.ask("d" * 60)).status == "complete", "and what was made shorter has room again"
-    assert world.store.characters(world.conversation.id) == 61 + 2 * len("fine")
+    assert world.store.characters("", world.conversation.id) == 61 + 2 * len("fine")
 
 
 def test_nobody_waits_for_what_another_does_to_a_conversation(make_world: MakeWorld) -> None:

@@ -43,13 +43,13 @@ def find_conversation(connection: sqlite3.Connection, owner: str, conversation_i
     return to_conversation(row)
 
 
-def characters_of(connection: sqlite3.Connection, conversation_id: str) -> int:
-    """How many characters a conversation's messages and files hold, all versions together."""
+def characters_of(connection: sqlite3.Connection, owner: str, conversation_id: str) -> int:
+    """How many characters a conversation's messages and files hold, all versions together; 0 for another's."""
     row = connection.execute(
         "SELECT (SELECT sum(length(content) + ifnull(length(modified), 0)) FROM messages"
-        " WHERE conversation_id = ?1), (SELECT sum(characters) FROM attachments"
-        " JOIN messages ON messages.id = message_id WHERE conversation_id = ?1)",
-        (pack(conversation_id),),
+        " WHERE conversation_id = ?1 AND owner = ?2), (SELECT sum(characters) FROM attachments"
+        " JOIN messages ON messages.id = message_id WHERE conversation_id = ?1 AND messages.owner = ?2)",
+        (pack(conversation_id), pack(owner)),
     ).fetchone()
     return sum(part or 0 for part in row)
 

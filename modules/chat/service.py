@@ -89,7 +89,7 @@ class ChatService:
             raise BadValue("The message is empty.", remedy="Write something.", param="text")
         self._check_room(owner)
         self._check_can_fit(text)
-        self._check_holds(conversation_id, len(text))
+        self._check_holds(owner, conversation_id, len(text))
         with self._locks.of(owner):
             if earlier := self._replayed(owner, conversation_id, op_id):
                 return earlier
@@ -208,7 +208,7 @@ class ChatService:
         """Replace a message's text. Raises NotFound, Busy, StoreFailed, BadValue for too much in one conversation."""
         with self._changing(owner, conversation_id):
             before = self._message(owner, conversation_id, message_id)
-            self._check_holds(conversation_id, len(content) - len(before.content))
+            self._check_holds(owner, conversation_id, len(content) - len(before.content))
             return self._store.edit(owner, message_id, content)
 
     def delete_message(self, owner: str, conversation_id: str, message_id: str) -> Conversation:
@@ -292,9 +292,9 @@ class ChatService:
                 remedy="Send a part of it, or load the model with a larger --ctx-size.",
             )
 
-    def _check_holds(self, conversation_id: str, more: int) -> None:
+    def _check_holds(self, owner: str, conversation_id: str, more: int) -> None:
         """Keep a conversation to what can be deleted, copied and shown while others wait: `more` characters come."""
-        if more > 0 and self._store.characters(conversation_id) + more > MOST_CHARACTERS:
+        if more > 0 and self._store.characters(owner, conversation_id) + more > MOST_CHARACTERS:
             raise too_long()
 
     def _replayed(self, owner: str, conversation_id: str, op_id: str) -> RunningReply | None:

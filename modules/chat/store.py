@@ -132,10 +132,10 @@ class Store:
         with self._databases.of(conversation_id).read() as connection:
             return find_conversation(connection, owner, conversation_id)
 
-    def characters(self, conversation_id: str) -> int:
-        """How many characters a conversation's messages and files hold, all versions together."""
+    def characters(self, owner: str, conversation_id: str) -> int:
+        """How many characters a conversation's messages and files hold, all versions together; 0 for another's."""
         with self._databases.of(conversation_id).read() as connection:
-            return characters_of(connection, conversation_id)
+            return characters_of(connection, owner, conversation_id)
 
     def rename(self, owner: str, conversation_id: str, title: str) -> Conversation:
         """Give it a title that stays. An empty one goes back to that of the first user message."""

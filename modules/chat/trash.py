@@ -68,7 +68,7 @@ def bring_back(connection: sqlite3.Connection, owner: str, deletion_id: str) -> 
             "This can no longer be brought back.", remedy="It was brought back already, or deleted too long ago."
         )
     conversation_id, head_id = deletion
-    held = characters_of(connection, conversation_id)
+    held = characters_of(connection, owner, conversation_id)
     rows = connection.execute(
         "SELECT place, row FROM deleted_rows WHERE deletion_id = ? ORDER BY rowid", (deletion_id,)
     ).fetchall()
@@ -80,7 +80,7 @@ def bring_back(connection: sqlite3.Connection, owner: str, deletion_id: str) -> 
         elif place == "conversations":
             _fit(connection, row)
         add_row(connection, place, row)
-    if deletion_id != conversation_id and held <= MOST_CHARACTERS < characters_of(connection, conversation_id):
+    if deletion_id != conversation_id and held <= MOST_CHARACTERS < characters_of(connection, owner, conversation_id):
         raise too_long()
     if connection.execute("SELECT 1 FROM messages WHERE id = ?", (head_id,)).fetchone():
         show(connection, conversation_id, head_id)

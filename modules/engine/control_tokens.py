@@ -49,7 +49,7 @@ class PieceEncoder:
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
         """Token ids of the pieces in order, with none added before or after."""
         merged = [
-            TextPiece("".join(piece.text for piece in run), template)
+            TextPiece(_unmarked("".join(piece.text for piece in run)), template)
             for template, run in groupby(pieces, key=lambda piece: piece.template)
         ]
         ids: list[int] = []
@@ -164,13 +164,16 @@ def _pattern(node: Tree) -> str:
     return straight + (f"(?:{'|'.join(branches)}){'?' if '' in node else ''}" if branches else "")
 
 
+def _unmarked(text: str) -> str:
+    """`text` without the characters that stand for the borders here: what they part would be counted as no mark."""
+    return text.replace(_START, "").replace(_END, "")
+
+
 def _stretches(pieces: Sequence[TextPiece], control: re.Pattern[str]) -> list[tuple[str, bool]]:
     """(text, as_text) stretches: control tokens that touch content are to be read as text, the rest runs together."""
     marked = ""
     for piece in pieces:
-        text = piece.text.replace(_START, "").replace(_END, "")
-        if not piece.template:
-            text = control.sub(f"{_START}\\g<0>{_END}", text)
+        text = piece.text if piece.template else control.sub(f"{_START}\\g<0>{_END}", piece.text)
         tail = marked[-_LONGEST_CONTROL:]
         if any(match.start() < len(tail) < match.end() for match in control.finditer(tail + text)):
             marked += _END  # keep the halves of a token that would straddle the border apart

@@ -10,8 +10,11 @@ from modules.engine.base import TextPiece
 from modules.engine.control_tokens import PieceEncoder, border_of
 from modules.engine.remote.client import RemoteClient
 
-# What may be a control token: such a text in content is asked about before it is encoded.
-_CANDIDATE = re.compile(r"<[^<>\s]{1,80}>|\[[A-Z_/]{1,40}\]|<｜[^｜]{1,60}｜>|\[\|[^\[\]|]{1,60}\|\]")
+# What may be a control token: such a text in content is asked about before it is encoded. The last are MiniMax'.
+_CANDIDATE = re.compile(
+    r"<[^<>\s]{1,80}>|\[/?[A-Za-z_]\w{0,40}\]|<｜[^｜]{1,60}｜>|\[\|[^\[\]|]{1,60}\|\]"
+    r"|[\[\]][!\w]{0,8}~[!\w]{0,8}[\[\]]", re.ASCII
+)  # fmt: skip
 _KEPT = 4096
 
 Tokenize = Callable[[str, bool], list[int]]
