@@ -483,3 +483,8 @@ def test_databases_close_twice(tmp_path: Path) -> None:
     assert isinstance(store._databases, Databases)
     store.close()
     store.close()
+
+
+def test_no_conversation_has_an_id_of_half_a_character(store: Store) -> None:
+    with store.shelf.alone_if_large("", "\ud800"):
+        assert store.shelf.size("", "\ud800") == 0

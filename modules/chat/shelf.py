@@ -239,7 +239,7 @@ class Shelf:
         with self._databases.of(conversation_id).read() as connection:
             (size,) = connection.execute(
                 "SELECT sum(length(CAST(content AS BLOB))) FROM messages WHERE conversation_id = ? AND owner = ?",
-                (conversation_id, pack(owner)),
+                (pack(conversation_id), pack(owner)),
             ).fetchone()
         return size or 0
 

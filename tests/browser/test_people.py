@@ -47,12 +47,20 @@ def log_in(page: Page, name: str, password: str | None = None) -> None:
     page.keyboard.press("Enter")
 
 
-def test_two_people_live_in_one_snug(start: Callable[..., Snug], arrive: Callable[..., Page]) -> None:
+def peopled(start: Callable[..., Snug]) -> Snug:
+    """A Snug in which all of WORDS have accounts."""
     snug = start(Script())
     accounts = snug.services.accounts
     assert accounts is not None
     for name, word in WORDS.items():
         accounts.add(name, word)
+    return snug
+
+
+def test_two_people_live_in_one_snug(start: Callable[..., Snug], arrive: Callable[..., Page]) -> None:
+    snug = peopled(start)
+    accounts = snug.services.accounts
+    assert accounts is not None
 
     ana = arrive(snug)
     expect(ana.get_by_label("Name")).to_be_focused()
@@ -103,11 +111,7 @@ def test_two_people_live_in_one_snug(start: Callable[..., Snug], arrive: Callabl
 def test_a_browser_keeps_each_persons_own_for_them_and_nothing_of_who_logs_out(
     start: Callable[..., Snug], arrive: Callable[..., Page]
 ) -> None:
-    snug = start(Script())
-    accounts = snug.services.accounts
-    assert accounts is not None
-    for name, word in WORDS.items():
-        accounts.add(name, word)
+    snug = peopled(start)
 
     page = arrive(snug)
     log_in(page, "Ben")
@@ -134,11 +138,7 @@ def test_a_tab_of_who_was_there_before_is_theirs_who_is_there_now(
     start: Callable[..., Snug], arrive: Callable[..., Page]
 ) -> None:
     """It would send what is written under the one name as the other, who reads it."""
-    snug = start(Script())
-    accounts = snug.services.accounts
-    assert accounts is not None
-    for name, word in WORDS.items():
-        accounts.add(name, word)
+    snug = peopled(start)
 
     older = arrive(snug)
     log_in(older, "Ana")

@@ -1,7 +1,7 @@
 /* The Model tab: what Gradio's own controls do not do by themselves. */
 "use strict";
 (() => {
-  const HOLD_MS = 3000, SETTLE_MS = 50, SETTLED_MS = [250, 1000], MOVED = 0.005;  // of a device
+  const HOLD_MS = 3000, SETTLE_MS = 50, LATER_MS = [SETTLE_MS, 250, 1000], MOVED = 0.005;  // of a device
 
   /* What is kept of the chosen model: how it was loaded last, the preset it was used with. */
   snug.mountMemory = (element, trigger) => element.addEventListener("click", (event) => {
@@ -66,8 +66,7 @@
     if (send) turns.look(send);
   };
   snug.modelTabSeen = ({ turn = Infinity, mirrored = false }) => {
-    if (mirrored) setTimeout(setAgain, SETTLE_MS);
-    if (mirrored) for (const late of SETTLED_MS) setTimeout(setAgain, late);  // a busy browser sets controls later
+    if (mirrored) setAgainSoon();
     if (turn > Math.max(turns.picked, turns.edited)) return;
     if (mirrored && turn < turns.picked) turns.pickAgain();
     setTimeout(snug.refreshModelTab, SETTLE_MS);  // Gradio asks for nothing anew whose answer it is still reading
@@ -87,6 +86,7 @@
   for (const kind of ["input", "click"]) {
     document.addEventListener(kind, (event) => { if (event.target.closest?.("#snug-context, .param-problem, [data-take], [data-forget]")) edits.clear(); }, true);
   }
+  function setAgainSoon() { for (const late of LATER_MS) setTimeout(setAgain, late); }  // a busy browser sets controls later
   function setAgain() {
     for (const { input, value } of [...edits.values()]) {
       if (!input.isConnected) continue;
@@ -125,7 +125,7 @@
     turns.pickAgain = () => pick(clicked, true);
     watch("value", () => {
       const answers = unanswered && pressed() === clicked;
-      if (answers) { unanswered = false; setTimeout(() => { setAgain(); hold(false); }, SETTLE_MS); }
+      if (answers) { unanswered = false; setAgainSoon(); setTimeout(hold, SETTLE_MS, false); }
       if (!turns.picking) chosen = pressed();
       mark();
     });
