@@ -86,7 +86,9 @@
   for (const kind of ["input", "click"]) {
     document.addEventListener(kind, (event) => { if (event.target.closest?.("#snug-context, .param-problem, [data-take], [data-forget]")) edits.clear(); }, true);
   }
-  function setAgainSoon() { for (const late of LATER_MS) setTimeout(setAgain, late); }  // a busy browser sets controls later
+  function setAgainSoon() {
+    for (const late of LATER_MS) setTimeout(setAgain, late);  // a busy browser sets controls later
+  }
   function setAgain() {
     for (const { input, value } of [...edits.values()]) {
       if (!input.isConnected) continue;
