@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from modules.engine import shares
 from modules.engine.base import EXIT_GPU_LOST, Degraded, Delta, Event, Prefill, Queued, Scored, TokenLogprob
 from modules.engine.loops import scoring
 from modules.engine.loops.loaded import LoadedModel
@@ -20,7 +21,7 @@ from modules.engine.loops.loop import LoopEngine
 from modules.engine.loops.sampler import Sampled, Sampler
 from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, OutOfMemory, QueueFull, TimedOut
 from modules.sampling import GenerationParams
-from tests.loop_rig import TIMEOUT_S, Ask, generated, greedy, load, plain_copy
+from tests.loop_rig import SHORT_TURNS, TIMEOUT_S, Ask, at_text, generated, greedy, load, pauses, plain_copy
 from tests.tiny_models import tiny_model
 
 PROMPT = "The harbour wakes before the town does. "
@@ -400,6 +401,59 @@ class LoopBehaviour:
             assert "--queue-timeout" in end.error.remedy and not late.tokens
             assert not first.done.is_set(), "it ended while it waited"
             assert (first.wait().end.reason, patient.wait().end.reason) == ("length", "length")
+        finally:
+            engine.close()
+
+    def test_a_reply_whose_turn_is_over_lets_others_come_and_goes_on_from_its_tokens(
+        self, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No two of 500 tokens fit."""
+        for name, value in SHORT_TURNS.items():
+            monkeypatch.setattr(shares, name, value)
+        loaded = load(tiny_model("llama", models), kv_bytes=512 * 512)
+        engine = self.make_engine(loaded)
+        begun = threading.Event()
+        try:
+            ben = Ask("ben", [66] * 300, greedy(200), user="ben", at_event=at_text(begun, pause_s=0.01)).submit(engine)
+            assert begun.wait(TIMEOUT_S)
+            ana = Ask("ana", [65] * 300, greedy(200), user="ana", at_event=at_text(begun, pause_s=0.01)).submit(engine)
+            cleo = Ask("cleo", [67] * 10, greedy(5), user="cleo").submit(engine).wait()
+            assert not (ben.done.is_set() and ana.done.is_set()), "it waited for both to end"
+            assert cleo.end.reason == "length"
+            assert ana.wait().tokens == generated(loaded, [65] * 300, 200)
+            assert ben.wait().tokens == generated(loaded, [66] * 300, 200)
+            assert pauses(ben) and ben.end.usage.prompt_tokens == 300
+            assert engine.stats().active == engine.stats().queued == 0
+        finally:
+            engine.close()
+
+    @pytest.mark.parametrize("by", ["cancel", "close"])
+    def test_who_has_given_way_ends_when_cancelled_and_with_the_engine(
+        self, by: str, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in (SHORT_TURNS | {"PATIENCE_S": TIMEOUT_S}).items():
+            monkeypatch.setattr(shares, name, value)
+        engine = self.make_engine(load(tiny_model("llama", models), kv_bytes=512 * 512))
+        begun, gave_way = threading.Event(), threading.Event()
+
+        def note(event: Event) -> None:
+            at_text(begun, pause_s=0.01)(event)
+            if pauses(ben):
+                gave_way.set()
+
+        ben = Ask("ben", [66] * 300, greedy(200), user="ben", at_event=note)
+        try:
+            ben.submit(engine)
+            assert begun.wait(TIMEOUT_S)
+            ana = Ask("ana", [65] * 300, greedy(200), user="ana", at_event=at_text(begun, pause_s=0.01)).submit(engine)
+            assert gave_way.wait(TIMEOUT_S)
+            if by == "cancel":
+                engine.cancel("ben")
+                ben.wait()
+                assert not ana.done.is_set(), "it waited for the other's end"
+            engine.close()
+            assert [ask.wait().end.reason for ask in (ben, ana)] == ["cancelled"] * 2
+            assert len(ben.tokens) == ben.end.usage.completion_tokens
         finally:
             engine.close()
 

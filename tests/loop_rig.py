@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, ModelInfo
+from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, ModelInfo, Queued
 from modules.engine.loops.loaded import LoadedModel
 from modules.forms.tools import CallShape
 from modules.memory.forecasting.budget import Budget, Figure
@@ -22,6 +23,7 @@ from modules.memory.planning.planner import Plan
 from modules.sampling import GenerationParams
 
 TIMEOUT_S = 120.0
+SHORT_TURNS = {"LEAST_TURN_S": 0.05, "READINGS_A_TURN": 0, "PATIENCE_S": 0.05}
 
 
 def load(
@@ -124,6 +126,23 @@ class Ask:
             self.at_event(event)
         if isinstance(event, Finished):
             self.done.set()
+
+
+def pauses(ask: Ask) -> int:
+    """How often it was told to wait after its text had begun."""
+    begun = next((place for place, event in enumerate(ask.events) if isinstance(event, Delta)), len(ask.events))
+    return sum(isinstance(event, Queued) for event in ask.events[begun:])
+
+
+def at_text(begun: threading.Event, *, pause_s: float = 0.0) -> Callable[[Event], None]:
+    """An `at_event` that sets `begun` once there is text, and lets it come slowly."""
+
+    def at_event(event: Event) -> None:
+        if isinstance(event, Delta):
+            begun.set()
+            time.sleep(pause_s)
+
+    return at_event
 
 
 def greedy(max_new_tokens: int, **more: Any) -> GenerationParams:

@@ -39,13 +39,22 @@ def test_a_user_who_was_served_waits_behind_those_who_were_not() -> None:
     assert drain(queue) == ["b1", "a2", "c1"]
 
 
-def test_who_is_passed_over_keeps_the_own_order_and_lets_all_others_go_first() -> None:
+def test_who_is_put_first_goes_before_all_others_and_the_rest_keep_their_order() -> None:
     queue = queue_of("a1", "a2", "b1", "c1")
-    queue.pass_over()
-    assert queue.users == 3
+    assert queue.heads() == ["a1", "b1", "c1"]
+    queue.put_first("c")
+    assert drain(queue) == ["c1", "a1", "b1", "a2"]
+    assert queue.heads() == []
+
+
+def test_what_is_put_back_goes_before_its_users_others_and_behind_all_other_users() -> None:
+    queue = queue_of("a1", "a2", "b1")
+    first = queue.pop()
+    queue.push("c", "c1")
+    queue.put_back("a", first or "")
     assert drain(queue) == ["b1", "c1", "a1", "a2"]
-    queue.pass_over()
-    assert queue.users == 0
+    queue.put_back("d", "d1")
+    assert drain(queue) == ["d1"]
 
 
 def test_a_full_queue_refuses_and_stays_as_it_is() -> None:

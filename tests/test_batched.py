@@ -16,8 +16,9 @@ from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.loop import LoopEngine
 from modules.engine.loops.paged import CPU_PAGE_TOKENS
 from modules.engine.loops.serial import SerialEngine
+from modules.sampling import GenerationParams
 from tests.loop_behaviour import MIXED, PROMPT, LoopBehaviour
-from tests.loop_rig import Ask, generated, greedy, load
+from tests.loop_rig import Ask, generated, greedy, load, pauses
 from tests.tiny_models import CAUSAL, tiny_model
 
 BATCHED = ("llama", "gpt2", "opt", "gpt_neox", "mistral", "gemma3", "qwen3", "mixtral", "phi3")
@@ -106,7 +107,7 @@ def test_pages_of_ended_rows_make_way_for_new_ones_oldest_first(models: Path) ->
         engine.close()
 
 
-def test_more_requests_than_fit_wait_and_none_is_preempted(models: Path) -> None:
+def test_more_requests_than_fit_wait_for_their_turn(models: Path) -> None:
     loaded = load(tiny_model("llama", models), kv_bytes=512 * 512)
     engine = BatchedEngine(loaded, page_tokens=16)
     try:
@@ -130,5 +131,43 @@ def test_a_row_beside_others_tells_its_text_in_bunches_and_alone_each_piece(mode
         told_alone, *told = (sum(isinstance(event, Delta) for event in ask.events) for ask in (alone, *both))
         assert told_alone > 30
         assert max(told) < told_alone
+    finally:
+        engine.close()
+
+
+def test_replies_that_could_fill_the_memory_run_side_by_side_while_they_do_not(models: Path) -> None:
+    """KV memory for 1,024 tokens; each of the three may come to hold 512."""
+    engine = BatchedEngine(load(tiny_model("llama", models), kv_bytes=1024 * 512), page_tokens=16)
+    at_once: list[int] = []
+    try:
+        asks = [
+            Ask(f"{n}", [65 + n] * 20, greedy(492), user=f"u{n}", at_event=lambda _: at_once.append(len(engine._rows)))
+            for n in range(3)
+        ]
+        for ask in asks:
+            ask.submit(engine)
+        asks[0].wait()
+        assert max(at_once) == 3
+    finally:
+        engine.close()
+
+
+def test_a_row_gives_way_where_memory_runs_short_and_goes_on_from_its_tokens(models: Path) -> None:
+    loaded = load(tiny_model("llama", models), kv_bytes=1024 * 512)
+    engine = BatchedEngine(loaded, page_tokens=16)
+    try:
+        prompts = [[65 + n] * 20 for n in range(3)]
+        asks = [Ask(f"{n}", prompt, greedy(480), user=f"u{n}") for n, prompt in enumerate(prompts)]
+        drawn = GenerationParams(temperature=0.9, seed=7, max_new_tokens=480)
+        seeded = Ask("seeded", prompts[0], drawn, user="u4")
+        for ask in (*asks, seeded):
+            ask.submit(engine)
+        for ask, prompt in zip(asks, prompts, strict=True):
+            assert ask.wait().tokens == generated(loaded, prompt, 480)
+        seeded.wait()
+        paused = [ask for ask in (*asks, seeded) if pauses(ask)]
+        assert paused, "four rows of 500 tokens were never in each other's way in 1,024"
+        assert all(ask.end.usage.prompt_tokens == 20 for ask in asks)
+        assert Ask("alone", prompts[0], drawn).run(engine).tokens == seeded.tokens
     finally:
         engine.close()

@@ -135,6 +135,8 @@ modules/engine/llamacpp/reading.py: MOST_PAUSE_S GIVEN_UP_PAUSE_S
 modules/engine/llamacpp/stream.py: GATHER_S
 modules/engine/loading/library_messages.py: _LEAST_STEP_S
 modules/engine/loops/batched.py: GATHER_S
+modules/engine/llamacpp/engine.py: LOOK_S
+modules/engine/shares.py: LEAST_TURN_S PATIENCE_S
 modules/engine/process/mappings.py: _EVERY_S
 modules/engine/remote/client.py: return_s result(5) join(5)
 modules/engine/remote/engine.py: _FIRST_PAUSE_S _CLOSE_S

@@ -18,10 +18,12 @@ import torch
 import xllamacpp
 from transformers import AutoModelForCausalLM
 
+from modules.engine import shares
 from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, Queued, TextPiece
 from modules.engine.control_tokens import PieceEncoder
 from modules.engine.host.host import EngineHost
 from modules.engine.host.worker import LoadByName
+from modules.engine.llamacpp import engine as llamacpp
 from modules.engine.llamacpp.engine import LlamaCppEngine, load
 from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, sampling_fields
@@ -40,13 +42,19 @@ from modules.memory.model.spec import inspect
 from modules.sampling import GenerationParams
 from modules.units import MiB
 from tests.llamacpp_rig import CONTEXT, TEXT, engine_of, ignore, long, plan_of
-from tests.loop_rig import TIMEOUT_S, Ask, greedy
+from tests.loop_rig import SHORT_TURNS, TIMEOUT_S, Ask, at_text, greedy, pauses
 from tests.tiny_models import SPECIALS, tiny_gguf
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf(tmp_path_factory.mktemp("models"), readable=True)
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with room for replies that last."""
+    return tiny_gguf(tmp_path_factory.mktemp("models"), readable=True, context=4096)
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +281,62 @@ def test_requests_that_may_fill_the_cache_are_not_let_in_together(engine: Engine
     large = [Ask(f"large {n}", prompt, long(CONTEXT - len(prompt)), user=f"u{n}").submit(engine) for n in range(2)]
     assert [ask.wait().end.reason for ask in large] == ["length", "length"]
     assert [len(ask.tokens) for ask in large] == [CONTEXT - len(prompt)] * 2
+
+
+def test_rows_give_way_where_the_cache_runs_short_and_go_on_from_their_tokens(file: Path) -> None:
+    with engine_of(plan_of(file, 1024)) as engine:
+        at_once: list[int] = []
+        asks = [
+            Ask(f"{n}", [65 + n] * 20, long(700), user=f"u{n}", at_event=lambda _: at_once.append(len(engine._shares)))
+            for n in range(3)
+        ]
+        for ask in asks:
+            ask.submit(engine)
+        for ask in asks:
+            assert ask.wait().end.reason == "length"
+            assert len(ask.tokens) == ask.end.usage.completion_tokens == 700
+            assert ask.end.usage.prompt_tokens == 20 and ask.end.usage.cached_tokens < 20
+        assert max(at_once) == 3
+        assert any(map(pauses, asks)), "three rows of 720 tokens were never in each other's way in 1,024"
+        alone = Ask("alone", [65] * 20, long(700)).run(engine)
+        assert alone.text[:200] == asks[0].text[:200]
+
+
+def test_a_reply_whose_turn_is_over_lets_others_come(roomy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SHORT_TURNS.items():
+        monkeypatch.setattr(shares, name, value)
+    monkeypatch.setattr(llamacpp, "LOOK_S", 0.01)
+    with engine_of(plan_of(roomy, 4096)) as engine:
+        begun = threading.Event()
+        ben = Ask("ben", [66] * 3000, long(1000), user="ben", at_event=at_text(begun)).submit(engine)
+        assert begun.wait(TIMEOUT_S)
+        ana = Ask("ana", [65] * 2000, long(2000), user="ana").submit(engine)
+        held = Ask("held", [65] * 1000, greedy(100, grammar='root ::= "a"{90,99}'), user="cleo").submit(engine)
+        assert held.wait().end.reason == "stop" and not pauses(held)
+        assert not ben.done.is_set(), "the others waited for its end"
+        assert pauses(ben)
+        assert {len(ask.wait().tokens) for ask in (ben, ana)} == {1000, 2000}
+        assert (engine.stats().active, engine.stats().queued, len(engine._shares)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("by", ["cancel", "close"])
+def test_who_has_given_way_ends_when_cancelled_and_with_the_engine(
+    by: str, roomy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (SHORT_TURNS | {"PATIENCE_S": TIMEOUT_S}).items():
+        monkeypatch.setattr(shares, name, value)
+    monkeypatch.setattr(llamacpp, "LOOK_S", 0.01)
+    gave_way = threading.Event()
+    ben = Ask("ben", [66] * 3000, long(1000), user="ben", at_event=lambda _: gave_way.set() if pauses(ben) else None)
+    with engine_of(plan_of(roomy, 4096)) as engine:
+        ben.submit(engine)
+        ana = Ask("ana", [65] * 2000, long(2000), user="ana").submit(engine)
+        assert gave_way.wait(TIMEOUT_S)
+        if by == "cancel":
+            engine.cancel("ben")
+            ben.wait()
+            assert not ana.done.is_set(), "it waited for the other's end"
+    assert [ask.wait().end.reason for ask in (ben, ana)] == ["cancelled"] * 2
 
 
 def test_the_context_is_honest(engine: Engine, prompt: list[int]) -> None:

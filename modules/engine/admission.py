@@ -39,15 +39,18 @@ class FairQueue(Generic[Item]):
         """The item that is next, None where nobody waits."""
         return next(iter(self._users.values()))[0] if self._users else None
 
-    @property
-    def users(self) -> int:
-        """How many users wait."""
-        return len(self._users)
+    def heads(self) -> list[Item]:
+        """The first item of each user, the one that is next first."""
+        return [items[0] for items in self._users.values()]
 
-    def pass_over(self) -> None:
-        """Let all other users go before the one who is next."""
-        if self._users:
-            self._users.move_to_end(next(iter(self._users)))
+    def put_first(self, user: str) -> None:
+        """Let `user`, who waits, go before all others."""
+        self._users.move_to_end(user, last=False)
+
+    def put_back(self, user: str, item: Item) -> None:
+        """Put an `item` that had its turn before its user's others, and the user behind all others."""
+        self._users.setdefault(user, deque()).appendleft(item)
+        self._users.move_to_end(user)
 
     def pop(self) -> Item | None:
         """Take the next item; its user's further items wait until every other user had a turn."""

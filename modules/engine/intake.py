@@ -145,6 +145,21 @@ class Intake(Generic[Taken]):
                 self._news = True  # the others move up
         return taken
 
+    def _next_of(self, user: str) -> None:
+        """Take `user`'s first request off the queue, before others', and make it active."""
+        with self._changed:
+            self._queue.put_first(user)
+            self._next()
+
+    def _step_aside(self, taken: Taken) -> None:
+        """From any thread: `taken` is active no more, and waits for another turn."""
+        taken.step_aside()
+        with self._changed:
+            del self._active[taken.request.id]
+            self._waiting[taken.request.id] = taken
+            self._queue.put_back(taken.request.user, taken)
+            self._tell()
+
     def _leave(self, taken: Taken, end: Callable[[], None]) -> None:
         """From any thread: free `taken`'s row, let the next one in, and only then tell its `end`."""
         self._done(taken)

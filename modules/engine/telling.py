@@ -84,7 +84,7 @@ class Telling:
         self._gather_s = 0.0
         self._shown_at = 0.0
         self._made = 0
-        self._submitted = time.perf_counter()
+        self._submitted = self._waits_since = time.perf_counter()
         self._started: float | None = None
         self._first: float | None = None
 
@@ -95,10 +95,20 @@ class Telling:
 
     @property
     def left_s(self) -> float:
-        """How much longer it waits for its turn."""
-        if not self.request.queue_s:
+        """How much longer it waits for its turn to begin."""
+        if not self.request.queue_s or self.begun:
             return math.inf
         return self.request.queue_s - (time.perf_counter() - self._submitted)
+
+    @property
+    def waiting_s(self) -> float:
+        """How long ago it was sent, or gave way."""
+        return time.perf_counter() - self._waits_since
+
+    @property
+    def begun(self) -> bool:
+        """Whether its turn has come."""
+        return self._started is not None
 
     @property
     def ids(self) -> list[int]:
@@ -121,6 +131,12 @@ class Telling:
         Each telling costs a millisecond on its way to the reader, on the cores that compute the next token.
         """
         self._gather_s = seconds
+
+    def step_aside(self) -> None:
+        """Others have their turn: tell what text there is."""
+        self._waits_since = time.perf_counter()
+        self._show("", at_end=True)
+        self._position = None
 
     def begin(self) -> None:
         """Its turn has come."""

@@ -40,6 +40,7 @@ from modules.engine.llamacpp.slots import Slots
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.llamacpp.tokens import LlamaTokens, TokenTable
 from modules.engine.process.resident import peak_resident, reset_peak_resident
+from modules.engine.shares import Shares, following
 from modules.errors import GenerationFailed, ModelNotFound, SnugError
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
@@ -49,6 +50,9 @@ from modules.memory.planning.planner import Plan
 from modules.memory.planning.problem import CHUNKS
 
 log = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+SLACK_TOKENS = 64  # of a row beyond what it was promised, which llama.cpp may write until it hears that rows give way
 
 
 def load(plan: Plan, on_progress: OnProgress) -> Engine:
@@ -106,6 +110,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         self._slots = Slots(SLOTS)
         self._reading = Reading(chunk)
         self._rest_s = math.inf
+        self._shares = Shares(_tokens)
         self._forms = FormReader()
         self._readers = ThreadPoolExecutor(self._rows, thread_name_prefix="llama.cpp row")
         self._start()
@@ -165,29 +170,33 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         )
 
     def _work(self) -> bool:
-        """Let in the next, if there is a row and room in the cache for all that it may become."""
-        reply = self._next() if self._has_turn() and self._has_room() else None
+        """Let in who is next, if there is a row and room in the cache for it, be it of those whose turn is over."""
+        reply = self._admit()
         self._attend()
         if reply is None:
             return False
-        if isinstance(reply, LlamaReply):
-            with self._changed:
-                self._reading.begin(reply.request.id, reply.request.whose, _held(reply))
         self._readers.submit(self._serve, reply)
         return True
 
-    def _has_turn(self) -> bool:
-        """Whether the prompt of who is next may be read now; who has to pause lets the others pass."""
+    def _admit(self) -> LlamaReply | LlamaEmbedding | None:
         with self._changed:
-            self._rest_s = math.inf
-            for _ in range(self._queue.users):
-                following = self._queue.peek()
-                wait_s = 0.0 if following is None else self._pause_s(following)
-                if not wait_s:
-                    return True
-                self._rest_s = min(self._rest_s, wait_s)
-                self._queue.pass_over()
-            return False
+            came = following(self._heads(), self._shares, self._has_room, self._way_for)
+            for row_id in came[1] if came else ():
+                self._ask_aside(row_id)
+            if came is None or came[1]:
+                return None
+            reply = came[0]
+            self._next_of(reply.request.user)
+            self._shares.put(reply.request.id, reply.request.user, _held(reply), reply.most_tokens, stays=_stays(reply))
+            if isinstance(reply, LlamaReply):
+                self._reading.begin(reply.request.id, reply.request.whose, _held(reply))
+            return reply
+
+    def _heads(self) -> list[LlamaReply | LlamaEmbedding]:
+        """Each user's first in the queue, without those who have to pause."""
+        waits = {one: self._pause_s(one) for one in self._queue.heads()}
+        self._rest_s = min((wait_s for wait_s in waits.values() if wait_s), default=math.inf)
+        return [one for one, wait_s in waits.items() if not wait_s]
 
     def _pause_s(self, following: LlamaReply | LlamaEmbedding) -> float:
         if following.cancelled or isinstance(following, LlamaEmbedding):
@@ -203,35 +212,61 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
                 self._tell()
 
     def _look_again_s(self) -> float:
-        return self._rest_s
+        """Soon, where somebody waits: a turn may be over."""
+        return min(self._rest_s, LOOK_S) if len(self._queue) else self._rest_s
 
-    def _has_room(self) -> bool:
+    def _has_room(self, reply: LlamaReply | LlamaEmbedding) -> bool:
+        overdue = any(isinstance(one, LlamaEmbedding) and one.waited_enough for one in self._active.values())
+        if len(self._shares) >= self._rows or (overdue and not isinstance(reply, LlamaEmbedding)):
+            return False
+        return self._shares.reserved + self._needs(reply) <= self._info.context_tokens
+
+    def _needs(self, reply: LlamaReply | LlamaEmbedding) -> int:
+        return self._shares.needs(_held(reply), reply.most_tokens, stays=_stays(reply))
+
+    def _way_for(self, reply: LlamaReply | LlamaEmbedding) -> Sequence[str]:
+        """The rows that give way to it, since their turn is over; none where that is not enough."""
+        return self._shares.over(reply.request.user, self._needs(reply), self._info.context_tokens, self._rows)
+
+    def _ask_aside(self, row_id: str) -> None:
+        """Have a row end; its thread puts it aside then."""
+        reply = self._active[row_id]
+        if isinstance(reply, LlamaReply):
+            reply.give_way()
+
+    def _goes_on(self, reply: LlamaReply) -> None:
+        """`reply` has another token. Promise it what it is about to hold; where there is no more, rows give way."""
+        self._read_through(reply)
         with self._changed:
-            following = self._queue.peek()
-            if following is None or len(self._active) >= self._rows:
-                return False
-            overdue = any(isinstance(one, LlamaEmbedding) and one.waited_enough for one in self._active.values())
-            if overdue and not isinstance(following, LlamaEmbedding):
-                return False
-            promised = sum(reply.most_tokens for reply in self._active.values())
-            return promised + following.most_tokens <= self._info.context_tokens
+            self._shares.writes(reply.request.id)
+            if not self._shares.grow(reply.request.id, reply.held_tokens + SLACK_TOKENS):
+                return
+            if len(self._shares) > 1 and self._shares.reserved > self._info.context_tokens:
+                self._ask_aside(self._shares.gives_way())
 
     def _serve(self, reply: LlamaReply | LlamaEmbedding) -> None:
         """All of `reply`, in a thread of its own; its row is free before its end is told."""
         end = self._generate(reply)
         self._read_through(reply)
-        self._leave(reply, end)
+        with self._changed:
+            self._shares.remove(reply.request.id)
+        if end is None:
+            self._step_aside(reply)
+        else:
+            self._leave(reply, end)
 
-    def _generate(self, reply: LlamaReply | LlamaEmbedding) -> Callable[[], None]:
-        """What is left to do is telling its end."""
+    def _generate(self, reply: LlamaReply | LlamaEmbedding) -> Callable[[], None] | None:
+        """What is left to do is telling its end; None where it gave way."""
         try:
-            reply.begin()
+            if not reply.begun:
+                reply.begin()
             if isinstance(reply, LlamaEmbedding):
                 with self._slots.stranger(reply.request.whose):
                     return partial(reply.finish, reply.read(self._server))
             for notice in notices(reply.request.params):
                 reply.degraded(notice, "llama.cpp's samplers see one text.")
-            return partial(reply.finish, self._read(reply))
+            reason = self._read(reply)
+            return partial(reply.finish, reason) if reason else None
         except SnugError as error:
             return partial(reply.finish, "error", error)
         except Exception as error:
@@ -242,14 +277,15 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
             )
             return partial(reply.finish, "error", failure)
 
-    def _read(self, reply: LlamaReply) -> FinishReason:
+    def _read(self, reply: LlamaReply) -> FinishReason | None:
         if reply.cancelled:
             return "cancelled"
         with self._slots.place(reply.request.whose, reply.ids) as place:
-            reply.stream = stream = self._server.stream(reply.body | place.fields)
+            stream = self._server.stream(reply.body | place.fields)
+            reply.begin_stream(stream)
             try:
                 # Who cancelled before there was a stream to close is seen at its first event.
-                return _follow(reply, stream, self._read_through)
+                return _follow(reply, stream, self._goes_on)
             finally:
                 stream.close()
                 place.slot, place.held = reply.slot, reply.ids
@@ -260,21 +296,35 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         self._server.close()
 
 
-def _held(reply: LlamaReply) -> int:
-    return len(reply.request.prompt_ids) + len(reply.request.reply_ids)
+def _tokens(count: int) -> int:
+    """Tokens are what its cache is counted in."""
+    return count
 
 
-def _follow(reply: LlamaReply, stream: Stream, on_read: Callable[[LlamaReply], None]) -> FinishReason:
-    """Tell the events of `stream` until one ends the reply, or its user does; `on_read` once it has a token."""
+def _held(reply: LlamaReply | LlamaEmbedding) -> int:
+    return reply.held_tokens if isinstance(reply, LlamaReply) else reply.most_tokens
+
+
+def _stays(reply: LlamaReply | LlamaEmbedding) -> bool:
+    return not isinstance(reply, LlamaReply) or reply.stays
+
+
+def _follow(reply: LlamaReply, stream: Stream, on_written: Callable[[LlamaReply], None]) -> FinishReason | None:
+    """Tell the events of `stream` until one ends the reply, or its user does, or it gives way: None. `on_written` with
+    each that brought a token."""
     for events in stream:
         if reply.cancelled:
             return "cancelled"
         if reason := reply.take(events):
             return reason
-        if reply.new_tokens:
-            on_read(reply)
+        if reply.gives_way:
+            return None
+        if reply.writes:
+            on_written(reply)
     if reply.cancelled:
         return "cancelled"
+    if reply.gives_way:
+        return None
     raise GenerationFailed("llama.cpp ended the reply without a word.", remedy="Try again.")
 
 

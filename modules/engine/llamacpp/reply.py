@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogprob
-from modules.engine.llamacpp.sampling import sampling_fields
+from modules.engine.llamacpp.sampling import SEEDS, sampling_fields
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.telling import Telling, spelt, with_text
 from modules.engine.text import ReadyText
@@ -39,11 +39,29 @@ class LlamaReply(Telling):
         self._guesses = guesses
         self._grammar = grammar
         self._written = 0
+        self._before = 0  # written when this stream of llama.cpp's began
+        self._guessed_before = 0, 0
+        self.gives_way = False
 
     @property
     def new_tokens(self) -> int:
         """Tokens made so far, end token and `reply_ids` not counted."""
         return self._written
+
+    @property
+    def held_tokens(self) -> int:
+        """What it holds: prompt and reply so far."""
+        return self.request.held_tokens + self._written
+
+    @property
+    def writes(self) -> bool:
+        """Whether its text is read, and it goes on."""
+        return self._written > self._before
+
+    @property
+    def stays(self) -> bool:
+        """Whether it cannot go on later: llama.cpp begins each form anew."""
+        return bool(self._grammar)
 
     @property
     def most_tokens(self) -> int:
@@ -52,13 +70,14 @@ class LlamaReply(Telling):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The completion to ask of llama.cpp."""
-        shows = self.request.shows
+        """The completion to ask of llama.cpp: what is left of it, where it gave way. Its samplers begin anew then."""
+        shows, sampling = self.request.shows, sampling_fields(self.request.params, self._longest, self._grammar)
         return {
-            **sampling_fields(self.request.params, self._longest, self._grammar),
+            **sampling,
+            "seed": (sampling["seed"] + self._written) % SEEDS,  # who draws as at the beginning writes as there
             **({"preserved_tokens": list(shows)} if shows else {}),
-            "prompt": [*self.request.prompt_ids, *self.request.reply_ids],
-            "n_predict": self.limit,
+            "prompt": self.ids,
+            "n_predict": self.limit - self._written,
             "return_tokens": True,
             "return_progress": True,
             "timings_per_token": self._guesses,
@@ -70,13 +89,26 @@ class LlamaReply(Telling):
         if self.stream is not None:
             self.stream.close()
 
+    def begin_stream(self, stream: Stream) -> None:
+        """Its events come from `stream` now."""
+        self._before, self.gives_way = self._written, False
+        self._guessed_before = self.drafted_tokens, self.accepted_tokens
+        self.stream = stream
+
+    def give_way(self) -> None:
+        """End its stream: it goes on later, with another one."""
+        self.gives_way = True
+        if self.stream is not None:
+            self.stream.close()
+
     def take(self, events: Iterable[Mapping[str, Any]]) -> FinishReason | None:
         """Tell what `events` say, their text at once. Says why the reply ends with them, None while it goes on."""
         texts: list[str] = []
         reason: FinishReason | None = None
         for event in events:
             if progress := event.get("prompt_progress"):
-                self.cached_tokens = max(self.cached_tokens, int(progress["cache"]))
+                if not self._before:
+                    self.cached_tokens = max(self.cached_tokens, int(progress["cache"]))
                 self.prefilled(int(progress["processed"]), int(progress["total"]))
                 continue
             self.slot = event.get("id_slot", self.slot)
@@ -100,7 +132,7 @@ class LlamaReply(Telling):
         return not set(self.request.params.stop_token_ids).isdisjoint(event.get("tokens", ()))
 
     def _take_tokens(self, event: Mapping[str, Any]) -> None:
-        made = int(event["tokens_predicted"])
+        made = self._before + int(event["tokens_predicted"])
         ids = [int(token) for token in event.get("tokens", ())]
         # Of a character of several tokens only the last one's id is told: the others are read off its text.
         self._take_ids(ids if made - self._written == len(ids) else self._encode(str(event.get("content", ""))))
@@ -113,17 +145,20 @@ class LlamaReply(Telling):
         by_itself = event.get("stop_type") == "eos"
         if by_itself and self._pending_logprobs and not self._pending_logprobs[-1].text:
             self._pending_logprobs.pop()  # the end token, which is no part of the reply
-        made = int(event["tokens_predicted"])
+        made = self._before + int(event["tokens_predicted"])
         self._written = made - by_itself
         self._count(made)
-        self.cached_tokens = int(event.get("timings", {}).get("cache_n", self.cached_tokens))
+        if not self._before:
+            self.cached_tokens = int(event.get("timings", {}).get("cache_n", self.cached_tokens))
         return "length" if event.get("stop_type") == "limit" else "stop"
 
     def _count_guesses(self, timings: Mapping[str, Any]) -> None:
         """llama.cpp tells these of replies that it guessed for; with each token where asked, so that no end misses
         them."""
-        self.drafted_tokens = int(timings.get("draft_n", self.drafted_tokens))
-        self.accepted_tokens = int(timings.get("draft_n_accepted", self.accepted_tokens))
+        if "draft_n" in timings:
+            drafted, accepted = self._guessed_before
+            self.drafted_tokens = drafted + int(timings["draft_n"])
+            self.accepted_tokens = accepted + int(timings.get("draft_n_accepted", 0))
 
     def _take_ids(self, ids: Sequence[int]) -> None:
         self.tokens += ids

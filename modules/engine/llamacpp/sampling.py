@@ -11,7 +11,7 @@ from typing import Any
 from modules.errors import BadValue
 from modules.sampling import GenerationParams
 
-_SEEDS = 2**32 - 1  # the last one means "draw one" to llama.cpp
+SEEDS = 2**32 - 1  # the last one means "draw one" to llama.cpp
 # What llama.cpp has no sampler for, and the value that switches each off.
 MISSING: dict[str, float] = {
     "tfs": 1, "top_a": 0, "epsilon_cutoff": 0, "eta_cutoff": 0, "smoothing_factor": 0, "encoder_repetition_penalty": 1,
@@ -76,7 +76,7 @@ def sampling_fields(params: GenerationParams, context_tokens: int, grammar: str 
         "mirostat_tau": params.mirostat_tau,
         "mirostat_eta": params.mirostat_eta,
         "ignore_eos": params.ban_eos_token,
-        "seed": params.seed % _SEEDS if params.seed >= 0 else secrets.randbelow(_SEEDS),
+        "seed": params.seed % SEEDS if params.seed >= 0 else secrets.randbelow(SEEDS),
         "n_probs": params.logprobs,
         "post_sampling_probs": params.sampled_logprobs,
         "grammar": grammar,

@@ -1,13 +1,15 @@
 """The generation loop for many: one forward step for all rows, each with its own sampler, stop strings and end.
 
-It decides which requests run (fairly, and never more than the KV memory can hold to their end), and which of them pays
-for an error. The paged model itself is paged.py's; what a request is, reply.py's.
+It decides which requests run, fairly: as many as the KV memory holds, whose rows give way to others where it runs short
+(shares.py) and go on later; and which of them pays for an error. The paged model itself is paged.py's; what a request
+is, reply.py's.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
 
 import torch
 
@@ -19,6 +21,7 @@ from modules.engine.loops.paged import PagedModel, Stretch
 from modules.engine.loops.reply import SMALLEST_CHUNK_TOKENS, Reply, end_without_gpu, is_out_of_memory, smaller_chunk
 from modules.engine.loops.serial import release_memory
 from modules.engine.loops.speculation import Chosen, Speculation
+from modules.engine.shares import Shares, following
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ class BatchedEngine(LoopEngine):
         self._rows: dict[str, Reply] = {}
         self._chosen: dict[str, Chosen] = {}
         self._speculation = Speculation(loaded)
-        self._reserved: dict[str, int] = {}
+        self._shares = Shares(self._paged.units)
         self._unproven: set[str] = set()  # rows that have not come through a step yet
         self._suspects: deque[Reply] = deque()  # rows of a failed step; each has to come through one alone
         self._retries: dict[str, int] = {}
@@ -47,11 +50,12 @@ class BatchedEngine(LoopEngine):
         self._start()
 
     def _work(self) -> bool:
-        for reply in [*self._rows.values(), *self._suspects]:
+        for reply in self._begun():
             if reply.cancelled:
                 self._end(reply, "cancelled")
         self._admit()
         self._attend()
+        self._make_way()
         if not self._rows:
             return False
         for reply in self._rows.values():
@@ -76,12 +80,14 @@ class BatchedEngine(LoopEngine):
             if not self._unproven:
                 self._make_row(self._suspects.popleft())
             return
-        while (waiting := self._queue.peek()) is not None and self._has_room(waiting):
-            reply = self._next()
-            if reply is None:
-                return
+        while came := self._following():
+            reply, rows = came
+            for row_id in rows:
+                self._give_way(self._rows[row_id])
+            self._next_of(reply.request.user)
             try:
-                reply.start()
+                if not reply.begun:
+                    reply.start()
             except Exception as error:
                 self._fail(reply, error)
                 continue
@@ -90,12 +96,42 @@ class BatchedEngine(LoopEngine):
             else:
                 self._make_row(reply)
 
+    def _following(self) -> tuple[Reply, Sequence[str]] | None:
+        with self._changed:
+            heads = self._queue.heads()
+        return following(heads, self._shares, self._has_room, self._way_for)
+
     def _has_room(self, reply: Reply) -> bool:
+        """Whether it fits beside the rows, with what it may soon write, and could come to its end alone."""
         if not self._rows:
             return True
-        units = self._paged.units(_most_tokens(reply))
-        fits = sum(self._reserved.values()) + units <= self._paged.capacity
-        return fits and len(self._rows) < self._paged.most_rows
+        most, capacity = _most_tokens(reply), self._paged.capacity
+        fits = self._shares.reserved + self._shares.needs(_held(reply), most) <= capacity
+        return fits and self._paged.units(most) <= capacity and len(self._rows) < self._paged.most_rows
+
+    def _way_for(self, reply: Reply) -> Sequence[str]:
+        """The rows that give way to it, since their turn is over; none where that is not enough."""
+        most = _most_tokens(reply)
+        if self._paged.units(most) > self._paged.capacity:
+            return ()
+        needed, limits = self._shares.needs(_held(reply), most), (self._paged.capacity, self._paged.most_rows)
+        return self._shares.over(reply.request.user, needed, *limits)
+
+    def _make_way(self) -> None:
+        """Promise the rows what they are about to hold; where that is more than there is, some give way."""
+        ahead = MOST_DRAFTED if len(self._rows) == 1 else 0
+        grown = [self._shares.grow(row_id, _held(reply) + ahead) for row_id, reply in self._rows.items()]
+        if not any(grown) and not self._unproven:
+            return
+        while len(self._rows) > 1 and self._shares.reserved > self._paged.capacity:
+            self._give_way(self._rows[self._shares.gives_way()])
+        if any(grown):
+            self._paged.make_room(self._shares.reserved)
+
+    def _give_way(self, reply: Reply) -> None:
+        """Take its row away: it goes on later, from its tokens."""
+        self._forget(reply)
+        self._step_aside(reply)
 
     def _make_row(self, reply: Reply) -> None:
         """Add its row, to a pool brought back to its planned size if it was made smaller and would not hold it."""
@@ -109,8 +145,8 @@ class BatchedEngine(LoopEngine):
 
     def _add_row(self, reply: Reply) -> None:
         row_id = reply.request.id
-        self._reserved[row_id] = self._paged.units(_most_tokens(reply))
-        self._paged.add(row_id, reply.ids, reserved_units=sum(self._reserved.values()), whose=reply.request.whose)
+        self._shares.put(row_id, reply.request.user, _held(reply), _most_tokens(reply))
+        self._paged.add(row_id, reply.ids, reserved_units=self._shares.reserved, whose=reply.request.whose)
         if reply.scoring is not None and reply.scores_prompt:
             self._paged.score(row_id, reply.scoring, reply.score)
         self._rows[row_id] = reply
@@ -143,11 +179,12 @@ class BatchedEngine(LoopEngine):
             self._unproven.discard(stretch.row_id)
             if not reply.new_tokens:
                 reply.cached_tokens = stretch.start
-                reply.prefilled(stretch.start, total)
-        if not reply.new_tokens:
+            reply.prefilled(stretch.start, total)
+        if self._shares.reads(stretch.row_id):
             reply.prefilled(stretch.end, total)
         if not stretch.chose:
             return None
+        self._shares.writes(stretch.row_id)
         if not reply.request.writes:
             self._end(reply, "cancelled" if reply.cancelled else "length")
             return None
@@ -179,7 +216,7 @@ class BatchedEngine(LoopEngine):
             self._paged.remove(row_id)
         if reply in self._suspects:
             self._suspects.remove(reply)
-        self._reserved.pop(row_id, None)
+        self._shares.remove(row_id)
         self._retries.pop(row_id, None)
         self._unproven.discard(row_id)
 
@@ -192,9 +229,8 @@ class BatchedEngine(LoopEngine):
         if out_of_memory:
             error.__traceback__ = error.__context__ = None  # its frames hold what the step had computed
         self._paged.reset(forget_prefixes=out_of_memory)
-        for mapping in (self._rows, self._reserved):
-            mapping.clear()
-        self._unproven.clear()
+        for rows_of in (self._rows, self._shares, self._unproven):
+            rows_of.clear()
         guilty: list[Reply] = []
         suspects: list[Reply] = []
         if out_of_memory:
@@ -250,9 +286,12 @@ class BatchedEngine(LoopEngine):
         return self._retries[row_id] > MOST_RETRIES
 
     def _shut_down(self) -> None:
-        for reply in [*self._rows.values(), *self._suspects]:
+        for reply in self._begun():
             self._end(reply, "cancelled")
         self._paged.close()
+
+    def _begun(self) -> list[Reply]:
+        return [*self._rows.values(), *self._suspects]
 
     def _kv_tokens(self) -> tuple[int, int]:
         return sum(len(reply.ids) for reply in list(self._rows.values())), self._paged.capacity_tokens
@@ -261,3 +300,8 @@ class BatchedEngine(LoopEngine):
 def _most_tokens(reply: Reply) -> int:
     """Tokens that a reply's row may come to hold."""
     return len(reply.ids) + reply.limit - reply.new_tokens
+
+
+def _held(reply: Reply) -> int:
+    """Tokens that it holds: prompt and reply so far."""
+    return len(reply.request.prompt_ids) + len(reply.tokens)

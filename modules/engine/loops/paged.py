@@ -151,16 +151,29 @@ class PagedModel:
         return low
 
     def add(self, row_id: str, tokens: Sequence[int], *, reserved_units: int, whose: str = "") -> None:
-        """A new row that begins with `tokens`. `reserved_units` is what all rows may come to take, this one included.
+        """A new row that begins with `tokens`. `reserved_units` is what all rows are promised, this one included.
 
         Pages of ended rows stay for others of the same `whose` that begin alike, until the room is needed: the oldest
         go first.
         """
-        self._make_room(reserved_units, tokens, whose)
+        self.make_room(reserved_units, tokens, whose)
         self._apart.put(row_id, whose)
         take_lowest_first(self._cache)
         state = RequestState(request_id=row_id, initial_tokens=list(tokens), max_new_tokens=None)
         self._processor.scheduler.add_waiting_request(state)
+
+    def make_room(self, reserved_units: int, tokens: Sequence[int] = (), whose: str = "") -> None:
+        """Drop the oldest kept pages until all rows can grow to what is reserved, but not those that `tokens` share."""
+        room = max(0, self.capacity - reserved_units)
+        for allocator in self._allocators:
+            ledger = allocator.ledger
+            shared = self._apart.shared(allocator, tokens, whose)
+            kept = [block for block in ledger.cached_blocks if block not in shared]
+            for block in kept[: max(0, len(kept) - room * allocator.blocks_per_sector)]:
+                del ledger.cached_blocks[block]
+                ledger.hash_to_block.pop(ledger.block_to_hash.pop(block))
+                allocator.pool.free_blocks(allocator.index, [block])
+        self._cache.pool.try_to_free_sectors()
 
     def droppable(self, row_id: str, most: int) -> int:
         """Of `most` tokens that the row would read after its last one, how many could be forgotten again."""
@@ -244,19 +257,6 @@ class PagedModel:
             if self._drafts.tokens:
                 tokens = self._drafts.settle(row_ids, tokens)
             output_ids[0, : len(tokens)] = torch.tensor(tokens, dtype=output_ids.dtype)
-
-    def _make_room(self, reserved_units: int, tokens: Sequence[int], whose: str) -> None:
-        """Drop the oldest kept pages until all rows can grow to what is reserved, but not those that `tokens` share."""
-        room = max(0, self.capacity - reserved_units)
-        for allocator in self._allocators:
-            ledger = allocator.ledger
-            shared = self._apart.shared(allocator, tokens, whose)
-            kept = [block for block in ledger.cached_blocks if block not in shared]
-            for block in kept[: max(0, len(kept) - room * allocator.blocks_per_sector)]:
-                del ledger.cached_blocks[block]
-                ledger.hash_to_block.pop(ledger.block_to_hash.pop(block))
-                allocator.pool.free_blocks(allocator.index, [block])
-        self._cache.pool.try_to_free_sectors()
 
     def _count_blocks(self, loaded: LoadedModel) -> int:
         """Pages a layer: as the plan's KV budget says, one context where it says nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
@@ -31,6 +32,7 @@ from modules.engine.loops.reply import (
 from modules.engine.loops.rows import CausalRow, EncoderDecoderRow, Row, Shelf
 from modules.engine.loops.seeing_row import SeeingRow
 from modules.engine.loops.speculation import Speculation
+from modules.engine.shares import turn_s
 from modules.heap import LARGE_STEP_TOKENS, give_back
 
 log = logging.getLogger(__name__)
@@ -98,7 +100,8 @@ def _checked(row: CausalRow, token: int, drafted: list[int], choose: Choose) -> 
 
 
 class SerialEngine(LoopEngine):
-    """One request at a time, users in turn; KV caches of the last conversations are kept for their next turn."""
+    """One request at a time, users in turn, none of them without end while others wait; KV caches of the last
+    conversations are kept for their next turn."""
 
     def __init__(self, loaded: LoadedModel, *, queue_limit: int = QUEUE_LIMIT, fixed: FixedRow | None = None) -> None:
         """`fixed`: the one row that runs all requests, whose memory is taken already; none is kept beside it."""
@@ -122,21 +125,25 @@ class SerialEngine(LoopEngine):
             return False
         end = self._serve(reply)
         self._row = None
+        if end is None:
+            self._step_aside(reply)
+            return True
         self._done(reply)
         end()
         return True
 
-    def _serve(self, reply: Reply) -> Callable[[], None]:
-        """Generate all of `reply`; what is left to do is telling its end."""
+    def _serve(self, reply: Reply) -> Callable[[], None] | None:
+        """Generate `reply` until it ends, and what is left to do is telling its end, or its turn does: None."""
         try:
-            reply.start(decoder_start=self._decoder_start())
+            if not reply.begun:
+                reply.start(decoder_start=self._decoder_start())
             reason = self._generate_within_memory(reply)
         except Exception as error:
             end_without_gpu(error)
             return partial(reply.fail, error)
-        return partial(reply.finish, reason)
+        return partial(reply.finish, reason) if reason else None
 
-    def _generate_within_memory(self, reply: Reply) -> FinishReason:
+    def _generate_within_memory(self, reply: Reply) -> FinishReason | None:
         """Generate; where memory runs out, give up one thing after the other and go on from the tokens so far."""
         chunk = self.loaded.plan.run.prefill_chunk
         while True:
@@ -166,8 +173,8 @@ class SerialEngine(LoopEngine):
         shrinks = chunk > SMALLEST_CHUNK_TOKENS and not self.loaded.is_encoder_decoder  # an encoder reads all at once
         return "chunk" if shrinks and "chunk" not in reply.given_up else None
 
-    def _generate(self, reply: Reply, chunk: int) -> FinishReason:
-        """Run `reply` from the tokens that it holds to its end."""
+    def _generate(self, reply: Reply, chunk: int) -> FinishReason | None:
+        """Run `reply` from the tokens that it holds to its end, or that of its turn."""
         if reply.cancelled:
             return "cancelled"
         row, ids = self._row_for(reply)
@@ -182,12 +189,13 @@ class SerialEngine(LoopEngine):
             self._shelf.put(row)
         return reason
 
-    def _run_steps(self, reply: Reply, row: Row, ids: list[int], chunk: int) -> FinishReason:
+    def _run_steps(self, reply: Reply, row: Row, ids: list[int], chunk: int) -> FinishReason | None:
         draft = partial(self._draft, reply, row) if isinstance(row, CausalRow) else None
         score = None
         if reply.scoring is not None and reply.scores_prompt:
             score, chunk = reply.score, min(chunk, reply.scoring.stretch_tokens)
         choose = reply.choose if reply.request.writes else _none
+        began, turn_ends = time.monotonic(), 0.0
         for step in steps(row, ids, choose, chunk=chunk, draft=draft, score=score):
             self._attend()
             if reply.cancelled:
@@ -195,9 +203,18 @@ class SerialEngine(LoopEngine):
             if isinstance(step, int):
                 if reason := reply.take(step):
                     return reason
+                now = time.monotonic()
+                turn_ends = turn_ends or now + turn_s(now - began)
+                if now >= turn_ends and self._others_wait(reply.request.user):
+                    reply.forget_guesses()
+                    return None
             elif isinstance(row, CausalRow):  # an encoder has told its own progress
                 reply.prefilled(step.done, step.total)
         return "length"
+
+    def _others_wait(self, user: str) -> bool:
+        with self._changed:
+            return any(reply.request.user != user for reply in self._queue.heads())
 
     def _draft(self, reply: Reply, row: CausalRow) -> list[int]:
         return self._speculation.draft(reply, row.droppable(MOST_DRAFTED))
