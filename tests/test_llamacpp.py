@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ import xllamacpp
 from transformers import AutoModelForCausalLM
 
 from modules.engine import shares
-from modules.engine.base import Delta, Engine, Event, Finished, GenerationRequest, Queued, TextPiece
+from modules.engine.base import Degraded, Delta, Engine, Event, Finished, GenerationRequest, Queued, TextPiece
 from modules.engine.control_tokens import PieceEncoder
 from modules.engine.host.host import EngineHost
 from modules.engine.host.worker import LoadByName
@@ -286,20 +286,38 @@ def test_requests_that_may_fill_the_cache_are_not_let_in_together(engine: Engine
 def test_rows_give_way_where_the_cache_runs_short_and_go_on_from_their_tokens(file: Path) -> None:
     with engine_of(plan_of(file, 1024)) as engine:
         at_once: list[int] = []
-        asks = [
-            Ask(f"{n}", [65 + n] * 20, long(700), user=f"u{n}", at_event=lambda _: at_once.append(len(engine._shares)))
-            for n in range(3)
-        ]
+        params = long(700, presence_penalty=0.01)  # of which it has something to say
+
+        def count(_: Event) -> None:
+            at_once.append(len(engine._shares))
+
+        asks = [Ask(f"{n}", [65 + n] * 20, params, user=f"u{n}", at_event=count) for n in range(3)]
         for ask in asks:
             ask.submit(engine)
         for ask in asks:
             assert ask.wait().end.reason == "length"
             assert len(ask.tokens) == ask.end.usage.completion_tokens == 700
             assert ask.end.usage.prompt_tokens == 20 and ask.end.usage.cached_tokens < 20
+            assert sum(isinstance(event, Degraded) for event in ask.events) == 1, "a notice is told once"
         assert max(at_once) == 3
         assert any(map(pauses, asks)), "three rows of 720 tokens were never in each other's way in 1,024"
-        alone = Ask("alone", [65] * 20, long(700)).run(engine)
+        alone = Ask("alone", [65] * 20, params).run(engine)
         assert alone.text[:200] == asks[0].text[:200]
+
+
+def test_who_is_asked_to_give_way_before_there_is_a_stream_gives_way_at_once() -> None:
+    closed: list[bool] = []
+
+    class Stream:
+        def close(self) -> None:
+            closed.append(True)
+
+    reply = LlamaReply(GenerationRequest("1", "u", (65,), long(5)), ignore, lambda _: [], longest=CONTEXT)
+    reply.give_way()
+    reply.begin_stream(cast(Any, Stream()))
+    assert closed == [True]
+    reply.step_aside()
+    assert not reply.gives_way
 
 
 def test_a_reply_whose_turn_is_over_lets_others_come(roomy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

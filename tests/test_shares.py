@@ -71,6 +71,22 @@ def test_a_row_that_could_not_go_on_later_is_promised_all_and_stays() -> None:
     assert shares.over("cleo", 3000, 10_000, 8) == []
 
 
+def test_rows_that_leave_count_as_gone_for_who_waits_and_are_asked_once() -> None:
+    shares, clock = shares_of(("b1", "bo", 4000, 4000), ("b2", "bo", 1000, 1000), ("c", "cleo", 1000, 1000))
+    for row in ("b1", "b2", "c"):
+        shares.writes(row)
+    clock.now = LEAST_TURN_S
+    shares.leave("b2")
+    assert (shares.reserved, shares.lasting) == (6000, 5000)
+    assert shares.over("ann", 1000, 6000, 8) == [], "there is room once it has left"
+    assert shares.over("ann", 2000, 6000, 8) == ["b1"]
+    assert shares.gives_way() == "b1"
+    shares.leave("b1")
+    assert shares.gives_way() == "c"
+    shares.remove("b1")
+    assert (shares.reserved, shares.lasting) == (2000, 1000)
+
+
 def test_a_turn_lasts_as_long_as_what_was_read_for_it_is_worth() -> None:
     shares, clock = shares_of(("b", "bo", 8000, 8000))
     assert shares.reads("b")

@@ -41,6 +41,7 @@ class _Share:
     began: float
     stays: bool
     turn_ends: float | None = None  # once its text is read
+    leaves: bool = False
 
 
 class Shares:
@@ -56,6 +57,11 @@ class Shares:
     def reserved(self) -> int:
         """Units that all rows are promised."""
         return sum(self._taken().values())
+
+    @property
+    def lasting(self) -> int:
+        """Units that the rows are promised which have not been asked to give way."""
+        return self.reserved - self._leaving()
 
     def __len__(self) -> int:
         return len(self._shares)
@@ -82,6 +88,10 @@ class Shares:
     def clear(self) -> None:
         """All rows are gone."""
         self._shares.clear()
+
+    def leave(self, row_id: str) -> None:
+        """It is asked to give way; what it holds is free once it is removed."""
+        self._shares[row_id].leaves = True
 
     def reads(self, row_id: str) -> bool:
         """Whether its text is still read."""
@@ -112,12 +122,14 @@ class Shares:
         """The rows that give way to one of `user` that needs so many units; none where that would not be room enough,
         or where `user` has a row already.
 
-        Of the others only those whose turn is over, of who is promised most first.
+        Of the others only those whose turn is over, of who is promised most first. Rows that leave already count as
+        gone.
         """
         if self.has_rows(user):
             return []
         now, left, going = self._clock(), self._taken(), list[str]()
         over = [row for row in self._movable() if (self._shares[row].turn_ends or math.inf) <= now]
+        left = {row: units for row, units in left.items() if not self._shares[row].leaves}
         while sum(left.values()) + needed > capacity or len(left) >= most_rows:
             row = _next_to_go(self._shares, left, over)
             if row is None:
@@ -128,7 +140,10 @@ class Shares:
         return going
 
     def _movable(self) -> list[str]:
-        return [row for row, share in self._shares.items() if not share.stays]
+        return [row for row, share in self._shares.items() if not (share.stays or share.leaves)]
+
+    def _leaving(self) -> int:
+        return sum(self._units(share.promised) for share in self._shares.values() if share.leaves)
 
     def _taken(self) -> dict[str, int]:
         return {row: self._units(share.promised) for row, share in self._shares.items()}

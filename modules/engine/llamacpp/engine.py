@@ -232,6 +232,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         """Have a row end; its thread puts it aside then."""
         reply = self._active[row_id]
         if isinstance(reply, LlamaReply):
+            self._shares.leave(row_id)
             reply.give_way()
 
     def _goes_on(self, reply: LlamaReply) -> None:
@@ -241,7 +242,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
             self._shares.writes(reply.request.id)
             if not self._shares.grow(reply.request.id, reply.held_tokens + SLACK_TOKENS):
                 return
-            if len(self._shares) > 1 and self._shares.reserved > self._info.context_tokens:
+            while len(self._shares) > 1 and self._shares.lasting > self._info.context_tokens:
                 self._ask_aside(self._shares.gives_way())
 
     def _serve(self, reply: LlamaReply | LlamaEmbedding) -> None:
@@ -258,12 +259,13 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
     def _generate(self, reply: LlamaReply | LlamaEmbedding) -> Callable[[], None] | None:
         """What is left to do is telling its end; None where it gave way."""
         try:
-            if not reply.begun:
+            begins = not reply.begun
+            if begins:
                 reply.begin()
             if isinstance(reply, LlamaEmbedding):
                 with self._slots.stranger(reply.request.whose):
                     return partial(reply.finish, reply.read(self._server))
-            for notice in notices(reply.request.params):
+            for notice in notices(reply.request.params) if begins else ():
                 reply.degraded(notice, "llama.cpp's samplers see one text.")
             reason = self._read(reply)
             return partial(reply.finish, reason) if reason else None
