@@ -63,7 +63,7 @@ SEEING_TEMPLATE = (
 )
 SCRIPT_FILE = "script.json"
 
-StepFault = Literal["", "raise", "oom", "hang", "exit", "kill"]
+StepFault = Literal["", "raise", "oom", "hang", "exit", "kill", "wait"]
 LoadFault = Literal["", "raise", "refuse", "oom", "hang", "exit", "kill"]
 
 
@@ -73,9 +73,9 @@ class Script:
 
     One step emits one character, whose tokens are its UTF-8 bytes. `reply` is said once, or over and over if
     `endless`; `echo` says the decoded prompt instead, `quote` too, with signs in it that no stop string can meet.
-    `tokens_per_s` 0 is as fast as it goes. At step `fault_at` of
-    every reply `fault` strikes: an exception or out-of-memory in the step, a hang that ignores cancel, exit code 7, or
-    SIGKILL. `load_fault` strikes after `load_s` seconds of loading in ten steps; `ballast_bytes` are held while loaded.
+    `tokens_per_s` 0 is as fast as it goes. At step `fault_at` of every reply `fault` strikes: an exception or
+    out-of-memory in the step, a hang that ignores cancel, exit code 7, SIGKILL, or for a second another reply has its
+    turn. `load_fault` strikes after `load_s` seconds of loading in ten steps; `ballast_bytes` are held while loaded.
     One that `sees` takes a token for every 32 × 32 pixels of a picture.
     """
 
@@ -284,6 +284,9 @@ class ScriptedEngine:
             if row.cancelled.wait(1 / self.script.tokens_per_s if self.script.tokens_per_s else 0):
                 return "cancelled"
             self._strike(step)
+            if self.script.fault == "wait" and step == self.script.fault_at:
+                row.emit(Queued(0))
+                time.sleep(1)
             delta = _delta(character, row.request.params)
             clock.count(delta)
             row.emit(delta)

@@ -156,7 +156,7 @@ def live_view(reply: ReplyView, markdown: StreamingMarkdown, *, show_text: bool 
 
 
 def waiting_line(reply: ReplyView) -> str:
-    """What a reply waits for before its first token, in words."""
+    """What a reply waits for before its first token, or before it goes on, in words."""
     if reply.position is not None:
         return t("Waiting, {number} before you", number=reply.position) if reply.position else t("You are next")
     if reply.prefill and reply.prefill[1]:

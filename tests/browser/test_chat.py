@@ -320,6 +320,17 @@ def test_without_streaming_the_reply_appears_when_it_is_complete(start: Start, v
     expect(replies(page).locator(".body")).to_contain_text("word word")
 
 
+def test_a_reply_that_gives_way_says_so_below_its_text_until_it_goes_on(start: Start, visit: OpenPage) -> None:
+    page = visit(start(Script(reply="Seven words come, and then it waits.", fault="wait", fault_at=20)))
+    send(page, "Hi")
+    waiting = page.locator(".message.streaming .waiting")
+    expect(waiting).to_have_text("You are next")
+    expect(waiting).to_be_visible()
+    assert last_reply(page).inner_text().startswith("Seven words")
+    expect(last_reply(page)).to_contain_text("it waits.")
+    expect(page.locator(".waiting")).to_have_count(0)
+
+
 def show_all(page: Page, messages: int) -> None:
     """A long conversation opens with its last 60 messages; the button above them brings up to 100 more."""
     shown = 60

@@ -690,7 +690,8 @@
     if (line.childElementCount !== view.told.length) line.replaceWith(told(view.told));
     const started = view.tail || view.blocks.length || view.thought;
     node.classList.toggle("started", Boolean(started));
-    node.querySelector(".waiting-text").textContent = started ? "" : view.waiting;
+    node.classList.toggle("paused", Boolean(started && view.waiting));
+    node.querySelector(".waiting-text").textContent = view.waiting;
   }
 
   function finish(message, view) {
