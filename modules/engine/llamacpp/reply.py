@@ -91,9 +91,14 @@ class LlamaReply(Telling):
 
     def begin_stream(self, stream: Stream) -> None:
         """Its events come from `stream` now."""
-        self._before, self.gives_way = self._written, False
+        self._before = self._written
         self._guessed_before = self.drafted_tokens, self.accepted_tokens
         self.stream = stream
+
+    def step_aside(self) -> None:
+        """It has given way."""
+        super().step_aside()
+        self.gives_way = False
 
     def give_way(self) -> None:
         """End its stream: it goes on later, with another one."""
