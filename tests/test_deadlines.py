@@ -87,6 +87,7 @@ DEADLINES = {
     "modules/engine/host/patience.py: queue_s": 60,
     "modules/engine/host/patience.py: close_s": 0.7,
     "modules/engine/intake.py: CLOSE_TIMEOUT_S": 5,  # the step under way
+    "modules/engine/llamacpp/stream.py: LET_GO_S": 10,  # a piece of a prompt
     "modules/engine/loops/held.py: FIRST_S": 0.05,  # of the processor
     "modules/engine/loops/held.py: EACH_S": 0.002,
     "modules/engine/vllm/server.py: END_S": 5,
@@ -132,7 +133,7 @@ modules/engine/host/host.py: TICK_S wait(1) finish(1)
 modules/engine/host/patience.py: cancel_s
 modules/engine/llamacpp/embedding.py: PASSED_BY_S
 modules/engine/llamacpp/reading.py: MOST_PAUSE_S GIVEN_UP_PAUSE_S
-modules/engine/llamacpp/stream.py: GATHER_S
+modules/engine/llamacpp/stream.py: GATHER_S LOOK_S
 modules/engine/loading/library_messages.py: _LEAST_STEP_S
 modules/engine/loops/batched.py: GATHER_S
 modules/engine/llamacpp/engine.py: LOOK_S

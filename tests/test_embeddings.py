@@ -15,9 +15,11 @@ import numpy
 import openai
 import pytest
 
+from modules.engine import shares
 from modules.engine.base import Delta, Embedding, Engine, Event, Finished, GenerationRequest, TextPiece
 from modules.engine.embedding import EmbeddingTelling
 from modules.engine.llamacpp import embedding as llamacpp_embedding
+from modules.engine.llamacpp import engine as llamacpp
 from modules.engine.llamacpp.embedding import longest_input, pooling_of
 from modules.errors import BadFlag, ContextLengthExceeded, GenerationFailed, NotAvailableHere
 from modules.memory.model.spec import inspect
@@ -29,7 +31,7 @@ from modules.settings import LoadOptions, Settings, check_together
 from tests import peers
 from tests.api_desk import Desk, real_api
 from tests.llamacpp_rig import TEXT, engine_of, long, plan_of
-from tests.loop_rig import TIMEOUT_S, Ask
+from tests.loop_rig import SHORT_TURNS, TIMEOUT_S, Ask, at_text, greedy, pauses
 from tests.shapes import llama, machine
 from tests.test_remote_servers import engine_of as remote_engine_of
 from tests.tiny_models import tiny_gguf
@@ -198,6 +200,54 @@ def test_one_that_waited_long_enough_comes_before_new_replies(engine: Engine, mo
     late.wait()
     first.wait()
     assert order.index("between") < order.index("late"), "of one token, it would else have ended first"
+
+
+def test_replies_whose_turn_is_over_give_way_to_one_that_waited_long_enough(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SHORT_TURNS.items():
+        monkeypatch.setattr(shares, name, value)
+    monkeypatch.setattr(llamacpp, "LOOK_S", 0.01)
+    monkeypatch.setattr(llamacpp_embedding, "PASSED_BY_S", 0.0)
+    with engine_of(embedding_plan(file)) as engine:
+        begun = threading.Event()
+        long_one = Ask("long", [40] * 8, long(400), user="ben", at_event=at_text(begun)).submit(engine)
+        assert begun.wait(TIMEOUT_S)
+        assert Asked(engine, [41] * 8, "between").vector
+        assert not long_one.done.is_set(), "it waited for the other's end"
+        assert len(long_one.wait().tokens) == 400 and pauses(long_one)
+
+
+def test_where_a_reply_follows_a_form_others_come_in_before_the_embedding_that_waits_for_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llamacpp_embedding, "PASSED_BY_S", 0.0)
+    order: list[str] = []
+    begun = threading.Event()
+
+    def note(name: str) -> Callable[[Event], None]:
+        def see(event: Event) -> None:
+            if isinstance(event, Delta):
+                begun.set()
+            if isinstance(event, Finished):
+                order.append(name)
+
+        return see
+
+    def form(engine: Engine, name: str, letters: int) -> Ask:
+        params = greedy(letters + 1, grammar=f'root ::= "a"{{{letters}}}')
+        return Ask(name, [40] * 8, params, user=name, at_event=note(name)).submit(engine)
+
+    with engine_of(embedding_plan(file)) as engine:
+        first = form(engine, "first", 300)
+        assert begun.wait(TIMEOUT_S)
+        between = Asked(engine, [41] * 8, "between", note("between"))
+        late = form(engine, "late", 1)
+        ana = Ask("ana", [42] * 8, long(1), user="ana", at_event=note("ana")).submit(engine)
+        for ask in (ana, late, first):
+            ask.wait()
+        assert between.vector
+    assert order == ["ana", "first", "between", "late"]
 
 
 def test_files_that_rank_texts_embed_none(file: Path) -> None:

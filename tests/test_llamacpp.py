@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from modules.engine.llamacpp import engine as llamacpp
 from modules.engine.llamacpp.engine import LlamaCppEngine, load
 from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, sampling_fields
+from modules.engine.llamacpp.stream import Stream
 from modules.errors import (
     BadValue,
     ContextLengthExceeded,
@@ -267,6 +269,25 @@ def test_a_cancelled_reply_ends_at_once_and_the_next_one_runs(engine: Engine, pr
     end = events[-1]
     assert isinstance(end, Finished) and end.reason == "cancelled" and 0 < end.usage.completion_tokens < 400
     assert len(Ask("after", prompt, long(5)).run(engine).tokens) == 5
+
+
+def test_a_stream_that_is_closed_waits_until_llama_cpp_has_dropped_its_row() -> None:
+    ours, its = socket.socketpair()
+    with its:
+        stream = Stream(ours, "/completion", {}, {})
+        its.recv(1 << 16)
+        closing = threading.Timer(0.05, stream.close)
+        closing.start()
+        assert list(stream) == [], "who reads a stream that is closed waits for nothing"
+        letting_go = threading.Thread(target=stream.let_go)
+        letting_go.start()
+        assert its.recv(1) == b"", "llama.cpp is not told"
+        its.sendall(b"HTTP/1.1 200 OK\r\n\r\ndata: {}\n\n")
+        letting_go.join(0.1)
+        assert letting_go.is_alive(), "the next prompt may begin beside the row"
+    letting_go.join(TIMEOUT_S)
+    closing.join()
+    assert ours.fileno() == -1
 
 
 def test_more_requests_than_rows_wait_their_turn_and_users_take_turns(engine: Engine, prompt: list[int]) -> None:

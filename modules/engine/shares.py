@@ -7,7 +7,6 @@ Pure bookkeeping: no model, no threads.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ AHEAD_TOKENS = 256
 # For so long a reply goes on whoever waits; where its text took long to read, for so many times as long, since it may
 # have to be read again later.
 LEAST_TURN_S = 10.0
-READINGS_A_TURN = 4
+READINGS_A_TURN = 2
 # So long others may pass somebody for whom there is no room.
 PATIENCE_S = 10.0
 
@@ -73,6 +72,9 @@ class Shares:
         """
         return self._units(_promise(held, most, stays))
 
+    def __contains__(self, row_id: str) -> bool:
+        return row_id in self._shares
+
     def has_rows(self, user: str) -> bool:
         """Whether a row of `user` runs."""
         return any(share.user == user for share in self._shares.values())
@@ -112,6 +114,12 @@ class Shares:
         share.promised = min(share.most, needed + AHEAD_TOKENS)
         return True
 
+    def is_over(self, row_id: str) -> bool:
+        """Whether its turn is, so that it gives way to who waits."""
+        share = self._shares[row_id]
+        movable = not (share.stays or share.leaves)
+        return movable and share.turn_ends is not None and share.turn_ends <= self._clock()
+
     def gives_way(self) -> str:
         """The row that gives way to the others: the newest one of the user who is promised most."""
         row = _next_to_go(self._shares, self._taken(), self._movable())
@@ -127,9 +135,9 @@ class Shares:
         """
         if self.has_rows(user):
             return []
-        now, left, going = self._clock(), self._taken(), list[str]()
-        over = [row for row in self._movable() if (self._shares[row].turn_ends or math.inf) <= now]
-        left = {row: units for row, units in left.items() if not self._shares[row].leaves}
+        left = {row: units for row, units in self._taken().items() if not self._shares[row].leaves}
+        going: list[str] = []
+        over = [row for row in self._shares if self.is_over(row)]
         while sum(left.values()) + needed > capacity or len(left) >= most_rows:
             row = _next_to_go(self._shares, left, over)
             if row is None:

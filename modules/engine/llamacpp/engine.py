@@ -180,6 +180,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
 
     def _admit(self) -> LlamaReply | LlamaEmbedding | None:
         with self._changed:
+            self._make_way_for_embeddings()
             came = following(self._heads(), self._shares, self._has_room, self._way_for)
             for row_id in came[1] if came else ():
                 self._ask_aside(row_id)
@@ -193,8 +194,8 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
             return reply
 
     def _heads(self) -> list[LlamaReply | LlamaEmbedding]:
-        """Each user's first in the queue, without those who have to pause."""
-        waits = {one: self._pause_s(one) for one in self._queue.heads()}
+        """Each user's first in the queue, without those who have to pause or come after an embedding."""
+        waits = {one: self._pause_s(one) for one in self._queue.heads() if not self._comes_later(one)}
         self._rest_s = min((wait_s for wait_s in waits.values() if wait_s), default=math.inf)
         return [one for one, wait_s in waits.items() if not wait_s]
 
@@ -213,13 +214,34 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
 
     def _look_again_s(self) -> float:
         """Soon, where somebody waits: a turn may be over."""
-        return min(self._rest_s, LOOK_S) if len(self._queue) else self._rest_s
+        with self._changed:
+            waits = len(self._queue) or any(isinstance(one, LlamaEmbedding) for one in self._active.values())
+        return min(self._rest_s, LOOK_S) if waits else self._rest_s
 
     def _has_room(self, reply: LlamaReply | LlamaEmbedding) -> bool:
-        overdue = any(isinstance(one, LlamaEmbedding) and one.waited_enough for one in self._active.values())
-        if len(self._shares) >= self._rows or (overdue and not isinstance(reply, LlamaEmbedding)):
+        if len(self._shares) >= self._rows:
             return False
         return self._shares.reserved + self._needs(reply) <= self._info.context_tokens
+
+    def _comes_later(self, reply: LlamaReply | LlamaEmbedding) -> bool:
+        """Whether an embedding that has waited enough comes before it: where one that stays is written there is no
+        embedding before its end, so others that give way may come in meanwhile."""
+        if isinstance(reply, LlamaEmbedding) or not self._embedding_is_due():
+            return False
+        return _stays(reply) or not any(_stays(one) for one in self._replies())
+
+    def _make_way_for_embeddings(self) -> None:
+        """Once all turns are over the replies give way to one that has waited enough; sooner it would not help it."""
+        rows = [one.request.id for one in self._replies() if one.request.id in self._shares]
+        if self._embedding_is_due() and all(map(self._shares.is_over, rows)):
+            for row_id in rows:
+                self._ask_aside(row_id)
+
+    def _embedding_is_due(self) -> bool:
+        return any(isinstance(one, LlamaEmbedding) and one.waited_enough for one in self._active.values())
+
+    def _replies(self) -> list[LlamaReply]:
+        return [one for one in self._active.values() if isinstance(one, LlamaReply)]
 
     def _needs(self, reply: LlamaReply | LlamaEmbedding) -> int:
         return self._shares.needs(_held(reply), reply.most_tokens, stays=_stays(reply))
@@ -282,14 +304,19 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
     def _read(self, reply: LlamaReply) -> FinishReason | None:
         if reply.cancelled:
             return "cancelled"
+        if reply.new_tokens >= reply.limit:  # it gave way before it heard of its end
+            return "length"
         with self._slots.place(reply.request.whose, reply.ids) as place:
             stream = self._server.stream(reply.body | place.fields)
             reply.begin_stream(stream)
             try:
                 # Who cancelled before there was a stream to close is seen at its first event.
-                return _follow(reply, stream, self._goes_on)
+                reason = _follow(reply, stream, self._goes_on)
+                if reason == "cancelled":
+                    reply.finish(reason)  # who leaves waits for nothing
+                return reason
             finally:
-                stream.close()
+                stream.let_go()
                 place.slot, place.held = reply.slot, reply.ids
 
     def _shut_down(self) -> None:

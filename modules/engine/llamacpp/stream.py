@@ -19,6 +19,8 @@ import h11
 from modules.errors import BadValue, ContextLengthExceeded, GenerationFailed, SnugError
 
 GATHER_S = 0.04
+LOOK_S = 0.25  # so often a reader to whom nothing comes sees whether it was closed
+LET_GO_S = 60.0
 _MOST_BYTES = 1 << 16
 _DATA, _DONE = b"data: ", b"data: [DONE]"
 
@@ -26,7 +28,8 @@ Event: TypeAlias = dict[str, Any]
 
 
 class Stream:
-    """The events of one completion, in bunches. Iterate it in one thread; `close` from any: the row is dropped then.
+    """The events of one completion, in bunches. Iterate it in one thread, which calls `let_go` in the end; `close` from
+    any: the row is dropped then.
 
     llama.cpp answers when the first part of the prompt is read; until then too, `close` ends it.
     """
@@ -44,6 +47,7 @@ class Stream:
         request = h11.Request(method="POST", target=path, headers=list(lines.items()))
         for part in (request, h11.Data(data=payload), h11.EndOfMessage()):
             connected.sendall(self._http.send(part) or b"")
+        connected.settimeout(LOOK_S)
 
     def __iter__(self) -> Iterator[list[Event]]:
         try:
@@ -51,18 +55,28 @@ class Stream:
         except (OSError, ValueError, h11.ProtocolError):
             if not self._closed:  # a socket that is shut under a reader fails in many ways
                 raise
-        finally:
-            self._socket.close()
 
     def close(self) -> None:
         """End it now."""
         self._closed = True
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def let_go(self) -> None:
+        """Close it and wait until llama.cpp has dropped the row: a token's time, or a piece of the prompt and a second.
+
+        Its tokens lie in the cache until then. Where another prompt comes before, and there is no room for both,
+        llama.cpp ends all rows with an error.
+        """
+        self.close()
+        with contextlib.suppress(OSError), self._socket:
+            self._socket.settimeout(LET_GO_S)
+            while self._socket.recv(_MOST_BYTES):  # it ends the connection when the row is to be dropped
+                pass
 
     def _bunches(self) -> Iterator[list[Event]]:
         rest, gathers, ended = b"", False, False
-        while not ended:
+        while not (ended or self._closed):
             text, ended = self._read()
             *lines, rest = (rest + text).split(b"\n")
             if self._status != 200:
@@ -74,14 +88,14 @@ class Stream:
             if not gathers and any("prompt_progress" not in event for event in events):
                 gathers = True
                 _gather_from(self._socket)
-        if self._status != 200:
+        if self._status != 200 and not self._closed:
             raise error_of(json.loads(rest))
 
     def _read(self) -> tuple[bytes, bool]:
         """The next bytes of the answer, and whether it ends with them."""
         try:
             self._http.receive_data(self._socket.recv(_MOST_BYTES))
-        except BlockingIOError:  # nothing came while gathering
+        except (BlockingIOError, TimeoutError):  # nothing came
             return b"", False
         parts = []
         while (event := self._http.next_event()) is not h11.NEED_DATA:
@@ -104,6 +118,7 @@ def _gather_from(connected: socket.socket) -> None:
     unix(7), socket(7): SO_RCVLOWAT with SO_RCVTIMEO. Elsewhere `recv` returns what is there.
     """
     if sys.platform == "linux":
+        connected.settimeout(None)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, int(GATHER_S * 1e6)))
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _MOST_BYTES)
 
