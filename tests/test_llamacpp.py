@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -300,6 +301,25 @@ def test_rows_give_way_where_the_cache_runs_short_and_go_on_from_their_tokens(fi
         assert any(map(pauses, asks)), "three rows of 720 tokens were never in each other's way in 1,024"
         alone = Ask("alone", [65] * 20, long(700)).run(engine)
         assert alone.text[:200] == asks[0].text[:200]
+
+
+def test_who_is_to_give_way_before_its_stream_begins_does() -> None:
+    reply = LlamaReply(GenerationRequest("r", "u", (1,), GenerationParams()), lambda _: None, lambda _: [], longest=9)
+    stream = MagicMock()
+    reply.give_way()
+    reply.begin_stream(stream)
+    stream.close.assert_called_once()
+    assert reply.gives_way
+    reply.step_aside()
+    assert not reply.gives_way
+
+
+def test_a_cache_that_is_full_of_others_ends_no_reply(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares.Shares, "grow", lambda *_: False)  # rows that write faster than anybody hears
+    with engine_of(plan_of(file, 1024)) as engine:
+        asks = [Ask(f"{n}", [65 + n] * 20, long(600), user=f"u{n}").submit(engine) for n in range(3)]
+        assert [ask.wait().end.reason for ask in asks] == ["length"] * 3
+        assert [len(ask.tokens) for ask in asks] == [600] * 3
 
 
 def test_a_reply_whose_turn_is_over_lets_others_come(roomy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,20 @@ def test_the_newest_row_of_who_is_promised_most_gives_way() -> None:
     assert shares.gives_way() == "a1"
 
 
+def test_as_many_rows_give_way_as_are_in_excess_those_that_go_already_counted() -> None:
+    rows = [(f"{user}{n}", user, 400, 400) for n in range(2) for user in ("ann", "bo")]
+    shares, _ = shares_of(*rows)
+    assert shares.in_excess(1600, []) == []
+    assert shares.in_excess(1000, []) == ["bo1", "ann1"]
+    assert shares.in_excess(1000, ["bo1"]) == ["ann1"]
+    assert shares.in_excess(1000, ["bo1", "ann1", "gone"]) == []
+    assert shares.in_excess(0, []) == ["bo1", "ann1", "bo0"], "one stays"
+    stays, _ = shares_of(("a", "ann", 400, 400))
+    for row in ("b", "c"):
+        stays.put(row, "bo", 400, 400, stays=True)
+    assert stays.in_excess(0, []) == ["a"]
+
+
 def test_rows_give_way_to_who_waits_once_their_turn_is_over() -> None:
     shares, clock = shares_of(("b1", "bo", 4000, 8000), ("b2", "bo", 1000, 8000), ("c", "cleo", 1000, 8000))
     for row in ("b1", "b2", "c"):

@@ -108,6 +108,22 @@ class Shares:
         assert row is not None  # those that stay outgrow no promise
         return row
 
+    def in_excess(self, capacity: int, going: Collection[str]) -> list[str]:
+        """The rows that have to give way, newest of who is promised most first, for the others to fit; one stays.
+
+        Those that are `going` already count as gone.
+        """
+        left, more = self._taken(), list[str]()
+        for row in going:
+            left.pop(row, None)
+        while len(left) > 1 and sum(left.values()) > capacity:
+            next_row = _next_to_go(self._shares, left, [row for row in self._movable() if row in left])
+            if next_row is None:
+                break
+            del left[next_row]
+            more.append(next_row)
+        return more
+
     def over(self, user: str, needed: int, capacity: int, most_rows: int) -> list[str]:
         """The rows that give way to one of `user` that needs so many units; none where that would not be room enough,
         or where `user` has a row already.

@@ -41,7 +41,7 @@ from modules.engine.llamacpp.stream import Stream
 from modules.engine.llamacpp.tokens import LlamaTokens, TokenTable
 from modules.engine.process.resident import peak_resident, reset_peak_resident
 from modules.engine.shares import Shares, following
-from modules.errors import GenerationFailed, ModelNotFound, SnugError
+from modules.errors import ContextLengthExceeded, GenerationFailed, ModelNotFound, SnugError
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.drafts import other_vocabulary
@@ -241,8 +241,9 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
             self._shares.writes(reply.request.id)
             if not self._shares.grow(reply.request.id, reply.held_tokens + SLACK_TOKENS):
                 return
-            if len(self._shares) > 1 and self._shares.reserved > self._info.context_tokens:
-                self._ask_aside(self._shares.gives_way())
+            going = [one.request.id for one in self._active.values() if isinstance(one, LlamaReply) and one.gives_way]
+            for row_id in self._shares.in_excess(self._info.context_tokens, going):
+                self._ask_aside(row_id)
 
     def _serve(self, reply: LlamaReply | LlamaEmbedding) -> None:
         """All of `reply`, in a thread of its own; its row is free before its end is told."""
@@ -268,7 +269,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
             reason = self._read(reply)
             return partial(reply.finish, reason) if reason else None
         except SnugError as error:
-            return partial(reply.finish, "error", error)
+            return None if self._was_overrun(reply, error) else partial(reply.finish, "error", error)
         except Exception as error:
             log.exception("request %s failed", reply.request.id)
             failure = GenerationFailed(
@@ -276,6 +277,15 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
                 remedy="Try again; the log has the details.",
             )
             return partial(reply.finish, "error", failure)
+
+    def _was_overrun(self, reply: LlamaReply | LlamaEmbedding, error: SnugError) -> bool:
+        """Whether the cache was full of others' tokens, sooner than rows could give way, and it can go on later."""
+        if not isinstance(error, ContextLengthExceeded) or not isinstance(reply, LlamaReply):
+            return False
+        with self._changed:
+            beside_others = len(self._shares) > 1
+        # Who wrote first goes on later whoever else there is: all rows end together, and are not counted at once.
+        return (not reply.stays) if reply.writes else beside_others
 
     def _read(self, reply: LlamaReply) -> FinishReason | None:
         if reply.cancelled:

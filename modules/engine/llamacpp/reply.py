@@ -90,16 +90,23 @@ class LlamaReply(Telling):
             self.stream.close()
 
     def begin_stream(self, stream: Stream) -> None:
-        """Its events come from `stream` now."""
-        self._before, self.gives_way = self._written, False
+        """Its events come from `stream` now; none do where it was to give way before."""
+        self._before = self._written
         self._guessed_before = self.drafted_tokens, self.accepted_tokens
         self.stream = stream
+        if self.gives_way:
+            stream.close()
 
     def give_way(self) -> None:
         """End its stream: it goes on later, with another one."""
         self.gives_way = True
         if self.stream is not None:
             self.stream.close()
+
+    def step_aside(self) -> None:
+        """It gave way: see Telling."""
+        super().step_aside()
+        self.gives_way = False
 
     def take(self, events: Iterable[Mapping[str, Any]]) -> FinishReason | None:
         """Tell what `events` say, their text at once. Says why the reply ends with them, None while it goes on."""
