@@ -341,6 +341,14 @@ def test_who_is_asked_to_give_way_before_there_is_a_stream_gives_way_at_once() -
     assert not reply.gives_way
 
 
+def test_a_cache_that_is_full_of_others_ends_no_reply(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares.Shares, "grow", lambda *_: False)  # rows that write faster than anybody hears
+    with engine_of(plan_of(file, 1024)) as engine:
+        asks = [Ask(f"{n}", [65 + n] * 20, long(600), user=f"u{n}").submit(engine) for n in range(3)]
+        assert [ask.wait().end.reason for ask in asks] == ["length"] * 3
+        assert [len(ask.tokens) for ask in asks] == [600] * 3
+
+
 def test_a_reply_whose_turn_is_over_lets_others_come(roomy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SHORT_TURNS.items():
         monkeypatch.setattr(shares, name, value)

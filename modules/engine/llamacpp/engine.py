@@ -41,7 +41,7 @@ from modules.engine.llamacpp.stream import Stream
 from modules.engine.llamacpp.tokens import LlamaTokens, TokenTable
 from modules.engine.process.resident import peak_resident, reset_peak_resident
 from modules.engine.shares import Shares, following
-from modules.errors import GenerationFailed, ModelNotFound, SnugError
+from modules.errors import ContextLengthExceeded, GenerationFailed, ModelNotFound, SnugError
 from modules.memory.forecasting.llamacpp_sizes import SLOTS
 from modules.memory.model.spec import ModelSpec
 from modules.memory.planning.drafts import other_vocabulary
@@ -292,7 +292,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
             reason = self._read(reply)
             return partial(reply.finish, reason) if reason else None
         except SnugError as error:
-            return partial(reply.finish, "error", error)
+            return None if self._was_overrun(reply, error) else partial(reply.finish, "error", error)
         except Exception as error:
             log.exception("request %s failed", reply.request.id)
             failure = GenerationFailed(
@@ -300,6 +300,15 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
                 remedy="Try again; the log has the details.",
             )
             return partial(reply.finish, "error", failure)
+
+    def _was_overrun(self, reply: LlamaReply | LlamaEmbedding, error: SnugError) -> bool:
+        """Whether the cache was full of others' tokens, sooner than rows could give way, and it can go on later."""
+        if not isinstance(error, ContextLengthExceeded) or not isinstance(reply, LlamaReply):
+            return False
+        with self._changed:
+            beside_others = len(self._shares) > 1
+        # Who wrote first goes on later whoever else there is: all rows end together, and are not counted at once.
+        return (not reply.stays) if reply.writes else beside_others
 
     def _read(self, reply: LlamaReply) -> FinishReason | None:
         if reply.cancelled:
