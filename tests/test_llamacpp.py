@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -25,6 +26,7 @@ from modules.engine.control_tokens import PieceEncoder
 from modules.engine.host.host import EngineHost
 from modules.engine.host.worker import LoadByName
 from modules.engine.llamacpp import engine as llamacpp
+from modules.engine.llamacpp import stream
 from modules.engine.llamacpp.engine import LlamaCppEngine, load
 from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, sampling_fields
@@ -288,6 +290,25 @@ def test_a_stream_that_is_closed_waits_until_llama_cpp_has_dropped_its_row() -> 
     letting_go.join(TIMEOUT_S)
     closing.join()
     assert ours.fileno() == -1
+
+
+def test_a_stream_is_let_go_in_the_end_where_llama_cpp_writes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "LET_GO_S", 0.3)
+    ours, its = socket.socketpair()
+    with its:
+        closed = Stream(ours, "/completion", {}, {})
+        writing = threading.Thread(target=_write_on, args=(its,))
+        writing.start()
+        closed.let_go()
+        writing.join(TIMEOUT_S)
+    assert not writing.is_alive()
+
+
+def _write_on(connected: socket.socket) -> None:
+    """Until nobody reads any more."""
+    with contextlib.suppress(OSError):
+        while True:
+            connected.sendall(b"data: {}\n\n")
 
 
 def test_more_requests_than_rows_wait_their_turn_and_users_take_turns(engine: Engine, prompt: list[int]) -> None:

@@ -11,6 +11,7 @@ import json
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -70,8 +71,10 @@ class Stream:
         """
         self.close()
         with contextlib.suppress(OSError), self._socket:
+            until = time.monotonic() + LET_GO_S
             self._socket.settimeout(LET_GO_S)
-            while self._socket.recv(_MOST_BYTES):  # it ends the connection when the row is to be dropped
+            # It ends the connection when the row is to be dropped.
+            while self._socket.recv(_MOST_BYTES) and time.monotonic() < until:
                 pass
 
     def _bunches(self) -> Iterator[list[Event]]:
