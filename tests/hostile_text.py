@@ -179,3 +179,6 @@ _MATHS = (
     "$\\tag{{<script>{run}</script>}}$",
 )
 VECTORS = tuple(text.format(run=_RUN, host=CANARY) for text in (*_TAGS, *_MARKDOWN, *_MATHS))
+
+# Code for which expressions of Pygments try every way to share out blanks: hours, in which no other thread goes on.
+ENDLESS_CODE = {"c": "a" + " " * 9_000 + "f()" + " " * 9_000 + "!", "ini": "a" + " " * 40_000}

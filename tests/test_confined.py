@@ -18,6 +18,7 @@ from modules.chat.templates import TemplateWorker
 from modules.confined import confined_to
 from modules.engine.form_reading import Form, FormReader
 from modules.memory.model.links import followed_files
+from modules.ui.highlighting import Highlighter
 
 ROOT = Path(__file__).parent.parent
 TRIES = """
@@ -133,6 +134,12 @@ def ask_for_a_prompt() -> None:
         assert_confined("modules.chat.template_worker")
 
 
+def ask_for_colours() -> None:
+    with closing(Highlighter()) as highlighter:
+        assert "<span" in str(highlighter.html("def f(): pass", "python"))
+        assert_confined("modules.ui.highlight_worker")
+
+
 def assert_confined(module: str) -> None:
     """Children of this process that run `module` are there, and may gain no privileges, which confining asks for."""
     found = [child for child in psutil.Process().children() if module in child.cmdline()]
@@ -141,7 +148,7 @@ def assert_confined(module: str) -> None:
         assert "NoNewPrivs:\t1" in Path(f"/proc/{child.pid}/status").read_text(encoding="ascii")
 
 
-@pytest.mark.parametrize("ask", [ask_for_a_text, ask_for_a_form, ask_for_a_prompt])
+@pytest.mark.parametrize("ask", [ask_for_a_text, ask_for_a_form, ask_for_a_prompt, ask_for_colours])
 def test_who_reads_what_strangers_wrote_is_confined(
     ask: Callable[[], None], tries: tuple[bool, dict[str, str]]
 ) -> None:

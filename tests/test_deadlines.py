@@ -58,6 +58,7 @@ DEADLINES = {
     "modules/attachments/extracting.py: _START_S": 2,
     "modules/chat/templates.py: _START_S": 2,
     "modules/engine/form_reading.py: _START_S": 2,
+    "modules/ui/highlighting.py: _START_S": 2,
     "modules/engine/vllm/server.py: LOOK_S": 15,  # asks vLLM, torch and all, for its version
     "modules/engine/zero3/ranks.py: GATHER_TIMEOUT_S": 5,
     "modules/memory/dryruns/asking.py: _START_S": 15,
@@ -72,6 +73,8 @@ DEADLINES = {
     "modules/ui/side.py: EXPORT_S": 15,  # another export of the same person
     "modules/engine/form_reading.py: READ_S": 0.2,
     "modules/engine/form_worker.py: _LONGEST_S": 0.1,  # of the processor
+    "modules/ui/highlighting.py: HIGHLIGHT_S": 0.1,
+    "modules/ui/highlight_worker.py: _LONGEST_S": 0.1,
     "modules/memory/dryruns/asking.py: ANSWER_S": 8,
     "modules/machine_speeds.py: _MEASURING_S": 20,
     # extensions
@@ -160,6 +163,7 @@ modules/startup.py: DRY_RUNS_IDLE_S
 modules/ui/app.py: QUEUE_LOOKS_EVERY_S QUEUE_REPORTS_EVERY_S
 modules/ui/chat_tab.py: LONG_RENDER_S
 modules/ui/compare_tab.py: LOOKS_PER_S
+modules/ui/highlighting.py: PLAIN_S
 modules/ui/page_texts.py: _YEAR_S
 modules/ui/strip.py: FRESH_S
 """

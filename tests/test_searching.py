@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from modules.chat import database
 from modules.chat.packing import fold
 from modules.chat.searching import AFTER, Snippet, snippet_of, words_of
 from modules.chat.store import Store
@@ -162,3 +164,29 @@ def test_a_snippet_shows_what_was_found_in_its_own_spelling(text: str, start: in
 
 def test_folding_that_lengthens_a_text_does_not_move_the_snippet() -> None:
     assert snippet_of("ßßßß Straße ende", ["strasse"]) == Snippet("ßßßß ", "Straße", " ende")
+
+
+def test_nobody_elses_text_is_read_for_it_would_take_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def instr(text: str, word: str) -> int:
+        read.append(text)
+        return text.find(word) + 1
+
+    def prepare(connection: sqlite3.Connection) -> None:
+        prepared(connection)
+        connection.create_function("instr", 2, instr)
+
+    prepared = database._prepare
+    monkeypatch.setattr(database, "_prepare", prepare)
+    store = Store(tmp_path / "snug.db")
+    try:
+        say(store, "my own needle")
+        say(store, "a needle of Bob's", owner="bob")
+        for query in ("needle", "ne", "needle needle " * 60):
+            read.clear()
+            assert len(found(store, query)) == 1
+            assert {text for text in read if "bob" in text} == set()
+            assert read.count("my own needle") < 4, "each word once"
+    finally:
+        store.close()

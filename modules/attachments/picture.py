@@ -18,7 +18,7 @@ from modules.units import MiB
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 30_000
 MAX_KEPT_BYTES = 12 * MiB
-_JPEG_QUALITY = 92
+_JPEG_QUALITIES = (92, 75, 50, 25, 10)  # the first that gives a file of MAX_KEPT_BYTES
 _BACKGROUND = (255, 255, 255)
 _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _REMEDY = "Open it in a program for pictures and save it as PNG or JPEG."
@@ -88,12 +88,15 @@ def _drawn(image: Image.Image, most_side: int, turn: Image.Transpose | None) -> 
 
 
 def _saved(image: Image.Image, *, lossy: bool) -> tuple[bytes, PictureType]:
-    """A file of it; a PNG that grows too large becomes a JPEG."""
-    sink = io.BytesIO()
+    """A file of it; a PNG that grows too large becomes a JPEG, and that one of less quality."""
     if not lossy:
+        sink = io.BytesIO()
         image.save(sink, "PNG")
         if sink.tell() <= MAX_KEPT_BYTES:
             return sink.getvalue(), "image/png"
+    for quality in _JPEG_QUALITIES:
         sink = io.BytesIO()
-    image.save(sink, "JPEG", quality=_JPEG_QUALITY, exif=b"")
+        image.save(sink, "JPEG", quality=quality, exif=b"")
+        if sink.tell() <= MAX_KEPT_BYTES:
+            break
     return sink.getvalue(), "image/jpeg"

@@ -230,7 +230,7 @@ def with_attachments(connection: sqlite3.Connection, messages: Sequence[Message]
 
 def copy_attachments(connection: sqlite3.Connection, old_id: str, new_id: str, now: float) -> None:
     """Let copies of a message's files come with another message."""
-    for row in whole_rows(connection, "attachments", _OF_MESSAGE, [old_id]):
+    for row in whole_rows(connection, "attachments", _OF_MESSAGE, [old_id]):  # of MAX_FILES at most
         _copy(connection, row, new_id, now)
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from modules.chat.packing import pack, unpack
@@ -52,6 +52,16 @@ def characters_of(connection: sqlite3.Connection, owner: str, conversation_id: s
         (pack(conversation_id), pack(owner)),
     ).fetchone()
     return sum(part or 0 for part in row)
+
+
+def picture_bytes_of(connection: sqlite3.Connection, owner: str, conversation_id: str) -> int:
+    """Bytes of a conversation's pictures, all versions together; 0 for another's."""
+    (size,) = connection.execute(
+        "SELECT sum(length(picture)) FROM attachments JOIN messages ON messages.id = message_id"
+        " WHERE conversation_id = ? AND messages.owner = ?",
+        (pack(conversation_id), pack(owner)),
+    ).fetchone()
+    return size or 0
 
 
 def find_message(connection: sqlite3.Connection, owner: str, message_id: str) -> Message:
@@ -179,9 +189,15 @@ def to_stats(values: dict[str, Any]) -> ReplyStats:
 
 def whole_rows(connection: sqlite3.Connection, table: str, condition: str, values: Sequence[object]) -> list[Row]:
     """Rows of a table with all their columns, whatever version of Snug added them."""
+    return list(each_row(connection, table, condition, values))
+
+
+def each_row(connection: sqlite3.Connection, table: str, condition: str, values: Sequence[object]) -> Iterator[Row]:
+    """`whole_rows`, one in memory at a time."""
     cursor = connection.execute(f"SELECT * FROM {table} WHERE {condition}", values)
     names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor]
+    for row in cursor:
+        yield dict(zip(names, row, strict=True))
 
 
 def add_row(connection: sqlite3.Connection, table: str, row: Row) -> None:

@@ -36,13 +36,14 @@ from modules.chat.rows import (
     newest_leaf,
     pack_setup,
     path_to,
+    picture_bytes_of,
     require_place,
     show,
     to_conversation,
     with_siblings,
 )
 from modules.chat.shelf import Shelf
-from modules.chat.trees import check_system_prompt
+from modules.chat.trees import MOST_PICTURE_BYTES, check_system_prompt, too_many_pictures
 from modules.errors import NotFound, StaleView
 from modules.messages import USUAL, Conversation, Excerpt, Message, MessageStatus, Mode, ReplyStats, Role, Setup
 
@@ -210,7 +211,7 @@ class Store:
         """Add a message below `parent_id` (None: at the root) and show it. `attachments` are ids of files that wait.
 
         The same `op_id` again returns the same message and changes nothing. Raises StaleView if the conversation or
-        the parent is gone, NotFound if a file is.
+        the parent is gone, NotFound if a file is, BadValue for too many pictures in one conversation.
         """
         if role == "user":
             self._databases.check_share(conversation_id, owner)
@@ -226,6 +227,8 @@ class Store:
                  pack(op_id)),
             )  # fmt: skip
             give(connection, owner, message_id, attachments)
+            if attachments and picture_bytes_of(connection, owner, conversation_id) > MOST_PICTURE_BYTES:
+                raise too_many_pictures()
             show(connection, conversation_id, message_id)
             self._touch(connection, conversation_id)
             message = of_message(connection, owner, message_id)

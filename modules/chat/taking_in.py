@@ -20,7 +20,7 @@ from modules.chat.aside import Aside
 from modules.chat.importing import Skipped, drawn, read_file
 from modules.chat.packing import printable
 from modules.chat.shelf import Outline, Shelf
-from modules.chat.trees import Tree, TreeFile
+from modules.chat.trees import MOST_PICTURE_BYTES, Tree, TreeFile
 from modules.engine.turns import Turns
 from modules.errors import BadAttachment
 from modules.messages import Conversation
@@ -100,16 +100,23 @@ class _Drawing:
         self._owner, self._extractor, self._turns = owner, extractor, turns
         self._read: Read | None = None
         self._began = self._drew_s = 0.0
+        self._left_bytes = MOST_PICTURE_BYTES
 
     def all_of(self, trees: Sequence[Tree], most_s: float) -> list[Tree]:
-        """`trees` with their pictures drawn anew, but for those that would be drawn after `most_s`. Raises Busy."""
+        """`trees` with their pictures drawn anew, but for those that would be drawn after `most_s`, or would be more
+        than a conversation holds: drawn anew a file may be a hundred times as large. Raises Busy.
+        """
         with ExitStack() as held:
 
             def draw(name: str, data: bytes, *, most_side: int = MAX_PICTURE_SIDE) -> Extracted:
                 read = self._in_turn(held)
                 if self._drew_s + time.monotonic() - self._began > most_s:
                     raise BadAttachment("The pictures of this file take too long.")
-                return read(name, data, most_side=most_side)
+                taken = read(name, data, most_side=most_side)
+                if len(taken.picture) > self._left_bytes:
+                    raise BadAttachment("The pictures of this file are too large.")
+                self._left_bytes -= len(taken.picture)
+                return taken
 
             return [drawn(tree, draw) for tree in trees]
 

@@ -15,8 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modules.chat.packing import pack, unpack
-from modules.chat.rows import CHANGED, SUBTREE, Row, add_row, characters_of, find_conversation, show, whole_rows
-from modules.chat.trees import MOST_CHARACTERS, too_long
+from modules.chat.rows import (
+    CHANGED,
+    SUBTREE,
+    Row,
+    add_row,
+    characters_of,
+    each_row,
+    find_conversation,
+    picture_bytes_of,
+    show,
+)
+from modules.chat.trees import MOST_CHARACTERS, MOST_PICTURE_BYTES, too_long, too_many_pictures
 from modules.errors import NotFound, StaleView
 from modules.messages import Conversation, Message
 
@@ -69,10 +79,10 @@ def bring_back(connection: sqlite3.Connection, owner: str, deletion_id: str) -> 
         )
     conversation_id, head_id = deletion
     held = characters_of(connection, owner, conversation_id)
+    shown = picture_bytes_of(connection, owner, conversation_id)
     rows = connection.execute(
         "SELECT place, row FROM deleted_rows WHERE deletion_id = ? ORDER BY rowid", (deletion_id,)
-    ).fetchall()
-    connection.execute("DELETE FROM deletions WHERE id = ?", (deletion_id,))
+    )
     for place, packed in rows:
         row = json.loads(packed, object_hook=_thaw)
         if place == "messages" and deletion_id != conversation_id:  # else all that they followed comes with them
@@ -80,8 +90,13 @@ def bring_back(connection: sqlite3.Connection, owner: str, deletion_id: str) -> 
         elif place == "conversations":
             _fit(connection, row)
         add_row(connection, place, row)
+    connection.execute("DELETE FROM deletions WHERE id = ?", (deletion_id,))
     if deletion_id != conversation_id and held <= MOST_CHARACTERS < characters_of(connection, owner, conversation_id):
         raise too_long()
+    if deletion_id != conversation_id and shown <= MOST_PICTURE_BYTES < picture_bytes_of(
+        connection, owner, conversation_id
+    ):
+        raise too_many_pictures()
     if connection.execute("SELECT 1 FROM messages WHERE id = ?", (head_id,)).fetchone():
         show(connection, conversation_id, head_id)
     return find_conversation(connection, owner, conversation_id)
@@ -126,10 +141,13 @@ def _begin(connection: sqlite3.Connection, deletion_id: str, conversation: Conve
 def _keep(
     connection: sqlite3.Connection, deletion_id: str, table: str, condition: str, values: Sequence[object]
 ) -> None:
-    rows = whole_rows(connection, table, condition, values)
+    """One row after the other: pictures are of megabytes, and many."""
     connection.executemany(
         "INSERT INTO deleted_rows (deletion_id, place, row) VALUES (?, ?, ?)",
-        [(deletion_id, table, json.dumps(row, default=_freeze)) for row in rows],
+        (
+            (deletion_id, table, json.dumps(row, default=_freeze))
+            for row in each_row(connection, table, condition, values)
+        ),
     )
 
 

@@ -42,6 +42,7 @@ from modules.messages import (
     Role,
     Setup,
 )
+from modules.units import MiB, format_size
 
 MOST_CHARACTERS = 16 * 1024**2
 """Of one conversation, versions and files too: it is stored, copied and deleted in seconds, in which nobody writes."""
@@ -59,6 +60,19 @@ def check_system_prompt(text: str) -> None:
             remedy="Shorten it, or attach the text as a file.",
             param="system_prompt",
         )
+
+
+MOST_PICTURE_BYTES = 320 * MiB
+"""Of the pictures in one conversation, versions too: as much as an export of it may hold (exporting.py)."""
+
+
+def too_many_pictures() -> BadValue:
+    """What is told where a conversation would hold more."""
+    return BadValue(
+        f"A conversation holds {format_size(MOST_PICTURE_BYTES)} of pictures.",
+        remedy="Go on in a new one.",
+        param="attachments",
+    )
 
 
 def too_long() -> BadValue:

@@ -20,13 +20,13 @@ from modules.attachments.extracted import MAX_FILES
 from modules.chat.incognito import is_incognito
 from modules.chat.service import RunningReply
 from modules.errors import BadValue, NotFound, SnugError
-from modules.on_behalf import UNTIL_ANSWERED
+from modules.on_behalf import ASKED_FOR, UNTIL_ANSWERED
 from modules.sampling import GenerationParams
 from modules.services import Services
 from modules.ui import setup_panel, side
 from modules.ui.download_panel import downloads_view
 from modules.ui.file_doors import FileDoors, Files
-from modules.ui.markdown import StreamingMarkdown
+from modules.ui.markdown import StreamingMarkdown, may_hold_code
 from modules.ui.setup_panel import SetupBody
 from modules.ui.strip import Strip
 from modules.ui.views import (
@@ -267,8 +267,9 @@ class ChatDoors:
 
     async def follow(self, event: gr.EventData, request: gr.Request) -> AsyncIterator[Json]:
         """The running reply of a conversation, from now to its end."""
-        body = read_body(Pick, event._data)
-        running = self.chat.running(owner_of(request), body.id)
+        body, owner = read_body(Pick, event._data), owner_of(request)
+        ASKED_FOR.set(owner)
+        running = self.chat.running(owner, body.id)
         if running is None:
             yield {"conversation": body.id, "gone": True}
             return
@@ -287,7 +288,8 @@ async def follow_reply(reply: RunningReply, *, stream: bool) -> AsyncIterator[Js
         beat += 1
         render = partial(live_view, view, markdown, show_text=stream)
         # In a thread where the last one took long: hostile text costs seconds, and other streams go on meanwhile.
-        long = cost_s > LONG_RENDER_S or view.modified is not None
+        # So does code, which waits for a process.
+        long = cost_s > LONG_RENDER_S or view.modified is not None or may_hold_code(view.text)
         rendered = await to_thread.run_sync(render) if long else render()
         yield rendered | {"beat": beat}
         cost_s = time.monotonic() - started

@@ -23,11 +23,8 @@ from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 from mdit_py_plugins.amsmath import RE_OPEN, amsmath_block, amsmath_plugin
 from mdit_py_plugins.dollarmath import dollarmath_plugin
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import get_lexer_by_name
-from pygments.util import ClassNotFound
 
+from modules.ui.highlighting import HIGHLIGHTER
 from modules.ui.words import t
 
 MAX_MARKDOWN_CHARS = 100_000
@@ -99,6 +96,11 @@ class StreamingMarkdown:
             tokens = _parser().parse(_without_open_formula(tail))
         parser = _parser()
         return list(self._blocks), _clean(parser.renderer.render(tokens, parser.options, {}))
+
+
+def may_hold_code(text: str) -> bool:
+    """Whether drawing `text` may wait for the process that knows languages."""
+    return "```" in text or "~~~" in text
 
 
 def _start_of_last_block(tokens: Sequence[Token]) -> int:
@@ -307,17 +309,11 @@ def _fence(_: RendererHTML, tokens: Sequence[Token], index: int, _options: Optio
 
 
 def _highlight(code: str, language: str) -> str:
-    """Code as spans of Pygments' short class names; plain where the language is unknown."""
-    if len(code) > MAX_CODE_CHARS:
-        return html.escape(code)
-    try:
-        lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False) if language else None
-    except ClassNotFound:
-        lexer = None
-    return str(highlight(code, lexer, _FORMATTER)) if lexer else html.escape(code)
+    """Code as spans of Pygments' short class names; plain where the language is unknown, or it takes too long."""
+    found = HIGHLIGHTER.html(code, language) if language and len(code) <= MAX_CODE_CHARS else None
+    return html.escape(code) if found is None else found
 
 
-_FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
 _NUMBERED = re.compile(r"\\(begin|end)\{(align|alignat|equation|gather|multline|eqnarray)\}")
 _UNSAFE_MATH = re.compile(r"\\(?:href|url|html\w*|includegraphics|def|newcommand|renewcommand|require|class|style)\b")
 
