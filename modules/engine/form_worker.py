@@ -6,14 +6,11 @@ and watches the clock. Messages are as in killable.py.
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from modules.answering import no_core_dumps, serve, told
-from modules.confined import confine
+from modules.answering import close_doors, limit_time, serve, told
 from modules.engine.llamacpp import call_grammar
 from modules.engine.llamacpp.gbnf import check_gbnf
 from modules.engine.llamacpp.schema_grammar import checked_grammar_of
@@ -22,14 +19,13 @@ from modules.errors import BadGrammar, SnugError
 from modules.forms.tools import CallShape, shape_from
 from modules.units import MiB
 
-MOST_BYTES = 512 * MiB
+MOST_BYTES = 512 * MiB  # more than a form can need
 _LONGEST_S = 10
-_STATM = Path("/proc/self/statm")
 
 
 def answer(form: Mapping[str, Any]) -> dict[str, Any]:
     """The grammar of `form` (form_reading.Form as JSON), or an error under "error"."""
-    _limit_time(_LONGEST_S)
+    limit_time(_LONGEST_S)
     shape = shape_from(form["shape"]) if form["shape"] else None
     read = _for_llamacpp if form["engine"] == "llamacpp" else _for_guidance
     try:
@@ -42,7 +38,7 @@ def answer(form: Mapping[str, Any]) -> dict[str, Any]:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         return told(BadGrammar(f"The form of the reply cannot be read ({why}).", remedy="Write it otherwise."))
     finally:
-        _limit_time(0)
+        limit_time(0)
 
 
 def _for_llamacpp(form: Mapping[str, Any], shape: CallShape | None) -> str:
@@ -66,25 +62,6 @@ def _for_guidance(form: Mapping[str, Any], shape: CallShape | None) -> str:
     return grammar
 
 
-def close_doors() -> None:
-    """No files but Python's, no core dumps, and no more memory than a form can need."""
-    no_core_dumps()
-    confine()
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        if _STATM.exists():
-            now_bytes = int(_STATM.read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (now_bytes + MOST_BYTES, now_bytes + MOST_BYTES))
-
-
-def _limit_time(seconds: int) -> None:
-    """End the process after `seconds`, should nobody watch the clock any more."""
-    if sys.platform != "win32":
-        signal.alarm(seconds)
-
-
 if __name__ == "__main__":
-    close_doors()
+    close_doors(MOST_BYTES)
     serve(sys.stdin.buffer, sys.stdout.buffer, answer)

@@ -42,6 +42,11 @@ class _Share:
     turn_ends: float | None = None  # once its text is read
     leaves: bool = False
 
+    @property
+    def movable(self) -> bool:
+        """Whether it can be asked to give way."""
+        return not (self.stays or self.leaves)
+
 
 class Shares:
     """The rows of one model. Units of KV memory are the caller's, amounts of text are tokens, times seconds."""
@@ -60,7 +65,7 @@ class Shares:
     @property
     def lasting(self) -> int:
         """Units that the rows are promised which have not been asked to give way."""
-        return self.reserved - self._leaving()
+        return sum(self._staying().values())
 
     def __len__(self) -> int:
         return len(self._shares)
@@ -117,8 +122,7 @@ class Shares:
     def is_over(self, row_id: str) -> bool:
         """Whether its turn is, so that it gives way to who waits."""
         share = self._shares[row_id]
-        movable = not (share.stays or share.leaves)
-        return movable and share.turn_ends is not None and share.turn_ends <= self._clock()
+        return share.movable and share.turn_ends is not None and share.turn_ends <= self._clock()
 
     def gives_way(self) -> str:
         """The row that gives way to the others: the newest one of the user who is promised most."""
@@ -135,8 +139,7 @@ class Shares:
         """
         if self.has_rows(user):
             return []
-        left = {row: units for row, units in self._taken().items() if not self._shares[row].leaves}
-        going: list[str] = []
+        left, going = self._staying(), list[str]()
         over = [row for row in self._shares if self.is_over(row)]
         while sum(left.values()) + needed > capacity or len(left) >= most_rows:
             row = _next_to_go(self._shares, left, over)
@@ -148,10 +151,10 @@ class Shares:
         return going
 
     def _movable(self) -> list[str]:
-        return [row for row, share in self._shares.items() if not (share.stays or share.leaves)]
+        return [row for row, share in self._shares.items() if share.movable]
 
-    def _leaving(self) -> int:
-        return sum(self._units(share.promised) for share in self._shares.values() if share.leaves)
+    def _staying(self) -> dict[str, int]:
+        return {row: units for row, units in self._taken().items() if not self._shares[row].leaves}
 
     def _taken(self) -> dict[str, int]:
         return {row: self._units(share.promised) for row, share in self._shares.items()}

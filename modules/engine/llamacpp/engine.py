@@ -199,12 +199,12 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         self._rest_s = min((wait_s for wait_s in waits.values() if wait_s), default=math.inf)
         return [one for one, wait_s in waits.items() if not wait_s]
 
-    def _pause_s(self, following: LlamaReply | LlamaEmbedding) -> float:
-        if following.cancelled or isinstance(following, LlamaEmbedding):
+    def _pause_s(self, head: LlamaReply | LlamaEmbedding) -> float:
+        if head.cancelled or isinstance(head, LlamaEmbedding):
             return 0
-        whose = following.request.whose
+        whose = head.request.whose
         others = any(one.request.whose != whose for one in self._active.values())
-        return self._reading.wait_s(whose, _held(following), beside_others=others)
+        return self._reading.wait_s(whose, _held(head), beside_others=others)
 
     def _read_through(self, reply: LlamaReply | LlamaEmbedding) -> None:
         """The prompt of `reply` is read, or nobody reads it any more: the next one's turn may have come."""

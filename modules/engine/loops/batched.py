@@ -299,7 +299,7 @@ class BatchedEngine(LoopEngine):
 
 def _most_tokens(reply: Reply) -> int:
     """Tokens that a reply's row may come to hold."""
-    return len(reply.ids) + reply.limit - reply.new_tokens
+    return _held(reply) + reply.limit - reply.new_tokens
 
 
 def _held(reply: Reply) -> int:
