@@ -16,6 +16,7 @@ import pytest
 
 from modules.engine.process import spinning
 from modules.settings import Settings
+from modules.ui.highlighting import HIGHLIGHTER
 
 # One thread a core over all workers: more of them wait for each other by spinning, for four times the CPU time.
 CORES, WORKERS = psutil.cpu_count(logical=False) or 1, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -87,6 +88,13 @@ def _logging_stays_on() -> Iterator[None]:
     yield
     silenced, logging.root.manager.disable = logging.root.manager.disable, 0
     assert not silenced, "something called logging.disable() in this process"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_process_stays_that_colours_code() -> Iterator[None]:
+    """It belongs to the whole process, and tests that come after count its children."""
+    yield
+    HIGHLIGHTER.close()
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 PROSE = Path(__file__).parent / "data" / "prose.txt"
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 EOS_ID, PAD_ID = 258, 259
+COUNTED = "".join(map(chr, range(ord("!"), ord("~") + 1)))
+"""The byte tokenizer's first tokens."""
 BYTE_VOCAB = 256 + len(SPECIALS)
 SENTENCEPIECE_VOCAB = 400
 CHAT_TEMPLATE = (
@@ -182,16 +184,17 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 def tiny_gguf(
     folder: Path, *, width: int = 64, inner: int = 96, layers: int = 2, kind: str = "F16", context: int = 1024,
-    readable: bool = False, pooling: int = 0, part_tensors: int = 0, template: str = "",
+    readable: bool = False, counting: bool = False, pooling: int = 0, part_tensors: int = 0, template: str = "",
 ) -> Path:  # fmt: skip
     """A .gguf file of a small Llama with random weights and the byte tokenizer, made at the first call.
 
-    `kind` is what ggml calls the format of its matrices: F16, Q8_0, Q4_0. A `readable` one writes ASCII when greedy.
+    `kind` is what ggml calls the format of its matrices: F16, Q8_0, Q4_0. A `readable` one writes ASCII when greedy; a
+    `counting` one writes COUNTED round and round, from where the prompt ends, and no rounding makes it waver.
     `pooling` is llama.cpp's number of how it embeds texts, 0 for a file that says nothing. With `part_tensors` it comes
     in parts of so many tensors, and the path is not that of a file.
     """
     usual = (width, layers, kind) == (64, 2, "F16")
-    name = "readable" if readable else "tiny"
+    name = "readable" if readable else "counting" if counting else "tiny"
     path = folder / (f"{name}.gguf" if usual else f"{name}-{width}-{layers}-{kind}.gguf")
     if path.exists():
         return path
@@ -232,6 +235,13 @@ def tiny_gguf(
             matrix = chance.normal(0, _DEFAULT_INIT_STD, shape).astype("float32")
             if readable and name == "output":
                 matrix *= numpy.array([[len(token) == 1 and " " < token < "\x7f"] for token in tokens])
+            if counting and name == "token_embd":
+                following = numpy.zeros_like(matrix)
+                following[: len(COUNTED)] = numpy.roll(matrix[: len(COUNTED)], 1, axis=0)
+            elif counting and name == "output":
+                matrix = following
+            elif counting and name.endswith(("attn_output", "ffn_down")):  # the layers say nothing
+                matrix *= 0
             packed = gguf.quants.quantize(matrix, quantization)
             writer.add_tensor(f"{name}.weight", packed, raw_dtype=quantization)
         else:
