@@ -6,15 +6,29 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
+from hashlib import blake2b
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
 Held = TypeVar("Held")
 
 ASKED_FOR: ContextVar[str] = ContextVar("asked_for", default="")
-"""Who waits for it: api/doors/places.py says it for each request, chat/writing.py for each reply."""
+"""Who waits for it: api/doors/places.py says it for each request, chat/writing.py for each reply; an engine's process
+hears it with each question."""
 UNTIL_ANSWERED: ContextVar[ExitStack | None] = ContextVar("until_answered", default=None)
 """What a request holds until its answer is sent, as api/doors/places.py lets go of it; None where nobody answers."""
+
+
+def own_key(*texts: str) -> bytes:
+    """By what texts are known that are kept to answer sooner: 16 bytes, other ones for each person. Kept for everybody,
+    the time would tell who asks about a text that somebody else has written it.
+    """
+    digest = blake2b(digest_size=16)
+    for text in (ASKED_FOR.get(), *texts):
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(b"%d " % len(data))
+        digest.update(data)
+    return digest.digest()
 
 
 class _Own(Generic[Held]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from argon2 import PasswordHasher
 from modules.accounts import directory, passwords
 from modules.accounts.attempts import LOCKED_S, WRONG_TRIES, Attempts, place_of
 from modules.accounts.command import run_users
-from modules.accounts.directory import DAY_S, SESSION_IDLE_S, SESSION_LIFE_S, Accounts
+from modules.accounts.directory import DAY_S, SESSION_IDLE_S, SESSION_LIFE_S, TIDY_EVERY_S, Accounts
 from modules.accounts.person import THE_ONE, Person, person_in
 from modules.chat.store import Store
 from modules.errors import BadFlag, BadName, BadValue, Forbidden, NotFound, TooManyAttempts, Unauthorized
@@ -344,3 +345,24 @@ def test_forgetting_somebody_takes_all_that_is_theirs_and_nothing_else(users: Te
         blocks = [block for (block,) in file.execute("SELECT block FROM message_texts_data")]
         assert not any(b"qzx" in block for block in blocks), "the search index knows no word of it"
     users("add", "Ben", typed=f"{WORD}\n")
+
+
+def test_who_is_forgotten_leaves_the_log_too_while_the_server_runs(
+    accounts: Accounts, clock: Clock, tmp_path: Path
+) -> None:
+    def written(text: str) -> list[str]:
+        return [path.name for path in tmp_path.glob("users.db*") if text.encode() in path.read_bytes()]
+
+    accounts.add("Ana", WORD)
+    accounts.tidy()
+    for name in ("Dora", "Emil"):
+        old = accounts.add(name, WORD)
+        accounts.set_password(old.id, "another staple")
+        accounts.remove(old.id)
+        with closing(Accounts(tmp_path / "users.db")) as terminal:
+            terminal.forget(old.id)
+        assert written(name), "the log keeps what it was given"
+        clock.now += TIDY_EVERY_S
+        accounts.tidy()
+        assert not written(name) and not written(old.kept), name
+    assert accounts.verify("Ana", WORD).name == "Ana"

@@ -110,7 +110,7 @@ DEADLINES = {
 OTHERS = """
 server.py: Config(timeout_graceful_shutdown=2)
 modules/accounts/attempts.py: LOCKED_S
-modules/accounts/directory.py: DAY_S SESSION_IDLE_S SESSION_LIFE_S SEEN_EVERY_S
+modules/accounts/directory.py: DAY_S SESSION_IDLE_S SESSION_LIFE_S SEEN_EVERY_S TIDY_EVERY_S
 modules/api/doors/connections.py: IDLE_S idle_s
 modules/api/doors/staying.py: LOOK_EVERY_S WAITING_S
 modules/api/sse.py: KEEP_ALIVE_S

@@ -196,6 +196,14 @@ def test_a_form_is_read_once_and_each_reply_follows_it_by_itself(loaded: LoadedM
     assert torch.equal(held_to(forms, request(grammar='root ::= "abc"')).allow(scores), first)
 
 
+def test_a_form_that_somebody_else_has_read_is_read_anew(loaded: LoadedModel, reader: FormReader) -> None:
+    forms, made = Forms(loaded, reader), []
+    for whose in ("Ana", "Ana", "Ben", "Ana"):
+        forms.held(replace(request(grammar='root ::= "Ana Example"'), whose=whose))
+        made.append(len(forms._read))
+    assert made == [1, 1, 2, 2]
+
+
 def test_a_reply_that_goes_on_in_another_engine_goes_on_in_its_form(forms: Forms, loaded: LoadedModel) -> None:
     form = request(grammar='root ::= "abcdef"')
     begun = held_to(forms, form)

@@ -99,6 +99,29 @@ def test_a_picture_from_elsewhere_is_a_link_that_says_where_it_leads() -> None:
     assert 'rel="noopener noreferrer nofollow"' in page
 
 
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("https:///evil.example/x.png", "evil.example"),  # any number of slashes is as good as two to a browser
+        ("HTTPS:evil.example", "evil.example"),
+        ("//evil.example/x.png", "evil.example"),
+        ("https://bank.example@evil.example/x.png", "evil.example"),
+        (f"https://bank.example:{'x' * 100}@evil.example/x.png", "evil.example"),
+        (f"https://bank.example.{'x' * 100}.evil.example/x.png", f"…{'x' * 87}.evil.example"),
+        ("https://[::1]/x.png", "[::1]"),
+    ],
+)
+def test_a_picture_of_whatever_address_names_the_host_that_a_browser_asks(address: str, host: str) -> None:
+    assert f">a cat ({host})</a>" in render(f"![a cat]({address})")
+    assert f">evil.example.bank.example ({host})</a>" in render(f"![evil.example.bank.example]({address})")
+
+
+def test_a_picture_whose_text_names_its_host_does_not_name_it_twice() -> None:
+    assert ">evil.example, a cat</a>" in render("![evil.example, a cat](https://evil.example/x.png)")
+    assert ">https://evil.example/x.png</a>" in render("![](https://evil.example/x.png)")
+    assert ">a cat</a>" in render("![a cat](/x.png)")
+
+
 BOMBS = {
     "quotes": "> " * 50_000, "lists": "".join("  " * n + "- x\n" for n in range(300)), "backticks": "`" * 99_999,
     "ticks": "".join("`" * (n % 400) + " " for n in range(600)), "stars": "*" * 99_999, "mixed": "*_~" * 30_000,

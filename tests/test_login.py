@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from modules.accounts import passwords
 from modules.accounts.attempts import WRONG_TRIES
 from modules.accounts.directory import Account
+from modules.api.accounts import Marks
 from tests.household import HERE, WORDS, Household, household_below
 
 PAGE = {"accept": "text/html,*/*"}
@@ -76,7 +78,8 @@ async def test_logging_in_and_out(home: Household) -> None:
         assert (await guest.get("/", headers=PAGE)).status_code == 200
         kept = dict(guest.cookies)
         assert (await guest.post("/logout", headers={"origin": HERE})).headers["location"] == "/login"
-        assert not guest.cookies
+        assert list(guest.cookies) == ["snug_known_7860"], "which lets nobody in"
+        assert (await guest.get("/account")).status_code == 401
         guest.cookies.update(kept)
         assert (await guest.get("/account")).status_code == 401, "the session has ended, not only its cookie"
 
@@ -91,7 +94,7 @@ async def test_behind_https_the_cookie_is_secure(home: Household) -> None:
             "__host-"
             in (await guest.post("/logout", headers={"origin": "https://127.0.0.1:7860"})).headers["set-cookie"].lower()
         )
-        assert not guest.cookies
+        assert list(guest.cookies) == ["__Host-snug_known_7860"]
 
 
 async def test_over_https_no_cookie_counts_that_a_sibling_host_can_set(home: Household) -> None:
@@ -150,6 +153,42 @@ async def test_a_hundred_wrong_passwords_are_slowed_down_and_the_owner_gets_in(h
         assert (await log_in(known, "Ben", WORDS["Ben"])).status_code == 303, "from where Ben has logged in before"
     async with home.client(address="198.51.100.2") as elsewhere:
         assert (await log_in(elsewhere, "Ben", "guess")).status_code == 429, "the name waits too"
+
+
+async def test_a_browser_that_was_there_before_waits_for_nobodys_guesses_wherever_it_is(home: Household) -> None:
+    home.accounts.add("Ida", "ida by the ide")
+    home.accounts.add("Jan", "jan in january")
+    async with home.client(address="192.0.2.50") as ida, home.client(address="192.0.2.51") as guesser:
+        assert (await log_in(ida, "Ida", "ida by the ide")).status_code == 303
+        assert (await log_in(ida, "Jan", "jan in january")).status_code == 303, "another person at the same browser"
+        kept = {"cookie": f"snug_known_7860={ida.cookies['snug_known_7860']}"}
+        for number in range(WRONG_TRIES + 1):
+            last = await log_in(guesser, "Ida", f"guess {number}")
+        assert last.status_code == 429
+    for address in ("192.0.2.52", "192.0.2.51"):  # elsewhere, and behind the guesser's own address
+        async with home.client(address=address) as stranger, home.client(address=address, headers=kept) as known:
+            assert (await log_in(stranger, "Ida", "ida by the ide")).status_code == 429
+            assert (await log_in(known, "Ida", "ida by the ide")).status_code == 303
+            marks = known.cookies["snug_known_7860"]
+            assert marks[44:] + marks[:44] == kept["cookie"].partition("=")[2], "of both, the last one first"
+            kept = {"cookie": f"snug_known_7860={marks[44:] + marks[:44]}"}
+    async with home.client(address="192.0.2.53", headers=kept) as known:
+        guesses = [(await log_in(known, "Ida", f"guess {number}")).status_code for number in range(WRONG_TRIES + 1)]
+        assert guesses == [401] * WRONG_TRIES + [429], "it waits for its own"
+
+
+async def test_no_mark_of_a_known_browser_is_anybody_elses(home: Household) -> None:
+    kept = {name: home.accounts.kept_of(name) for name in ("Ana", "Ben", "Nobody")}
+    cookie = Marks(Marks("").with_one(kept["Ana"])).with_one(kept["Ben"])
+    numbers = {name: Marks(cookie).number(kept[name]) for name in kept}
+    assert numbers["Ana"] and numbers["Ben"] and not numbers["Nobody"]
+    assert Marks(cookie).with_one(kept["Ana"]).startswith(numbers["Ana"]), "the same one for as long as it is good"
+    assert not Marks(Marks("").with_one("")).number(""), "who has no password is nobody"
+    for other in ("", "x" * 44, "\ufffd" * 44, cookie[1:], cookie[:43], cookie.swapcase()):
+        assert not Marks(other).number(kept["Ana"]), other
+    for number in range(9):
+        cookie = Marks(cookie).with_one(f"password {number}")
+    assert len(cookie) == 4 * 44 and re.fullmatch(r"[A-Za-z0-9_-]+", cookie), "as the doors let a cookie pass"
 
 
 async def test_who_has_an_account_guesses_no_faster_at_another(home: Household) -> None:

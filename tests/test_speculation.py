@@ -6,18 +6,22 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from modules.engine.base import Delta, Event
+from modules.engine.base import Delta, Event, GenerationRequest
 from modules.engine.loading.draft import check_same_vocabulary, draft_plan
+from modules.engine.loops import draft_model
 from modules.engine.loops.batched import BatchedEngine
 from modules.engine.loops.draft_model import DraftModel
 from modules.engine.loops.drafting import MOST_DRAFTED, TOKEN_COST, Drafter, Lookup, best_length
 from modules.engine.loops.loaded import LoadedModel
 from modules.engine.loops.loop import LoopEngine
 from modules.engine.loops.reply import Reply
+from modules.engine.loops.rows import CausalRow
 from modules.engine.loops.serial import SerialEngine
 from modules.engine.loops.speculation import Speculation
 from modules.errors import BadValue
@@ -376,6 +380,27 @@ def test_a_draft_model_that_is_the_model_is_always_right_and_another_changes_not
         # The last guesses may lie beyond the end of the reply.
         assert timings[1].accepted_tokens >= timings[1].drafted_tokens - MOST_DRAFTED
         assert timings[2].accepted_tokens < timings[2].drafted_tokens
+
+
+def test_a_draft_model_reads_for_each_person_what_it_has_read_for_another(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, read = load(tiny_model("llama", models)), []
+
+    class Counted(CausalRow):
+        def read(self, ids: Sequence[int]) -> torch.Tensor:
+            read.append(len(ids))
+            return super().read(ids)
+
+    monkeypatch.setattr(draft_model, "CausalRow", Counted)
+    speculation, ids = Speculation(with_draft(small, small)), list(range(65, 95))
+    taken = []
+    for whose in ("Ana", "Ana", "Ben", "Ben"):
+        read.clear()
+        reply = SimpleNamespace(request=GenerationRequest("r", "u", tuple(ids), GenerationParams(), whose=whose))
+        speculation.new_drafter(reply).draft([100], 1)  # type: ignore[arg-type]
+        taken.append(sum(read))
+    assert taken == [31, 1, 31, 1]
 
 
 def test_a_draft_model_reads_only_what_is_new_and_stops_at_its_own_context(models: Path) -> None:

@@ -31,6 +31,7 @@ DAY_S = 86_400.0
 SESSION_IDLE_S = 30 * DAY_S
 SESSION_LIFE_S = 180 * DAY_S
 SEEN_EVERY_S = 3600.0  # how exactly is kept when a session or a key was used last
+TIDY_EVERY_S = 60.0
 MAX_KEY_NAME = 80
 MAX_SESSIONS = 100  # of one person; those that were unused longest end
 MAX_KEY_DAYS = 3650
@@ -79,6 +80,7 @@ class Accounts:
         self._path = path
         self._file = Database(path, LAYOUT)
         self._now = now
+        self._tidied_at = 0.0
         self.endings = 0
         """How many sessions, keys and rights this process has ended: whoever holds a long request open looks again."""
         self.attempts = Attempts()  # at the old password, by who is logged in already
@@ -86,6 +88,15 @@ class Accounts:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def tidy(self) -> None:
+        """Take who was forgotten, old passwords and keys that ended out of SQLite's log as well, if it is time; what
+        cannot be done now has its next time. The terminal leaves that to a running server.
+        """
+        if not 0 <= self._now() - self._tidied_at < TIDY_EVERY_S:
+            self._tidied_at = self._now()
+            with suppress(StoreFailed):
+                self._file.clear_log()
 
     def exist(self) -> bool:
         """Whether anybody has an account, so that nobody comes in without."""

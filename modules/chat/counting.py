@@ -6,12 +6,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
 from modules.chat.prompts import PromptEngine, whole_characters
 from modules.engine.base import TextPiece
+from modules.on_behalf import own_key
 
 SHORTEST_STRETCH, LONGEST_STRETCH = 1_000, 8_000  # characters read at a time, up to the end of a line
 MOST_CHARACTERS = 1_000_000  # read at all; beyond it the rest is taken to be like that
@@ -46,7 +46,7 @@ class TokenCounter:
         return Count(tokens + border, exact=len(read) <= 1)
 
     def _count(self, engine: PromptEngine, stretch: str) -> int:
-        key = blake2b(stretch.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        key = own_key(stretch)
         with self._lock:
             counts = self._counts.setdefault(engine, OrderedDict())
             if key in counts:

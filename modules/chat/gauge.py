@@ -5,7 +5,6 @@ The exact prompt is what preview.py shows. What a template adds to a message is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from modules.chat.forms import Form
 from modules.chat.prompts import PromptEngine, Prompts, free_tokens
 from modules.errors import BadChatTemplate, ContextLengthExceeded
 from modules.messages import ChatMessage
+from modules.on_behalf import own_key
 
 _USUAL_OVERHEAD = 5
 _KEPT = 1000  # templates; people write their own
@@ -95,7 +95,7 @@ class Gauges:
 
     def _overheads(self, engine: PromptEngine, form: Form) -> _Overheads:
         asked = json.dumps([form.template, dict(form.variables), form.user, form.char], sort_keys=True)
-        key = hashlib.blake2b(asked.encode(), digest_size=16).digest()
+        key = own_key(asked)
         with self._lock:
             known = self._known.setdefault(engine, {})
             if key in known:

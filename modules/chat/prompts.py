@@ -7,7 +7,6 @@ Rendering is in rendering.py, tokenizing in the engine.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import sys
@@ -26,6 +25,7 @@ from modules.engine.base import ModelInfo, TextPiece, Words
 from modules.engine.intake import check_generates
 from modules.errors import BadChatTemplate, BadValue, ContextLengthExceeded
 from modules.messages import ChatMessage, Picture
+from modules.on_behalf import own_key
 
 LEAST_FREE_SHARE = 4  # at least a quarter of the context stays free for the reply, less if it may not be that long
 LONGEST_TOKEN_CHARACTERS = 256  # no tokenizer packs more of a real text into one token
@@ -230,7 +230,7 @@ class Prompts:
 
     def count(self, engine: PromptEngine, content: str) -> int:
         """Tokens of one message's content, remembered; of one that is far too long for the context, about so many."""
-        key = hashlib.blake2b(content.encode("utf-8"), digest_size=16).digest()
+        key = own_key(content)
         with self._counts_lock:
             counts = self._counts.setdefault(engine, {})
             if key in counts:
@@ -268,7 +268,7 @@ class Prompts:
         if not info.sees or not info.image_token:
             return 0
         place = TextPiece(info.image_token, template=True, picture=(picture.width, picture.height))
-        key = f"picture {picture.width} {picture.height}".encode()
+        key = own_key("picture", f"{picture.width} {picture.height}")
         with self._counts_lock:
             counts = self._counts.setdefault(engine, {})
             if key in counts:

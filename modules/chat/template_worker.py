@@ -136,10 +136,10 @@ def close_doors() -> None:
             resource.setrlimit(limit, (value, value))
 
 
-def answer(request: dict[str, Any], compile_template: Callable[[str], Any]) -> dict[str, str]:
+def answer(request: dict[str, Any], compile_template: Callable[[str, str], Any]) -> dict[str, str]:
     """Render one request; the problem in words under "error" if that fails."""
     try:
-        return {"text": compile_template(request["template"]).render(**request["variables"])}
+        return {"text": compile_template(request["template"], request["whose"]).render(**request["variables"])}
     except TemplateError as error:
         return {"error": str(error.message or type(error).__name__)[:500]}
     except MemoryError:
@@ -152,7 +152,12 @@ def answer(request: dict[str, Any], compile_template: Callable[[str], Any]) -> d
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
     """Answer requests until `source` ends. The first message sent says that the worker is ready."""
-    compile_template = lru_cache(maxsize=8)(build_environment().from_string)
+    environment = build_environment()
+
+    @lru_cache(maxsize=8)
+    def compile_template(template: str, _whose: str) -> Any:  # the time would tell others that somebody has the same
+        return environment.from_string(template)
+
     _send(sink, {"ready": True})
     while header := source.read(4):
         payload = source.read(int.from_bytes(header, "big"))

@@ -55,7 +55,8 @@ class TemplateWorker:
                 f"Snug takes up to {format_size(MAX_TEMPLATE_CHARACTERS)}.",
                 remedy=REMEDY,
             )
-        request = json.dumps({"template": template, "variables": variables}, allow_nan=False)
+        whose = ASKED_FOR.get() if own else ""
+        request = json.dumps({"template": template, "whose": whose, "variables": variables}, allow_nan=False)
         limits = {"memory_bytes": RENDER_BYTES + _COPIES * len(request), "cpu_s": int(self._render_s) + 1}
         payload = json.dumps(limits)[:-1] + "," + request[1:]
         reply = self._exchange(self._peoples if own else self._worker, payload.encode("ascii"))

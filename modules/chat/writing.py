@@ -87,6 +87,7 @@ class Writer:
         self.reply = RunningReply(message_id, text, stop=self.stop)
         self._models = models
         self._task = task
+        self._asked_for = ASKED_FOR.get() or task.owner  # what was kept for the gauge is then there for the prompt
         self._text = text
         self._on_end = on_end
         if task.part is not None:
@@ -137,7 +138,7 @@ class Writer:
             generation.cancel()
 
     def _run(self) -> None:
-        ASKED_FOR.set(self._task.owner)
+        ASKED_FOR.set(self._asked_for)
         try:
             generation = self._submit()
             if generation is not None:

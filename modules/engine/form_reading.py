@@ -54,13 +54,13 @@ class FormReader:
         self._known: OrderedDict[bytes, str] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, form: Form) -> str:
-        """The grammar of `form` in its engine's words. A form is read once.
+    def read(self, form: Form, whose: str = "") -> str:
+        """The grammar of `form` in its engine's words. A form is read once for each person: `whose` it is.
 
         Raises BadGrammar for one that cannot be held, takes longer than READ_S or more than 512 MiB to read.
         """
         question = json.dumps(asdict(form)).encode()
-        key = hashlib.blake2b(question, digest_size=16).digest()
+        key = hashlib.blake2b(whose.encode("utf-8", "surrogatepass") + b"\0" + question, digest_size=16).digest()
         with self._lock:
             if (known := self._known.get(key)) is not None:
                 self._known.move_to_end(key)

@@ -107,7 +107,7 @@ class ChatDoors:
 
     def __init__(self, services: Services) -> None:
         self.store, self.chat, self.models = services.store, services.chat, services.models
-        self.downloads = services.downloads
+        self.downloads, self.accounts = services.downloads, services.accounts
         self.strip = Strip(services.models.machine)
         self.streams = not services.settings.no_stream
         self.kept = not services.settings.read_only
@@ -245,6 +245,8 @@ class ChatDoors:
 
     def pulse(self, owner: str, body: Pulse) -> Json:
         """The state of model and memory, and whether the list or the conversation on show has changed elsewhere."""
+        if self.accounts is not None:
+            self.accounts.tidy()
         answer: Json = {
             "model": model_view(self.models.state),
             "kept": self.kept,

@@ -1,4 +1,4 @@
-"""HTML of replies as it was made before: a page asks for the same ones again after every message.
+"""HTML of replies as it was made before for the same person: a page asks for the same ones again after every message.
 
 Nothing of an incognito conversation may be put here: it would outlive the conversation.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+
+from modules.on_behalf import ASKED_FOR
 
 MOST_CHARACTERS = 8_000_000
 
@@ -20,12 +22,12 @@ class KeptHtml:
         self._render = render
         self._most = most_characters
         self._characters = 0
-        self._kept: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str], str] = OrderedDict()
         self._lock = threading.Lock()
 
     def html(self, text: str, language: str = "") -> str:
         """`render(text)`, which has words of its own in a `language`."""
-        key = (language, text)
+        key = (ASKED_FOR.get(), language, text)
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -36,6 +38,6 @@ class KeptHtml:
                 self._kept[key] = made
                 self._characters += len(text) + len(made)
             while self._characters > self._most:
-                (_, oldest), its_html = self._kept.popitem(last=False)
+                (*_, oldest), its_html = self._kept.popitem(last=False)
                 self._characters -= len(oldest) + len(its_html)
         return made

@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
 
 import nh3
 from latex2mathml.converter import convert
@@ -263,6 +262,10 @@ def _bracket_math(state: Any, silent: bool) -> bool:
     return False
 
 
+_AUTHORITY = re.compile(r"(?:https?:[/\\]*|[/\\]{2,})([^/\\?#]*)", re.IGNORECASE)
+_MOST_OF_A_HOST = 100  # characters
+
+
 def _images_to_links(state: StateCore) -> None:
     """An image would be fetched from wherever the model says: show a link to it instead."""
     for token in state.tokens:
@@ -274,17 +277,23 @@ def _images_to_links(state: StateCore) -> None:
             source = str(child.attrs.get("src", ""))
             host = _host(source)
             name = child.content or source
-            label = Token("text", "", 0, content=f"{name} ({host})" if host and host not in name else name)
+            label = Token("text", "", 0, content=name if not host or _names(name, host) else f"{name} ({host})")
             children += [Token("link_open", "a", 1, attrs={"href": source}), label, Token("link_close", "a", -1)]
         token.children = children if token.children is not None else None
 
 
 def _host(address: str) -> str:
-    """Where an address leads, in words; "" for one without a host."""
-    try:
-        return urlsplit(address).netloc[:100]
-    except ValueError:
-        return ""
+    """Where an address leads, as browsers read it, to which any number of slashes is as good as two; "" for one without
+    a host. Of a long one the end, which says whose it is.
+    """
+    found = _AUTHORITY.match(address)
+    host = found[1].rpartition("@")[2] if found else ""
+    return host if len(host) <= _MOST_OF_A_HOST else f"…{host[-_MOST_OF_A_HOST:]}"
+
+
+def _names(text: str, host: str) -> bool:
+    """Whether a host stands in a text by itself, and not as a part of another one."""
+    return re.search(rf"(?<![\w.@:-]){re.escape(host)}(?![\w.@:-])", text.replace("//", " ")) is not None
 
 
 def _link(_: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType) -> str:

@@ -21,6 +21,11 @@ def session_cookie(port: int) -> str:
     return f"snug_session_{port}"
 
 
+def known_cookie(port: int) -> str:
+    """The name of the cookie by which the page to log in knows a browser again; it lets nobody in."""
+    return f"snug_known_{port}"
+
+
 class Gate:
     """Decides it for every request."""
 

@@ -74,7 +74,7 @@ class Calls:
                 raise copy.copy(self._over)  # one instance raised again and again would grow its traceback
             number = next(self._numbers)
             self._futures[number] = future
-        self._post(Call(number, method, arguments, time.monotonic() + timeout_s))
+        self._post(Call(number, method, arguments, time.monotonic() + timeout_s, ASKED_FOR.get()))
         try:
             return future.result(timeout_s)
         except TimeoutError as error:

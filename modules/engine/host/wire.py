@@ -67,13 +67,14 @@ class Cancel:
 @dataclass(frozen=True, slots=True)
 class Call:
     """Host → engine: call `method`; its Answer carries the same number. Past the moment `until` (time.monotonic, one
-    clock for all processes of a machine) nobody waits for it any more.
+    clock for all processes of a machine) nobody waits for it any more. `whose` it is, as on_behalf.py has it.
     """
 
     number: int
     method: Method
     arguments: tuple[Any, ...]
     until: float = math.inf
+    whose: str = ""
 
 
 @dataclass(frozen=True, slots=True)

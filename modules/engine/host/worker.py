@@ -52,6 +52,7 @@ from modules.engine.host.wire import (
 from modules.errors import GenerationFailed, LoadFailed, OutOfMemory, QueueFull, SnugError
 from modules.heap import prepare_load, prepare_run
 from modules.memory.planning.planner import Plan
+from modules.on_behalf import ASKED_FOR
 
 log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -229,6 +230,7 @@ def _emit(writer: Writer, request_id: str, event: object) -> None:
 def _answer(engine: Engine, call: Call, writer: Writer) -> None:
     if time.monotonic() > call.until:  # who asked gave up: those behind it do not wait for that
         return
+    ASKED_FOR.set(call.whose)
     methods: dict[str, Callable[..., object]] = {
         "encode": engine.encode,
         "decode": engine.decode,

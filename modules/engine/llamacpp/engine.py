@@ -140,7 +140,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
             )
         held = len(request.prompt_ids) + len(request.reply_ids)
         check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
-        grammar = self._forms.read(form) if form is not None else ""
+        grammar = self._forms.read(form, request.whose) if form is not None else ""
         longest, guesses = self._info.context_tokens, self._server.guesses
         encode = self._tokens.encode_text
         self._enqueue(LlamaReply(request, emit, encode, longest=longest, guesses=guesses, grammar=grammar))

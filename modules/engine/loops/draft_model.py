@@ -1,4 +1,5 @@
-"""A small model that drafts tokens for a large one of the same vocabulary. It has one cache, of the last conversation.
+"""A small model that drafts tokens for a large one of the same vocabulary. It has one cache, of the last conversation,
+which serves nobody else's.
 
 Its guesses are its likeliest tokens. How many are worth making follows from what they cost and how often they come
 true; where that is seldom, it is asked only now and then.
@@ -33,12 +34,13 @@ class DraftModel:
         self.token_cost = max(sizes[0] / sizes[1], _LAYER_SHARE * layers)
         """Of one drafted token, as a share of a pass of the model that it drafts for."""
 
-    def write(self, ids: Sequence[int], count: int) -> list[int]:
+    def write(self, ids: Sequence[int], count: int, whose: str = "") -> list[int]:
         """The `count` tokens, or fewer, that it holds for likeliest after `ids`, one after the other."""
         row, self._row = self._row, None  # an error must not leave a row behind that is half read
-        known = 0 if row is None else common_prefix(row.tokens, ids[:-1])
+        known = 0 if row is None or row.whose != whose else common_prefix(row.tokens, ids[:-1])
         if row is None or not known or not row.keep_prefix(known):
             row, known = CausalRow(self._loaded.model, self._loaded.device), 0
+            row.whose = whose
         chunk = self._loaded.plan.run.prefill_chunk
         for start in range(known, len(ids), chunk):
             logits = row.read(ids[start : start + chunk])
@@ -53,8 +55,9 @@ class DraftModel:
 class ModelDrafter:
     """A DraftModel's guesses for one reply. See Drafter."""
 
-    def __init__(self, model: DraftModel, prompt_ids: Sequence[int]) -> None:
+    def __init__(self, model: DraftModel, prompt_ids: Sequence[int], whose: str) -> None:
         self._model = model
+        self._whose = whose
         self._prompt_ids = list(prompt_ids)
         self._odds = Odds([0.7])
         self._drafted: list[int] = []
@@ -74,5 +77,5 @@ class ModelDrafter:
         count = best_length(repeat(self._odds.of(0), most), TOKEN_COST + self._model.token_cost)
         if not count:
             self._resume = len(reply_ids) + PAUSE_TOKENS
-        self._drafted = self._model.write([*self._prompt_ids, *reply_ids], count or 1)
+        self._drafted = self._model.write([*self._prompt_ids, *reply_ids], count or 1, self._whose)
         return self._drafted

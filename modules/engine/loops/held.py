@@ -98,7 +98,7 @@ class Forms:
         self._reader = reader
         self._lock = threading.Lock()
         self._tokenizer: Any = None
-        self._read: OrderedDict[str, Any] = OrderedDict()  # matchers at their beginning, by grammar
+        self._read: OrderedDict[tuple[str, str], Any] = OrderedDict()  # matchers at their beginning, by person, grammar
 
     def held(self, request: GenerationRequest) -> Held | None:
         """What holds the reply to `request`, None where it is free.
@@ -116,23 +116,23 @@ class Forms:
         if form.shape is not None:
             special = self._special()
             form = replace(form, special={mark: special[mark] for mark in marks_in(form.shape, special)})
-        matcher = self._matcher(self._reader.read(form), form.param)
+        matcher = self._matcher(self._reader.read(form, request.whose), form.param, request.whose)
         if request.held_ids and not matcher.consume_tokens(list(request.reply_ids[-request.held_ids :])):
             raise GenerationFailed("What the reply holds so far does not follow its form.", remedy="Ask again.")
         held = Held(matcher, form.param)
         held.begin()
         return held
 
-    def _matcher(self, grammar: str, param: str) -> Any:
-        """A matcher at its beginning. A grammar is read once: several replies to one request have the same."""
+    def _matcher(self, grammar: str, param: str, whose: str) -> Any:
+        """A matcher at its beginning. A person's grammar is read once: several replies to one request have the same."""
         with self._lock:
-            known = self._read.get(grammar)
+            known = self._read.get((whose, grammar))
             if known is not None:
-                self._read.move_to_end(grammar)
+                self._read.move_to_end((whose, grammar))
                 return known.deep_copy()
         matcher = matcher_of(self._tokenizer, grammar, param)
         with self._lock:
-            self._read[grammar] = matcher.deep_copy()
+            self._read[whose, grammar] = matcher.deep_copy()
             if len(self._read) > FORMS_KEPT:
                 self._read.popitem(last=False)
         return matcher

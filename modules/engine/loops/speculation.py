@@ -43,8 +43,8 @@ class Speculation:
 
     def new_drafter(self, reply: Reply) -> Drafter:
         """What guesses for `reply`."""
-        ids = reply.request.prompt_ids
-        return Lookup(ids) if self._model is None else ModelDrafter(self._model, ids)
+        ids, whose = reply.request.prompt_ids, reply.request.whose
+        return Lookup(ids) if self._model is None else ModelDrafter(self._model, ids, whose)
 
 
 class Chosen:

@@ -111,7 +111,7 @@ class RemoteEngine(Intake[RemoteReply | RemoteEmbedding]):
         # Another Snug reads schemas itself; calls are no part of what it can be asked for with token ids.
         written = self._found.kind == "llamacpp" or (self._found.kind == "snug" and request.shape is not None)
         form = form_of(request, "llamacpp") if written else None
-        grammar = self._forms.read(form) if form is not None else ""
+        grammar = self._forms.read(form, request.whose) if form is not None else ""
         self._askers.add(request.whose)
         self._enqueue(RemoteReply(request, emit, self._found, grammar, shared=len(self._askers) > 1))
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from modules.engine.base import TextPiece
 from modules.engine.control_tokens import PieceEncoder, border_of
 from modules.engine.remote.client import RemoteClient
+from modules.on_behalf import ASKED_FOR
 
 # What may be a control token: such a text in content is asked about before it is encoded. The last are MiniMax'.
 _CANDIDATE = re.compile(
@@ -55,13 +56,13 @@ class SnugTokens:
 
 
 class AskedTokens:
-    """A tokenizer that encodes texts. Which texts are control tokens is found out by asking, once each."""
+    """A tokenizer that encodes texts. Which texts are control tokens is found out by asking, once each for a person."""
 
     def __init__(self, as_template: Callable[[str], list[int]], as_text: Callable[[str], list[int]]) -> None:
         """`as_template` reads control tokens in a text, `as_text` none; neither adds any."""
         self._as_template = as_template
         self._as_text = as_text
-        self._control: dict[str, int | None] = {}
+        self._control: dict[tuple[str, str], int | None] = {}
         self._newline = as_template("\n")
 
     def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
@@ -77,10 +78,18 @@ class AskedTokens:
         if len(self._control) > _KEPT:
             self._control.clear()
         found = {word for text in texts for word in _CANDIDATE.findall(text)}
-        for word in found - self._control.keys():
+        return {word: token for word in found if (token := self._control_of(word)) is not None}
+
+    def _control_of(self, word: str) -> int | None:
+        """The id of a control token; None for other words."""
+        key = (ASKED_FOR.get(), word)
+        try:
+            return self._control[key]
+        except KeyError:
             ids = self._as_template(word)
-            self._control[word] = ids[0] if len(ids) == 1 and ids != self._as_text(word) else None
-        return {word: token for word in found if (token := self._control[word]) is not None}
+            token = ids[0] if len(ids) == 1 and ids != self._as_text(word) else None
+        self._control[key] = token
+        return token
 
 
 class LlamaServerTokens(AskedTokens):
