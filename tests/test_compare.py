@@ -224,7 +224,7 @@ def test_what_memory_ran_out_for_beside_others_is_tried_once_more_alone(bench: B
 
 
 def test_an_engine_that_is_killed_ends_its_own_column_with_what_it_wrote(bench: Bench) -> None:
-    script(bench.settings, "b", Script(reply="Half of it", fault="kill", fault_at=4))
+    script(bench.settings, "b", Script(reply="Half of it", fault="kill", fault_at=4, tokens_per_s=20))
     seen = bench.run(bench.column("b"), bench.column("c"))
     assert stages(seen) == ["failed", "done"]
     assert seen.columns[0].text == "Half"

@@ -115,3 +115,12 @@ def form_of(request: GenerationRequest, engine: Literal["llamacpp", "guidance"])
             param="min_tokens",
         )
     return Form(engine, params.grammar, params.json_schema, request.shape)
+
+
+def too_dear(param: str) -> BadGrammar:
+    """Why a reply ends whose form, of the parameter `param`, takes too long at each token."""
+    return BadGrammar(
+        "The form of the reply takes too long to follow here.",
+        remedy="Make it smaller, or less ambiguous.",
+        param=param,
+    )

@@ -29,9 +29,10 @@ from modules.engine.base import (
     TextPiece,
 )
 from modules.engine.control_tokens import CHAT_END_TOKENS
-from modules.engine.form_reading import FormReader, form_of
+from modules.engine.form_reading import FormReader, form_of, too_dear
 from modules.engine.intake import QUEUE_LIMIT, Intake, check_embeds, check_fits, check_ids, check_sees
 from modules.engine.llamacpp.embedding import LlamaEmbedding, longest_input, pooling_of
+from modules.engine.llamacpp.form_costs import FormCosts
 from modules.engine.llamacpp.reading import Reading
 from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, lacks, notices
@@ -112,6 +113,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         self._rest_s = math.inf
         self._shares = Shares(_tokens)
         self._forms = FormReader()
+        self._form_costs = FormCosts(info.vocab_size)
         self._readers = ThreadPoolExecutor(self._rows, thread_name_prefix="llama.cpp row")
         self._start()
 
@@ -141,6 +143,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         held = len(request.prompt_ids) + len(request.reply_ids)
         check_fits(held, self._info.context_tokens, can_grow=self._info.can_grow)
         grammar = self._forms.read(form, request.whose) if form is not None else ""
+        self._check_form_cost(request)
         longest, guesses = self._info.context_tokens, self._server.guesses
         encode = self._tokens.encode_text
         self._enqueue(LlamaReply(request, emit, encode, longest=longest, guesses=guesses, grammar=grammar))
@@ -260,12 +263,29 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
     def _goes_on(self, reply: LlamaReply) -> None:
         """`reply` has another token. Promise it what it is about to hold; where there is no more, rows give way."""
         self._read_through(reply)
+        self._pay_form(reply)
+        self._check_form_cost(reply.request)
         with self._changed:
             self._shares.writes(reply.request.id)
             if not self._shares.grow(reply.request.id, reply.held_tokens + SLACK_TOKENS):
                 return
             while len(self._shares) > 1 and self._shares.lasting > self._info.context_tokens:
                 self._ask_aside(self._shares.gives_way())
+
+    def _pay_form(self, reply: LlamaReply) -> None:
+        """Count what its form has cost since it was counted last."""
+        ways, tokens = reply.form_ways()
+        if ways:
+            self._form_costs.add(reply.request.whose, ways, tokens)
+
+    def _check_form_cost(self, request: GenerationRequest) -> None:
+        """Raise BadGrammar where its person's forms have cost too much beside others' replies."""
+        if self._form_costs.is_too_much(request.whose) and (form := form_of(request, "llamacpp")) is not None:
+            with self._changed:
+                asked = [*self._waiting.values(), *self._active.values()]
+                beside_others = any(one.request.whose != request.whose for one in asked)
+            if beside_others:
+                raise too_dear(form.param)
 
     def _serve(self, reply: LlamaReply | LlamaEmbedding) -> None:
         """All of `reply`, in a thread of its own; its row is free before its end is told."""
@@ -325,6 +345,7 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
                     reply.finish(reason)  # who leaves waits for nothing
                 return reason
             finally:
+                self._pay_form(reply)
                 stream.let_go()
                 place.slot, place.held = reply.slot, reply.ids
 

@@ -7,8 +7,8 @@ matching; what llama.cpp refuses beyond this comes back as its error. Syntax: ll
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from modules.engine.llamacpp.gbnf_growth import Alternatives, Item, check_growth
@@ -32,6 +32,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _ESCAPED = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)")
+_CLASS_PART = re.compile(rf"{_ESCAPED.pattern}|.", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,16 @@ class _Ways:
 _NOTHING = _Ways(0, 1)
 
 
+def rules_of(grammar: str) -> dict[str, Alternatives]:
+    """Its rules by name. Raises BadGrammar naming the line that is none."""
+    return _Parser(grammar).rules()
+
+
 def check_gbnf(grammar: str) -> None:
     """Raise BadValue, naming the line or the rule, for a grammar that llama.cpp cannot take or would not end with."""
     if len(grammar.encode()) > MAX_BYTES:
         raise _bad(f"it is larger than {MAX_BYTES // KiB} KiB", "Make it smaller.")
-    rules = _Parser(grammar).rules()
+    rules = rules_of(grammar)
     if "root" not in rules:
         raise _bad("it has no rule named root", "Begin with root ::= …")
     _Checker(rules).check()
@@ -122,7 +128,7 @@ class _Parser:
             text = _ESCAPED.sub(_unescaped, token.text[1:-1])
             return Item(len(text), text=text)
         if token.text != "(":
-            return Item(1)
+            return Item(1, fits=_class_of(token.text))
         group = self._alternatives(used, depth + 1)
         self._skip_lines()
         self._take("mark", "a closing bracket", ")")
@@ -140,7 +146,7 @@ class _Parser:
             self._fail(f"more than {MAX_REPEATS} repetitions")
         if most is not None and most < max(least, 1):
             self._fail(f"{token.text} repeats nothing")
-        return Item(item.what, least, most, item.text)
+        return replace(item, least=least, most=most)
 
     @property
     def _now(self) -> _Token:
@@ -167,6 +173,22 @@ def _unescaped(found: re.Match[str]) -> str:
     if code[0] in "xuU":
         return chr(int(code[1:], 16) % 0x110000)
     return {"n": "\n", "r": "\r", "t": "\t"}.get(code, code)
+
+
+def _class_of(text: str) -> Callable[[str], bool]:
+    """Whether a character is in the class that `text` spells."""
+    if text == ".":
+        return lambda _: True
+    other = text.startswith("[^")
+    inner = text[2:-1] if other else text[1:-1]
+    parts = _CLASS_PART.findall(inner)
+    spans: list[tuple[str, str]] = []
+    while parts:
+        low = high = parts.pop(0)
+        if len(parts) > 1 and parts[0] == "-":
+            high, parts = parts[1], parts[2:]
+        spans.append((_ESCAPED.sub(_unescaped, low), _ESCAPED.sub(_unescaped, high)))
+    return lambda character: any(low <= character <= high for low, high in spans) != other
 
 
 def _tokens(grammar: str) -> Iterator[_Token]:

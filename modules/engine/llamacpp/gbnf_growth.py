@@ -6,8 +6,8 @@ ways that begin alike, their number doubles with each level and a reply stalls a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from modules.errors import BadGrammar
@@ -23,6 +23,7 @@ class Item:
     least: int = 1
     most: int | None = 1
     text: str = ""  # of a literal
+    fits: Callable[[str], bool] | None = field(default=None, compare=False)  # whether a class has a character
 
 
 Sequence = tuple[Item, ...]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogprob
+from modules.engine.llamacpp.gbnf import rules_of
+from modules.engine.llamacpp.gbnf_stacks import Stacks
 from modules.engine.llamacpp.sampling import SEEDS, sampling_fields
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.telling import Telling, spelt, with_text
@@ -38,6 +40,9 @@ class LlamaReply(Telling):
         self._longest = longest
         self._guesses = guesses
         self._grammar = grammar
+        self._stacks: Stacks | None = None
+        self._ways = 0  # that its form left open, for each character since they were asked for
+        self._followed = 0  # tokens until then
         self._written = 0
         self._before = 0  # written when this stream of llama.cpp's began
         self._guessed_before = 0, 0
@@ -127,12 +132,28 @@ class LlamaReply(Telling):
             else:
                 self._take_tokens(event)
             self._count_guesses(event.get("timings", {}))
+            self._follow_form(str(event.get("content", "")))
             texts.append(self._text.push(str(event.get("content", ""))))
             if reason or self._text.finished:
                 reason = reason or "stop"
                 break
         self._show("".join(texts))
         return reason
+
+    def form_ways(self) -> tuple[int, int]:
+        """In how many ways its form was followed since this was asked last, at the start and after each character
+        together; for how many tokens."""
+        ways, tokens = self._ways, self._written - self._followed
+        self._ways, self._followed = 0, self._written
+        return ways, tokens
+
+    def _follow_form(self, text: str) -> None:
+        if not self._grammar:
+            return
+        if self._stacks is None:
+            self._stacks = Stacks(rules_of(self._grammar))
+            self._ways += len(self._stacks)
+        self._ways += self._stacks.push(text)
 
     def _ends_with(self, event: Mapping[str, Any]) -> bool:
         """Whether it brings a token before which the reply ends; llama.cpp itself knows of none such."""

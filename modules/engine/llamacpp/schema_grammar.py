@@ -40,6 +40,8 @@ _TYPES = tuple(_KEYWORDS)
 _MOST = 10**15 - 1
 """Numbers are written with up to 15 digits, which every reader keeps."""
 _MOST_DECIMALS = 6
+# Choices of so many texts are branched where they part, up to so deep.
+_MANY_TEXTS, _MOST_BRANCHINGS = 8, 6
 _DAY = '("0" [1-9] | [12] [0-9])'
 _DATE = (
     '[0-9]{3} [1-9] "-" ("02-" DAY28 | ("0" [469] | "11") "-" (DAY | "30") | '
@@ -169,7 +171,7 @@ class _Writer:
         fitting = [value for value in values if any(_is_kind(value, kind) for kind in kinds)]
         if not fitting:
             raise _bad(at, "none of the values is of its type", "Correct one of both.")
-        return _group(list(dict.fromkeys(_json_literal(value) for value in fitting)))
+        return _choice(list(dict.fromkeys(map(_json_text, fitting))))
 
     def _ref(self, ref: object, at: str) -> str:
         """The rule of what a reference points to, written once: it may lead back to itself."""
@@ -514,13 +516,41 @@ def _group(alternatives: Sequence[str]) -> str:
     return f"({' | '.join(alternatives)})"
 
 
+def _choice(texts: Sequence[str], depth: int = 0) -> str:
+    """One of `texts`, which differ. What many of them begin with is written once: llama.cpp tries its whole vocabulary
+    on each way that is open."""
+    if len(texts) < _MANY_TEXTS or depth == _MOST_BRANCHINGS:
+        return _group(list(map(_literal, texts)))
+    alike: dict[str, list[str]] = {}
+    for text in texts:
+        alike.setdefault(text[:1], []).append(text)
+    return _group([_branch(ones, depth) for ones in alike.values()])
+
+
+def _branch(texts: Sequence[str], depth: int) -> str:
+    """One of `texts`, which begin alike."""
+    if len(texts) == 1:
+        return _literal(texts[0])
+    ends = min(texts), max(texts)
+    shared = next((place for place, two in enumerate(zip(*ends, strict=False)) if two[0] != two[1]), len(ends[0]))
+    return f"{_literal(texts[0][:shared])} {_choice([text[shared:] for text in texts], depth + 1)}"
+
+
 def _json_literal(value: object) -> str:
     """The text that JSON spells `value` with, as GBNF spells texts."""
+    return _literal(_json_text(value))
+
+
+def _json_text(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise _bad("", "it holds half a character (a lone surrogate)", "Correct it.") from error
+    return text
+
+
+def _literal(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

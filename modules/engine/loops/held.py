@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from modules.engine.base import GenerationRequest
-from modules.engine.form_reading import FormReader, form_of
+from modules.engine.form_reading import FormReader, form_of, too_dear
 from modules.engine.loops.guidance import marks_in, matcher_of
 from modules.engine.loops.loaded import LoadedModel
-from modules.errors import BadGrammar, GenerationFailed, NotAvailableHere
+from modules.errors import GenerationFailed, NotAvailableHere
 
 FORMS_KEPT = 8
 # Seconds of the processor that finding what may follow may take: once, and more for each token. Honest forms take
@@ -77,17 +77,10 @@ class Held:
             self._bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
             self._spent_s += time.thread_time() - started
         if self._matcher.is_error() or not self._bits.any():
-            raise self._too_much()
+            raise too_dear(self._param)
         if self._spent_s > FIRST_S + self._count * EACH_S:
-            raise self._too_much()
+            raise too_dear(self._param)
         return self._bits
-
-    def _too_much(self) -> BadGrammar:
-        return BadGrammar(
-            "The form of the reply takes too long to follow here.",
-            remedy="Make it smaller, or less ambiguous.",
-            param=self._param,
-        )
 
 
 class Forms:
