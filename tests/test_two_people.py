@@ -12,6 +12,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from modules.accounts.directory import FILE, Accounts
 from modules.api.doors import staying
 from modules.chat.trees import Tree
 from modules.engine.base import GenerationRequest
@@ -517,20 +518,24 @@ async def test_numbers_of_no_event_and_of_no_component_are_told_so_and_leave_no_
     assert not caplog.records
 
 
+@pytest.mark.parametrize("place", ["page", "terminal"])
 @pytest.mark.parametrize("ending", ["removed", "no administrator"])
 async def test_a_body_that_is_whole_too_late_does_nothing(
-    home: Household, ending: str, monkeypatch: pytest.MonkeyPatch
+    home: Household, ending: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cyd = home.accounts.add(f"Cyd, {ending}", "a password of hers", admin=True)
+    terminal = Accounts(home.services.settings.user_data_dir / FILE)  # as another process has it
+    accounts = terminal if place == "terminal" else home.accounts
+    cyd = home.accounts.add(f"Cyd, {ending}, {place}", "a password of hers", admin=True)
     _, key = home.accounts.make_key(cyd.id, "slow", admin=True)
     monkeypatch.setattr(home.services.models, "load", lambda *_: pytest.fail("it was loaded"))
 
     async def slowly(body: bytes) -> AsyncIterator[bytes]:
         yield body[:10]
         if ending == "removed":
-            home.accounts.remove(cyd.id)
+            accounts.remove(cyd.id)
         else:
-            home.accounts.set_admin(cyd.id, admin=False)
+            accounts.set_admin(cyd.id, admin=False)
+        terminal.close()
         yield body[10:]
 
     deeds = {
