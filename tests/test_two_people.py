@@ -12,6 +12,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from modules.accounts.command import run_users
 from modules.accounts.directory import FILE, Accounts
 from modules.api.doors import staying
 from modules.chat.trees import Tree
@@ -547,3 +548,27 @@ async def test_a_body_that_is_whole_too_late_does_nothing(
         answer = await client.post(path, content=slowly(body), headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
     assert home.services.store.list(cyd.person.owner) == []
+
+
+@pytest.mark.parametrize("road", ["route", "door"])
+async def test_an_import_under_way_leaves_nothing_of_who_is_forgotten_meanwhile(
+    home: Household, road: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cyd, folder = home.accounts.add(f"Cyd of the {road}", "a password of hers"), home.services.settings.user_data_dir
+    text = '[{"conversations": [{"from": "human", "value": "a"}], "folder": "Letters"}]'
+    alike = home.services.store.shelf.alike
+
+    def slowly(owner: str) -> Any:
+        """All of the file is here by now."""
+        home.accounts.remove(cyd.id)
+        run_users(["forget", cyd.name, "--yes", "--user-data-dir", str(folder)])
+        return alike(owner)
+
+    async with home.client(cyd.name) as browser:
+        monkeypatch.setattr(home.services.store.shelf, "alike", slowly)
+        if road == "route":
+            answer = (await browser.post("/conversations", content=text)).json()["error"]
+        else:
+            answer = await home.ask(browser, "take_in", {"text": text}, holder=home.holders("conversations")[0])
+    assert "code" in str(answer) and "imported" not in answer
+    assert home.services.store.list(cyd.owner) == [] and home.services.store.shelf.folders(cyd.owner) == ()

@@ -204,6 +204,12 @@ class Accounts:
                 raise Forbidden("This is for administrators.", remedy="Ask who runs this Snug.")
             yield file
 
+    def has(self, person: Person) -> bool:
+        """Whether who came in as `person` has an account still, and may use it."""
+        with self._file.read() as file:
+            asked = "SELECT 1 FROM people WHERE id = ? AND removed_at IS NULL"
+            return file.execute(asked, (person.id,)).fetchone() is not None
+
     def _one(self, ident: str) -> Account:
         with self._file.read() as file:
             row = file.execute("SELECT * FROM people WHERE id = ?", (ident,)).fetchone()
