@@ -175,6 +175,12 @@ def test_who_lost_the_right_just_before_gives_it_to_nobody(accounts: Accounts) -
             deed()
     assert (accounts.people(), accounts.keys()) == before
     accounts.verify("Ana", WORD)
+    session = accounts.by_session(accounts.begin_session(accounts.named("Ana")))
+    assert session is not None
+    accounts.set_admin(ben.id, admin=True, by=session)
+    accounts.set_password(ana.id, "battery staple")
+    with pytest.raises(Forbidden):  # whoever has the session that ended with the old password
+        accounts.add("Cyd", WORD, admin=True, by=session)
 
 
 def test_the_last_administrator_stays_one(accounts: Accounts) -> None:

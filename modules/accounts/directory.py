@@ -358,8 +358,12 @@ def _is_as_it_was(file: sqlite3.Connection, account: Account) -> bool:
 
 
 def _is_admin(file: sqlite3.Connection, person: Person) -> bool:
+    """Whether a person is one, and is logged in still, if that is how they came."""
     asked = "SELECT 1 FROM people WHERE id = ? AND admin AND removed_at IS NULL"
-    return file.execute(asked, (person.id,)).fetchone() is not None
+    if file.execute(asked, (person.id,)).fetchone() is None:
+        return False
+    kept = person.session
+    return not kept or file.execute("SELECT 1 FROM sessions WHERE hash = ?", (kept,)).fetchone() is not None
 
 
 def wrong_password() -> Unauthorized:
