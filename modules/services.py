@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modules.accounts.directory import Accounts
+from modules.accounts.person import Person
 from modules.attachments.extracting import Extractor
 from modules.characters.library import Library
 from modules.chat.presets import Presets
@@ -33,3 +35,8 @@ class Services:
     extractor: Extractor = field(default_factory=Extractor)
     accounts: Accounts | None = None
     extensions: Extensions = field(default_factory=lambda: Extensions(Path("extensions")))
+
+    def still_in(self, person: Person) -> Callable[[], bool]:
+        """Asks whether `person`, who has come in, still may: for what is kept long after that."""
+        accounts = self.accounts
+        return lambda: accounts is None or not person.id or accounts.has(person)

@@ -205,6 +205,7 @@ def own_temporary_files(cache: Path) -> Iterator[None]:
         shutil.rmtree(chosen[GRADIO_FILES], ignore_errors=True)
     for folder in chosen.values():
         try:
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # who may write there may put another in its place
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
         except OSError as error:

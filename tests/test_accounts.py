@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -156,6 +156,32 @@ def test_who_loses_the_right_has_no_key_with_it(accounts: Accounts) -> None:
     accounts.set_admin(ben.id, False)
     person = accounts.by_key(secret)
     assert person is not None and not person.admin
+
+
+def test_who_lost_the_right_just_before_gives_it_to_nobody(accounts: Accounts) -> None:
+    ana, ben = accounts.add("Ana", WORD), accounts.add("Ben", WORD, admin=True)
+    key, _ = accounts.make_key(ana.id, "hers")
+    accounts.set_admin(ben.id, admin=False, by=ana.person)
+    deeds: tuple[Callable[[], object], ...] = (
+        lambda: accounts.add("Cyd", WORD, admin=True, by=ben.person),
+        lambda: accounts.set_admin(ben.id, admin=True, by=ben.person),
+        lambda: accounts.set_password(ana.id, "battery staple", by=ben.person),
+        lambda: accounts.remove(ana.id, by=ben.person),
+        lambda: accounts.restore(ben.id, by=ben.person),
+        lambda: accounts.revoke_key(key.id, by=ben.person),
+    )
+    before = accounts.people(), accounts.keys()
+    for deed in deeds:
+        with pytest.raises(Forbidden):
+            deed()
+    assert (accounts.people(), accounts.keys()) == before
+    accounts.verify("Ana", WORD)
+    session = accounts.by_session(accounts.begin_session(accounts.named("Ana")))
+    assert session is not None
+    accounts.set_admin(ben.id, admin=True, by=session)
+    accounts.set_password(ana.id, "battery staple")
+    with pytest.raises(Forbidden):  # whoever has the session that ended with the old password
+        accounts.add("Cyd", WORD, admin=True, by=session)
 
 
 def test_the_last_administrator_stays_one(accounts: Accounts) -> None:

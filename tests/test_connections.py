@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from modules.api.doors.connections import MAX_HEADER_BYTES, Connection
+from modules.api.doors.connections import MAX_HEADER_BYTES, Connection, plain_host
 
 SHORT_S = 0.6
 WAIT_S = 20.0
@@ -31,7 +31,8 @@ gone = threading.Event()
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """The size of a body; at /names those of the headers; at /flood a stream that ends with its reader."""
+    """The size of a body; at /names those of the headers, at /ends who speaks to whom; at /flood a stream that ends
+    with its reader."""
     if scope["type"] != "http":
         return
     if scope["path"] == "/flood":
@@ -52,14 +53,15 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
     told = b" ".join(name for name, _ in scope["headers"]) if scope["path"] == "/names" else str(size).encode()
+    if scope["path"] == "/ends":
+        told = f"{scope['client'][0]} {scope['server'][0]}".encode()
     length = (b"content-length", str(len(told)).encode())
     await send({"type": "http.response.start", "status": 200, "headers": [length]})
     await send({"type": "http.response.body", "body": told})
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    listener = socket.create_server(("127.0.0.1", 0))
+@contextlib.contextmanager
+def served(listener: socket.socket) -> Iterator[int]:
     config = uvicorn.Config(echo, http=Hasty, log_level="critical", lifespan="off", ws="none", timeout_keep_alive=0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -70,6 +72,12 @@ def port() -> Iterator[int]:
     server.should_exit = server.force_exit = True
     thread.join(20)
     listener.close()
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with served(socket.create_server(("127.0.0.1", 0))) as number:
+        yield number
 
 
 @contextlib.contextmanager
@@ -283,3 +291,18 @@ def test_in_a_crowd_a_body_that_does_not_come_is_waited_for_no_longer_than_heade
             slow.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n1")
         assert b" 408 " in until_closed(slow)
         assert httpx.post(f"http://127.0.0.1:{port}/", content=b"123", timeout=WAIT_S).text == "3"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_who_comes_by_ipv4_to_a_socket_for_both_is_known_by_that_address() -> None:
+    with served(socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)) as number:
+        for host, name in (("127.0.0.1", "127.0.0.1"), ("[::1]", "::1")):
+            assert httpx.get(f"http://{host}:{number}/ends").text == f"{name} {name}"
+
+
+@pytest.mark.parametrize(
+    ("host", "plain"),
+    [("::ffff:192.0.2.1", "192.0.2.1"), ("::ffff:0:0:1", "::ffff:0:0:1"), ("fe80::1%e", "fe80::1%e")],
+)
+def test_only_ipv4_addresses_are_written_as_such(host: str, plain: str) -> None:
+    assert plain_host(host) == plain

@@ -21,6 +21,7 @@ from modules.settings_reading import read_settings
 NAME = "chat.example.org"
 PROXY = "10.0.0.2"
 TOKEN = "a-secret-of-many-letters"
+GUESTS = "another-secret-of-letters"
 APP = "https://app.example.org"
 
 
@@ -159,6 +160,18 @@ async def test_a_named_origins_page_needs_a_key_and_rides_on_nobodys_login(accou
         assert (await browser.get("/v1/thing", headers={"origin": APP})).status_code == 401
         with_key = await browser.get("/v1/thing", headers={"origin": APP, "authorization": f"Bearer {key}"})
         assert with_key.status_code == 200
+
+
+async def test_a_named_origins_page_rides_on_no_secret_that_a_browser_keeps() -> None:
+    app = house(host="0.0.0.0", cors_origins=[APP], guest_token=GUESTS)
+    async with client(app, "192.168.1.9", "http://127.0.0.1:7860") as browser:
+        for name, secret in (("snug_7860", TOKEN), ("snug_7860_guest", GUESTS)):
+            browser.cookies.set(name, secret)
+            assert (await browser.post("/v1/thing")).status_code == 200, "the own page"
+            sites = {"origin": APP, "sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"}
+            assert (await browser.post("/v1/thing", headers=sites)).status_code == 401, "from another port, say"
+            assert (await browser.post("/v1/thing", headers=sites | {"x-api-key": secret})).status_code == 200
+            browser.cookies.clear()
 
 
 async def test_accounts_close_a_server_and_its_secret_opens_it_no_more(accounts: Accounts) -> None:

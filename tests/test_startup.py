@@ -43,6 +43,20 @@ def test_what_gradio_and_torch_keep_lies_where_no_other_user_comes_first(
         assert os.environ[startup.GRADIO_FILES] == "/elsewhere"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has a temporary folder for each user")
+def test_nobody_else_puts_another_folder_in_their_place_whatever_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (startup.GRADIO_FILES, COMPILED):
+        monkeypatch.delenv(name, raising=False)
+    before = os.umask(0)
+    try:
+        with startup.own_temporary_files(tmp_path / "cache"):
+            assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+
+
 def test_what_holds_no_user_data_compiles_in_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine test, and ranks above 0."""
     monkeypatch.delenv(COMPILED, raising=False)

@@ -27,7 +27,7 @@ from modules.chat.store import Store
 from modules.chat.taking_in import TakenIn, take_in
 from modules.chat.trees import Tree, TreeFile, TreeMessage
 from modules.engine.turns import Turns
-from modules.errors import BadAttachment, StoreFailed
+from modules.errors import BadAttachment, StoreFailed, Unauthorized
 from modules.settings import Settings
 from modules.units import MiB
 from tests.store_rig import Clock, clock, store
@@ -260,3 +260,17 @@ def test_others_write_between_two_conversations_of_a_file_and_nothing_stays_of_o
     with pytest.raises(StoreFailed):
         take(store, to_json([tree("five"), tree("six"), tree("seven")]))
     assert count(store) == 3
+
+
+def test_of_who_comes_in_no_more_nothing_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "_stretches", lambda trees: iter([[one] for one in trees]))
+    text, left = to_json([tree("a"), tree("b", "c")]), [True, True]
+
+    def may() -> bool:
+        """At the beginning, and for the first of the two."""
+        return bool(left) and left.pop()
+
+    with pytest.raises(Unauthorized):
+        take_in(store.shelf, "ana", text, Extractor(), may=may)
+    assert store.list("ana") == []
+    assert len(take_in(store.shelf, "ana", text, Extractor()).imported) == 2

@@ -12,6 +12,8 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from modules.accounts.command import run_users
+from modules.accounts.directory import FILE, Accounts
 from modules.api.doors import staying
 from modules.chat.trees import Tree
 from modules.engine.base import GenerationRequest
@@ -517,20 +519,24 @@ async def test_numbers_of_no_event_and_of_no_component_are_told_so_and_leave_no_
     assert not caplog.records
 
 
+@pytest.mark.parametrize("place", ["page", "terminal"])
 @pytest.mark.parametrize("ending", ["removed", "no administrator"])
 async def test_a_body_that_is_whole_too_late_does_nothing(
-    home: Household, ending: str, monkeypatch: pytest.MonkeyPatch
+    home: Household, ending: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cyd = home.accounts.add(f"Cyd, {ending}", "a password of hers", admin=True)
+    terminal = Accounts(home.services.settings.user_data_dir / FILE)  # as another process has it
+    accounts = terminal if place == "terminal" else home.accounts
+    cyd = home.accounts.add(f"Cyd, {ending}, {place}", "a password of hers", admin=True)
     _, key = home.accounts.make_key(cyd.id, "slow", admin=True)
     monkeypatch.setattr(home.services.models, "load", lambda *_: pytest.fail("it was loaded"))
 
     async def slowly(body: bytes) -> AsyncIterator[bytes]:
         yield body[:10]
         if ending == "removed":
-            home.accounts.remove(cyd.id)
+            accounts.remove(cyd.id)
         else:
-            home.accounts.set_admin(cyd.id, admin=False)
+            accounts.set_admin(cyd.id, admin=False)
+        terminal.close()
         yield body[10:]
 
     deeds = {
@@ -542,3 +548,27 @@ async def test_a_body_that_is_whole_too_late_does_nothing(
         answer = await client.post(path, content=slowly(body), headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
     assert home.services.store.list(cyd.person.owner) == []
+
+
+@pytest.mark.parametrize("road", ["route", "door"])
+async def test_an_import_under_way_leaves_nothing_of_who_is_forgotten_meanwhile(
+    home: Household, road: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cyd, folder = home.accounts.add(f"Cyd of the {road}", "a password of hers"), home.services.settings.user_data_dir
+    text = '[{"conversations": [{"from": "human", "value": "a"}], "folder": "Letters"}]'
+    alike = home.services.store.shelf.alike
+
+    def slowly(owner: str) -> Any:
+        """All of the file is here by now."""
+        home.accounts.remove(cyd.id)
+        run_users(["forget", cyd.name, "--yes", "--user-data-dir", str(folder)])
+        return alike(owner)
+
+    async with home.client(cyd.name) as browser:
+        monkeypatch.setattr(home.services.store.shelf, "alike", slowly)
+        if road == "route":
+            answer = (await browser.post("/conversations", content=text)).json()["error"]
+        else:
+            answer = await home.ask(browser, "take_in", {"text": text}, holder=home.holders("conversations")[0])
+    assert "code" in str(answer) and "imported" not in answer
+    assert home.services.store.list(cyd.owner) == [] and home.services.store.shelf.folders(cyd.owner) == ()

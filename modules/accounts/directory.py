@@ -11,8 +11,8 @@ import secrets
 import sqlite3
 import time
 import unicodedata
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
@@ -22,7 +22,7 @@ from modules.accounts.attempts import Attempts
 from modules.accounts.person import Person
 from modules.accounts.schema import LAYOUT
 from modules.chat.database import Database
-from modules.errors import BadValue, NotFound, StoreFailed, Unauthorized
+from modules.errors import BadValue, Forbidden, NotFound, StoreFailed, Unauthorized
 from modules.files import check_name
 
 FILE = "users.db"
@@ -119,15 +119,16 @@ class Accounts:
             raise NotFound(f"Nobody here is called {name[:60]!r}.", remedy="See server.py users list.", param="name")
         return _account(row)
 
-    def add(self, name: str, password: str, *, admin: bool = False) -> Account:
+    def add(self, name: str, password: str, *, admin: bool = False, by: Person | None = None) -> Account:
         """A new person. The first one is an administrator, and has the conversations of the machine for one.
 
-        Raises BadName, BadValue for a name that is taken or a password that is none.
+        `by`, here and below, is the administrator who does it; None for the terminal. Raises Forbidden where they are
+        none any more as it is done, BadName, BadValue for a name that is taken or a password that is none.
         """
         name = check_name(name.strip())
         passwords.check_new(password, name)
         kept, ident = passwords.hashed(password), uuid4().hex
-        with self._file.write() as file:
+        with self._write(by) as file:
             taken = file.execute("SELECT removed_at FROM people WHERE folded = ?", (folded(name),)).fetchone()
             if taken is not None:
                 remedy = "Choose another name." if taken[0] is None else (
@@ -153,42 +154,50 @@ class Accounts:
             raise BadValue("That is not your old password.", remedy="Try again.", param="old") from error
         self.set_password(person.id, new, keep=person.session, before=before)
 
-    def set_password(self, ident: str, password: str, *, keep: bytes = b"", before: Account | None = None) -> None:
+    def set_password(
+        self,
+        ident: str,
+        password: str,
+        *,
+        keep: bytes = b"",
+        before: Account | None = None,
+        by: Person | None = None,
+    ) -> None:
         """Another password. Every session of that person ends, but for `keep`.
 
         In place of the one that `before` had, if given. Raises BadValue where it has another by now.
         """
         passwords.check_new(password, self._one(ident).name)
         kept = passwords.hashed(password)
-        with self._file.write() as file:
+        with self._write(by) as file:
             if before is not None and not _is_as_it_was(file, before):
                 raise BadValue("Your password has changed meanwhile.", remedy="Log in with the new one.", param="old")
             file.execute("UPDATE people SET password = ? WHERE id = ?", (kept, ident))
             file.execute("DELETE FROM sessions WHERE person_id = ? AND hash <> ?", (ident, keep))
         self.endings += 1
 
-    def set_admin(self, ident: str, admin: bool) -> None:
+    def set_admin(self, ident: str, admin: bool, *, by: Person | None = None) -> None:
         """Give or take the right of an administrator. Raises BadValue for the last one's."""
         self._one(ident)
-        with self._file.write() as file:
+        with self._write(by) as file:
             file.execute("UPDATE people SET admin = ? WHERE id = ?", (admin, ident))
             _require_an_admin(file)
         self.endings += 1
 
-    def remove(self, ident: str) -> None:
+    def remove(self, ident: str, *, by: Person | None = None) -> None:
         """Let a person in no more: sessions end, keys are gone. What is theirs stays, for `restore`."""
         self._one(ident)
-        with self._file.write() as file:
+        with self._write(by) as file:
             file.execute("UPDATE people SET removed_at = ? WHERE id = ? AND removed_at IS NULL", (self._now(), ident))
             file.execute("DELETE FROM sessions WHERE person_id = ?", (ident,))
             file.execute("DELETE FROM keys WHERE person_id = ?", (ident,))
             _require_an_admin(file)
         self.endings += 1
 
-    def restore(self, ident: str) -> None:
+    def restore(self, ident: str, *, by: Person | None = None) -> None:
         """Let a removed person in again, with the old password."""
         self._one(ident)
-        with self._file.write() as file:
+        with self._write(by) as file:
             file.execute("UPDATE people SET removed_at = NULL WHERE id = ?", (ident,))
 
     def forget(self, ident: str) -> None:
@@ -197,6 +206,20 @@ class Accounts:
             raise BadValue("Only who was removed can be forgotten.", remedy="Remove that person first.")
         with self._file.write() as file:
             file.execute("DELETE FROM people WHERE id = ?", (ident,))
+
+    @contextmanager
+    def _write(self, by: Person | None) -> Iterator[sqlite3.Connection]:
+        """A transaction, within which `by` still is an administrator: who loses that may have asked just before."""
+        with self._file.write() as file:
+            if by is not None and not _is_admin(file, by):
+                raise Forbidden("This is for administrators.", remedy="Ask who runs this Snug.")
+            yield file
+
+    def has(self, person: Person) -> bool:
+        """Whether who came in as `person` has an account still, and may use it."""
+        with self._file.read() as file:
+            asked = "SELECT 1 FROM people WHERE id = ? AND removed_at IS NULL"
+            return file.execute(asked, (person.id,)).fetchone() is not None
 
     def _one(self, ident: str) -> Account:
         with self._file.read() as file:
@@ -302,9 +325,9 @@ class Accounts:
             ).fetchall()
         return tuple(Key(row[0], row[1], row[2], row[3], bool(row[4]), *row[5:]) for row in found)
 
-    def revoke_key(self, key_id: str, *, of: str | None = None) -> None:
+    def revoke_key(self, key_id: str, *, of: str | None = None, by: Person | None = None) -> None:
         """End a key; `of` only if it is that person's. Raises NotFound."""
-        with self._file.write() as file:
+        with self._write(by) as file:
             gone = file.execute("DELETE FROM keys WHERE id = ? AND (? IS NULL OR person_id = ?)", (key_id, of, of))
             if not gone.rowcount:
                 raise NotFound("There is no such key.", remedy="Look at the list again.")
@@ -343,6 +366,15 @@ def _is_as_it_was(file: sqlite3.Connection, account: Account) -> bool:
     """Whether a person may still come in, with the password that was read."""
     asked = "SELECT 1 FROM people WHERE id = ? AND password = ? AND removed_at IS NULL"
     return file.execute(asked, (account.id, account.kept)).fetchone() is not None
+
+
+def _is_admin(file: sqlite3.Connection, person: Person) -> bool:
+    """Whether a person is one, and is logged in still, if that is how they came."""
+    asked = "SELECT 1 FROM people WHERE id = ? AND admin AND removed_at IS NULL"
+    if file.execute(asked, (person.id,)).fetchone() is None:
+        return False
+    kept = person.session
+    return not kept or file.execute("SELECT 1 FROM sessions WHERE hash = ?", (kept,)).fetchone() is not None
 
 
 def wrong_password() -> Unauthorized:

@@ -38,15 +38,15 @@ def conversation_routes(services: Services) -> APIRouter:
         request: Request, only: Annotated[list[str] | None, Query(max_length=MAX_DIGESTS)] = None
     ) -> dict[str, Any]:
         """Keep the conversations; a problem is told as the page's doors tell it."""
-        owner, tell = person_in(request.scope).owner, texts_of(request.headers).tell
+        person, tell = person_in(request.scope), texts_of(request.headers).tell
 
         def take(file: IO[bytes]) -> dict[str, Any]:
             text, aside = set_aside(file)
             if len(text) > MOST_TEXT:
                 raise BodyTooLarge(f"Without its pictures it is larger than {format_size(MOST_TEXT)}.")
             taken = take_in(
-                services.store.shelf, owner, text.decode("utf-8", "replace"), services.extractor,
-                only=only, aside=aside, turns=turns,
+                services.store.shelf, person.owner, text.decode("utf-8", "replace"), services.extractor,
+                only=only, aside=aside, turns=turns, may=services.still_in(person),
             )  # fmt: skip
             return taken.as_json(tell)
 

@@ -21,7 +21,7 @@ from modules.chat.packing import pack, unpack
 from modules.chat.rows import LISTED, find_conversation, find_message, to_conversation
 from modules.chat.searching import Found, find, forget, words_of
 from modules.chat.trees import Tree, copy_path, read_tree, write_tree
-from modules.errors import BadValue, Busy, NotFound, StoreFailed
+from modules.errors import BadValue, Busy, NotFound, StoreFailed, Unauthorized
 from modules.messages import Conversation
 from modules.on_behalf import OwnPlaces
 from modules.units import MiB
@@ -293,12 +293,17 @@ class Shelf:
         """What is quickly known of a conversation: how many messages, how the first and the last one begin."""
         return amount, first[:OUTLINE_CHARACTERS], last[:OUTLINE_CHARACTERS]
 
-    def add(self, owner: str, trees: Iterable[Tree]) -> tuple[Conversation, ...]:
+    def add(
+        self, owner: str, trees: Iterable[Tree], *, may: Callable[[], bool] = lambda: True
+    ) -> tuple[Conversation, ...]:
         """Keep conversations that come from files, all or none; folders are found by name, or made.
 
         Others write between two stretches of them. A power cut or a kill in between leaves what was written.
+        `may` says, as each is written, whether the owner still comes in: what is kept of one who was forgotten is
+        nobody's to delete. Raises Unauthorized if not.
         """
         trees = tuple(trees)
+        _check_stays(may)
         folders = {folder.name.casefold(): folder.id for folder in self.folders(owner)}
         for name in {tree.folder for tree in trees if tree.folder.strip()}:
             key = " ".join(name.split()).casefold()
@@ -308,6 +313,7 @@ class Shelf:
         try:
             for stretch in _stretches(trees):
                 with self._databases.disk.write() as connection:
+                    _check_stays(may)
                     added += [
                         write_tree(
                             connection, owner, tree, folders.get(" ".join(tree.folder.split()).casefold()), self._now()
@@ -336,6 +342,11 @@ class Shelf:
             copy = copy_path(connection, owner, find_message(connection, owner, message_id), self._now())
         self.see(copy.id)
         return copy
+
+
+def _check_stays(may: Callable[[], bool]) -> None:
+    if not may():
+        raise Unauthorized("This session has ended.", remedy="Log in again.")
 
 
 def _stretches(trees: Sequence[Tree]) -> Iterator[list[Tree]]:

@@ -69,13 +69,14 @@ def take_in(
     only: Sequence[str] | None = None,
     aside: Aside | None = None,
     turns: Turns | None = None,
+    may: Callable[[], bool] = lambda: True,
 ) -> TakenIn:
     """Keep the conversations of a file's text. With `only` those of these digests, though they are there already.
 
     `aside` has the pictures for which references stand in the text. Pictures are drawn anew by `extractor`, within
     DRAW_S and a second for each megabyte; what takes longer is left out. Files that share `turns` are read one at a
     time, and drawn by turns.
-    Raises StoreFailed, QueueFull or Busy; then nothing of it is kept.
+    Raises StoreFailed, QueueFull, Busy, or Unauthorized where the owner `may` no more; then nothing of it is kept.
     """
     turns = turns or Turns()
     with turns.turn(owner):
@@ -83,7 +84,7 @@ def take_in(
         trees = [aside.filled(tree) for tree in read.trees] if aside else read.trees
     with shelf.comparing.of(owner):
         new, known = _new(shelf, owner, trees) if only is None else (_of_digests(trees, only), [])
-    added = shelf.add(owner, _drawn(new, _Drawing(owner, extractor, turns)))
+    added = shelf.add(owner, _drawn(new, _Drawing(owner, extractor, turns)), may=may)
     return TakenIn(added, sum(len(tree.messages) for tree in new), tuple(known), read.skipped, read.notes)
 
 

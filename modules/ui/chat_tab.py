@@ -40,7 +40,7 @@ from modules.ui.views import (
     revision,
     thread_view,
 )
-from modules.ui.widgets import Body, Pick, door, owner_of, read_body, scripted
+from modules.ui.widgets import Body, Pick, door, owner_of, personal_door, read_body, scripted
 
 SHOWN = 60  # messages of a conversation that a page gets, unless it asks for more
 AROUND_FOUND = 30  # messages above one that a search found, and below it
@@ -317,7 +317,7 @@ def build_shell(services: Services) -> None:
             door(Pick, "restore", list_doors.restore),
             door(Pick, "erase", list_doors.erase),
             door(side.Export, "export", list_doors.export),
-            door(side.Import, "take_in", list_doors.take_in),
+            personal_door(side.Import, "take_in", list_doors.take_in),
         ],
     )
 

@@ -96,36 +96,39 @@ class PeopleDoors:
 
     def revoke_key(self, person: Person, body: Pick) -> Json:
         """End a key: one's own, or as an administrator any."""
-        self._accounts.revoke_key(body.id, of=None if person.admin else person.id)
+        if person.admin:
+            self._accounts.revoke_key(body.id, by=person)
+        else:
+            self._accounts.revoke_key(body.id, of=person.id)
         return self.account(person, Nothing())
 
     def add_person(self, person: Person, body: NewPerson) -> Json:
         """Let somebody in."""
         _require_login(person)
-        self._accounts.add(body.name, body.password, admin=body.admin)
+        self._accounts.add(body.name, body.password, admin=body.admin, by=person)
         return self.account(person, Nothing())
 
     def set_right(self, person: Person, body: Right) -> Json:
         """Give or take the right of an administrator."""
         _require_login(person)
-        self._accounts.set_admin(body.id, body.admin)
+        self._accounts.set_admin(body.id, body.admin, by=person)
         return self.account(person, Nothing())
 
     def give_password(self, person: Person, body: Given) -> Json:
         """A new password for somebody who forgot theirs."""
         _require_login(person)
-        self._accounts.set_password(body.id, body.password)
+        self._accounts.set_password(body.id, body.password, by=person)
         return self.account(person, Nothing())
 
     def remove_person(self, person: Person, body: Pick) -> Json:
         """Let somebody in no more."""
-        self._accounts.remove(body.id)
+        self._accounts.remove(body.id, by=person)
         return self.account(person, Nothing())
 
     def restore_person(self, person: Person, body: Pick) -> Json:
         """Let somebody in again."""
         _require_login(person)
-        self._accounts.restore(body.id)
+        self._accounts.restore(body.id, by=person)
         return self.account(person, Nothing())
 
 

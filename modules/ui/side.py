@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from modules.accounts.person import Person
 from modules.chat.exporting import MOST_OF_ONE, json_piece, to_markdown
 from modules.chat.incognito import is_incognito
 from modules.chat.searching import Found
@@ -78,7 +79,7 @@ class SideDoors:
 
     def __init__(self, services: Services) -> None:
         self.store, self.chat = services.store, services.chat
-        self.shelf, self.extractor = services.store.shelf, services.extractor
+        self.shelf, self.extractor, self.still_in = services.store.shelf, services.extractor, services.still_in
         self._exporting, self._searching = OwnPlaces(1), OwnPlaces(1)
 
     def conversations(self, owner: str, body: Look) -> Json:
@@ -202,9 +203,10 @@ class SideDoors:
                 break
         return {"pieces": pieces, "done": done, "too_large": too_large}
 
-    def take_in(self, owner: str, body: Import) -> Json:
+    def take_in(self, person: Person, body: Import) -> Json:
         """Keep the conversations of a file; the answer tells what was taken, what was there already, what failed."""
-        return take_in(self.shelf, owner, body.text, self.extractor, only=body.only).as_json(told)
+        may = self.still_in(person)
+        return take_in(self.shelf, person.owner, body.text, self.extractor, only=body.only, may=may).as_json(told)
 
 
 def _item(found: Found) -> Json:

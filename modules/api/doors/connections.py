@@ -8,6 +8,7 @@ for seconds give way, the oldest first: whoever has something to ask says so at 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import sys
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -38,6 +39,13 @@ def _most_open() -> int:
 
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 8192 if files == resource.RLIM_INFINITY else max(16, min(8192, files // 2))
+
+
+def plain_host(host: str) -> str:
+    """An IPv4 address as it stands in Host headers and in --trusted-proxy: a socket for both IPv6 and IPv4 (`::`) says
+    ::ffff:192.0.2.1."""
+    mapped = ipaddress.IPv6Address(host).ipv4_mapped if host.startswith("::ffff:") else None
+    return host if mapped is None else str(mapped)
 
 
 class _TooMuch(Exception):
@@ -125,6 +133,9 @@ class Connection(HttpToolsProtocol):
         self.parser = self._plain  # type: ignore[assignment]
         self.timeout_keep_alive = self.idle_s  # uvicorn's own 5 s are what httpx waits too
         super().connection_made(transport)
+        if self.server and self.client:
+            self.server = plain_host(self.server[0]), self.server[1]
+            self.client = plain_host(self.client[0]), self.client[1]
         self._headers_within = self.hurry_s if self._is_crowded else self.headers_s
         self._wait(self._headers_within, self._headers_late)
         if self._is_crowded:

@@ -49,7 +49,7 @@ class Gate:
             return self._with_account(scope, self._accounts, cookies), ""
         if self.lock is None:
             return THE_ONE, ""
-        opened = self.lock.check(scope)
+        opened = self.lock.check(scope, cookies=cookies)
         return THE_ONE if opened.admin else GUEST, opened.from_address
 
     @property

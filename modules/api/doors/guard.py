@@ -188,13 +188,13 @@ class Doors:
         if person is None or scope["type"] != "http" or scope["path"] == "/logout":
             await self.app(scope, receive, send)
             return
-        gate = self.gate
+        gate, came = self.gate, dict(scope)  # what is behind changes what Gradio is to see
         staying = Staying(
             scope,
             receive,
             send,
-            admitted=lambda: gate.admits(scope, person, cookies=cookies),
-            entitled=lambda: gate.admits(scope, person, cookies=cookies, rights=True),
+            admitted=lambda: gate.admits(came, person, cookies=cookies),
+            entitled=lambda: gate.admits(came, person, cookies=cookies, rights=True),
             endings=lambda: gate.endings,
         )
         await self.app(scope, staying.receive, staying.send)

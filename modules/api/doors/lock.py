@@ -82,8 +82,9 @@ class Lock:
         self._cookies = {True: cookie} | ({} if guests is None else {False: f"{cookie}_guest"})
         self._attempts = Attempts(clock)
 
-    def check(self, scope: Scope) -> Opened:
-        """By which secret the request comes in: of several right ones the administrator's.
+    def check(self, scope: Scope, *, cookies: bool = True) -> Opened:
+        """By which secret the request comes in: of several right ones the administrator's. Without `cookies` a
+        browser's count for nothing.
 
         Takes the address's query away where it holds a secret, so that no log shows it. Raises Unauthorized without
         a right secret, TooManyAttempts after too many wrong ones.
@@ -92,11 +93,9 @@ class Lock:
         if from_address:
             scope["query_string"] = b""
         client = client_of(scope)
+        kept = self._cookies.values() if cookies else ()
         ways = {
-            client: [
-                *header_secrets(scope),
-                *(one for name in self._cookies.values() for one in cookie_values(scope, name)),
-            ],
+            client: [*header_secrets(scope), *(one for name in kept for one in cookie_values(scope, name))],
             f"in an address {client}": from_address,  # any site's page can make a browser open some
         }
         given = {way: secrets for way, secrets in ways.items() if secrets}

@@ -64,8 +64,7 @@ class Staying:
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._asked = True
-            if self._is_due():
-                self._gone = self._gone or not self._entitled()
+            self._gone = self._gone or not self._entitled()  # however short it took: that may have been the moment
             if self._gone:
                 return {"type": "http.disconnect"}
         return message
