@@ -47,14 +47,26 @@ def test_who_is_put_first_goes_before_all_others_and_the_rest_keep_their_order()
     assert queue.heads() == []
 
 
+def number_of(item: str) -> float:
+    return int(item[1:])
+
+
 def test_what_is_put_back_goes_before_its_users_others_and_behind_all_other_users() -> None:
     queue = queue_of("a1", "a2", "b1")
     first = queue.pop()
     queue.push("c", "c1")
-    queue.put_back("a", first or "")
+    queue.put_back("a", first or "", number_of)
     assert drain(queue) == ["b1", "c1", "a1", "a2"]
-    queue.put_back("d", "d1")
+    queue.put_back("d", "d1", number_of)
     assert drain(queue) == ["d1"]
+
+
+def test_what_came_first_goes_on_first_however_often_a_later_one_of_its_user_gives_way() -> None:
+    queue = queue_of("a3", "b1")
+    for item in ("a1", "a2", "a2"):
+        queue.remove(item)
+        queue.put_back("a", item, number_of)
+    assert drain(queue) == ["b1", "a1", "a2", "a3"]
 
 
 def test_a_full_queue_refuses_and_stays_as_it_is() -> None:

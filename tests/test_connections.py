@@ -32,8 +32,12 @@ gone = threading.Event()
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     """The size of a body; at /names those of the headers, at /ends who speaks to whom; at /flood a stream that ends
-    with its reader."""
+    with its reader; at /refused an answer before the body is read."""
     if scope["type"] != "http":
+        return
+    if scope["path"] == "/refused":
+        await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no"})
         return
     if scope["path"] == "/flood":
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -189,6 +193,41 @@ def test_a_body_that_comes_steadily_may_take_longer_than_the_grace(port: int) ->
             threading.Event().wait(SHORT_S / 4)
         assert time.monotonic() - begun > SHORT_S
         assert client.recv(1000).endswith(b"600000")
+
+
+PARTING = b"POST /refused HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize("ends", [b"Content-Length: 8000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])
+def test_who_sends_on_behind_a_refusal_still_reads_it(port: int, ends: bytes) -> None:
+    """urllib asks for the end of the connection each time, and sends all before it reads."""
+    with connected(port) as client:
+        client.sendall(PARTING + ends)
+        for _ in range(80):
+            client.sendall(b"x" * 100_000 if b"Length" in ends else b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
+        client.sendall(b"" if b"Length" in ends else b"0\r\n\r\n")
+        assert until_closed(client).endswith(b"\r\n\r\nno")
+
+
+@pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n"])
+def test_who_stops_behind_a_refusal_hears_the_end_at_once(port: int, expects: bytes) -> None:
+    with connected(port) as client:
+        client.settimeout(SHORT_S / 2)
+        client.sendall(PARTING + expects + b"Content-Length: 8\r\n\r\n")
+        assert until_closed(client).endswith(b"\r\n\r\nno")
+
+
+@pytest.mark.parametrize("more", [b"a", b"no chunk\r\n", b"1;x=" + b"a" * MAX_HEADER_BYTES])
+def test_a_body_behind_a_refusal_is_not_waited_for(port: int, more: bytes) -> None:
+    length = b"Content-Length: 1000000" if more == b"a" else b"Transfer-Encoding: chunked"
+    with connected(port) as client:
+        client.sendall(PARTING + length + b"\r\n\r\n")
+        assert until_closed(client).endswith(b"\r\n\r\nno")
+        until = time.monotonic() + WAIT_S
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < until:
+                client.sendall(more)
+                threading.Event().wait(SHORT_S / 10)
 
 
 @pytest.mark.parametrize(

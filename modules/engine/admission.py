@@ -6,6 +6,7 @@ Pure bookkeeping: no threads, no clocks, no model. The loops ask it what to run 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from modules.errors import QueueFull
@@ -47,9 +48,12 @@ class FairQueue(Generic[Item]):
         """Let `user`, who waits, go before all others."""
         self._users.move_to_end(user, last=False)
 
-    def put_back(self, user: str, item: Item) -> None:
-        """Put an `item` that had its turn before its user's others, and the user behind all others."""
-        self._users.setdefault(user, deque()).appendleft(item)
+    def put_back(self, user: str, item: Item, came: Callable[[Item], float]) -> None:
+        """Put an `item` that had its turn where it stood among its user's, and the user behind all others. `came` is
+        when an item came, in any unit.
+        """
+        own = self._users.setdefault(user, deque())
+        own.insert(sum(came(other) < came(item) for other in own), item)
         self._users.move_to_end(user)
 
     def pop(self) -> Item | None:

@@ -157,7 +157,7 @@ class Intake(Generic[Taken]):
         with self._changed:
             del self._active[taken.request.id]
             self._waiting[taken.request.id] = taken
-            self._queue.put_back(taken.request.user, taken)
+            self._queue.put_back(taken.request.user, taken, lambda one: one.came_at)
             self._tell()
 
     def _leave(self, taken: Taken, end: Callable[[], None]) -> None:

@@ -94,6 +94,11 @@ class Telling:
         return len(self.tokens) - len(self.request.reply_ids)
 
     @property
+    def came_at(self) -> float:
+        """When it was sent, by time.perf_counter."""
+        return self._submitted
+
+    @property
     def left_s(self) -> float:
         """How much longer it waits for its turn to begin."""
         if not self.request.queue_s or self.begun:

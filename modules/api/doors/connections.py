@@ -109,6 +109,15 @@ class _PlainParser:
         return b"%b %b HTTP/%b\r\n" % line + b"".join(kept) + b"\r\n"
 
 
+class _Parting:
+    """The transport as the one who answers has it: with it closed, the rest of the body is still read."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close = connection.part
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, which ends in time."""
 
@@ -128,6 +137,7 @@ class Connection(HttpToolsProtocol):
         self._body_since = 0.0
         self._body_within = self.body_grace_s
         self._reads_headers = True
+        self._reads_body = self._parts = False
         self._answer = b""
         self._plain = _PlainParser(self)
         self.parser = self._plain  # type: ignore[assignment]
@@ -210,7 +220,7 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn answers to what is no HTTP; and to our refusal in the midst of it."""
-        if self._answer:
+        if self._answer or self._parts:
             self._refuse(self._answer)
         else:
             super().send_400_response(msg)
@@ -220,12 +230,13 @@ class Connection(HttpToolsProtocol):
         if self._plain.wished:
             return
         self._asking_nothing.pop(self, None)
-        self._reads_headers = False
+        self._reads_headers, self._reads_body = False, True
         self._header_bytes = self._body_bytes = self._bytes_beside = 0
         self._body_since = self.loop.time()
         self._body_within = min(self.hurry_s, self.body_grace_s) if self._is_crowded else self.body_grace_s
         self._wait(self._body_within, self._body_late)
         super().on_headers_complete()
+        self.cycle.transport = _Parting(self)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         """A piece of it."""
@@ -238,8 +249,23 @@ class Connection(HttpToolsProtocol):
         if self._plain.wished:
             return
         self._bytes_beside = 0
+        self._reads_body = False
         self._settle()
         super().on_message_complete()
+        if self._parts:
+            self.transport.close()
+
+    def part(self) -> None:
+        """Close behind an answer. The rest of a body that was refused is read first, within its limits: a close with
+        bytes unread resets the connection, and who is still sending sees that in place of the answer.
+        """
+        waits_for_leave = self.expect_100_continue and not self._body_bytes
+        if not self._reads_body or waits_for_leave or not self.cycle.response_complete:
+            self.transport.close()
+            return
+        self._parts = True
+        with suppress(OSError):  # it left
+            self.transport.write_eof()
 
     def pause_writing(self) -> None:
         """More lies ready than the client has read."""
@@ -282,7 +308,8 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: bytes) -> None:
         """A word, and the end of the connection; whoever works for it hears of a client that left."""
-        if not self._is_idle and self.cycle.response_started:  # a word would stand in the midst of an answer
+        # A word would stand in the midst of an answer, or behind it.
+        if self._parts or (not self._is_idle and self.cycle.response_started):
             self.transport.abort()
             return
         self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
