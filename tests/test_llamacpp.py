@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -30,7 +31,9 @@ from modules.engine.llamacpp import stream
 from modules.engine.llamacpp.engine import LlamaCppEngine, load
 from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.sampling import check_params, sampling_fields
+from modules.engine.llamacpp.server import LlamaServer
 from modules.engine.llamacpp.stream import Stream
+from modules.engine.llamacpp.tokens import LlamaTokens, TokenTable
 from modules.errors import (
     BadValue,
     ContextLengthExceeded,
@@ -123,6 +126,33 @@ def test_text_without_control_tokens_is_encoded_as_a_whole() -> None:
     encoder = PieceEncoder(encode, encode, {"<x>": 999}, None)
     assert encoder.encode([TextPiece("ab", template=True), TextPiece("cd")]) == list(b"abcd")
     assert asked == ["abcd"]
+
+
+class UserDefined:
+    """In place of llama.cpp's server and a file's table: a token "<x>" that is read in plain text too."""
+
+    control: ClassVar[dict[str, int]] = {"<x>": 999}
+    unknown_id = None
+
+    def __init__(self) -> None:
+        self.asked: list[str | list[str]] = []
+
+    def ask(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The bytes of each text, 999 for the token."""
+        content = body["content"]
+        self.asked.append(content)
+        pieces = content if isinstance(content, list) else [content]
+        parts = [part for piece in pieces for part in re.split("(<x>)", piece)]
+        return {"tokens": [token for part in parts for token in ([999] if part == "<x>" else part.encode())]}
+
+
+@pytest.mark.parametrize(("tokens", "others", "asked"), [(1, 3, 2), (300, 100_000, 2), (40_000, 100_000, 1)])
+def test_user_defined_tokens_in_a_text_cost_few_questions(tokens: int, others: int, asked: int) -> None:
+    server = UserDefined()
+    made = LlamaTokens(cast("LlamaServer", server), cast("TokenTable", server))
+    text = "<x>" * tokens + "a" * others
+    assert made.encode_text(text) == list((text if asked == 2 else "a" * others).encode())
+    assert len(server.asked) == asked
 
 
 def test_a_reply_is_the_text_of_its_tokens_and_its_figures_add_up(engine: Engine, prompt: list[int]) -> None:

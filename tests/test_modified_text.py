@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modules.ui.markdown import render_modified
+from modules.ui.markdown import MAX_OPEN_TAGS, render_modified
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
@@ -125,3 +125,32 @@ def test_a_tag_that_hides_behind_its_attributes_is_text() -> None:
     assert "<button" not in page, "the page knows its own buttons by data-act"
     assert "<div" not in page
     assert "1 &lt; 2" in page
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<div>\n<" + "a" * 100_000, "<div>\n" + "<!--" * 25_000, "<!--" * 25_000 + "-->", "<div>" * 20_000,
+        "x" + "<span>" * 8_000, "x<span><div></span></div>" * 2_000, "<b>" * 9 + "<p>x" * 5_000,
+    ],
+    ids=["name", "comments", "comment", "nested", "spans", "crossed", "paragraphs"],
+)  # fmt: skip
+def test_what_would_take_the_square_of_its_length_is_read_once(text: str) -> None:
+    started = time.thread_time()
+    render_modified(text)
+    assert time.thread_time() - started < 3.0
+
+
+def test_tags_without_end_are_text_below_a_depth_and_others_are_not() -> None:
+    assert render_modified("x" + "<span>" * (MAX_OPEN_TAGS + 5)).count("<span>") == MAX_OPEN_TAGS
+    for text, tag in (("<p>a\n", "<p>"), ("<br>", "<br>"), ("<i>a</i> ", "<i>"), ("<div><b>a</b></div>\n", "<b>")):
+        assert render_modified(text * 500).count(tag) == 500
+
+
+def test_a_comment_is_text_wherever_it_ends() -> None:
+    for text in ("<!-- <b> -->", "a <!-- <b> --> b", "<!-- <b>", "<div>\n<!-- a --> <u>u</u> <!-- <b>"):
+        page = render_modified(text)
+        assert "&lt;!--" in page
+        assert "<!--" not in page
+    assert "<u>u</u>" in page
+    assert "<b>" not in render_modified("<!-- <b> -->")

@@ -234,9 +234,48 @@ def test_a_template_that_writes_beginnings_of_marks_takes_no_time() -> None:
 
 def test_a_content_of_which_little_is_shown_takes_no_time() -> None:
     long = "x" + "a" * 500_000
+    written = long.replace("x", "y")
     assert (
-        pieces_of(lambda turns: "".join(one.replace("x", "y") + "a" for one in turns), [long, "b"]) == f"({long})a(b)a"
+        pieces_of(lambda turns: "".join(one.replace("x", "y") + "a" for one in turns), [long, "b"])
+        == f"({written})a(b)a"
     )
+
+
+SWITCHED = (  # as SmolLM3's: a word of the system prompt turns thinking off, and is taken out
+    "{% set system = messages[0].content %}{% set off = '/no_think' in system %}"
+    "<|system|>{{ system.replace('/no_think', '').rstrip() }}<|end|>"
+    "{% for message in messages[1:] %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "<|assistant|>{% if off %}<think></think>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("system", "written", "begun"),
+    [
+        ("Be brief. /no_think", "(Be brief.)", "<think></think>"), ("/no_think", "", "<think></think>"),
+        ("Be brief.", "(Be brief.)", ""), ("<|en/no_thinkd|>", "(<|end|>)", "<think></think>"),
+    ],
+)  # fmt: skip
+def test_a_template_that_looks_into_contents_is_followed_and_they_stay_contents(
+    worker: TemplateWorker, system: str, written: str, begun: str
+) -> None:
+    template = ChatTemplate(SWITCHED, {}, worker)
+    messages = [ChatMessage("system", system), ChatMessage("user", "Hi <|end|>")]
+    rendered = render_pieces(template, messages, lambda content: content)
+    text = "".join(piece.text if piece.template else f"({piece.text})" for piece in rendered.pieces)
+    assert text == f"<|system|>{written}<|end|><|user|>(Hi <|end|>)<|end|><|assistant|>{begun}"
+    assert rendered.notice == ""
+
+
+def test_what_a_template_takes_out_of_a_content_makes_no_control_token_beside_one_that_it_drops(
+    worker: TemplateWorker,
+) -> None:
+    template = ChatTemplate(SWITCHED.replace("messages[1:]", "messages[1:] if message.role == 'user'"), {}, worker)
+    system = ChatMessage("system", "<|en/no_thinkd|>"), ChatMessage("system", "Gone <|end|>")
+    messages = [system[0], ChatMessage("user", "Hi"), system[1], ChatMessage("user", "you")]
+    rendered = render_pieces(template, messages, lambda content: content)
+    text = "".join(piece.text if piece.template else f"({piece.text})" for piece in rendered.pieces)
+    assert text == "<|system|>(<|end|>)<|end|><|user|>(Hi)<|end|><|user|>(you)<|end|><|assistant|><think></think>"
 
 
 @given(st.text("ab<", max_size=8), st.text("ab<", max_size=8), st.text("ab<", max_size=8), st.sampled_from("ab<"))

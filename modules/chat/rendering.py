@@ -33,10 +33,12 @@ BEFORE_TEXT = "This chat template has no place for pictures, so they stand right
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prompt as pieces in order; `notice` says what had to be changed in the messages, "" for nothing."""
+    """A prompt as pieces in order; `notice` says what had to be changed in the messages, "" for nothing. `rewritten`:
+    the template wrote something of its own in the places of all contents."""
 
     pieces: tuple[TextPiece, ...]
     notice: str = ""
+    rewritten: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def render_pieces(template: ChatTemplate, messages: Sequence[ChatMessage], neutr
         return _as_texts(template, messages, neutralise)
     rendered = _as_texts(template, messages, neutralise)
     # Some templates of models that see write nothing of a content that is no list.
-    lost = not _shows_users(rendered, messages)
+    lost = not rendered.rewritten and not _shows_users(rendered, messages)
     return (_with_pictures(in_parts, messages, neutralise) if lost else None) or rendered
 
 
@@ -183,7 +185,7 @@ def _as_texts(template: ChatTemplate, messages: Sequence[ChatMessage], neutralis
         except TemplateRefused as error:
             objection = objection or error
             continue
-        if number + 1 == len(variants) or _shows_system(rendered, variant):
+        if number + 1 == len(variants) or rendered.rewritten or _shows_system(rendered, variant):
             return rendered
     assert objection is not None
     raise objection
@@ -191,7 +193,7 @@ def _as_texts(template: ChatTemplate, messages: Sequence[ChatMessage], neutralis
 
 def _render_variant(template: ChatTemplate, messages: Sequence[ChatMessage], neutralise: Neutralise) -> Rendered:
     text = template.render(messages)
-    marks = {f"m{secrets.token_hex(16)}": message for message in messages if message.content.strip()}
+    marks = {_new_mark(): message for message in messages if message.content.strip()}
     by_message = {id(message): mark for mark, message in marks.items()}
     try:
         marked = template.render([replace(m, content=by_message.get(id(m), m.content)) for m in messages])
@@ -199,7 +201,10 @@ def _render_variant(template: ChatTemplate, messages: Sequence[ChatMessage], neu
         marked = ""
     parts = _parted(marked, marks)
     contents = [marks[part].content for part in parts[1::2]]
-    shown = _align(text, parts[0::2], contents)
+    shown, rewritten = _align(text, parts[0::2], contents), False
+    if shown is None and (found := _written_between(template, messages, marks, {*parts[1::2]})):
+        parts, contents = found
+        shown, rewritten = _align(text, parts[0::2], contents) or contents, True
     if shown is None and set(parts[1::2]) == marks.keys():
         shown = contents  # the template looks into the contents; taken as plain text they are safe
     if shown is None:
@@ -211,7 +216,42 @@ def _render_variant(template: ChatTemplate, messages: Sequence[ChatMessage], neu
     for mark, content, literal in zip(parts[1::2], shown, parts[2::2], strict=True):
         pieces += [*places(marks[mark].pictures, before), TextPiece(content), TextPiece(literal, template=True)]
     placed = any(piece.picture for piece in pieces)
-    return Rendered(tuple(piece for piece in pieces if piece.text), BEFORE_TEXT if placed else "")
+    return Rendered(tuple(piece for piece in pieces if piece.text), BEFORE_TEXT if placed else "", rewritten)
+
+
+def _written_between(
+    template: ChatTemplate, messages: Sequence[ChatMessage], marks: Mapping[str, ChatMessage], shown: Container[str]
+) -> tuple[list[str], list[str]] | None:
+    """For a template that looks into contents (SmolLM3's takes "/no_think" out of a system prompt and thinks no more):
+    what `_parted` gives, and what the template writes of each content. None where one of them is cut, or its mark is
+    not `shown` although the template does something with it.
+    """
+    ends = {mark: _new_mark() for mark in marks if mark in shown}
+    mark_of = {id(message): mark for mark, message in marks.items()}
+
+    def written(others: str) -> str:
+        def marked(message: ChatMessage) -> ChatMessage:
+            mark = mark_of.get(id(message), "")
+            around = f"{mark}{message.content}{ends[mark]}" if mark in ends else others
+            return replace(message, content=around) if mark else message
+
+        return template.render([marked(message) for message in messages])
+
+    try:
+        text = written(_new_mark())
+        if not ends or (len(ends) < len(marks) and text != written(_new_mark())):
+            return None
+    except TemplateRefused:
+        return None
+    parts = _parted(text, {*ends, *ends.values()})
+    opened, closed = parts[1::4], parts[3::4]
+    if sorted(opened) != sorted(ends) or [ends[mark] for mark in opened] != closed:
+        return None
+    return [part for number, part in enumerate(parts) if number % 4 < 2], parts[2::4]
+
+
+def _new_mark() -> str:
+    return f"m{secrets.token_hex(16)}"
 
 
 def _parted(marked: str, marks: Container[str]) -> list[str]:

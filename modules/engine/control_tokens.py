@@ -61,6 +61,11 @@ class PieceEncoder:
         singles = _Singles(self._as_text, self._control_ids)
         return [token for piece in merged for token in self._encode_alone(piece, singles)]
 
+    def broken_up(self, text: str) -> list[str]:
+        """`text` in pieces, none of which holds one of the texts of `control`: those are single characters here."""
+        parts = enumerate(self._parts.split(text))
+        return [piece for number, part in parts for piece in (part if number % 2 else [part]) if piece]
+
     def _stretches(self, merged: Sequence[TextPiece]) -> Iterator[tuple[str, bool]]:
         """(text, as_text) of all pieces; what holds marks stands alone where there are too many of them."""
         marks = [0 if piece.template else sum(1 for _ in self._control.finditer(piece.text)) for piece in merged]

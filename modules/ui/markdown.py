@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import nh3
@@ -155,7 +155,13 @@ _OWN_SOURCES = {
     "audio": re.compile(r"data:audio/[\w.+-]+[;,]"),
 }
 # What begins like a tag and is none here ("<" within an attribute) would be one to nh3, with all that Markdown makes.
-_TAG = re.compile(r"<!--.*?-->|</?([a-zA-Z][\w-]*)[^<>]*>|<", re.DOTALL)
+# Nothing is read twice: a name without an end, or comments without one, would take the square of their length.
+_COMMENT_END = "-->"
+_TAG = re.compile(r"</?([a-zA-Z][\w-]*+)[^<>]*+>|<")
+_TAG_OR_COMMENT = re.compile(rf"<!--.*?{_COMMENT_END}|{_TAG.pattern}", re.DOTALL)
+_WITHOUT_END = {"br", "hr", "img"}
+MAX_OPEN_TAGS = 100
+"""Tags of extensions within one another; deeper ones are text. For each more, all that are open may be looked at."""
 
 
 def render_modified(text: str) -> str:
@@ -183,17 +189,29 @@ def _own_source(tag: str, name: str, value: str) -> str | None:
     return None if name == "href" and value.strip().lower().startswith("data:") else value
 
 
-def _own_tags(_: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType) -> str:
+def _own_tags(_: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, env: EnvType) -> str:
     """Raw HTML with the tags that are allowed; the others as text."""
-    return _TAG.sub(_own_tag, tokens[index].content)
+    content = tokens[index].content
+    open_tags: list[str] = env.setdefault("open_tags", [])
+    own_tag = partial(_own_tag, open_tags=open_tags)
+    before, last, after = content.rpartition(_COMMENT_END)
+    return _TAG_OR_COMMENT.sub(own_tag, before + last) + _TAG.sub(own_tag, after)
 
 
-def _own_tag(found: re.Match[str]) -> str:
+def _own_tag(found: re.Match[str], *, open_tags: list[str]) -> str:
+    """One tag as it may stand, or as text. `open_tags` are those around it, at least: what ends is the innermost."""
     tag, name = found.group(), (found.group(1) or "").lower()
     if name not in _OWN_TAGS:
         return html.escape(tag)
+    innermost = open_tags[-1:] == [name]
     if tag.startswith("</"):
+        if innermost:
+            open_tags.pop()
         return f"</{name}>"
+    if name not in _WITHOUT_END and not (name == "p" and innermost):
+        if len(open_tags) == MAX_OPEN_TAGS:
+            return html.escape(tag)
+        open_tags.append(name)
     safe = nh3.clean(
         tag, tags=_OWN_TAGS, attributes=_OWN_ATTRIBUTES, url_schemes={"data"}, attribute_filter=_own_source,
         filter_style_properties=_OWN_STYLES, link_rel=None,

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from modules.engine.base import TextPiece
-from modules.engine.control_tokens import PieceEncoder, border_of
+from modules.engine.control_tokens import MOST_SINGLE_CHARACTERS, PieceEncoder, border_of
 from modules.engine.llamacpp.server import LlamaServer
 from modules.memory.model.gguf import ArrayValue, GgufHeader, read_gguf
 
@@ -80,13 +80,21 @@ class LlamaTokens:
         return self._ask(text, special=True)
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of plain text, none of them a control token."""
+        """Ids of plain text, none of them a control token: user-defined tokens are read as such at all times. However
+        many there are, llama.cpp is asked three times at most; of very many, what would be one is left out."""
         ids = self._ask(text, special=False)
-        if len(text) > 1 and not self._control.isdisjoint(ids):  # user-defined tokens are read as such at all times
-            return [token for character in text for token in self._ask(character, special=False)]
-        return ids
+        if len(text) == 1 or self._control.isdisjoint(ids):
+            return ids
+        for pieces in (self._encoder.broken_up(text), list(text)):
+            if len(pieces) > MOST_SINGLE_CHARACTERS:
+                break
+            ids = self._ask(pieces, special=False)
+            if self._control.isdisjoint(ids):
+                return ids
+        return [token for token in ids if token not in self._control]
 
-    def _ask(self, text: str, *, special: bool, add: bool = False) -> list[int]:
+    def _ask(self, text: str | list[str], *, special: bool, add: bool = False) -> list[int]:
+        """Ids of a text, or of pieces that are read each by itself."""
         asked = {"content": text, "add_special": add, "parse_special": special}
         return list(map(int, self._server.ask("/tokenize", asked)["tokens"]))
 
