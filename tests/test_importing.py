@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,14 @@ def why(text: str) -> str:
     assert read.trees == ()
     (skipped,) = read.skipped
     return f"{skipped.where}: {skipped.why}"
+
+
+def test_few_sentences_about_a_reply_are_taken() -> None:
+    told = asdict(replace(STATS, told=("Memory ran out. " * 300,) * 500))
+    message = {"role": "assistant", "content": "Hello", "stats": told}
+    stats = only({"snug": 1, "conversations": [{"messages": [message], "head": 0}]}).messages[0].stats
+    assert stats is not None
+    assert (len(stats.told), max(map(len, stats.told))) == (20, 1000)
 
 
 def test_what_the_page_would_not_take_does_not_come_by_file() -> None:

@@ -35,6 +35,7 @@ from modules.few import FIRST_FAULT
 from modules.messages import FileKind, MessageStatus, ReplyStats, Role
 
 _MOST = 1e15  # of any figure about a reply; nothing that is no number is less
+_MOST_TOLD, _LONGEST_TOLD = 20, 1000  # sentences about a reply, and characters of one: each is looked up in a language
 # Values take many times the bytes that they are written with, and nobody's request moves while they are made. A file of
 # 128 MiB, the largest that is taken, has these where each of its messages has a hundred characters.
 MOST_OBJECTS, MOST_VALUES, MOST_LINES = 2_000_000, 12_000_000, 1_000_000
@@ -327,7 +328,8 @@ def _stats(values: dict[str, Any] | None, place: int) -> ReplyStats | None:
     told = values.get("told", ())
     if not isinstance(told, list | tuple) or not all(isinstance(sentence, str) for sentence in told):
         raise Unreadable(f"messages.{place}.stats.told: no list of sentences.")
+    few = {"told": [sentence[:_LONGEST_TOLD] for sentence in told[:_MOST_TOLD]]}
     try:
-        return to_stats({name: value for name, value in values.items() if name in kinds})
+        return to_stats({name: value for name, value in (values | few).items() if name in kinds})
     except TypeError as error:
         raise Unreadable(f"messages.{place}.stats: figures are missing.") from error
