@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from modules.engine.base import Event
+from modules.engine.base import Event, GenerationRequest
 from modules.engine.llamacpp import form_costs
 from modules.engine.llamacpp.form_costs import EACH_TRIES, TRIES_A_SECOND, FormCosts
 from modules.engine.llamacpp.gbnf import rules_of
 from modules.engine.llamacpp.gbnf_growth import Alternatives
 from modules.engine.llamacpp.gbnf_stacks import Stacks
+from modules.engine.llamacpp.reply import LlamaReply
 from modules.engine.llamacpp.schema_grammar import checked_grammar_of
 from modules.errors import BadGrammar
 from modules.sampling import GenerationParams
@@ -130,6 +131,23 @@ def test_what_a_form_costs_is_made_up_for_in_time() -> None:
     assert list(costs._spent) == ["Ana"]
 
 
+def test_what_was_written_of_a_form_is_counted_once(tmp_path: Path) -> None:
+    """Tokens and ways of a text that came in pieces, asked for now and then, are those of the whole."""
+    params = GenerationParams(max_new_tokens=99, grammar='root ::= ("ab" | "ac"){20}')
+    reply = LlamaReply(
+        GenerationRequest("1", "u", (65,), params), lambda _: None, lambda _: [], longest=900, grammar=params.grammar
+    )
+    told: list[tuple[int, float]] = []
+    for number in range(20):
+        reply.take([{"content": "ab" if number % 2 else "ac", "tokens": [1, 2], "tokens_predicted": 2 * number + 2}])
+        if number % 3 == 1:
+            told += reply.form_ways()
+    told += reply.form_ways()
+    assert sum(ways for ways, _ in told) == 2 + 39 * 2 + 1
+    assert sum(tokens for _, tokens in told) == pytest.approx(40)
+    assert list(reply.form_ways()) == []
+
+
 def test_a_form_that_is_dear_at_each_token_ends_where_others_wait_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,10 +155,10 @@ def test_a_form_that_is_dear_at_each_token_ends_where_others_wait_for_it(
     monkeypatch.setattr(form_costs, "EACH_TRIES", 1)
     monkeypatch.setattr(form_costs, "TRIES_A_SECOND", 1)
     dear = GenerationParams(max_new_tokens=100, temperature=0, grammar=DEAR)
-    with engine_of(plan_of(tiny_gguf(tmp_path, readable=True, context=4096), 4096)) as engine:
+    with engine_of(plan_of(tiny_gguf(tmp_path, readable=True, context=2048), 2048)) as engine:
         alone = Ask("alone", [65] * 4, dear, user="Ben", whose="Ben").run(engine)
         assert alone.end.reason == "length" and len(alone.tokens) == 100
-        params = GenerationParams(max_new_tokens=3000, temperature=0, ban_eos_token=True)
+        params = GenerationParams(max_new_tokens=1500, temperature=0, ban_eos_token=True)
         here, go_on = threading.Event(), threading.Event()
 
         def stay(_: Event) -> None:
@@ -151,11 +169,13 @@ def test_a_form_that_is_dear_at_each_token_ends_where_others_wait_for_it(
         other = Ask("other", [66] * 4, params, user="Ana", whose="Ana", at_event=stay)
         other.submit(engine)
         assert here.wait(TIMEOUT_S)
+        longer = dear.model_copy(update={"max_new_tokens": 400})
+        beside = Ask("beside", [65] * 4, longer, user="Ben", whose="Ben").run(engine)
+        assert beside.end.reason == "error" and isinstance(beside.end.error, BadGrammar)
+        assert 15 < len(beside.tokens) < 400
         with pytest.raises(BadGrammar, match="takes too long"):
-            Ask("at once", [65] * 4, dear, user="Ben", whose="Ben").submit(engine)
-        longer = dear.model_copy(update={"max_new_tokens": 1000})
-        cleo = Ask("beside", [65] * 4, longer, user="Cleo", whose="Cleo").run(engine)
-        assert cleo.end.reason == "error" and isinstance(cleo.end.error, BadGrammar)
-        assert 15 < len(cleo.tokens) < 1000
+            Ask("again", [65] * 4, dear, user="Ben", whose="Ben").submit(engine)
+        sound = GenerationParams(max_new_tokens=50, temperature=0, grammar="root ::= [a-z]{50}")
+        assert Ask("sound", [65] * 4, sound, user="Cleo", whose="Cleo").run(engine).end.reason in ("stop", "length")
         go_on.set()
         assert other.wait().end.reason == "length"

@@ -264,7 +264,6 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
         """`reply` has another token. Promise it what it is about to hold; where there is no more, rows give way."""
         self._read_through(reply)
         self._pay_form(reply)
-        self._check_form_cost(reply.request)
         with self._changed:
             self._shares.writes(reply.request.id)
             if not self._shares.grow(reply.request.id, reply.held_tokens + SLACK_TOKENS):
@@ -273,19 +272,23 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
                 self._ask_aside(self._shares.gives_way())
 
     def _pay_form(self, reply: LlamaReply) -> None:
-        """Count what its form has cost since it was counted last."""
-        ways, tokens = reply.form_ways()
-        if ways:
-            self._form_costs.add(reply.request.whose, ways, tokens)
+        """Count what its form has cost, beside others. Raises BadGrammar where that is too much."""
+        if reply.stays and self._is_beside_others(reply.request):
+            for ways, tokens in reply.form_ways():
+                self._form_costs.add(reply.request.whose, ways, tokens)
+                self._check_form_cost(reply.request)
 
     def _check_form_cost(self, request: GenerationRequest) -> None:
         """Raise BadGrammar where its person's forms have cost too much beside others' replies."""
-        if self._form_costs.is_too_much(request.whose) and (form := form_of(request, "llamacpp")) is not None:
-            with self._changed:
-                asked = [*self._waiting.values(), *self._active.values()]
-                beside_others = any(one.request.whose != request.whose for one in asked)
-            if beside_others:
+        if self._form_costs.is_too_much(request.whose) and self._is_beside_others(request):
+            form = form_of(request, "llamacpp")
+            if form is not None:
                 raise too_dear(form.param)
+
+    def _is_beside_others(self, request: GenerationRequest) -> bool:
+        with self._changed:
+            asked = [*self._waiting.values(), *self._active.values()]
+            return any(one.request.whose != request.whose for one in asked)
 
     def _serve(self, reply: LlamaReply | LlamaEmbedding) -> None:
         """All of `reply`, in a thread of its own; its row is free before its end is told."""
@@ -345,7 +348,6 @@ class LlamaCppEngine(Intake[LlamaReply | LlamaEmbedding]):
                     reply.finish(reason)  # who leaves waits for nothing
                 return reason
             finally:
-                self._pay_form(reply)
                 stream.let_go()
                 place.slot, place.held = reply.slot, reply.ids
 

@@ -25,8 +25,8 @@ class FormCosts:
         self._spent: dict[str, tuple[float, float]] = {}  # tries that have not been made up for, and when
         self._lock = threading.Lock()
 
-    def add(self, whose: str, ways: int, tokens: int) -> None:
-        """For so many tokens a form of that person's was followed in so many ways, each with the whole vocabulary."""
+    def add(self, whose: str, ways: int, tokens: float) -> None:
+        """For so many tokens, or parts of one, a form of that person's was followed in so many ways."""
         now = self._clock()
         with self._lock:
             self._spent = {one: last for one, last in self._spent.items() if _left(last, now)}

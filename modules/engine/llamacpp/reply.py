@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from modules.engine.base import Emit, FinishReason, GenerationRequest, TokenLogprob
@@ -13,6 +13,8 @@ from modules.engine.llamacpp.sampling import SEEDS, sampling_fields
 from modules.engine.llamacpp.stream import Stream
 from modules.engine.telling import Telling, spelt, with_text
 from modules.engine.text import ReadyText
+
+_PIECE_CHARACTERS = 8
 
 
 class LlamaReply(Telling):
@@ -41,8 +43,8 @@ class LlamaReply(Telling):
         self._guesses = guesses
         self._grammar = grammar
         self._stacks: Stacks | None = None
-        self._ways = 0  # that its form left open, for each character since they were asked for
-        self._followed = 0  # tokens until then
+        self._unfollowed = ""  # what `form_ways` has yet to tell of
+        self._followed = 0  # tokens that it has told of
         self._written = 0
         self._before = 0  # written when this stream of llama.cpp's began
         self._guessed_before = 0, 0
@@ -132,7 +134,8 @@ class LlamaReply(Telling):
             else:
                 self._take_tokens(event)
             self._count_guesses(event.get("timings", {}))
-            self._follow_form(str(event.get("content", "")))
+            if self._grammar:
+                self._unfollowed += str(event.get("content", ""))
             texts.append(self._text.push(str(event.get("content", ""))))
             if reason or self._text.finished:
                 reason = reason or "stop"
@@ -140,20 +143,18 @@ class LlamaReply(Telling):
         self._show("".join(texts))
         return reason
 
-    def form_ways(self) -> tuple[int, int]:
-        """In how many ways its form was followed since this was asked last, at the start and after each character
-        together; for how many tokens."""
-        ways, tokens = self._ways, self._written - self._followed
-        self._ways, self._followed = 0, self._written
-        return ways, tokens
-
-    def _follow_form(self, text: str) -> None:
-        if not self._grammar:
-            return
+    def form_ways(self) -> Iterator[tuple[int, float]]:
+        """In how many ways its form was followed since this was asked last, at the start and after each character, and
+        for how many tokens. Telling it takes time, more of a form that is dear, so it comes in pieces.
+        """
         if self._stacks is None:
             self._stacks = Stacks(rules_of(self._grammar))
-            self._ways += len(self._stacks)
-        self._ways += self._stacks.push(text)
+            yield len(self._stacks), 0
+        text, tokens = self._unfollowed, self._written - self._followed
+        self._unfollowed, self._followed = "", self._written
+        for start in range(0, len(text), _PIECE_CHARACTERS):
+            piece = text[start : start + _PIECE_CHARACTERS]
+            yield self._stacks.push(piece), tokens * len(piece) / len(text)
 
     def _ends_with(self, event: Mapping[str, Any]) -> bool:
         """Whether it brings a token before which the reply ends; llama.cpp itself knows of none such."""
